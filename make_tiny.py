@@ -1,0 +1,120 @@
+"""Re-create the embedded tiny model: `python make_tiny.py --out tiny` (about 4 minutes on one core, same seed, same file).
+
+A Llama of about 0.2 M parameters with a character tokenizer, pretrained from scratch on generated solutions of the
+embedded tasks, so that every script runs in minutes without a download. The pretraining stream holds no problem of the
+valid or test splits (tasks.split_of). The loss is on the solution and its end-of-sequence token only.
+"""
+import argparse
+import json
+import math
+import os
+import random
+import time
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", default="tiny", help="folder to write: model.safetensors, tokenizer, config, result.json")
+    parser.add_argument("--tasks", default="countdown,routes", help="embedded tasks, comma-separated; equal shares")
+    parser.add_argument("--width", type=int, default=64, help="hidden size (a multiple of 64 keeps 4-bit simple)")
+    parser.add_argument("--layers", type=int, default=4, help="number of layers")
+    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps")
+    parser.add_argument("--batch", type=int, default=64, help="sequences per step")
+    parser.add_argument("--lr", type=float, default=5e-3, help="peak learning rate (AdamW)")
+    parser.add_argument("--seed", type=int, default=0, help="initialisation and data")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and bad flags answer before the heavy imports
+
+import torch
+import torch.nn.functional as F
+
+import common
+import evaluate
+import tasks
+
+CHARACTERS = "0123456789+-*=:,>crABCDEFG"
+
+
+def make_tokenizer(characters=CHARACTERS):
+    """A PreTrainedTokenizerFast with one token per character, plus <eos> and <unk>."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    vocabulary = {token: i for i, token in enumerate(["<eos>", "<unk>", *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>")
+
+
+@common.cli
+def main(argv=None):
+    args = parse_args(argv)
+    common.set_threads(1)
+    from transformers import LlamaConfig, LlamaForCausalLM
+    names = args.tasks.split(",")
+    for name in names:
+        if name not in tasks.EMBEDDED:
+            raise tasks.UserError(f"--tasks: {name!r} is not an embedded task; choose from {', '.join(tasks.EMBEDDED)}")
+    streams = [tasks.EMBEDDED[name](sizes=(0, 0, 0)).stream(random.Random(f"pretrain {name} {args.seed}"))
+               for name in names]
+    tokenizer = make_tokenizer()
+    eos = tokenizer.eos_token_id
+    torch.manual_seed(args.seed)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=args.width, intermediate_size=3 * args.width,
+        num_hidden_layers=args.layers, num_attention_heads=args.width // 16, num_key_value_heads=args.width // 16,
+        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, eos_token_id=eos, pad_token_id=eos))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def lr_factor(step):  # warm up for 30 steps, hold until 30 % of the steps, then a cosine to zero
+        progress = max(0.0, (step - 0.3 * args.steps) / (0.7 * args.steps))
+        return min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * progress))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor)
+
+    started, running = time.time(), {}
+    for step in range(1, args.steps + 1):
+        loss = 0.0
+        for name, stream in zip(names, streams):  # one block per task: little padding, and each task's loss by itself
+            pairs = [next(stream) for _ in range(args.batch // len(names))]
+            rows = [tokenizer(p + s)["input_ids"] + [eos] for p, s in pairs]
+            starts = [len(tokenizer(p)["input_ids"]) for p, _ in pairs]
+            width = max(map(len, rows))
+            ids = torch.tensor([row + [eos] * (width - len(row)) for row in rows])
+            position = torch.arange(width)
+            target = ids.masked_fill((position < torch.tensor(starts)[:, None])
+                                     | (position >= torch.tensor([len(r) for r in rows])[:, None]), -100)
+            # Causal attention never looks right, so right padding needs no mask.
+            task_loss = F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), target[:, 1:].flatten())
+            running[name] = 0.98 * running.get(name, task_loss.item()) + 0.02 * task_loss.item()
+            loss = loss + task_loss / len(names)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 200 == 0 or step == args.steps:
+            print(f"step {step}/{args.steps}  " + "  ".join(f"{n} loss {v:.4f}" for n, v in running.items())
+                  + f"  {time.time() - started:.0f} s", flush=True)
+
+    os.makedirs(args.out, exist_ok=True)
+    model.generation_config = type(model.generation_config)(eos_token_id=eos, pad_token_id=eos)
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    seconds = time.time() - started
+    policy = common.load_policy(args.out, bits=32)
+    result = {"flags": vars(args), "parameters": sum(p.numel() for p in model.parameters()), "seconds": round(seconds)}
+    del result["flags"]["out"]
+    for name in names:
+        task = tasks.load_task(name)
+        result[name], _ = evaluate.evaluate(policy, task, task.valid, samples=64, ks=(1, 8, 32), seed=args.seed)
+        print(evaluate.table({f"{name} (valid)": result[name]}))
+    with open(os.path.join(args.out, "result.json"), "w") as file:
+        json.dump(result, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
