@@ -8,11 +8,24 @@
 Embedded (no download): `countdown`, `routes`. From the hub: `gsm8k`, `math`. Your own problems: `--data FILE.jsonl`.
 This module never imports torch: its verifier workers start in a fraction of a second.
 """
+import importlib.util
+import json
+import math
+import os
+import queue
 import random
 import re
+import select
+import signal
+import subprocess
+import sys
+import weakref
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from math import prod
 
 
@@ -53,6 +66,13 @@ class Task:
             if (problem.id, completion) not in memo:
                 memo[problem.id, completion] = self.verify(problem, completion)
         return [memo[p.id, c] for p, c in zip(problems, completions)]
+
+    def need(self, split):
+        """The problems of a split that the caller cannot do without.  Raises UserError if there are none."""
+        problems = getattr(self, split)
+        if not problems:
+            raise UserError(f"task {self.name} has no {split} problems: add some to its data, or choose other levels")
+        return problems
 
 
 # ---------------------------------------------------------------------------------------------------- embedded tasks
@@ -169,13 +189,419 @@ class Routes(Embedded):
         return match and match[1]
 
 
+# -------------------------------------------------------------------------------------------------------- math answers
+
+MAX_ANSWER = 1000  # characters; anything longer is not an answer
+NUMBER = r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|[-+]?\.[0-9]+"  # '1,234' is a number, never a list
+SPELLING = [(re.compile(pattern), replacement) for pattern, replacement in (  # applied in this order
+    ("\u2212", "-"),
+    (r"\\(?:left|right|displaystyle)(?![a-zA-Z])", ""),
+    (r"(?<!\\)\\[$()\[\]]|\$", ""),  # \$5, $5$, \(5\), \[5\]; not the row break of a matrix followed by a bracket
+    (r"\{,\}", ","),
+    (r"(?<!\\)\\[!,](?=[0-9])", ""),  # 1,\!000 and 1\,000
+    (r"(?<!\\)\\[!,;: ]|~|\s+", " "),
+    (r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])", ""),  # a space between letters may end a \command or a word
+    (r"\\%", "%"),  # but percent signs stay: 50% may be meant as 50 or as 0.5, and math-verify accepts both
+    (r"\^(?:\\circ(?![a-z])|\{\\circ\})", ""),
+    (r"\\[dt]frac(?![a-z])", r"\\frac"),
+    (r"\\(?:text(?:bf|rm|it)|mathrm|mbox)\{", r"\\text{"),
+    (r"\\frac([0-9])(?=[0-9{])", r"\\frac{\1}"),  # \frac12 -> \frac{1}{2}
+    (r"(\\frac\{[^{}]*\}|\\sqrt|[_^])([0-9])(?![0-9])", r"\1{\2}"),
+    (r"\.+$", ""),
+    (r"^[A-Za-z]{3}[A-Za-z ]*$", r"\\text{\g<0>}"),  # to math-verify, 'east' is the product e*a*s*t and equals 'seat'
+)]
+
+
+def clean(answer):
+    """The answer as one line of LaTeX without the spelling that means nothing, or None if it is empty or too long."""
+    text = answer.strip()
+    if len(text) > MAX_ANSWER:
+        return None
+    for pattern, replacement in SPELLING:
+        text = pattern.sub(replacement, text)
+    return text or None
+
+
+def vote_key(text):
+    r"""One key for all spellings of a number ('1,000', '1000.0'; '1/2', '0.5', '\frac{1}{2}'; 'x=5', '5'); any other
+    `clean` answer is its own key. Exact arithmetic on at most 60 characters: nothing is evaluated."""
+    number = re.sub(r"^((?:[A-Za-z]=)?[-+]?)\\frac\{([^{}]+)\}\{([^{}]+)\}$", r"\1\2/\3", text)
+    match = re.fullmatch(rf"(?:[A-Za-z]=)?({NUMBER})(?:/({NUMBER}))?", number)
+    if match and len(text) <= 60:
+        top, bottom = (Fraction((part or "1").replace(",", "")) for part in match.groups())
+        if bottom:
+            return str(top / bottom)
+    return text
+
+
+def last_box(text):
+    r"""What is inside the last \boxed{...} (or \fbox) whose braces balance, or None. One pass over the text."""
+    stack, last, inside = [], -1, None  # of open braces: (start of its \boxed or -1, where its inside starts)
+    for match in re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|([-+]?[0-9][^\s{}$\\]*))|\\[{}]|[{}]", text):
+        if match[1]:  # '\boxed 5', without braces
+            last, inside = match.start(), match[1]
+        elif match[0] == "}":
+            start, begin = stack.pop() if stack else (-1, 0)
+            if start > last:
+                last, inside = start, text[begin:match.start()]
+        elif match[0] not in (r"\{", r"\}"):
+            stack.append((-1 if match[0] == "{" else match.start(), match.end()))
+    return inside
+
+
+def final_answer(completion):
+    r"""The `clean` final answer of a completion, or None. It is what the last balanced \boxed{...} holds (then nothing
+    else counts); else what follows the last '####' (gsm8k), 'answer is' or 'answer:', up to the end of the line or
+    sentence; else the whole completion if that is just a number. A number in passing is no answer: a completion that
+    was cut off must not get a vote, let alone a reward."""
+    inside = last_box(completion)
+    if inside is not None:
+        return clean(inside)
+    *before, after = re.split(r"####|\banswer(?:\s+is\b|\**\s*:)", completion, flags=re.IGNORECASE)
+    if before:
+        sentence = re.split(r"\n|\.(?:\s|$)", after.lstrip(":* \n"), maxsplit=1)[0]
+        return None if r"\boxed" in sentence else clean(sentence.rstrip("* "))  # a box that was cut off
+    text = clean(completion)
+    return text if text and re.fullmatch(r"-?[0-9]+(/[0-9]+)?", vote_key(text)) else None
+
+
+class Math(Task):
+    """Answers compared as mathematics. `final_answer` says what counts as the answer, `vote_key` what is the same."""
+
+    def __init__(self, name, train, valid, test, max_new_tokens=512):
+        super().__init__()
+        if importlib.util.find_spec("math_verify") is None:
+            raise UserError("math answers are compared by math-verify, which is not installed: pip install math-verify")
+        self.name, self.max_new_tokens = name, max_new_tokens
+        for split, problems in zip(("train", "valid", "test"), (train, valid, test)):
+            setattr(self, split, [p for p in problems if p.answer and clean(p.answer)])
+            if len(problems) > len(getattr(self, split)):
+                self.counts[f"{split}_without_answer"] = len(problems) - len(getattr(self, split))
+        self.pool, self.memo = VerifierPool(), {}
+
+    def extract(self, completion):
+        answer = final_answer(completion)
+        return None if answer is None else vote_key(answer)
+
+    def verify(self, problem, completion):
+        return self.rewards([problem], [completion])[0]
+
+    def rewards(self, problems, completions):
+        """1.0 where the final answer equals the gold one: by vote key, else by math-verify in the pool, each distinct
+        (gold, answer) pair once. What math-verify fails to decide scores 0.0 and is counted in `.counts`."""
+        pairs = [(clean(p.answer) or "", final_answer(c)) for p, c in zip(problems, completions, strict=True)]
+        scores = {pair: self.memo.get(pair) for pair in pairs}  # None: not judged yet
+        for gold, answer in scores:
+            if answer is None or vote_key(answer) == vote_key(gold):
+                scores[gold, answer] = float(answer is not None)
+        unjudged = [pair for pair, score in scores.items() if score is None]
+        for pair, verdict in zip(unjudged, self.pool.judge(unjudged)):
+            if verdict in ("timeouts", "errors"):
+                self.counts[f"verifier_{verdict}"] += 1
+            scores[pair] = float(verdict is True)
+        if len(self.memo) > 100_000:
+            self.memo.clear()
+        self.memo.update(scores)
+        return [scores[pair] for pair in pairs]
+
+
+# math-verify hands the policy's text to a computer algebra system. Some answers make that run for ever inside one C
+# call (5^{5^{5^{5^5}}}-4: math-verify's own timeout never fires), eat the memory or crash it, and off the main thread
+# it does not work at all. So it runs in children that can be killed. They are plain `python tasks.py` children which
+# talk lines of JSON, because those of multiprocessing either import the caller's main script again, and torch with it
+# (spawn, forkserver), or are unsafe beside threads (fork).
+
+class VerifierPool:
+    """`judge` pairs in parallel, at most `limit` seconds each. The children start when they are first needed."""
+    start_limit = 60  # seconds for a child to import math-verify, however busy the machine
+
+    def __init__(self, limit=3.0, size=None):
+        self.limit, self.size = limit, size or min(8, os.cpu_count() or 1)
+        self.children = queue.LifoQueue()  # the idle ones; None stands for one that is to be started
+        for _ in range(self.size):
+            self.children.put(None)
+        weakref.finalize(self, stop_all, self.children)  # when the pool is dropped and at exit
+
+    def judge(self, pairs):
+        """For each (gold, answer) True, False, or 'timeouts' or 'errors' where there is no verdict. Never raises; may
+        be called from any thread."""
+        if not pairs:
+            return []
+        with ThreadPoolExecutor(self.size) as threads:  # a thread does nothing but wait for its child
+            return list(threads.map(self.judge_one, pairs))
+
+    def judge_one(self, pair):
+        child, verdict = self.children.get(), "errors"
+        try:
+            for _ in range(2):  # the death of a child (memory, somebody's kill) need not be this pair's fault
+                with suppress(OSError):  # the machine is out of processes or memory
+                    if child is None or child.poll() is not None:
+                        child = self.start(child)
+                    verdict = self.exchange(child, pair, self.limit)
+                if verdict != "errors":
+                    break
+            return verdict
+        finally:
+            self.children.put(child)
+
+    def start(self, dead):
+        if dead is not None:
+            stop(dead)
+        child = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), "--verify-worker", str(self.limit)], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True,  # Ctrl-C is not for it
+            env={**os.environ, "PYTHONHASHSEED": "0"})  # sympy orders terms by hash: same verdicts in every run
+        self.exchange(child, None, self.start_limit)  # it answers when its imports are done
+        return child
+
+    @staticmethod
+    def exchange(child, message, limit):
+        """The child's reply to a message. Without one in time the child is stopped: 'timeouts', or 'errors' if it
+        died."""
+        failure = "timeouts"
+        try:
+            child.stdin.write(json.dumps(message).encode() + b"\n")
+            poll = select.poll()
+            poll.register(child.stdout, select.POLLIN)
+            if poll.poll(1000 * limit):
+                return json.loads(child.stdout.readline())  # of a dead child b"", which is no JSON
+        except (OSError, ValueError):
+            failure = "errors"
+        stop(child)
+        return failure
+
+
+def stop(child):
+    """Kill a child and whatever it started, reap it and close its pipes."""
+    if child.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdin.close()
+    child.stdout.close()
+
+
+def stop_all(children):
+    while not children.empty():
+        child = children.get()
+        if child is not None:
+            stop(child)
+
+
+def verify_worker(limit):
+    """The life of a child: answer lines on stdin until it closes, which it does when the parent dies."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the libraries print must not pass for a reply
+    with suppress(ImportError, ValueError):  # not on this system; the limit is tighter already
+        import resource
+        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+    from math_verify import parse, verify
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for line in sys.stdin:
+        # The parent kills a child that hangs. If the parent itself is gone, nobody closes in on it but this alarm,
+        # whose default action ends the process even in the middle of a C call.
+        signal.alarm(math.ceil(limit) + 2)
+        message, verdict = json.loads(line), None
+        if message is not None:
+            gold, answer = (parse(f"${text}$", parsing_timeout=None) for text in message)
+            verdict = bool(verify(gold, answer, timeout_seconds=None))
+        signal.alarm(0)
+        print(json.dumps(verdict), file=replies, flush=True)
+
+
+# --------------------------------------------------------------------------------------------- data sets and own files
+
+SPLITS = {"train": "train", "valid": "valid", "test": "test", "validation": "valid", "val": "valid"}
+INSTRUCTION = "\nReason step by step and put the final answer in \\boxed{}."
+MATH_SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory",
+                 "prealgebra", "precalculus")
+
+
+def squeeze(text):
+    return " ".join(text.split())
+
+
+def tenth(n):
+    return max(1, n // 10) if n >= 3 else 0
+
+
+def carve(train, test):
+    """(train, valid): valid is a seeded tenth of train, at most 500. A problem whose text is in test is left out, one
+    whose text comes again is kept once."""
+    unique, held_out = {}, {squeeze(p.prompt) for p in test}
+    for problem in train:
+        if squeeze(problem.prompt) not in held_out:
+            unique.setdefault(squeeze(problem.prompt), problem)
+    problems = list(unique.values())
+    random.Random(0).shuffle(problems)
+    size = min(500, tenth(len(problems)))
+    return problems[size:], problems[:size]
+
+
+def local(data, folder=""):
+    """The path of a local copy of a data set.  Raises UserError if it is not a directory."""
+    path = os.path.abspath(os.path.join(data, folder))  # absolute: `datasets` would take 'json' for a file format
+    if not os.path.isdir(path):
+        raise UserError(f"--data: {path} is not a directory, but it should be a local copy of the data set")
+    return path
+
+
+def fetch(path, config, split, columns):
+    """Rows {column: str} of a data set on the hub or in a local directory.  Raises UserError."""
+    try:
+        import datasets
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity_error()
+        if not os.path.isdir(path) and not datasets.config.HF_HUB_OFFLINE:
+            import huggingface_hub
+            try:
+                huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
+            except Exception:  # without a network, `datasets` would try again for half a minute before it uses its cache
+                datasets.config.HF_HUB_OFFLINE = True
+        rows = [{column: row.get(column) for column in columns} for row in datasets.load_dataset(path, config, split=split)]
+    except Exception as error:  # the network, the hub, file formats and their libraries raise too many types to list
+        raise UserError(f"cannot load the {split} split of {path} ({squeeze(str(error))[:200] or type(error).__name__}): "
+                        "check the network, or give a local copy with --data DIR") from error
+    if not rows or any(value is None for row in rows for value in row.values()):
+        raise UserError(f"the {split} split of {path} is empty or lacks values in its columns {', '.join(columns)}")
+    return [{column: str(value) for column, value in row.items()} for row in rows]
+
+
+def load_gsm8k(data=None):
+    """Grade school word problems, https://arxiv.org/abs/2110.14168; valid is carved out of train.  Raises UserError."""
+    path = "openai/gsm8k" if data is None else local(data)
+    splits = {"train": [], "test": []}
+    for split, problems in splits.items():
+        for i, row in enumerate(fetch(path, "main", split, ("question", "answer"))):
+            rationale, mark, answer = row["answer"].rpartition("####")
+            answer = answer.strip().replace(",", "") if mark else None
+            solution = f"{re.sub('<<.*?>>', '', rationale).strip()}\nThe answer is \\boxed{{{answer}}}."
+            problems.append(Problem(f"gsm8k/{split}/{i}", row["question"] + INSTRUCTION, answer, solution))
+    return Math("gsm8k", *carve(splits["train"], splits["test"]), splits["test"])
+
+
+def load_math(data=None):
+    """Competition problems with levels 1 to 5, https://arxiv.org/abs/2103.03874; test is the MATH-500 subset of its test
+    split, valid is carved out of train.  Raises UserError."""
+    path = "EleutherAI/hendrycks_math" if data is None else local(data, "hendrycks_math")
+    path_500 = "HuggingFaceH4/MATH-500" if data is None else local(data, "MATH-500")
+    train, test = [], []
+    for subject in MATH_SUBJECTS:
+        for i, row in enumerate(fetch(path, subject, "train", ("problem", "level", "solution"))):
+            answer = last_box(row["solution"])
+            train.append(Problem(f"math/train/{subject}/{i}", row["problem"] + INSTRUCTION, answer, row["solution"],
+                                 row["level"].removeprefix("Level ")))
+    for row in fetch(path_500, None, "test", ("problem", "level", "solution", "answer", "unique_id")):
+        test.append(Problem(f"math/{row['unique_id']}", row["problem"] + INSTRUCTION, row["answer"], row["solution"],
+                            row["level"]))
+    return Math("math", *carve(train, test), test, max_new_tokens=1024)
+
+
+def parse_problem(line, id):
+    """(Problem, split or None) from one line of JSON.  Raises UserError, without saying where."""
+    try:
+        row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair passes for JSON but is no text
+    except (ValueError, RecursionError) as error:
+        raise UserError("not valid JSON") from error
+    if not isinstance(row, dict):
+        raise UserError("not a JSON object")
+    texts = {}
+    for field in ("prompt", "answer", "solution", "level", "split"):
+        value = row.get(field)
+        if field in ("answer", "level") and isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = str(value)
+        if value is None and field in ("prompt", "answer"):
+            raise UserError(f'"{field}" is missing')
+        if value is not None and not isinstance(value, str):
+            raise UserError(f'"{field}" must be text' + ' or a number' * (field in ("answer", "level")))
+        texts[field] = value
+    split = texts.pop("split")
+    if split not in (None, *SPLITS):
+        raise UserError(f'"split" must be train, valid or test, not {split!r}')
+    if not texts["prompt"].strip() or clean(texts["answer"]) is None:
+        raise UserError(f'"prompt" and "answer" must not be empty, nor the answer longer than {MAX_ANSWER} characters')
+    return Problem(id, **texts), SPLITS.get(split)
+
+
+def load_jsonl(path):
+    """Problems from lines {"prompt", "answer"[, "solution", "level", "split"]}; other fields are ignored. The prompt is
+    used as it is, so let it ask for a \\boxed{} answer. Without any "split", a seeded 80/10/10.  Raises UserError."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = error.object[:error.start].count(b"\n") + 1
+        raise UserError(f"--data {path}, line {number}: not UTF-8 text") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"cannot read --data {path}: {getattr(error, 'strerror', None) or error}") from error
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split inside JSON strings
+        if line.strip():
+            try:
+                rows.append((number, *parse_problem(line, f"{os.path.basename(path)}:{number}")))
+            except UserError as error:
+                raise UserError(f"--data {path}, line {number}: {error}") from error
+    if not rows:
+        raise UserError(f"--data {path} holds no problems")
+
+    homes = {}  # the split of each prompt; one prompt in two splits would leak from one into the other
+    if any(split for _, _, split in rows):
+        for number, problem, split in rows:
+            if split is None:
+                raise UserError(f'--data {path}, line {number}: "split" is missing, but other lines have one')
+            if homes.setdefault(squeeze(problem.prompt), split) != split:
+                raise UserError(f"--data {path}, line {number}: this prompt is in another split too")
+    else:
+        prompts = list(dict.fromkeys(squeeze(problem.prompt) for _, problem, _ in rows))
+        random.Random(0).shuffle(prompts)
+        size = tenth(len(prompts))
+        for i, prompt in enumerate(prompts):
+            homes[prompt] = "test" if i < size else "valid" if i < 2 * size else "train"
+    return Math("jsonl", *([p for _, p, _ in rows if homes[squeeze(p.prompt)] == split]
+                           for split in ("train", "valid", "test")))
+
+
 # ------------------------------------------------------------------------------------------------------- all the tasks
 
 EMBEDDED = {"countdown": Countdown, "routes": Routes}
+DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math}
 
 
-def load_task(name=None, data=None):
-    """The task called `name`.  Raises UserError."""
-    if name not in EMBEDDED:
-        raise UserError(f"unknown task {name!r}: choose from {', '.join(EMBEDDED)}")
-    return EMBEDDED[name]()
+def keep_levels(task, levels):
+    """Keep the problems of some levels, '1-3' or '1,2,5'. After the splits are made, so that a valid problem is never a
+    train problem of another choice.  Raises UserError."""
+    chosen, known = set(), {p.level for p in task.train + task.valid + task.test if p.level is not None}
+    for part in str(levels).split(","):
+        span = re.fullmatch(r"\s*([0-9]{1,3})\s*-\s*([0-9]{1,3})\s*", part)
+        chosen.update(map(str, range(int(span[1]), int(span[2]) + 1)) if span else [part.strip()])
+    if not known:
+        raise UserError(f"--levels: the problems of task {task.name} have no levels")
+    if not chosen & known:
+        raise UserError(f"--levels {levels} selects nothing: the levels of task {task.name} are {', '.join(sorted(known))}")
+    for split in ("train", "valid", "test"):
+        setattr(task, split, [p for p in getattr(task, split) if p.level in chosen])
+
+
+def load_task(name=None, data=None, levels=None):
+    """The task called `name`, from a local copy of its data set if `data` is given; without a name (or as 'jsonl'), the
+    problems of the file `data`.  Raises UserError."""
+    if name in EMBEDDED:
+        if data is not None:
+            raise UserError(f"task {name} generates its problems: leave out --data")
+        task = EMBEDDED[name]()
+    elif name in DATA_SETS:
+        task = DATA_SETS[name](data)
+    elif name not in (None, "jsonl"):
+        raise UserError(f"unknown task {name!r}: choose from {', '.join([*EMBEDDED, *DATA_SETS])}, or give --data FILE.jsonl")
+    elif data is None:
+        raise UserError(f"no task: choose from {', '.join([*EMBEDDED, *DATA_SETS])}, or give --data FILE.jsonl")
+    else:
+        task = load_jsonl(data)
+    if levels is not None:
+        keep_levels(task, levels)
+    return task
+
+
+if __name__ == "__main__" and sys.argv[1:2] == ["--verify-worker"]:
+    verify_worker(float(sys.argv[2]))

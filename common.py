@@ -1,0 +1,580 @@
+"""What the scripts share: loading a policy, sampling from it, scoring completions, pass@k-type estimators, the run folder.
+
+No paper's objective is in here; each stands in its own script. One convention runs through all of them: the policy is
+softmax(logits / T) over the whole vocabulary (no top-k, no top-p), a completion ends with an end-of-sequence token that
+is a decision of the policy like any other, and log pi(y|x) is the sum over the completion's tokens, that one included.
+"""
+import argparse
+import functools
+import inspect
+import json
+import logging
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+# A tiny model on a busy machine: threads that spin while they wait cost up to 50x. Read once, before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+import torch.nn.functional as F
+
+from tasks import UserError
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+def cli(main):
+    """Decorator of every script's main(argv): a mistake of the user ends in one sentence and exit code 2."""
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        try:
+            return main(argv)
+        except UserError as error:
+            message = error
+        except torch.OutOfMemoryError:
+            message = "out of GPU memory: lower --prompts, --samples or --max-new-tokens, or load the base with --bits 4"
+        print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+    return wrapped
+
+
+def seed_of(*parts):
+    """A 63-bit seed from anything printable. Every draw of a run has a seed of its own, e.g. seed_of(seed, step, i), so
+    no state of a generator has to be carried over a resume or between processes."""
+    return random.Random(" ".join(map(str, parts))).getrandbits(63)
+
+
+def set_threads(parameters):
+    """One thread for a tiny model on a CPU, where two are slower even on an idle machine; torch's default otherwise."""
+    if parameters < 5e6:
+        torch.set_num_threads(1)
+
+
+# --------------------------------------------------------------------------------------------------------- the policy
+
+@dataclass
+class Policy:
+    """A causal LM with a LoRA adapter, and what is needed to talk to it."""
+    model: torch.nn.Module  # the peft model: saves and loads the adapter
+    tokenizer: object
+    device: torch.device
+    note: str  # device, precision and why
+    stop: list[int]  # token ids that end a completion
+    name: str = ""
+    start: str | None = None  # peft name of the frozen starting adapter, the KL reference
+    reference_kind: str = "start"
+    accepts: frozenset = frozenset()  # argument names of the model's forward
+
+    @property
+    def lm(self):
+        """The transformers model with the LoRA layers in place."""
+        return self.model.get_base_model()
+
+    def parameters(self):
+        """The trainable tensors: those of the adapter "default"."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def encode(self, prompt, chat=False):
+        """Token ids of one prompt; through the chat template if `chat` and the tokenizer has one."""
+        if chat and self.tokenizer.chat_template:
+            text = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
+                                                      add_generation_prompt=True)
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(prompt)["input_ids"]
+
+    def decode(self, tokens):
+        """Text of a completion (list of ids) without its end-of-sequence token."""
+        return self.tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in self.stop else tokens,
+                                     skip_special_tokens=True)
+
+    @contextmanager
+    def reference(self):
+        """Inside, the model is the KL reference: the base (adapter off) or the frozen starting adapter."""
+        if self.start is None or self.reference_kind == "base":
+            with self.model.disable_adapter():
+                yield
+        else:
+            self.model.set_adapter(self.start)
+            try:
+                yield
+            finally:  # set_adapter also switches requires_grad: the trainable adapter is trainable again, the start not
+                self.model.set_adapter("default")
+
+
+def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="start", seed=0, device=None):
+    """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, all linear layers, no dropout).
+
+    model      hub id, local directory, or "tiny" (the embedded model)
+    bits       4 (NF4, double quantisation), 8, 16 or 32; None: 4 on a GPU, 32 on a CPU
+    adapter    directory of a peft adapter, or a run folder, to continue from; None: a new adapter, equal to the base
+    reference  what Policy.reference() is: "start" (the policy as loaded) or "base". Costs no second model.
+    Raises UserError: unknown model, no such device, bits that the hardware cannot do, adapter that does not fit.
+    """
+    # bitsandbytes warns that an optional kernel is absent, and of a cast in every 8-bit product.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import peft
+    import transformers
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device} was asked for but torch sees no GPU: check the driver or use the CPU")
+    gpu = device.type == "cuda"
+    why = "default on a GPU" if gpu else "default on a CPU"
+    if bits is None:
+        bits = 4 if gpu else 32
+    else:
+        why = "as asked"
+    if bits not in (4, 8, 16, 32):
+        raise UserError(f"--bits {bits}: choose 4, 8, 16 or 32")
+    bf16 = gpu and torch.cuda.is_bf16_supported() or not gpu and bits == 16
+    dtype = torch.bfloat16 if bf16 and bits != 32 else torch.float16 if gpu and bits != 32 else torch.float32
+    quantisation = None
+    if bits == 4:
+        quantisation = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    elif bits == 8:
+        quantisation = transformers.BitsAndBytesConfig(load_in_8bit=True)
+
+    path = os.path.join(HERE, "tiny") if model == "tiny" else model
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            transformers.AutoConfig.from_pretrained(path)  # one small file first: no network shows here, not in every file
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            lm = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, quantization_config=quantisation,
+                                                                   device_map={"": device})
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # transformers raises a dozen types here; the first line says which file or id it was
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"cannot load model {model!r} ({type(error).__name__}: {reason}): give a hub id that this "
+                        "machine can reach, or a local directory with config, weights and tokenizer") from error
+    for module in lm.modules():
+        # bitsandbytes 0.50 on a CPU with AVX512-BF16 repacks the weights in the first forward without gradient (the
+        # sampler's), after which gradients are silently wrong. Refuse that path.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    set_threads(sum(p.numel() for p in lm.parameters()) if not gpu else 0)
+    lm.requires_grad_(False)
+
+    start = None
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if adapter is None:
+            wrapped = peft.get_peft_model(lm, peft.LoraConfig(
+                r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
+        else:
+            inner = os.path.join(adapter, "adapter")
+            folder = inner if os.path.isdir(inner) else adapter
+            try:
+                wrapped = peft.PeftModel.from_pretrained(lm, folder, is_trainable=True)
+                if reference == "start":
+                    start = "start"
+                    wrapped.load_adapter(folder, adapter_name=start, is_trainable=False)
+                    wrapped.set_adapter("default")
+            except Exception as error:
+                reason = str(error).strip().split("\n")[0]
+                raise UserError(f"cannot load adapter {adapter!r} onto {model!r} ({reason}): give a run folder or a "
+                                "directory with adapter_config.json made for this model") from error
+    wrapped.eval()  # no dropout anywhere: what is scored is what was sampled
+
+    generation = getattr(lm, "generation_config", None)
+    eos = getattr(generation, "eos_token_id", None) or []
+    stop = sorted({*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None})
+    if not stop:
+        raise UserError(f"model {model!r} has no end-of-sequence token: add eos_token to its tokenizer_config.json")
+    hardware = torch.cuda.get_device_name(device) if gpu else f"{torch.get_num_threads()} thread(s)"
+    note = (f"{device.type} ({hardware}), {bits}-bit base ({why}), compute {str(dtype).split('.')[-1]}, "
+            f"LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters")
+    return Policy(wrapped, tokenizer, device, note, stop, str(model), start, reference,
+                  frozenset(inspect.signature(lm.forward).parameters))
+
+
+# ----------------------------------------------------------------------------------------------- sampling and scoring
+
+@dataclass
+class Samples:
+    """k completions for each of B prompts, T the longest; padding after `lengths` is arbitrary."""
+    tokens: torch.Tensor  # [B, k, T] int64, end-of-sequence token included
+    logps: torch.Tensor  # [B, k, T] float32, log softmax(logits / temperature) of each token, 0 in the padding
+    lengths: torch.Tensor  # [B, k] int64
+
+    def lists(self):
+        """Token ids as nested lists [B][k], without the padding."""
+        return [[row[:n] for row, n in zip(rows, ns)] for rows, ns in zip(self.tokens.tolist(), self.lengths.tolist())]
+
+
+def left_pad(prompts, k=1, device=None):
+    """Prompts (lists of ids) padded on the left -> ids [B, L], mask [B, L], position of the last token [B, 1]."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids, mask
+
+
+@torch.no_grad()
+def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_rows=None):
+    """Draw k completions per prompt from exactly softmax(logits / temperature).
+
+    prompts  B lists of token ids, of any lengths
+    seeds    B integers: the draws of prompt b depend on seeds[b] alone, not on what else is in the batch
+    max_rows most rows (prompt x sample) decoded at once; None: 1024 on a CPU, what half the free memory holds on a GPU
+    Returns Samples.  A completion that reaches max_new_tokens has no end-of-sequence token.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
+    if max_rows is None:
+        max_rows = 1024
+        if policy.device.type == "cuda":
+            c = policy.lm.config.get_text_config()
+            heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+            width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+            row = 2 * 2 * c.num_hidden_layers * heads * width * (max(map(len, prompts)) + max_new_tokens)
+            max_rows = max(k, torch.cuda.mem_get_info()[0] // 2 // row)
+    tokens = torch.zeros(len(prompts) * k, max_new_tokens, dtype=torch.long, device=policy.device)
+    logps = torch.zeros(len(prompts) * k, max_new_tokens, device=policy.device)
+    lengths = torch.zeros(len(prompts) * k, dtype=torch.long, device=policy.device)
+    order = sorted(range(len(prompts)), key=lambda b: len(prompts[b]))  # little padding within a chunk
+    chunk = max(1, max_rows // k)
+    for first in range(0, len(order), chunk):
+        chosen = order[first:first + chunk]
+        # All uniforms at once and per prompt: nothing random inside the loop, the same draw in any batch.
+        u = torch.stack([torch.rand(k, max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seeds[b]))
+                         for b in chosen]).flatten(0, 1).to(policy.device)  # [R, T]
+        rows = (torch.tensor(chosen, device=policy.device)[:, None] * k
+                + torch.arange(k, device=policy.device)).flatten()  # [R] where the results go
+        decode(policy, [prompts[b] for b in chosen], k, u, temperature, tokens, logps, lengths, rows)
+    longest = int(lengths.max())
+    shape = (len(prompts), k)
+    return Samples(tokens[:, :longest].unflatten(0, shape), logps[:, :longest].unflatten(0, shape), lengths.view(shape))
+
+
+def decode(policy, prompts, k, u, temperature, tokens, logps, lengths, rows):
+    """The sampling loop of `sample` for one chunk; writes into rows `rows` of tokens, logps [., T] and lengths [.]."""
+    lm, stop = policy.lm, torch.tensor(policy.stop, device=policy.device)
+    ids, mask = left_pad(prompts, device=policy.device)
+    position = mask.cumsum(-1).sub(1).clamp_min(0)  # [B, L]
+    keep = {"logits_to_keep": 1} if "logits_to_keep" in policy.accepts else {}
+
+    def forward(ids, mask, position, cache=None):
+        places = {"position_ids": position} if "position_ids" in policy.accepts else {}
+        out = lm(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **places, **keep)
+        return out.logits[:, -1], out.past_key_values
+
+    logits, cache = forward(ids, mask, position)  # each prompt once ...
+    logits = logits.repeat_interleave(k, 0)  # [R, V]
+    cache.batch_repeat_interleave(k)  # ... and its keys and values shared out to its k samples
+    length, steps = ids.shape[1], u.shape[1]
+    mask = F.pad(mask, (0, steps), value=1).repeat_interleave(k, 0)  # [R, L + T]
+    position = position[:, -1:].repeat_interleave(k, 0)  # [R, 1]
+    done = torch.zeros(len(rows), dtype=torch.bool, device=policy.device)
+    every = 1 if policy.device.type == "cpu" else 8  # asking a GPU whether rows have ended stalls it
+    for t in range(steps):
+        logp = torch.log_softmax(logits.float() / temperature, -1)  # [R, V]
+        # Inverse transform: the first token whose cumulative probability exceeds u. float64 keeps the far tail exact.
+        cdf = logp.exp().cumsum(-1, dtype=torch.float64)
+        token = torch.searchsorted(cdf, u[:, t:t + 1] * cdf[:, -1:], right=True).clamp_max_(cdf.shape[1] - 1)  # [R, 1]
+        tokens[rows, t] = token[:, 0]
+        logps[rows, t] = logp.gather(-1, token)[:, 0].masked_fill(done, 0.0)
+        lengths[rows] += ~done
+        done = done | torch.isin(token[:, 0], stop)
+        if t + 1 == steps:
+            break
+        if (t + 1) % every == 0:
+            alive = (~done).nonzero()[:, 0]
+            if len(alive) == 0:
+                break
+            if len(alive) < 0.9 * len(rows):  # finished rows leave the batch, once it is worth the copy
+                cache.batch_select_indices(alive)
+                rows, u, mask, position, token, done = (x[alive] for x in (rows, u, mask, position, token, done))
+        position = position + 1
+        logits, cache = forward(token, mask[:, :length + t + 1], position, cache)
+
+
+def score(policy, prompts, completions, temperature=1.0, max_tokens=None):
+    """Log-probabilities of completions, in micro-batches; the gradient flows if it is enabled.
+
+    prompts, completions  R lists of token ids each (one prompt per completion)
+    max_tokens            most tokens (rows x padded length) in a micro-batch; None: 8192, less for a large vocabulary
+    Yields (index [r] into the R rows, logps [r, T], mask [r, T] 1.0 on completion tokens); logps are 0 where mask is 0.
+    Backward through one micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
+    """
+    vocabulary = policy.lm.config.get_text_config().vocab_size
+    max_tokens = max_tokens or max(256, min(8192, 2 ** 29 // vocabulary))
+    order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
+    while order:
+        # From the longest down; the widths of a micro-batch are set by its longest prompt and its longest completion.
+        index, prompt_width, width = [], 0, len(completions[order[-1]])
+        while order and (not index or (len(index) + 1) * (max(prompt_width, len(prompts[order[-1]])) + width) <= max_tokens):
+            prompt_width = max(prompt_width, len(prompts[order[-1]]))
+            index.append(order.pop())
+        # Prompts end and completions begin at one column, so the logits of the last width + 1 positions are enough.
+        ids, mask = left_pad([prompts[i] for i in index])
+        right = torch.tensor([completions[i] + [0] * (width - len(completions[i])) for i in index])  # [r, T]
+        real = torch.arange(width) < torch.tensor([len(completions[i]) for i in index])[:, None]  # [r, T]
+        ids, mask = torch.cat([ids, right], 1).to(policy.device), torch.cat([mask, real.long()], 1).to(policy.device)
+        extra = {"logits_to_keep": width + 1} if "logits_to_keep" in policy.accepts else {}
+        if "position_ids" in policy.accepts:
+            extra["position_ids"] = mask.cumsum(-1).sub(1).clamp_min(0)
+        logits = policy.lm(input_ids=ids, attention_mask=mask, use_cache=False, **extra).logits
+        logits = logits[:, -width - 1:-1].float() / temperature  # [r, T, V]
+        logps = -F.cross_entropy(logits.flatten(0, 1), right.to(policy.device).flatten(), reduction="none").view_as(right)
+        real = real.to(policy.device)
+        yield torch.tensor(index), logps.masked_fill(~real, 0.0), real.float()
+
+
+@torch.no_grad()
+def sequence_logps(policy, prompts, completions, temperature=1.0):
+    """log pi(y|x) of R completions (sums over tokens), without gradient -> float64 tensor [R] on the CPU."""
+    out = torch.zeros(len(prompts), dtype=torch.float64)
+    for index, logps, _ in score(policy, prompts, completions, temperature):
+        out[index] = logps.double().sum(-1).cpu()
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------- estimators
+
+def pass_at_k(n, c, k):
+    """Chance that k draws without replacement from n samples, c of them right, hold a right one: 1 - C(n-c,k) / C(n,k).
+    Unbiased for 1 - (1-p)^k (Chen et al. 2021, arXiv 2107.03374).  Raises ValueError unless 0 <= c <= n, 1 <= k <= n."""
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass_at_k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def maj_at_k(answers, correct, k):
+    """Chance that `correct` wins a plurality vote of k draws without replacement from the pool `answers`; a tie of t
+    answers counts 1/t; None consumes a draw and casts no vote. Exact, no resampling.  Raises ValueError unless 1 <= k <= n.
+
+    Sum over the winning number of votes v: `correct` gets v, answers with fewer than v copies get anything, each answer
+    with at least v copies gets fewer than v or ties at v. Counting the ways is a product of polynomials in x (votes) and
+    z (ties); its float64 terms are all positive, so nothing cancels.
+    """
+    import numpy as np
+    n = len(answers)
+    if not 1 <= k <= n:
+        raise ValueError(f"maj_at_k needs 1 <= k <= the number of answers, got k={k} for {n}")
+    if correct is None:
+        raise ValueError("maj_at_k: None is the absence of an answer and cannot be the correct one")
+    counts = Counter(answers)
+    mine, blank = counts.pop(correct, 0), counts.pop(None, 0)
+    total = 0.0
+    for v in range(1, min(k, mine) + 1):
+        rest = k - v  # draws for everybody else
+        free = blank + sum(c for c in counts.values() if c < v)
+        ways = np.zeros((rest // v + 1, rest + 1))  # [ties, draws]
+        ways[0] = [math.comb(free, d) for d in range(rest + 1)]
+        for c in (c for c in counts.values() if c >= v):
+            tied = np.zeros_like(ways)
+            if v <= rest:
+                tied[1:, v:] = ways[:-1, :rest + 1 - v] * math.comb(c, v)
+            for u in range(1, min(v, rest + 1)):  # fewer votes: times sum_{u<v} C(c,u) x^u, the term u = 0 below
+                tied[:, u:] += ways[:, :-u] * math.comb(c, u)
+            ways = ways + tied
+        total += math.comb(mine, v) * float((ways[:, rest] / np.arange(1, len(ways) + 1)).sum())
+    return total / math.comb(n, k)
+
+
+def bon_at_k(scores, rewards, k):
+    """Expected reward of the highest-scored of k draws without replacement; equal scores share the choice equally.
+    With scores = rewards this is max@k (pass@k for rewards in {0, 1}).  Raises ValueError unless 1 <= k <= n."""
+    n = len(scores)
+    if len(rewards) != n or not 1 <= k <= n:
+        raise ValueError(f"bon_at_k needs as many rewards as scores and 1 <= k <= n, got {n}, {len(rewards)}, k={k}")
+    groups = {}
+    for s, r in zip(scores, rewards):
+        groups.setdefault(s, []).append(r)
+    total, below = 0.0, 0
+    for s in sorted(groups):
+        upto = below + len(groups[s])
+        top = (math.comb(upto, k) - math.comb(below, k)) / math.comb(n, k)  # chance that s is the best score drawn
+        total, below = total + top * sum(groups[s]) / len(groups[s]), upto
+    return total
+
+
+def mean_se(values):
+    """{"mean", "se"}: mean and standard error over problems."""
+    n, mean = len(values), sum(values) / len(values)
+    return {"mean": mean, "se": math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1) / n)}
+
+
+# ----------------------------------------------------------------------------------------------------------- run folder
+
+def write_atomic(path, text):
+    """Write a text file so that a reader, or a kill at any moment, meets the old file or the new one."""
+    with open(path + ".tmp", "w") as file:
+        file.write(text)
+    os.replace(path + ".tmp", path)
+
+
+class Run:
+    """One training run on disk: args.json, metrics.jsonl, samples.jsonl, result.json, curves.png, adapter/, state.pt.
+
+    `--resume` takes every flag from args.json (a flag given again must agree), cuts what was logged after the last
+    checkpoint, and goes on from it. Nothing random is stored: every draw has its own seed (seed_of).
+    Ctrl-C or SIGTERM sets `stopping`; the loop then saves after the current step. A second Ctrl-C leaves at once.
+    """
+
+    def __init__(self, args, parser, argv, script, label):
+        self.started, self.stopping, self.step, self.result = time.time(), False, 0, {}
+        self.folder = args.out or self.free_folder(f"{script}-{label}")
+        self.resumed = args.resume
+        if args.resume:
+            self.read_args(args, parser, argv)
+        elif os.path.isdir(self.folder) and os.listdir(self.folder):
+            raise UserError(f"--out {self.folder} is not empty: choose another folder, or continue that run with --resume")
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            write_atomic(self.path("writable"), "")
+            os.remove(self.path("writable"))
+        except OSError as error:
+            raise UserError(f"cannot write to --out {self.folder}: {error.strerror}") from error
+        args.out = self.folder
+        self.args = {"script": script, "flags": vars(args), **versions()}
+
+    @staticmethod
+    def free_folder(label):
+        number = 1
+        while os.path.exists(os.path.join("runs", f"{label}-{number}")):
+            number += 1
+        return os.path.join("runs", f"{label}-{number}")
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def read_args(self, args, parser, argv):
+        if not args.out:
+            raise UserError("--resume needs --out DIR, the run folder to continue")
+        try:
+            with open(self.path("args.json")) as file:
+                flags = json.load(file)["flags"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"--resume: {self.folder} has no readable args.json, so it is no run folder") from error
+        for action in parser._actions:  # the flags given on this command line: defaults suppressed, what is left was given
+            action.default = argparse.SUPPRESS
+        given = vars(parser.parse_args(argv))
+        for name, value in given.items():
+            if name not in ("out", "resume", "save_every") and flags.get(name) != value:
+                raise UserError(f"--resume continues with the flags of args.json, where --{name.replace('_', '-')} is "
+                                f"{flags.get(name)}, not {value}: leave the flag out, or start a new run (--adapter)")
+        vars(args).update({k: v for k, v in flags.items() if k not in ("out", "resume") and k not in given})
+
+    def begin(self, policy, optimizer):
+        """Write args.json, load the last checkpoint if resuming, listen for Ctrl-C. Sets `step`, the number of steps done."""
+        if not self.resumed:
+            write_atomic(self.path("args.json"), json.dumps(self.args, indent=1))
+        if self.resumed and os.path.exists(self.path("state.pt")):
+            state = torch.load(self.path("state.pt"), map_location=policy.device, weights_only=True)
+            for p, saved in zip(policy.parameters(), state["parameters"], strict=True):
+                p.data.copy_(saved)
+            optimizer.load_state_dict(state["optimizer"])
+            self.step, self.result = state["step"], json.loads(state["result"])
+            self.started -= state["seconds"]
+        for name in ("metrics.jsonl", "samples.jsonl"):  # cut what a killed run logged after its last checkpoint
+            if os.path.exists(self.path(name)):
+                with open(self.path(name)) as file:
+                    lines = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+                write_atomic(self.path(name), "".join(lines))
+
+        def stop(number, frame):
+            if self.stopping:
+                raise KeyboardInterrupt
+            self.stopping = True
+            print("stopping after this step (Ctrl-C again to leave at once)", flush=True)
+        try:
+            signal.signal(signal.SIGINT, stop)
+            signal.signal(signal.SIGTERM, stop)
+        except ValueError:
+            pass  # not the main thread: the caller looks after signals
+
+    def log(self, name, **values):
+        """Append one line to metrics.jsonl or samples.jsonl."""
+        with open(self.path(name), "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def seconds(self):
+        """Seconds that the run has taken, interruptions not counted."""
+        return time.time() - self.started
+
+    def save(self, policy, optimizer):
+        """Checkpoint: adapter/ for any user of peft, state.pt for --resume. A kill leaves the last one intact."""
+        policy.model.save_pretrained(self.path("adapter.tmp"), selected_adapters=["default"], save_embedding_layers=False)
+        os.makedirs(self.path("adapter"), exist_ok=True)
+        for name in os.listdir(self.path("adapter.tmp")):
+            os.replace(os.path.join(self.path("adapter.tmp"), name), self.path(os.path.join("adapter", name)))
+        os.rmdir(self.path("adapter.tmp"))
+        state = {"step": self.step, "seconds": self.seconds(), "result": json.dumps(self.result),
+                 "parameters": [p.detach() for p in policy.parameters()], "optimizer": optimizer.state_dict()}
+        torch.save(state, self.path("state.pt.tmp"))
+        os.replace(self.path("state.pt.tmp"), self.path("state.pt"))
+
+    def finish(self):
+        self.result["seconds"] = round(self.seconds(), 1)
+        write_atomic(self.path("result.json"), json.dumps(self.result, indent=1))
+
+
+@functools.lru_cache(maxsize=2)
+def permutation(n, seed, epoch):
+    order = list(range(n))
+    random.Random(seed_of("order", seed, epoch)).shuffle(order)
+    return order
+
+
+def batch_of(problems, size, step, seed):
+    """The `size` problems of step 1, 2, ...: one shuffled pass over `problems` after the other, nothing dropped."""
+    places = (divmod(j, len(problems)) for j in range((step - 1) * size, step * size))
+    return [problems[permutation(len(problems), seed, epoch)[place]] for epoch, place in places]
+
+
+def clip_gradient(policy, max_norm):
+    """Clip the norm of the adapter's gradient in place (max_norm 0: leave it) -> its norm before."""
+    return torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm or math.inf).item()
+
+
+def peak_memory(policy):
+    """Peak memory in GB: allocated on the GPU, resident in the process on a CPU."""
+    if policy.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(policy.device) / 1e9
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def print_line(line, steps, seconds):
+    """The step line: the same keys as in metrics.jsonl, rounded, and the time left at `seconds` per step."""
+    left = seconds * (steps - line["step"])
+    shown = {k: v for k, v in line.items() if k not in ("step", "seconds", "valid") and v is not None}
+    text = "  ".join(f"{k} {v:,.0f}" if abs(v) >= 100 else f"{k} {v:.3g}" for k, v in shown.items())
+    print(f"step {line['step']}/{steps}  {text}  eta {left:.0f} s", flush=True)
+
+
+def versions():
+    """Versions of what matters and the commit of this checkout, for args.json."""
+    import importlib.metadata as metadata
+    packages = {}
+    for name in ("torch", "transformers", "peft", "bitsandbytes"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = None
+    commit = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return {"versions": packages, "commit": commit.stdout.strip() or None}

@@ -1,0 +1,363 @@
+"""Sampler, scorer, precision, estimators and run folder of common.py."""
+import collections
+import itertools
+import math
+import random
+import time
+import warnings
+
+import pytest
+import torch
+
+import common
+import tasks
+
+
+def tiny_config(kind, vocabulary=30):
+    """Random-weight configs of the common shapes, a few thousand parameters each."""
+    import transformers as t
+    small = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                 vocab_size=vocabulary, max_position_embeddings=128, bos_token_id=None, eos_token_id=0, pad_token_id=0)
+    return {"llama": lambda: t.LlamaConfig(**small),
+            "qwen2": lambda: t.Qwen2Config(**small),
+            "gemma": lambda: t.GemmaConfig(**small, head_dim=16),
+            "gemma2": lambda: t.Gemma2Config(**small, head_dim=16, sliding_window=8),
+            "opt": lambda: t.OPTConfig(hidden_size=64, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=64,
+                                       vocab_size=vocabulary, max_position_embeddings=128, bos_token_id=0, eos_token_id=0, pad_token_id=1),
+            "gpt2": lambda: t.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=vocabulary, n_positions=128,
+                                         bos_token_id=0, eos_token_id=0)}[kind]()
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory):
+    """Folder with a random model of a kind and the embedded tokenizer, made once."""
+    import transformers
+    made = {}
+
+    def make(kind):
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(common.HERE + "/tiny")
+            torch.manual_seed(0)
+            model = transformers.AutoModelForCausalLM.from_config(tiny_config(kind, len(tokenizer)))
+            for p in model.parameters():
+                if p.dim() > 1:
+                    torch.nn.init.normal_(p, std=0.05 if kind == "gemma2" else 0.2)
+            model.save_pretrained(made[kind])
+            tokenizer.save_pretrained(made[kind])
+        return str(made[kind])
+    return make
+
+
+def shaken(policy, seed=0, scale=0.1):
+    """Give the adapter random weights, so that it counts."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in policy.parameters():
+        p.data.copy_(torch.randn(p.shape, generator=generator) * scale)
+    return policy
+
+
+PROMPTS = ["c7,3,2,9:23>", "c1,2,3:6>", "r", "c8,8:64>", "rA3+8B7+4C9+5>"]
+
+
+@torch.no_grad()
+def plain_sample(policy, prompt, u, temperature):
+    """One completion without cache, batch or padding: a full forward per token."""
+    tokens, logps = [], []
+    for x in u:
+        logits = policy.lm(input_ids=torch.tensor([prompt + tokens])).logits[0, -1].double() / temperature
+        logp = torch.log_softmax(logits, -1)
+        token = int((logp.exp().cumsum(0) <= x).sum())
+        tokens.append(token)
+        logps.append(logp[token].item())
+        if token in policy.stop:
+            break
+    return tokens, logps
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma", "gemma2", "gpt2", "opt"])
+def test_sampler_equals_plain_decoding(folder_of, kind):
+    """Same uniforms, same tokens and log-probabilities as decoding each row by itself: cache, unequal prompts, rows that
+    leave the batch, chunks. And the scorer gives the sampler's log-probabilities."""
+    policy = shaken(common.load_policy(folder_of(kind), bits=32))
+    prompts = [policy.encode(p) for p in PROMPTS]
+    for temperature, max_rows in ((1.0, None), (0.7, 7)):
+        drawn = common.sample(policy, prompts, 3, seeds=range(5), temperature=temperature, max_new_tokens=12, max_rows=max_rows)
+        tokens = drawn.lists()
+        assert len({len(row) for rows in tokens for row in rows}) > 2  # rows did end at different times
+        for b, prompt in enumerate(prompts):
+            u = torch.rand(3, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(b))
+            for i in range(3):
+                wanted, logps = plain_sample(policy, prompt, u[i], temperature)
+                assert tokens[b][i] == wanted
+                assert torch.allclose(drawn.logps[b, i, :len(wanted)].double(), torch.tensor(logps).double(), atol=2e-5)
+                assert (drawn.logps[b, i, len(wanted):] == 0).all()
+        flat = [(prompts[b], tokens[b][i]) for b in range(5) for i in range(3)]
+        scored = common.sequence_logps(policy, [p for p, _ in flat], [c for _, c in flat], temperature)
+        assert torch.allclose(scored, drawn.logps.sum(-1).flatten().double(), atol=1e-4)
+
+
+def test_sampler_follows_the_exact_distribution(folder_of):
+    """All completions of at most 3 tokens, their exact probabilities, and a chi-square test over 20,000 draws."""
+    policy = shaken(common.load_policy(folder_of("llama"), bits=32))
+    head = policy.lm.get_output_embeddings().weight
+    with torch.no_grad():
+        head[5:] = 0  # four tokens with a life of their own
+        policy.lm.lm_head.bias = torch.nn.Parameter(torch.cat([torch.zeros(5), torch.full((len(head) - 5,), -60.0)]))
+    prompt, T = policy.encode("c7,3:21>"), 0.8
+    exact = {}
+    for length in (1, 2, 3):
+        for tokens in itertools.product(range(5), repeat=length):
+            if 0 in tokens[:-1] or length < 3 and tokens[-1] != 0:
+                continue  # 0 is the end-of-sequence token
+            exact[tokens] = common.sequence_logps(policy, [prompt], [list(tokens)], T).exp().item()
+    assert sum(exact.values()) == pytest.approx(1.0, abs=1e-5)
+    drawn = common.sample(policy, [prompt] * 20, 1000, seeds=range(20), temperature=T, max_new_tokens=3).lists()
+    counts = collections.Counter(tuple(row) for rows in drawn for row in rows)
+    assert set(counts) <= set(exact)
+    chi2 = sum((counts[t] - 20000 * p) ** 2 / (20000 * p) for t, p in exact.items() if 20000 * p > 5)
+    cells = sum(20000 * p > 5 for p in exact.values())
+    assert cells > 20 and chi2 < cells + 5 * math.sqrt(2 * cells)
+
+
+def test_draws_do_not_depend_on_the_batch():
+    policy = common.load_policy("tiny", bits=32)
+    prompts = [policy.encode(p) for p in PROMPTS]
+    together = common.sample(policy, prompts, 4, seeds=range(5), max_new_tokens=12).lists()
+    alone = [common.sample(policy, [p], 4, seeds=[b], max_new_tokens=12).lists()[0] for b, p in enumerate(prompts)]
+    assert together == alone
+    assert common.sample(policy, prompts, 4, seeds=range(1, 6), max_new_tokens=12).lists() != together
+
+
+def test_generation_config_has_no_say(folder_of, tmp_path):
+    """top_k, top_p and a temperature in a checkpoint's generation_config change nothing."""
+    import json
+    import shutil
+    folder = folder_of("llama")
+    shutil.copytree(folder, tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(
+        {"eos_token_id": 0, "do_sample": True, "top_k": 1, "temperature": 0.01, "top_p": 0.1}))
+    a, b = (common.load_policy(str(f), bits=32) for f in (folder, tmp_path / "m"))
+    prompts = [a.encode(p) for p in PROMPTS]
+    assert common.sample(a, prompts, 2, range(5)).lists() == common.sample(b, prompts, 2, range(5)).lists()
+
+
+def gradient(policy, prompts, completions, weights, **options):
+    """Value and gradient of sum_i w_i log pi(y_i)."""
+    for p in policy.parameters():
+        p.grad = None
+    value = 0.0
+    for index, logps, mask in common.score(policy, prompts, completions, **options):
+        part = (logps.sum(-1) * weights[index]).sum()
+        part.backward()
+        value += part.item()
+    return value, torch.cat([p.grad.flatten() for p in policy.parameters()])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_loss_and_gradient_do_not_depend_on_batching(folder_of, kind):
+    """Micro-batch size, order, and padding: against one unpadded row at a time through the plain model."""
+    policy = shaken(common.load_policy(folder_of(kind), bits=32))
+    rng = random.Random(0)
+    prompts = [policy.encode(rng.choice(PROMPTS)) for _ in range(9)]
+    completions = [[rng.randrange(1, 20) for _ in range(rng.randint(1, 9))] + [0] for _ in prompts]
+    weights = torch.tensor([rng.gauss(0, 1) for _ in prompts])
+    T = 1.3
+    for p in policy.parameters():
+        p.grad = None
+    total = 0.0
+    for x, y, w in zip(prompts, completions, weights):
+        logits = policy.lm(input_ids=torch.tensor([x + y])).logits[0, len(x) - 1:-1] / T
+        total = total + w * torch.log_softmax(logits, -1)[torch.arange(len(y)), y].sum()
+    total.backward()
+    plain = torch.cat([p.grad.flatten() for p in policy.parameters()])
+    for max_tokens in (1, 30, 10 ** 6):
+        value, found = gradient(policy, prompts, completions, weights, temperature=T, max_tokens=max_tokens)
+        assert value == pytest.approx(total.item(), rel=1e-5)
+        assert (found - plain).norm() < 1e-5 * plain.norm()
+    order = list(range(9))
+    rng.shuffle(order)
+    value, found = gradient(policy, [prompts[i] for i in order], [completions[i] for i in order], weights[order], temperature=T)
+    assert (found - plain).norm() < 1e-5 * plain.norm()
+
+
+# ------------------------------------------------------------------------------------------------------------- precision
+
+def dequantised(policy):
+    """The same policy with every quantised linear layer replaced by a float32 one of the same (de-quantised) weights."""
+    import bitsandbytes as bnb
+    for module in policy.lm.modules():
+        base = getattr(module, "base_layer", None)
+        if isinstance(base, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)):
+            if isinstance(base, bnb.nn.Linear4bit):
+                weight = bnb.functional.dequantize_4bit(base.weight.data, base.weight.quant_state).float()
+            else:
+                weight = base.state.CB.float() * base.state.SCB[:, None] / 127
+            plain = torch.nn.Linear(base.in_features, base.out_features, bias=base.bias is not None)
+            plain.weight.data = weight.view(base.out_features, base.in_features)
+            if base.bias is not None:
+                plain.bias.data = base.bias.data.float()
+            module.base_layer = plain.requires_grad_(False)
+    return policy
+
+
+@pytest.mark.parametrize("bits,tolerance", [(4, 1e-3), (8, 0.15)])  # 8 bits round the activations too
+def test_quantised_gradients_before_and_after_sampling(bits, tolerance):
+    """bitsandbytes can repack CPU weights in the sampler's forward and give silently wrong gradients afterwards."""
+    policy = shaken(common.load_policy("tiny", bits=bits), scale=0.05)
+    prompts = [policy.encode(p) for p in PROMPTS]
+    before = {n: p.detach().clone() for n, p in policy.lm.named_parameters() if not p.requires_grad}
+    tokens = common.sample(shaken(common.load_policy("tiny", bits=32)), prompts, 2, range(5), max_new_tokens=12).lists()
+    rows = ([p for p in prompts for _ in range(2)], [row for pair in tokens for row in pair], torch.linspace(-1, 1, 10))
+    first = gradient(policy, *rows)[1]
+    drawn = common.sample(policy, prompts, 2, range(5), max_new_tokens=12)
+    again = gradient(policy, *rows)[1]
+    scored = common.sequence_logps(policy, rows[0], [row for pair in drawn.lists() for row in pair])
+    right = gradient(dequantised(policy), *rows)[1]
+    assert right.norm() > 0
+    assert (first - right).norm() < tolerance * right.norm()
+    assert (again - right).norm() < tolerance * right.norm()
+    assert torch.allclose(scored, drawn.logps.sum(-1).flatten().double(), atol=1e-3 if bits == 4 else 0.2)
+    after = {n: p for n, p in common.load_policy("tiny", bits=bits).lm.named_parameters() if not p.requires_grad}
+    assert all(torch.equal(before[n].view(-1), after[n].view(-1)) for n in before)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16, 32])
+def test_adapter_moves_and_base_does_not(bits):
+    policy = common.load_policy("tiny", bits=bits)
+    prompts = [policy.encode(p) for p in PROMPTS]
+    base = {n: p.detach().clone() for n, p in policy.lm.named_parameters() if not p.requires_grad}
+    adapter = [p.detach().clone() for p in policy.parameters()]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    for step in range(3):
+        drawn = common.sample(policy, prompts, 2, [common.seed_of(step, i) for i in range(5)], max_new_tokens=12)
+        rows = [p for p in prompts for _ in range(2)], [row for pair in drawn.lists() for row in pair], torch.linspace(-1, 1, 10)
+        gradient(policy, *rows)
+        optimizer.step()
+    assert all(torch.equal(p, base[n]) for n, p in policy.lm.named_parameters() if not p.requires_grad)
+    assert sum(not torch.equal(a, b) for a, b in zip(adapter, policy.parameters())) == len(adapter)
+    assert all(p.isfinite().all() for p in policy.parameters())
+
+
+# ------------------------------------------------------------------------------------------------ adapters and reference
+
+def test_reference_start_and_base(tmp_path):
+    policy = shaken(common.load_policy("tiny", bits=32))
+    rows = [policy.encode("c7,3,2,9:23>")], [[5, 6, 7, 0]]
+    with policy.reference():
+        base = common.sequence_logps(policy, *rows)  # a fresh adapter starts at the base, whatever it is now
+    moved = common.sequence_logps(policy, *rows)
+    assert (moved - base).abs() > 1e-3
+    policy.model.save_pretrained(tmp_path)
+    for kind, wanted in (("start", moved), ("base", base)):
+        again = common.load_policy("tiny", bits=32, adapter=str(tmp_path), reference=kind)
+        assert torch.allclose(common.sequence_logps(again, *rows), moved)
+        shaken(again, seed=1)
+        here = common.sequence_logps(again, *rows)
+        with again.reference():
+            assert torch.allclose(common.sequence_logps(again, *rows), wanted)
+        assert torch.equal(common.sequence_logps(again, *rows), here) and (here - moved).abs() > 1e-3
+        names = [n for n, p in again.model.named_parameters() if p.requires_grad]
+        assert names and all("default" in n for n in names)
+
+
+@pytest.mark.parametrize("options", [dict(model="no/such-model"), dict(adapter="no/such/adapter"), dict(bits=5), dict(model="tests")])
+def test_load_errors_are_one_sentence(options):
+    with pytest.raises(common.UserError) as error:
+        common.load_policy(**options)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_chat_template_and_stop_tokens(folder_of):
+    policy = common.load_policy(folder_of("llama"), bits=32)
+    plain = policy.encode("c7>", chat=True)
+    policy.tokenizer.chat_template = "{% for m in messages %}r{{ m.content }}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
+    assert policy.tokenizer.decode(policy.encode("c7>", chat=True)) == "rc7>A" != policy.tokenizer.decode(plain)
+    assert policy.encode("c7>", chat=False) == plain
+    policy.stop = [0, 7]
+    for row in common.sample(policy, [plain], 50, [0], max_new_tokens=30).lists()[0]:
+        assert not {0, 7} & set(row[:-1]) and (row[-1] in (0, 7) or len(row) == 30)
+        assert policy.decode(row) == policy.tokenizer.decode(row[:-1] if row[-1] in (0, 7) else row, skip_special_tokens=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ estimators
+
+def subsets(n, k):
+    return list(itertools.combinations(range(n), k))
+
+
+def test_pass_at_k_by_enumeration():
+    for n in range(1, 8):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                wanted = sum(min(s) < c for s in subsets(n, k)) / math.comb(n, k)
+                assert common.pass_at_k(n, c, k) == pytest.approx(wanted, abs=1e-14)
+    for bad in ((4, 5, 1), (4, -1, 1), (4, 2, 0), (4, 2, 5)):
+        with pytest.raises(ValueError):
+            common.pass_at_k(*bad)
+
+
+def test_maj_at_k_by_enumeration():
+    rng = random.Random(0)
+    for trial in range(80):
+        n = rng.randint(1, 9)
+        answers = [rng.choice("aabbc") if rng.random() < 0.8 else None for _ in range(n)]
+        for k in range(1, n + 1):
+            wins = {"a": 0.0, "b": 0.0}
+            for s in subsets(n, k):
+                votes = collections.Counter(answers[i] for i in s if answers[i] is not None)
+                top = [a for a in votes if votes[a] == max(votes.values())]
+                for key in wins:
+                    wins[key] += (key in top) / max(1, len(top))
+            for key in wins:
+                assert common.maj_at_k(answers, key, k) == pytest.approx(wins[key] / math.comb(n, k), abs=1e-12)
+    assert common.maj_at_k([None, None], "a", 2) == 0.0
+    for bad in (lambda: common.maj_at_k(["a"], "a", 2), lambda: common.maj_at_k(["a"], "a", 0), lambda: common.maj_at_k(["a"], None, 1)):
+        with pytest.raises(ValueError):
+            bad()
+
+
+def test_bon_at_k_by_enumeration():
+    rng = random.Random(0)
+    for trial in range(40):
+        n = rng.randint(1, 7)
+        scores, rewards = [rng.choice([0.1, 0.2, 0.3]) for _ in range(n)], [rng.choice([0.0, 1.0, -0.5]) for _ in range(n)]
+        for k in range(1, n + 1):
+            total = 0.0
+            for s in subsets(n, k):
+                best = [rewards[i] for i in s if scores[i] == max(scores[j] for j in s)]
+                total += sum(best) / len(best)
+            # within a score the mean over ALL tied samples is the same expectation, by symmetry
+            assert common.bon_at_k(scores, rewards, k) == pytest.approx(total / math.comb(n, k), abs=1e-12)
+    binary = [1.0] * 3 + [0.0] * 5
+    assert common.bon_at_k(binary, binary, 4) == pytest.approx(common.pass_at_k(8, 3, 4))
+    for bad in (lambda: common.bon_at_k([1], [1], 2), lambda: common.bon_at_k([1, 2], [1], 1)):
+        with pytest.raises(ValueError):
+            bad()
+
+
+@pytest.mark.parametrize("n,limit", [(64, 0.005), (256, 0.1)])
+def test_estimators_are_fast(n, limit):
+    rng = random.Random(0)
+    pools = [[rng.randrange(m) if rng.random() < 0.9 else None for _ in range(n)] for m in (2, 3, 6, 12, 30, n, 10 * n)]
+    for pool in pools:
+        key = next(a for a in pool if a is not None)
+        for call in (lambda k: common.maj_at_k(pool, key, k), lambda k: common.pass_at_k(n, n // 3, k),
+                     lambda k: common.bon_at_k([a or 0 for a in pool], [a or 0 for a in pool], k)):
+            for k in (n // 8, n // 2, n):
+                times = []
+                for _ in range(5):
+                    started = time.perf_counter()
+                    call(k)
+                    times.append(time.perf_counter() - started)
+                assert min(times) < limit, (len(set(pool)), k)
+
+
+# ------------------------------------------------------------------------------------------------------------ small parts
+
+def test_batches_are_shuffled_passes():
+    problems = list(range(10))
+    drawn = [p for step in range(1, 11) for p in common.batch_of(problems, 3, step, seed=0)]
+    assert all(sorted(drawn[e * 10:e * 10 + 10]) == problems for e in range(3)) and drawn[:10] != drawn[10:20]
+    assert common.batch_of(problems, 3, 4, seed=0) == drawn[9:12] != common.batch_of(problems, 3, 4, seed=1)
+    assert len(common.batch_of(problems, 25, 1, seed=0)) == 25
