@@ -240,13 +240,18 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
+    c, longest = policy.lm.config.get_text_config(), max(map(len, prompts))
+    limit = getattr(c, "max_position_embeddings", None)
+    if limit and longest + max_new_tokens > limit:
+        raise UserError(f"a prompt of {longest} tokens and --max-new-tokens {max_new_tokens} do not fit the model's {limit} "
+                        "positions: lower --max-new-tokens or leave long problems out")
     if max_rows is None:
         max_rows = 1024
         if policy.device.type == "cuda":
-            c = policy.lm.config.get_text_config()
             heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
             width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-            row = 2 * 2 * c.num_hidden_layers * heads * width * (max(map(len, prompts)) + max_new_tokens)
+            # bytes of keys and values in 16 bits, and of one row of logits, probabilities and their float64 sums
+            row = 4 * c.num_hidden_layers * heads * width * (longest + max_new_tokens) + 24 * c.vocab_size
             max_rows = max(k, torch.cuda.mem_get_info()[0] // 2 // row)
     tokens = torch.zeros(len(prompts) * k, max_new_tokens, dtype=torch.long, device=policy.device)
     logps = torch.zeros(len(prompts) * k, max_new_tokens, device=policy.device)
@@ -312,12 +317,13 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None):
     """Log-probabilities of completions, in micro-batches; the gradient flows if it is enabled.
 
     prompts, completions  R lists of token ids each (one prompt per completion)
-    max_tokens            most tokens (rows x padded length) in a micro-batch; None: 8192, less for a large vocabulary
+    max_tokens            most tokens (rows x padded length) in a micro-batch; None: 2048 on a CPU, 8192 on a GPU, less for a
+                          large vocabulary
     Yields (index [r] into the R rows, logps [r, T], mask [r, T] 1.0 on completion tokens); logps are 0 where mask is 0.
     Backward through one micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
     """
     vocabulary = policy.lm.config.get_text_config().vocab_size
-    max_tokens = max_tokens or max(256, min(8192, 2 ** 29 // vocabulary))
+    max_tokens = max_tokens or max(256, min(2048 if policy.device.type == "cpu" else 8192, 2 ** 28 // vocabulary))
     order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
     while order:
         # From the longest down; the widths of a micro-batch are set by its longest prompt and its longest completion.

@@ -244,7 +244,8 @@ def main(argv=None):
         problems = task.need(args.split)[:args.problems or None]
         for model in args.models:
             flags = run_flags(model)
-            base, _, adapter = (flags["model"], None, model) if flags else model.partition("+")
+            base, _, adapter = ((flags["model"], "", model) if flags else (model, "", "") if os.path.exists(model)
+                                else model.partition("+"))
             policy = common.load_policy(base, args.bits or (flags or {}).get("bits"), adapter=adapter or None, reference="base")
             print(f"{model}: {policy.note}", flush=True)
             for temperature in temperatures:

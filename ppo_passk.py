@@ -48,7 +48,7 @@ def parser():
     p.add_argument("--lora-rank", type=int, default=16, help="rank of the LoRA adapter (alpha is twice that)")
     p.add_argument("--samples", type=int, default=16, help="samples per prompt n, at least k (majority: a multiple of k)")
     p.add_argument("--prompts", type=int, default=64, help="prompts per step B")
-    p.add_argument("--steps", type=int, default=100, help="sampling steps")
+    p.add_argument("--steps", type=int, default=250, help="sampling steps")
     p.add_argument("--epochs", type=int, default=1, help="passes over the samples of a step")
     p.add_argument("--minibatches", type=int, default=1, help="optimiser steps per pass, each over its share of the prompts")
     p.add_argument("--clip", type=float, default=0.2, help="PPO clip eps of the per-token ratio")

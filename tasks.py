@@ -199,14 +199,15 @@ SPELLING = [(re.compile(pattern), replacement) for pattern, replacement in (  # 
     (r"(?<!\\)\\[$()\[\]]|\$", ""),  # \$5, $5$, \(5\), \[5\]; not the row break of a matrix followed by a bracket
     (r"\{,\}", ","),
     (r"(?<!\\)\\[!,](?=[0-9])", ""),  # 1,\!000 and 1\,000
-    (r"(?<!\\)\\[!,;: ]|~|\s+", " "),
+    (r"(?:(?<!\\)\\[!,;: ]|~|\s)+", " "),
     (r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])", ""),  # a space between letters may end a \command or a word
     (r"\\%", "%"),  # but percent signs stay: 50% may be meant as 50 or as 0.5, and math-verify accepts both
     (r"\^(?:\\circ(?![a-z])|\{\\circ\})", ""),
     (r"\\[dt]frac(?![a-z])", r"\\frac"),
     (r"\\(?:text(?:bf|rm|it)|mathrm|mbox)\{", r"\\text{"),
     (r"\\frac([0-9])(?=[0-9{])", r"\\frac{\1}"),  # \frac12 -> \frac{1}{2}
-    (r"(\\frac\{[^{}]*\}|\\sqrt|[_^])([0-9])(?![0-9])", r"\1{\2}"),
+    (r"(\\frac\{[^{}]*\})([0-9])", r"\1{\2}"),
+    (r"(\\sqrt|[_^])([0-9])(?![0-9])", r"\1{\2}"),  # but who writes 2^10 means 1024
     (r"\.+$", ""),
     (r"^[A-Za-z]{3}[A-Za-z ]*$", r"\\text{\g<0>}"),  # to math-verify, 'east' is the product e*a*s*t and equals 'seat'
 )]
@@ -223,11 +224,14 @@ def clean(answer):
 
 
 def vote_key(text):
-    r"""One key for all spellings of a number ('1,000', '1000.0'; '1/2', '0.5', '\frac{1}{2}'; 'x=5', '5'); any other
-    `clean` answer is its own key. Exact arithmetic on at most 60 characters: nothing is evaluated."""
-    number = re.sub(r"^((?:[A-Za-z]=)?[-+]?)\\frac\{([^{}]+)\}\{([^{}]+)\}$", r"\1\2/\3", text)
-    match = re.fullmatch(rf"(?:[A-Za-z]=)?({NUMBER})(?:/({NUMBER}))?", number)
-    if match and len(text) <= 60:
+    r"""One key for all spellings of a number: '1,000', '1000.0'; '1/2', '0.5', '\frac{1}{2}'; '5', 'x=5', '5\text{cm}'
+    (math-verify ignores units too). Any other `clean` answer is its own key. Exact, but nothing is evaluated."""
+    if len(text) > 60:
+        return text
+    number = re.sub(r"^[A-Za-z]=|\\text\{[^{}]*\}$", "", text)
+    number = re.sub(r"^([-+]?)\\frac\{([^{}]+)\}\{([^{}]+)\}$", r"\1\2/\3", number)
+    match = re.fullmatch(rf"({NUMBER})(?:/({NUMBER}))?", number)
+    if match:
         top, bottom = (Fraction((part or "1").replace(",", "")) for part in match.groups())
         if bottom:
             return str(top / bottom)
@@ -349,7 +353,8 @@ class VerifierPool:
             stop(dead)
         child = subprocess.Popen(
             [sys.executable, os.path.abspath(__file__), "--verify-worker", str(self.limit)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True,  # Ctrl-C is not for it
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+            start_new_session=True,  # Ctrl-C is not for it, and `stop` can kill the whole group
             env={**os.environ, "PYTHONHASHSEED": "0"})  # sympy orders terms by hash: same verdicts in every run
         self.exchange(child, None, self.start_limit)  # it answers when its imports are done
         return child
@@ -451,17 +456,19 @@ def fetch(path, config, split, columns):
     try:
         import datasets
         datasets.disable_progress_bars()
-        datasets.logging.set_verbosity_error()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the errors come up as exceptions too
         if not os.path.isdir(path) and not datasets.config.HF_HUB_OFFLINE:
             import huggingface_hub
             try:
                 huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
-            except Exception:  # without a network, `datasets` would try again for half a minute before it uses its cache
+            except Exception:  # no network: `datasets` would retry for half a minute before it looks into its cache
                 datasets.config.HF_HUB_OFFLINE = True
-        rows = [{column: row.get(column) for column in columns} for row in datasets.load_dataset(path, config, split=split)]
+        data = datasets.load_dataset(path, config, split=split)
+        rows = [{column: row.get(column) for column in columns} for row in data]
     except Exception as error:  # the network, the hub, file formats and their libraries raise too many types to list
-        raise UserError(f"cannot load the {split} split of {path} ({squeeze(str(error))[:200] or type(error).__name__}): "
-                        "check the network, or give a local copy with --data DIR") from error
+        reason = squeeze(str(error.__cause__ or error))[:200] or type(error).__name__
+        raise UserError(f"cannot load the {split} split of {path} ({reason}): check the network, or give a local copy "
+                        "with --data DIR") from error
     if not rows or any(value is None for row in rows for value in row.values()):
         raise UserError(f"the {split} split of {path} is empty or lacks values in its columns {', '.join(columns)}")
     return [{column: str(value) for column, value in row.items()} for row in rows]
@@ -481,7 +488,7 @@ def load_gsm8k(data=None):
 
 
 def load_math(data=None):
-    """Competition problems with levels 1 to 5, https://arxiv.org/abs/2103.03874; test is the MATH-500 subset of its test
+    """Competition problems of levels 1 to 5, https://arxiv.org/abs/2103.03874; test is the MATH-500 subset of the test
     split, valid is carved out of train.  Raises UserError."""
     path = "EleutherAI/hendrycks_math" if data is None else local(data, "hendrycks_math")
     path_500 = "HuggingFaceH4/MATH-500" if data is None else local(data, "MATH-500")
@@ -510,6 +517,8 @@ def parse_problem(line, id):
     for field in ("prompt", "answer", "solution", "level", "split"):
         value = row.get(field)
         if field in ("answer", "level") and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f'"{field}" must be finite')
             value = str(value)
         if value is None and field in ("prompt", "answer"):
             raise UserError(f'"{field}" is missing')
@@ -569,8 +578,8 @@ DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math}
 
 
 def keep_levels(task, levels):
-    """Keep the problems of some levels, '1-3' or '1,2,5'. After the splits are made, so that a valid problem is never a
-    train problem of another choice.  Raises UserError."""
+    """Keep the problems of some levels. This comes after the split, so that no valid problem of one choice of levels is
+    a train problem of another.  Raises UserError."""
     chosen, known = set(), {p.level for p in task.train + task.valid + task.test if p.level is not None}
     for part in str(levels).split(","):
         span = re.fullmatch(r"\s*([0-9]{1,3})\s*-\s*([0-9]{1,3})\s*", part)
@@ -578,14 +587,15 @@ def keep_levels(task, levels):
     if not known:
         raise UserError(f"--levels: the problems of task {task.name} have no levels")
     if not chosen & known:
-        raise UserError(f"--levels {levels} selects nothing: the levels of task {task.name} are {', '.join(sorted(known))}")
+        raise UserError(f"--levels {levels} selects nothing: task {task.name} has {', '.join(sorted(known)[:20])}")
     for split in ("train", "valid", "test"):
         setattr(task, split, [p for p in getattr(task, split) if p.level in chosen])
 
 
 def load_task(name=None, data=None, levels=None):
-    """The task called `name`, from a local copy of its data set if `data` is given; without a name (or as 'jsonl'), the
-    problems of the file `data`.  Raises UserError."""
+    """The task called `name`, from a local copy of its data set if `data` is given; without a name (or as 'jsonl') the
+    problems of the file `data`. `levels`, like '1-3' or '1,2,5', keeps some of them.  Raises UserError."""
+    names = ", ".join([*EMBEDDED, *DATA_SETS])
     if name in EMBEDDED:
         if data is not None:
             raise UserError(f"task {name} generates its problems: leave out --data")
@@ -593,9 +603,9 @@ def load_task(name=None, data=None, levels=None):
     elif name in DATA_SETS:
         task = DATA_SETS[name](data)
     elif name not in (None, "jsonl"):
-        raise UserError(f"unknown task {name!r}: choose from {', '.join([*EMBEDDED, *DATA_SETS])}, or give --data FILE.jsonl")
+        raise UserError(f"unknown task {name!r}: choose from {names}, or give --data FILE.jsonl")
     elif data is None:
-        raise UserError(f"no task: choose from {', '.join([*EMBEDDED, *DATA_SETS])}, or give --data FILE.jsonl")
+        raise UserError(f"no task: choose from {names}, or give --data FILE.jsonl")
     else:
         task = load_jsonl(data)
     if levels is not None:

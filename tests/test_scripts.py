@@ -1,0 +1,314 @@
+"""The scripts as a user runs them: real runs on the embedded model, resume, errors, help."""
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import safetensors.torch
+import torch
+
+import common
+import evaluate
+import ppo_passk
+
+SCRIPTS = ["ppo_passk.py", "evaluate.py", "bench.py", "make_tiny.py"]
+SMALL = ["--prompts", "8", "--samples", "8", "--k", "4", "--eval-samples", "8", "--eval-problems", "20"]
+TIMING = {"seconds", "tokens_per_s", "samples_per_s", "memory_gb"}
+
+
+def command(script, *flags):
+    return [sys.executable, os.path.join(common.HERE, script), *map(str, flags)]
+
+
+def run(main, *flags):
+    """main(argv) in this process -> (exit code, standard output, standard error)."""
+    out, err = io.StringIO(), io.StringIO()
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(f) for f in flags])
+            code = 0
+        except SystemExit as error:
+            code = error.code
+    for s, handler in zip((signal.SIGINT, signal.SIGTERM), handlers):
+        signal.signal(s, handler)
+    return code, out.getvalue(), err.getvalue()
+
+
+def read_lines(folder, name="metrics.jsonl"):
+    with open(os.path.join(folder, name)) as file:
+        return [json.loads(line) for line in file]
+
+
+def untimed(lines):
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_answers_in_under_a_second(script):
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(command(script, "--help"), capture_output=True, text=True)
+        times.append(time.perf_counter() - started)
+        assert done.returncode == 0 and "usage" in done.stdout and not done.stderr
+    assert min(times) < 1
+
+
+@pytest.mark.parametrize("flags", [
+    ["--objective", "mean"], ["--objective", "passk", "--estimator", "centred"], ["--objective", "passk", "--estimator", "plain"],
+    ["--objective", "majority", "--task", "routes"], ["--kl-coef", "0.1"], ["--epochs", "2", "--minibatches", "2", "--lr", "1e-2"],
+    ["--bits", "4"]], ids=lambda f: " ".join(f))
+def test_two_steps(flags, tmp_path):
+    """The adapter moves, the files are there, the numbers are finite, and the table is printed."""
+    code, out, err = run(ppo_passk.main, *SMALL, "--steps", 2, "--out", tmp_path / "r", "--temperature", "1.1", *flags)
+    assert code == 0 and not err, err
+    assert "before" in out and "after" in out and "pass@4" in out
+    assert set(os.listdir(tmp_path / "r")) == {"args.json", "metrics.jsonl", "samples.jsonl", "result.json", "curves.png", "adapter", "state.pt"}
+    lines = read_lines(tmp_path / "r")
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(math.isfinite(v) for line in lines for v in line.values())
+    assert {"loss", "reward", "pass@1", "pass@4", "zero", "kl", "length", "tokens_per_s", "memory_gb"} <= set(lines[0])
+    result = json.load(open(tmp_path / "r" / "result.json"))
+    for row in ("before", "after"):
+        assert {"pass@1", "pass@4", "maj@4", "bon@4"} <= set(result[row]) and set(result[row]["pass@4"]) == {"mean", "se"}
+    assert abs(result["before"]["kl"]["mean"]) < 0.05 and result["seconds"] > 0
+    adapter = safetensors.torch.load_file(tmp_path / "r" / "adapter" / "adapter_model.safetensors")
+    assert max(t.abs().max() for n, t in adapter.items() if "lora_B" in n) > 0  # a fresh adapter has B = 0
+    import peft
+    import transformers
+    base = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(common.HERE, "tiny"))
+    peft.PeftModel.from_pretrained(base, tmp_path / "r" / "adapter")  # any peft user can load it
+
+
+def test_gradient_of_a_step_is_the_estimate(tmp_path, monkeypatch):
+    """What reaches the optimiser at ratio 1 is -(1/B) sum_prompts sum_i A_i grad log pi(y_i), all prompts counted."""
+    seen = {}
+    score, sample, advantages = common.score, common.sample, ppo_passk.advantages
+
+    def clip(policy, max_norm):
+        seen.setdefault("gradient", torch.cat([p.grad.flatten().clone() for p in policy.parameters()]))
+        seen["policy"] = policy
+        return 0.0
+    monkeypatch.setattr(common, "clip_gradient", clip)
+    monkeypatch.setattr(common, "sample", lambda policy, prompts, *a, **k: seen.setdefault("drawn", (prompts, sample(policy, prompts, *a, **k)))[1])
+    monkeypatch.setattr(ppo_passk, "advantages", lambda *a: seen.setdefault("A", advantages(*a)))
+    code, _, err = run(ppo_passk.main, "--prompts", 16, "--samples", 6, "--k", 3, "--steps", 1, "--eval-samples", 0, "--lr", 0,
+                       "--out", tmp_path / "r")
+    assert code == 0, err
+    (prompts, drawn), A, policy = seen["drawn"], seen["A"], seen["policy"]
+    assert 0 < (A != 0).float().mean() < 1  # some samples were dropped, some were not
+    for p in policy.parameters():
+        p.grad = None
+    for b, rows in enumerate(drawn.lists()):
+        for i, row in enumerate(rows):  # one plain row at a time, zero weights included
+            logits = policy.lm(input_ids=torch.tensor([prompts[b] + row])).logits[0, len(prompts[b]) - 1:-1]
+            (-A[b, i] / 16 * torch.log_softmax(logits, -1)[torch.arange(len(row)), row].sum()).backward()
+    wanted = torch.cat([p.grad.flatten() for p in policy.parameters()])
+    assert (seen["gradient"] - wanted).norm() < 1e-4 * wanted.norm()
+
+
+def test_same_seed_same_run_and_another_seed_another(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert run(ppo_passk.main, *SMALL, "--steps", 2, "--seed", seed, "--out", tmp_path / name)[0] == 0
+    a, b, c = (untimed(read_lines(tmp_path / n)) for n in "abc")
+    assert a == b != c
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of six steps that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole") / "r"
+    assert run(ppo_passk.main, *SMALL, "--steps", 6, "--save-every", 4, "--out", folder)[0] == 0
+    return folder
+
+
+def same_run(a, b):
+    """Bit for bit: metrics, results, adapter."""
+    assert untimed(read_lines(a)) == untimed(read_lines(b))
+    assert read_lines(a, "samples.jsonl") == read_lines(b, "samples.jsonl")
+    x, y = (safetensors.torch.load_file(os.path.join(f, "adapter", "adapter_model.safetensors")) for f in (a, b))
+    assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+    x, y = (json.load(open(os.path.join(f, "result.json"))) for f in (a, b))
+    assert x["after"] == y["after"] and x["before"] == y["before"]
+
+
+def test_resume_after_kill_9(whole, tmp_path):
+    """Killed between checkpoints, the log running ahead of them: every step once, and the same bits at the end."""
+    folder = tmp_path / "r"
+    child = subprocess.Popen(command("ppo_passk.py", *SMALL, "--steps", 6, "--save-every", 2, "--out", folder),
+                             stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not (os.path.exists(folder / "metrics.jsonl") and len(read_lines(folder)) >= 3):
+        assert child.poll() is None
+        time.sleep(0.005)
+    child.kill()
+    child.wait()
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "torn')  # a torn line, as a kill in mid-write leaves it
+    code, out, err = run(ppo_passk.main, "--out", folder, "--resume", "--save-every", 3)
+    assert code == 0, err
+    assert [line["step"] for line in read_lines(folder)] == [1, 2, 3, 4, 5, 6]
+    same_run(whole, folder)
+
+
+def test_interrupt_saves_and_resumes(whole, tmp_path):
+    folder = tmp_path / "r"
+    child = subprocess.Popen(command("ppo_passk.py", *SMALL, "--steps", 6, "--save-every", 100, "--out", folder),
+                             stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not (os.path.exists(folder / "metrics.jsonl") and read_lines(folder)):
+        assert child.poll() is None
+        time.sleep(0.005)
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 130 and "--resume" in out
+    code, out, err = run(ppo_passk.main, "--out", folder, "--resume")
+    assert code == 0, err
+    same_run(whole, folder)
+
+
+def test_resume_refuses_other_flags(whole):
+    code, _, err = run(ppo_passk.main, "--out", whole, "--resume", "--lr", "1")
+    assert code == 2 and "--lr" in err
+    assert run(ppo_passk.main, "--out", whole, "--resume", "--k", "4")[0] == 0  # agrees with args.json
+
+
+def test_continue_from_an_adapter(whole, tmp_path):
+    code, out, err = run(ppo_passk.main, *SMALL, "--steps", 1, "--adapter", whole, "--out", tmp_path / "r")
+    assert code == 0, err
+    before, after = json.load(open(tmp_path / "r" / "result.json"))["before"], json.load(open(whole / "result.json"))["after"]
+    assert before["pass@4"] == after["pass@4"]
+    assert abs(before["kl"]["mean"]) < 1e-4 < abs(after["kl"]["mean"])  # the reference is the start of THIS run
+
+
+@pytest.mark.parametrize("flags,words", [
+    (["--model", "no/such-model"], "no/such-model"), (["--task", "chess"], "chess"), (["--data", "no-such.jsonl"], "no-such.jsonl"),
+    (["--k", "9", "--samples", "8"], "--k 9"), (["--k", "0"], "--k"), (["--temperature", "0"], "--temperature"), (["--lr", "x"], "--lr"),
+    (["--objective", "majority", "--k", "3", "--samples", "8"], "multiple"), (["--out", "/proc/no/run"], "/proc/no/run"),
+    (["--resume"], "--out"), (["--resume", "--out", "no-such-run"], "no-such-run"), (["--adapter", "no-such-adapter"], "no-such-adapter"),
+    (["--estimator", "centred", "--k", "8", "--samples", "8"], "centred"), (["--task", "routes", "--levels", "1"], "level")],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_errors_are_one_sentence(flags, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(ppo_passk.main, *flags)
+    assert code == 2 and words in err.replace("\n", " ") and "Traceback" not in err
+    assert len(err.strip().split("\n")[-1]) < 600
+    if "usage" not in err:
+        assert err.count("\n") == 1
+
+
+def test_a_full_folder_is_not_overwritten(whole):
+    before = sorted((n, os.path.getmtime(whole / n)) for n in os.listdir(whole))
+    code, _, err = run(ppo_passk.main, *SMALL, "--steps", 1, "--out", whole)
+    assert code == 2 and "--resume" in err
+    assert before == sorted((n, os.path.getmtime(whole / n)) for n in os.listdir(whole))
+
+
+def test_a_broken_line_is_named(tmp_path):
+    data = tmp_path / "p.jsonl"
+    data.write_text('{"prompt": "1+1", "answer": "2"}\n{"prompt": "1+2"\n')
+    code, _, err = run(ppo_passk.main, "--data", data, "--out", tmp_path / "r")
+    assert code == 2 and "p.jsonl" in err and "2" in err and err.count("\n") == 1
+
+
+def test_own_problems_end_to_end(tmp_path):
+    """--data FILE.jsonl with math-verify behind it, through training and evaluation."""
+    data = tmp_path / "p.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"c{a},{b}:{a + b}>", "answer": str(a)}) + "\n" for a in range(1, 10) for b in range(1, 4)))
+    code, out, err = run(ppo_passk.main, *SMALL, "--data", data, "--steps", 2, "--max-new-tokens", 6, "--out", tmp_path / "r")
+    assert code == 0 and not err, err
+    code, out, err = run(evaluate.main, tmp_path / "r", "--samples", 4, "--k", "1,4", "--max-new-tokens", 6, "--out", tmp_path / "e")
+    assert code == 0 and "pass@4" in out, err
+
+
+def test_default_folders_are_free(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert run(ppo_passk.main, *SMALL, "--steps", 1, "--eval-samples", 0)[0] == 0
+    assert sorted(os.listdir("runs")) == ["ppo_passk-countdown-passk-1", "ppo_passk-countdown-passk-2"]
+
+
+# -------------------------------------------------------------------------------------------------------------- evaluate
+
+def test_evaluate_compares_and_rescores(whole, tmp_path):
+    code, out, err = run(evaluate.main, "tiny", whole, "--samples", 8, "--k", "1,4", "--problems", 20, "--out", tmp_path / "e")
+    assert code == 0 and "paired" in out, err
+    report = json.load(open(tmp_path / "e" / "result.json"))
+    assert set(os.listdir(tmp_path / "e")) == {"result.json", "curves.png", "pool-1.jsonl", "pool-2.jsonl"}
+    rows = list(report["results"])
+    difference = report["results"][rows[1]]["pass@4"]["mean"] - report["results"][rows[0]]["pass@4"]["mean"]
+    assert next(iter(report["paired"].values()))["pass@4"]["mean"] == pytest.approx(difference)
+    code, out, err = run(evaluate.main, "--pool", tmp_path / "e" / "pool-1.jsonl", tmp_path / "e" / "pool-2.jsonl", "--k", "1,4",
+                         "--score", "oracle", "--out", tmp_path / "f")
+    assert code == 0, err
+    again = json.load(open(tmp_path / "f" / "result.json"))["results"]
+    for a, b in zip(again.values(), report["results"].values()):
+        assert a["pass@4"] == b["pass@4"] and a["maj@4"] == b["maj@4"]
+        assert a["bon@4"]["mean"] == pytest.approx(a["pass@4"]["mean"])  # the oracle picks a right one if there is one
+
+
+def test_evaluate_without_training_equals_before(whole, tmp_path):
+    """The training script and evaluate.py call the same function: same seed, same figures."""
+    code, out, err = run(evaluate.main, "tiny", "--task", "countdown", "--samples", 8, "--k", "1,4", "--problems", 20, "--out", tmp_path / "e")
+    before = json.load(open(whole / "result.json"))["before"]
+    assert json.load(open(tmp_path / "e" / "result.json"))["results"]["tiny"]["pass@4"] == before["pass@4"]
+
+
+def test_co_scaling_fit(tmp_path):
+    a, b = -1.7, -0.4
+    exact = {"T=1": {f"pass@{n}": {"mean": math.exp(a * n ** b)} for n in (1, 2, 4, 8, 16)}}
+    fit = evaluate.co_scaling(exact)["T=1"]
+    assert fit["a"] == pytest.approx(a) and fit["b"] == pytest.approx(b) and fit["rmse"] < 1e-12
+    code, out, err = run(evaluate.main, "--samples", 8, "--k", "1,2,4,8", "--problems", 20, "--temperature", "0.5,1", "--co-scaling", "--out", tmp_path / "e")
+    assert code == 0 and out.count("co-scaling") == 2 and os.path.exists(tmp_path / "e" / "co_scaling.png"), err
+
+
+@pytest.mark.parametrize("flags", [["--k", "1,99", "--samples", "8"], ["--k", "a"], ["--temperature", "0"], ["--pool", "no-such.jsonl"],
+                                   ["--task", "chess"], ["no/such-model"]], ids=" ".join)
+def test_evaluate_errors(flags):
+    code, _, err = run(evaluate.main, *flags)
+    assert code == 2 and err.count("\n") == 1, err
+
+
+# ---------------------------------------------------------------------------------------------------------------- README
+
+def readme():
+    with open(os.path.join(common.HERE, "README.md")) as file:
+        return file.read()
+
+
+def test_readme_commands_parse():
+    """Every `python <script>.py ...` line of the README is a command that the script's own parser accepts."""
+    import bench
+    import make_tiny
+    parsers = {"ppo_passk.py": lambda a: ppo_passk.check(ppo_passk.parser().parse_args(a)), "evaluate.py": evaluate.parse_args,
+               "bench.py": bench.parse_args, "make_tiny.py": make_tiny.parse_args}
+    commands = re.findall(r"python (\w+\.py)([^\n`|&;#>]*)", readme())
+    assert len(commands) >= 10
+    for script, flags in commands:
+        parsers[script](shlex.split(flags))
+
+
+def test_readme_table_of_equations():
+    """script -> paper -> equation -> `function` (line N): the line is where the function is defined."""
+    rows = re.findall(r"`(\w+\.py):(\d+)` `(\w+)`", readme())
+    assert len(rows) >= 6
+    for script, line, function in rows:
+        with open(os.path.join(common.HERE, script)) as file:
+            text = file.read().split("\n")[int(line) - 1]
+        assert re.match(rf"\s*(def|class) {function}\b", text), (script, line, function, text)
+
+
+def test_a_run_prints_its_own_lines_only(tmp_path):
+    """No load bars, notices or warnings of other libraries, in a process of its own."""
+    done = subprocess.run(command("ppo_passk.py", *SMALL, "--steps", 1, "--bits", 4, "--out", tmp_path / "r"), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    allowed = re.compile(r"\S*r: tiny|cpu \(|  e\.g\. |step 1/1|\s+pass@1|before|after|\d+ s; everything")
+    assert all(allowed.match(line) for line in done.stdout.strip().split("\n")), done.stdout

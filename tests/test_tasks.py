@@ -1,0 +1,142 @@
+"""The embedded tasks: splits, gold solutions, forged completions, vote keys."""
+import itertools
+import random
+import re
+
+import pytest
+
+import tasks
+
+
+@pytest.fixture(scope="module", params=list(tasks.EMBEDDED))
+def task(request):
+    return tasks.load_task(request.param)
+
+
+@pytest.fixture(scope="module")
+def countdown():
+    return tasks.load_task("countdown")
+
+
+@pytest.fixture(scope="module")
+def routes():
+    return tasks.load_task("routes")
+
+
+def key(prompt, answer):
+    """What makes two problems the same, read off the prompt: the numbers (sums) in any order, and the target."""
+    if prompt.startswith("c"):
+        numbers, target = re.fullmatch(r"c([\d,]+):(\d+)>", prompt).groups()
+        return tuple(sorted(map(int, numbers.split(",")))), int(target)
+    return tuple(sorted(re.findall(r"\d\+\d", prompt))), int(answer)
+
+
+def test_splits_are_disjoint_up_to_order(task):
+    splits = [[key(p.prompt, p.answer) for p in split] for split in (task.train, task.valid, task.test)]
+    assert [len(split) for split in splits] == [4000, 400, 400]
+    assert len(set(itertools.chain(*splits))) == 4800
+    ids = [p.id for p in task.train + task.valid + task.test]
+    assert len(set(ids)) == 4800
+
+
+def test_same_problems_in_every_process(task):
+    assert task.valid[:50] == type(task)(sizes=(0, 50, 0)).valid
+
+
+def test_stream_keeps_out_of_valid_and_test(task):
+    # A routes prompt does not show its answer, so a line of the stream is compared by its sums.
+    held_out = {key(p.prompt, p.answer)[0 if task.name == "routes" else slice(None)] for p in task.valid + task.test}
+    stream = task.stream(random.Random(1))
+    for prompt, completion in itertools.islice(stream, 20_000):
+        assert key(prompt, 0)[0 if task.name == "routes" else slice(None)] not in held_out
+        assert task.extract(completion) is not None
+
+
+def test_gold_solutions_verify(task):
+    assert all(p.solution is not None for p in task.train) or task.name == "routes"
+    for p in task.train + task.valid + task.test:
+        if p.solution is not None:
+            assert task.verify(p, p.solution) == 1.0 and len(p.solution) <= task.max_new_tokens
+
+
+@pytest.mark.parametrize("completion", [
+    "", "7*3", "7*3+2+2", "7*3+3", "7+3*2", "3*7+2 ", " 7*3+2", "7*3+2\n", "7*3+2=23", "7**3+2", "7*3++2", "7*3+-2+4",
+    "+7*3+2", "-2+7*3", "(7*3)+2", "7*3+2>", "73+2", "7*3+\u0662", "7*3+\uff12", "7*3+\u00b2", "7*3+2#", "0+7*3+2",
+    "7*3+2.0", "7*3+2\x00", "23", "7*3+2" * 100_000, "1" * 100_000, "7*" * 100_000])
+def test_countdown_scores_forged_completions_zero(countdown, completion):
+    problem = tasks.Problem("x", "c7,3,2:23>", "2,3,7:23")
+    assert countdown.verify(problem, "7*3+2") == countdown.verify(problem, "2+3*7") == 1.0
+    assert countdown.verify(problem, completion) == 0.0
+
+
+@pytest.mark.parametrize("completion", [
+    "", "A3+8", "A3+8=", "A3+8=12", "H3+8=11", "3+8=11", "A3+8=11 ", "A3+8=11\n", "A3+8=011", "A3+8=\u0661\u0661",
+    "A3+8=11=11", "11", "A3+8=1" + "1" * 100_000])
+def test_routes_scores_forged_completions_zero(routes, completion):
+    problem = tasks.Problem("x", "rA3+8B...>", "11")
+    assert routes.verify(problem, "A3+8=11") == 1.0
+    assert routes.verify(problem, completion) == 0.0
+
+
+def orbit(expression):
+    """All ways to write an expression that differ in the order of its terms and factors, by brute force."""
+    terms = [(term[0] == "-", term.strip("+-").split("*")) for term in re.findall(r"[-+]?[^-+]+", expression)]
+    for order in itertools.permutations(terms):
+        for factors in itertools.product(*(itertools.permutations(f) for _, f in order)):
+            if not order[0][0]:  # the first term has no sign to write a minus with
+                yield "".join("+-"[minus] + "*".join(f) for (minus, _), f in zip(order, factors))[1:]
+
+
+@pytest.mark.parametrize("digits", ["237", "223", "2233"])
+def test_countdown_vote_key_is_the_expression_up_to_order(countdown, digits):
+    expressions = {"".join(itertools.chain(*zip(order, (*operators, ""))))
+                   for order in set(itertools.permutations(digits))
+                   for operators in itertools.product("+-*", repeat=len(digits) - 1)}
+    for expression in expressions:
+        same = {other for other in expressions if countdown.extract(other) == countdown.extract(expression)}
+        assert same == set(orbit(expression))
+
+
+def test_vote_key_of_no_answer_is_none(task):
+    assert [task.extract(text) for text in ("", "hello", "c1,2,3:6>")] == [None, None, None]
+
+
+def test_routes_are_sound_as_often_as_the_table_says(routes):
+    rng, n, sound = random.Random(2), 20_000, dict.fromkeys(routes.sound, 0)
+    for _ in range(n):
+        _, prompt, answer, solution, _ = routes.generate(rng)
+        sums = {label: int(a) + int(b) for label, a, b in re.findall(r"([A-G])(\d)\+(\d)", prompt)}
+        assert set(sums) == set(routes.sound)
+        unsound = [value for value in sums.values() if value != int(answer)]
+        assert len(set(unsound)) == len(unsound)  # they never agree with each other
+        assert (solution is None) == (len(unsound) == len(sums))
+        for label, value in sums.items():
+            sound[label] += value == int(answer)
+    for label, share in routes.sound.items():
+        assert abs(sound[label] / n - share) < 4 * (share * (1 - share) / n) ** 0.5
+
+
+def test_routes_corpus_follows_its_table(routes):
+    n, stream = 20_000, routes.stream(random.Random(3))
+    labels = [completion[0] for _, completion in itertools.islice(stream, n)]
+    for label, share in routes.corpus.items():
+        assert abs(labels.count(label) / n - share) < 4 * (share * (1 - share) / n) ** 0.5
+
+
+def test_rewards_judges_identical_pairs_once(countdown, monkeypatch):
+    judged, verify = [], countdown.verify
+    monkeypatch.setattr(countdown, "verify", lambda p, c: judged.append((p.id, c)) or verify(p, c))
+    first, second = countdown.train[:2]
+    problems = [first, first, second, first, second]
+    completions = [first.solution, "1", first.solution, first.solution, second.solution]
+    assert countdown.rewards(problems, completions) == [1.0, 0.0, 0.0, 1.0, 1.0]
+    assert len(judged) == len(set(judged)) == 4
+    with pytest.raises(ValueError):
+        countdown.rewards(problems, completions[:-1])
+
+
+def test_need(countdown):
+    assert countdown.need("test") == countdown.test
+    empty = tasks.Countdown(sizes=(0, 0, 0))
+    with pytest.raises(tasks.UserError, match="countdown has no train problems"):
+        empty.need("train")

@@ -1,0 +1,643 @@
+"""Math answers, the verifier pool, the hub data sets from local copies, and problems from a file."""
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+import tasks
+
+HANG = r"\boxed{5^{5^{5^{5^5}}}-4}"  # math-verify never comes back, in spite of its own timeout
+
+
+def problem(answer, id="p"):
+    return tasks.Problem(id, "?", answer)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tasks.Math("test", [], [], [])
+
+
+@pytest.fixture
+def fresh():
+    """A task with a pool of two and a limit of one second, for the tests that break things."""
+    task = tasks.Math("test", [], [], [])
+    task.pool = tasks.VerifierPool(limit=1.0, size=2)
+    return task
+
+
+def pids(pool):
+    return [child.pid for child in pool.children.queue if child is not None]
+
+
+# -------------------------------------------------------------------------------------------------- the final answer
+
+@pytest.mark.parametrize("completion, answer", [
+    (r"so \boxed{5}", "5"),
+    (r"\boxed{4}, no: \boxed{5}.", "5"),
+    (r"\boxed{5} #### 4. The answer is 3", "5"),
+    (r"\fbox{5}", "5"),
+    (r"\boxed {5}", "5"),
+    (r"$\boxed 5$.", "5"),
+    (r"\boxed{\frac{\sqrt{3}}{x^{2}}}", r"\frac{\sqrt{3}}{x^{2}}"),
+    (r"\boxed{\boxed{5}}", "5"),
+    (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+    (r"}} \boxed{5} {{", "5"),
+    (r"{ \boxed{5}", "5"),
+    (r"\boxed{5} and \boxed{6", "5"),  # the last one whose braces balance
+    (r"\boxed{ \boxed{5}", "5"),
+    (r"\boxed{5", None),
+    (r"The answer is \boxed{5", None),
+    (r"\boxed", None),
+    (r"put it in \boxed{}", None),
+    (r"\boxed{4} \boxed{}", None),
+    (r"\boxed{ $ $ }", None),
+    ("2 + 3 = <<2+3=5>>5\n#### 5", "5"),
+    ("#### 1,005\nDone.", "1005"),
+    ("#### 4\n#### 5", "5"),
+    ("The answer is 4. Wait. The answer is 5.", "5"),
+    ("The answer is $x+1$.", "x+1"),
+    ("The final answer is: 2.5. I hope it is correct.", "5/2"),
+    ("**Answer:** 5", "5"),
+    ("**Final Answer**: \n\n5\nbye", "5"),
+    ("the ANSWER IS\n5", "5"),
+    ("#### ", None),
+    ("The answer is ", None),
+    ("5", "5"),
+    (" -1/2 \n", "-1/2"),
+    ("I have 3 apples and 5", None),  # cut off: a number in passing is no answer
+    ("x+1", None),
+    ("", None),
+    ("\\boxed{5\x00}", "5\x00"),
+    ("\\boxed{\u0665}", "\u0665"),  # an Arabic five is left as it is
+    ("\\boxed{\ud800}", "\ud800"),
+    (r"\boxed{" + "1" * 1001 + "}", None),
+    ("#### " + "1" * 1001, None),
+    (r"\boxed{" + " " * 2000 + "5}", "5"),
+])
+def test_extract(task, completion, answer):
+    assert task.extract(completion) == answer
+
+
+@pytest.mark.parametrize("unit", [
+    r"\boxed{", r"\boxed", r"\boxed ", "{", "}", "\\", "\\{", " ", r"\fbox{}", "####", "answer", "answer is", "answer:",
+    "answer*", "answer ", "1", "1,000", "1.", ".", "$", "\n", "\u0663", "\x00", r"\frac{", "a "])
+def test_extract_in_linear_time(task, unit):
+    started = time.perf_counter()
+    task.extract(unit * (2_000_000 // len(unit)))
+    assert time.perf_counter() - started < 3
+
+
+SAME = [
+    ["1,000", "1000", "1000.0", "1000.", "+1000", "$1000$", r"\$1,000.00", r"1,\!000", r"1\,000", "1{,}000", "01000",
+     "n=1000", r"\(1000\)", r"\[ 1000 \]", r"1000^\circ", r"1000^{\circ}", r"1000\text{ cm}", r"2000/2"],
+    ["1/2", "0.5", ".5", "0.50", r"\frac12", r"\frac{1}{2}", r"\dfrac{1}{2}", r"\tfrac12", "2/4", r"x=\frac12",
+     r"\frac{-1}{-2}", r"\frac{1,000}{2,000}", r"\displaystyle\frac{1}{2}", "$.5$."],
+    ["-1/2", "-0.5", r"-\frac{1}{2}", r"\frac{-1}{2}", r"\frac{1}{-2}", "\u22120.5"],
+    ["0", "-0", "0.0", "0/7"],
+    [r"\pi r^2", r"\pi r^{2}", r" \pi  r^2 ", r"\pi \, r^2"],
+    ["(1,2)", "(1, 2)", r"\left(1,2\right)", r"\left( 1,\ 2 \right)", r"(1,\;2)"],
+    [r"\frac{\sqrt3}{3}", r"\frac{\sqrt{3}}{3}", r"\dfrac{\sqrt3}3"],
+    ["East", r"\text{East}", r"\text{ East }", r"\textbf{East}", r"\mathrm{East}"],
+    ["50%", r"50\%", r"50 \%"],
+]
+
+
+def test_equal_answers_share_a_key_and_different_ones_do_not(task):
+    keys = [{task.extract(rf"\boxed{{{answer}}}") for answer in group} for group in SAME]
+    assert all(len(group) == 1 and None not in group for group in keys), keys
+    assert len(set.union(*keys)) == len(SAME)
+
+
+@pytest.mark.parametrize("a, b", [
+    ("1,000", "1,00"), ("1/2", "1/20"), ("12", "1,2"), (r"2\frac{1}{2}", r"\frac{21}{2}"), ("2^10", "210"),
+    ("2^10", r"2^{1}0"), ("x+1", "x1"), ("-5", "5"), ("1/0", "0"), ("1/0", "1"), ("(1,2)", "[1,2]"), ("50%", "50"),
+    ("50%", "0.5"), ("x", "X"), ("1.5", "15"), (r"\sqrt{23}", r"\sqrt{2}3"), ("x_1", "x1"), ("3\u00b2", "32"),
+    ("\u0663", "3"), (r"\pi r", r"\pir"), ("1" * 61, "1" * 60), ("1e3", "1000"), ("east", "seat"), ("5", "5!"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1 2\end{pmatrix}"), ("1\\\\(2)", "12")])
+def test_different_answers_have_different_keys(task, a, b):
+    assert task.extract(rf"\boxed{{{a}}}") != task.extract(rf"\boxed{{{b}}}")
+
+
+def test_number_keys_are_exact(task):
+    digits = "0." + "3" * 50
+    assert task.extract(digits) == str(Fraction(digits))
+    assert task.extract(rf"\boxed{{{'9' * 1000}}}") == "9" * 1000  # not converted: no slow or refused conversion
+
+
+# ---------------------------------------------------------------------------------------------- verify and the pool
+
+def test_equal_keys_need_no_pool(fresh):
+    for group in SAME:
+        assert fresh.rewards([problem(group[0])] * len(group), [rf"\boxed{{{a}}}" for a in group]) == [1.0] * len(group)
+    assert pids(fresh.pool) == []  # no child was started
+
+
+@pytest.mark.parametrize("gold, answer, reward", [
+    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt2}", 1), ("x^2+2x+1", "(x+1)^2", 1), (r"\{1,2\}", r"\{2,1\}", 1),
+    ("50%", "0.5", 1), ("50", r"50\%", 1), ("1/3", "0.333333", 1), ("2", "1+1", 1), ("y=x+1", "y=1+x", 1),
+    ("1/3", "0.33", 0), ("(1,2)", "(2,1)", 0), ("5", "6", 0), ("[0,1]", "(0,1)", 0), ("east", "seat", 0),
+    ("5", "6\x005", 0), ("5", "\ud800", 0), ("5", "))((", 0), ("5", r"\frac", 0), ("5", r"\text{", 0), ("5", "5$ or $6", 0),
+])
+def test_verify(task, gold, answer, reward):
+    assert task.verify(problem(gold), rf"the result is \boxed{{{answer}}}") == reward
+    assert not task.counts
+
+
+def test_a_timeout_scores_zero_is_counted_and_does_not_block_the_others(fresh):
+    fresh.pool.judge([("1", "2")] * 4)  # both children are up
+    hang = [problem("5"), problem("6"), problem("7")]
+    good = [problem(r"\sqrt{2}", str(i)) for i in range(60)]
+    completions = [HANG] * 3 + [rf"\boxed{{{i}\sqrt{{2}}-{i - 1}\sqrt{{2}}}}" for i in range(60)]
+    started = time.perf_counter()
+    rewards = fresh.rewards(hang + good, completions)
+    assert rewards == [0.0] * 3 + [1.0] * 60
+    assert fresh.counts == {"verifier_timeouts": 3}
+    assert time.perf_counter() - started < 20  # 3 seconds on two idle children
+
+
+def test_each_pair_is_judged_once_and_the_memo_is_bounded(fresh, monkeypatch):
+    asked, judge = [], fresh.pool.judge
+    monkeypatch.setattr(fresh.pool, "judge", lambda pairs: asked.append(pairs) or judge(pairs))
+    problems = [problem("2", str(i)) for i in range(6)]
+    completions = [r"\boxed{1+1}", r"\boxed{1 + 1}", r"\boxed{1+2}", "nothing", r"\boxed{2}", r"\boxed{1+1}"]
+    for _ in range(2):
+        assert fresh.rewards(problems, completions) == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
+    assert asked == [[("2", "1+1"), ("2", "1+2")], []]
+    fresh.memo.update((("2", str(i)), 0.0) for i in range(100_001))
+    assert fresh.rewards(problems, completions) == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
+    assert len(fresh.memo) < 10
+    with pytest.raises(ValueError):
+        fresh.rewards(problems, completions[:-1])
+
+
+def test_throughput(task):
+    pairs = [(rf"{i}\sqrt{{{i + 1}}}", answer) for i in range(2, 52)
+             for answer in (f"{i}", rf"\frac{{{i}\pi}}{{7}}", f"x^2+{i}x-3", f"({i},{i + 1})")]
+    task.pool.judge([("1", "2")] * 4)
+    started = time.perf_counter()
+    verdicts = task.pool.judge(pairs)
+    assert set(verdicts) == {False}
+    assert len(pairs) / (time.perf_counter() - started) > 2000 / 60
+
+
+def test_a_child_killed_between_batches_is_replaced(fresh):
+    assert fresh.pool.judge([("2", "1+1")] * 4) == [True] * 4
+    before = pids(fresh.pool)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    assert fresh.rewards([problem("2")] * 4, [rf"\boxed{{{i}+1}}" for i in range(4)]) == [0.0, 1.0, 0.0, 0.0]
+    assert not fresh.counts and not set(before) & set(pids(fresh.pool))
+
+
+def test_a_child_killed_during_a_batch_costs_nothing(fresh):
+    fresh.pool.judge([("1", "2")] * 4)
+    victim = pids(fresh.pool)[0]
+    threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
+    n = 150
+    completions = [rf"\boxed{{{i + 1}\sqrt{{{i + 2}}}}}" for i in range(n)]
+    golds = [problem(rf"\sqrt{{{(i + 1) ** 2 * (i + 2)}}}") for i in range(n)]
+    started = time.perf_counter()
+    assert fresh.rewards(golds, completions) == [1.0] * n
+    assert time.perf_counter() - started > 0.3  # the child was at work when it was killed
+    assert not fresh.counts and victim not in pids(fresh.pool)
+
+
+def test_stopped_child_is_a_timeout(fresh):
+    fresh.pool = tasks.VerifierPool(limit=0.5, size=1)
+    fresh.pool.judge([("1", "2")])
+    os.kill(pids(fresh.pool)[0], signal.SIGSTOP)
+    assert fresh.verify(problem("2"), r"\boxed{1+1}") == 0.0 and fresh.counts == {"verifier_timeouts": 1}
+    assert fresh.verify(problem("2"), r"\boxed{1+1+0}") == 1.0
+
+
+def test_works_off_the_main_thread_and_from_many_threads(task):
+    results = {}
+
+    def work(i):
+        results[i] = task.rewards([problem("2"), problem("3")], [rf"\boxed{{{i}+2-{i}}}"] * 2)
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert results == {i: [1.0, 0.0] for i in range(5)}
+    assert not task.counts and len(pids(task.pool)) <= task.pool.size
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A stand-in for math-verify inside the children, which fails in ways the real one hardly can be made to."""
+    (tmp_path / "math_verify.py").write_text(f'''
+import os, sys
+def parse(text, parsing_timeout): return text.strip("$")
+def verify(gold, answer, timeout_seconds):
+    with open({str(tmp_path / "asked")!r}, "a") as file: file.write(answer + "\\n")
+    if answer == "noise": print("true"); os.write(1, b"true\\n"); sys.stderr.write("x" * 1000000); sys.stdout.flush()
+    if answer == "crash": os.abort()
+    if answer == "exit": sys.exit()
+    if answer == "raise": raise KeyError
+    if answer == "once" and open({str(tmp_path / "asked")!r}).read().count("once") < 2: os._exit(1)
+    if answer == "memory": bytearray(3 << 30)
+    if answer == "length": return gold == "g" * 900
+    if answer == "stdin": return gold == os.environ["PYTHONHASHSEED"]
+    return gold == answer
+''')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path / "asked"
+
+
+def test_children_that_die_and_children_that_print(fake):
+    pool = tasks.VerifierPool(limit=5.0, size=1)
+    ask = ["noise", "same", "crash", "exit", "raise", "memory", "once", "length", "stdin", "same"]
+    gold = {"length": "g" * 900, "stdin": "0", "noise": "other", "crash": "x"}
+    expected = [False, True, "errors", "errors", "errors", "errors", True, True, True, True]
+    assert pool.judge([(gold.get(word, word), word) for word in ask]) == expected
+    times = {word: fake.read_text().split().count(word) for word in ask}
+    assert times == {"noise": 1, "same": 2, "crash": 2, "exit": 2, "raise": 2, "memory": 2, "once": 2, "length": 1, "stdin": 1}
+
+
+def test_errors_score_zero_and_are_counted(fake, fresh):
+    assert fresh.rewards([problem("2")] * 2, [r"\boxed{crash}"[:-1] + "0}", r"\boxed{\text{crash}}"]) == [0.0, 0.0]
+    assert not fresh.counts  # neither of the two is the word that crashes the child
+    fresh.pool.judge = lambda pairs: ["errors" for _ in pairs]
+    assert fresh.rewards([problem("2")] * 3, [rf"\boxed{{{i}+5}}" for i in range(3)]) == [0.0] * 3
+    assert fresh.counts == {"verifier_errors": 3}
+
+
+def test_a_pool_that_cannot_start_children_reports_errors(monkeypatch):
+    pool = tasks.VerifierPool(size=2)
+    monkeypatch.setattr(tasks.subprocess, "Popen", lambda *a, **k: (_ for _ in ()).throw(OSError("no more processes")))
+    assert pool.judge([("1", "2")] * 5) == ["errors"] * 5
+    monkeypatch.undo()
+    assert pool.judge([("1", "1+0")]) == [True]
+    monkeypatch.setattr(tasks.sys, "executable", "/bin/false")
+    assert tasks.VerifierPool(size=1).judge([("1", "2")]) == ["errors"]
+
+
+def test_overlong_answers_never_reach_the_pool(fresh):
+    fresh.pool.judge = lambda pairs: pytest.fail("sent") if pairs else []
+    assert fresh.verify(problem("2"), rf"\boxed{{{'1+' * 600}1}}") == 0.0
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"  # a zombie nobody reaps is dead
+    except FileNotFoundError:
+        return False
+
+
+def children_of(pid):
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return found
+
+
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.parametrize("how", ["killed", "exits"])
+def test_no_child_outlives_its_parent(how):
+    code = (f"import sys, threading, time; sys.path.insert(0, {os.path.dirname(tasks.__file__)!r}); import tasks\n"
+            "task = tasks.Math('t', [], [], []); task.pool = tasks.VerifierPool(1 if sys.argv[1] == 'exits' else 3, 2)\n"
+            "task.pool.judge([('1', '2')] * 4)\n"
+            f"threading.Thread(target=task.verify, args=(tasks.Problem('', '', '5'), {HANG!r})).start()\n"
+            "time.sleep(0.5); print('up', flush=True); time.sleep(60 * (sys.argv[1] == 'killed'))\n")
+    parent = subprocess.Popen([sys.executable, "-c", code, how], stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout.readline() == "up\n"
+        children = children_of(parent.pid)
+        assert children
+        if how == "killed":
+            assert len(children) == 2
+            parent.kill()
+        parent.wait(20)
+        # The idle child sees the end of its input at once; the one that hangs is ended by its own alarm.
+        assert wait_until(lambda: sum(map(alive, children)) <= 1, 2)
+        assert wait_until(lambda: not any(map(alive, children)), 8)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_a_dropped_pool_takes_its_children_along():
+    pool = tasks.VerifierPool(size=2)
+    pool.judge([("1", "2")] * 4)
+    children = pids(pool)
+    assert children and all(map(alive, children))
+    del pool
+    assert wait_until(lambda: not any(map(alive, children)), 2)
+
+
+def test_import_is_light():
+    code = ("import sys, time; started = time.perf_counter(); import tasks; print(time.perf_counter() - started, "
+            "[m for m in ('torch', 'transformers', 'datasets', 'math_verify', 'sympy') if m in sys.modules])")
+    run = lambda: subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(tasks.__file__),
+                                 capture_output=True, text=True, check=True).stdout.split(" ", 1)
+    results = [run() for _ in range(3)]
+    assert {modules for _, modules in results} == {"[]\n"}
+    assert min(float(seconds) for seconds, _ in results) < 0.1
+
+
+def test_missing_math_verify_is_a_user_error(monkeypatch):
+    monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(tasks.UserError, match="pip install math-verify"):
+        tasks.Math("test", [], [], [])
+
+
+# ----------------------------------------------------------------------------------------- hub data sets, local copies
+
+def readme(configs):
+    lines = ["---", "configs:"]
+    for config in configs:
+        lines += [f"- config_name: {config}", "  data_files:"]
+        lines += [line for split in ("train", "test") for line in (f"  - split: {split}", f"    path: {config}/{split}-*")]
+    return "\n".join(lines + ["---"])
+
+
+def write_parquet(path, rows):
+    import pyarrow
+    import pyarrow.parquet
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    import datasets
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    return datasets.config
+
+
+def gsm8k_row(i):
+    return {"question": f"How much is {i} and {i}?", "answer": f"It is {i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}.\n#### {2 * i:,}"}
+
+
+@pytest.fixture
+def gsm8k(tmp_path, cache):
+    folder = tmp_path / "gsm8k"
+    train = [gsm8k_row(i) for i in range(40)] + [gsm8k_row(7), gsm8k_row(1000), {"question": "?", "answer": "no mark"}]
+    write_parquet(folder / "main/train-00000-of-00001.parquet", train)
+    write_parquet(folder / "main/test-00000-of-00001.parquet", [gsm8k_row(i) for i in range(1000, 1005)])
+    (folder / "README.md").write_text(readme(["main"]))
+    return folder
+
+
+def test_gsm8k_from_a_local_copy(gsm8k, capfd):
+    task = tasks.load_task("gsm8k", data=str(gsm8k))
+    assert (task.name, task.chat, task.graded, task.max_new_tokens) == ("gsm8k", True, False, 512)
+    # 43 rows: one twice, one also in test, one without an answer (which carve may put into train or valid)
+    assert len(task.train) + len(task.valid) == 40 and len(task.valid) in (3, 4) and len(task.test) == 5
+    assert sum(task.counts.values()) == 1 and set(task.counts) <= {"train_without_answer", "valid_without_answer"}
+    prompts = [p.prompt for p in task.train + task.valid + task.test]
+    assert len(set(prompts)) == 45 and len({p.id for p in task.train + task.valid + task.test}) == 45
+    first = task.test[0]
+    assert first.answer == "2000" and first.level is None
+    assert first.prompt == "How much is 1000 and 1000?\nReason step by step and put the final answer in \\boxed{}."
+    assert first.solution == "It is 1000+1000=2000.\nThe answer is \\boxed{2000}."
+    for p in task.train + task.valid + task.test:
+        assert task.verify(p, p.solution) == 1.0
+    assert task.valid == tasks.load_task("gsm8k", data=str(gsm8k)).valid
+    with pytest.raises(tasks.UserError, match="no levels"):
+        tasks.load_task("gsm8k", data=str(gsm8k), levels="1-3")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_gsm8k_local_copy_in_jsonl(tmp_path, cache):
+    folder = tmp_path / "copy"
+    (folder / "main").mkdir(parents=True)
+    (folder / "README.md").write_text(readme(["main"]))
+    for split, numbers in (("train", range(20)), ("test", range(20, 25))):
+        (folder / f"main/{split}-0.jsonl").write_text("\n".join(json.dumps(gsm8k_row(i)) for i in numbers))
+    task = tasks.load_task("gsm8k", data=str(folder))
+    assert list(map(len, (task.train, task.valid, task.test))) == [18, 2, 5]
+
+
+def math_row(subject, i, level="Level 3", solution=None):
+    return {"problem": f"{subject}: what is ${i}/7$?", "level": level, "type": subject.title(),
+            "solution": solution or rf"Not \boxed{{1}} but $\boxed{{\frac{{{i}}}{{7}}}}$."}
+
+
+@pytest.fixture
+def math(tmp_path, cache):
+    folder = tmp_path / "math"
+    for subject in tasks.MATH_SUBJECTS:
+        rows = [math_row(subject, i, f"Level {i % 5 + 1}") for i in range(10)]
+        if subject == "algebra":
+            rows += [math_row(subject, 100, "Level ?"), math_row(subject, 101, solution=r"$\boxed 5$"),
+                     math_row(subject, 102, solution="no box")]
+        for split in ("train", "test"):
+            write_parquet(folder / f"hendrycks_math/{subject}/{split}-00000-of-00001.parquet", rows)
+    (folder / "hendrycks_math/README.md").write_text(readme(tasks.MATH_SUBJECTS))
+    (folder / "MATH-500").mkdir()
+    tests = [{"problem": " geometry: what\n is $3/7$?", "solution": r"\boxed{\frac37}", "answer": r"\frac{3}{7}",
+              "subject": "Geometry", "level": 4, "unique_id": "test/geometry/3.json"},
+             {"problem": "new?", "solution": r"\boxed{5}", "answer": "5", "subject": "Algebra", "level": 1,
+              "unique_id": "test/algebra/1.json"}]
+    (folder / "MATH-500/test.jsonl").write_text("\n".join(map(json.dumps, tests)))
+    return folder
+
+
+def test_math_from_a_local_copy(math, capfd):
+    task = tasks.load_task("math", data=str(math))
+    assert (task.name, task.chat, task.max_new_tokens) == ("math", True, 1024)
+    # 73 train rows: one is in MATH-500 but for white space, one has no answer
+    assert len(task.train) + len(task.valid) == 71 and len(task.valid) in (6, 7)
+    assert not any("geometry: what is $3/7$?" in p.prompt for p in task.train + task.valid)
+    assert [(p.id, p.answer, p.level) for p in task.test] == [
+        ("math/test/geometry/3.json", r"\frac{3}{7}", "4"), ("math/test/algebra/1.json", "5", "1")]
+    by_id = {p.id: p for p in task.train + task.valid}
+    assert len(by_id) == 71
+    assert by_id["math/train/algebra/4"].answer == r"\frac{4}{7}" and by_id["math/train/algebra/4"].level == "5"
+    assert by_id["math/train/algebra/10"].level == "?" and by_id["math/train/algebra/11"].answer == "5"
+    assert all(p.prompt.endswith("put the final answer in \\boxed{}.") for p in by_id.values())
+    for p in [*by_id.values(), *task.test]:
+        assert task.verify(p, p.solution) == 1.0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_math_levels(math):
+    whole = tasks.load_task("math", data=str(math))
+    for levels, kept in (("1-3", "123"), ("1,2,5", "125"), ("2-3, 5", "235"), ("4", "4")):
+        task = tasks.load_task("math", data=str(math), levels=levels)
+        for split in ("train", "valid", "test"):  # the same split, whatever the levels
+            assert getattr(task, split) == [p for p in getattr(whole, split) if p.level in kept]
+    with pytest.raises(tasks.UserError, match="no test problems"):
+        tasks.load_task("math", data=str(math), levels="5").need("test")
+    for levels in ("7", "3-1", "", "x", "1-", "-1", "0-0", "1.5"):
+        with pytest.raises(tasks.UserError, match="selects nothing: task math has 1, 2, 3, 4, 5, ?"):
+            tasks.load_task("math", data=str(math), levels=levels)
+
+
+def one_sentence(message):
+    return "\n" not in message and len(message) < 600
+
+
+def test_broken_local_copies(tmp_path, gsm8k, math):
+    file = tmp_path / "file"
+    file.write_text("x")
+    (tmp_path / "empty").mkdir()
+    for name, data, match in (
+            ("gsm8k", tmp_path / "nowhere", "not a directory"), ("gsm8k", file, "not a directory"),
+            ("math", file, "not a directory"), ("math", gsm8k, "hendrycks_math is not a directory"),
+            ("gsm8k", tmp_path / "empty", "cannot load the train split"), ("gsm8k", math / "MATH-500", "'main' not found")):
+        with pytest.raises(tasks.UserError, match=match) as error:
+            tasks.load_task(name, data=str(data))
+        assert one_sentence(str(error.value))
+    (gsm8k / "main/test-00000-of-00001.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(tasks.UserError, match="cannot load the (train|test) split of .*--data DIR") as error:
+        tasks.load_task("gsm8k", data=str(gsm8k))
+    assert one_sentence(str(error.value))
+    for row in ({"question": "q", "answer": None}, {"question": "q", "text": "a"}):
+        for split in ("train", "test"):
+            write_parquet(gsm8k / f"main/{split}-00000-of-00001.parquet", [row] * 2)
+        with pytest.raises(tasks.UserError, match="the train split of .* lacks values in its columns question, answer"):
+            tasks.load_task("gsm8k", data=str(gsm8k))
+
+
+@pytest.mark.parametrize("name, repository", [("gsm8k", "openai/gsm8k"), ("math", "EleutherAI/hendrycks_math")])
+def test_no_network_is_one_quick_sentence(cache, monkeypatch, name, repository, capfd):
+    import huggingface_hub
+    monkeypatch.setattr(cache, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # refused at once
+    monkeypatch.setattr(cache, "HF_ENDPOINT", "http://127.0.0.1:9")
+    started = time.perf_counter()
+    with pytest.raises(tasks.UserError, match=f"cannot load the train split of {repository} .*local copy with --data DIR") as error:
+        tasks.load_task(name)
+    assert one_sentence(str(error.value))
+    assert time.perf_counter() - started < 5
+    assert capfd.readouterr() == ("", "")
+
+
+# -------------------------------------------------------------------------------------------- problems from a file
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*lines):
+        path = tmp_path / "own.jsonl"
+        path.write_bytes(b"\n".join(line if isinstance(line, bytes) else
+                                    (line if isinstance(line, str) else json.dumps(line)).encode() for line in lines))
+        return str(path)
+    return write
+
+
+def test_jsonl_with_splits(write):
+    path = write(b"\xef\xbb\xbf" + b'{"prompt": "a", "answer": 1000, "split": "train", "id": [1]}', "", "  \t",
+                 {"prompt": "b\u2028", "answer": "1/2", "solution": r"\boxed{0.5}", "level": 2, "split": "validation"},
+                 {"prompt": "c", "answer": 2.5, "split": "test"}, {"prompt": "d", "answer": "x", "split": "val", "level": "hard"},
+                 {"prompt": "a", "answer": 1000, "split": "train", "solution": None}, "")
+    for name in (None, "jsonl"):
+        task = tasks.load_task(name, data=path)
+        assert (task.name, task.chat, task.max_new_tokens) == ("jsonl", True, 512)
+        assert task.train == [tasks.Problem("own.jsonl:1", "a", "1000"), tasks.Problem("own.jsonl:7", "a", "1000")]
+        assert task.valid == [tasks.Problem("own.jsonl:4", "b\u2028", "1/2", r"\boxed{0.5}", "2"),
+                              tasks.Problem("own.jsonl:6", "d", "x", None, "hard")]
+        assert [p.answer for p in task.test] == ["2.5"]
+    assert task.rewards([task.train[0], task.valid[0], task.test[0]], ["1,000", r"\boxed{.5}", "#### 5/2"]) == [1.0] * 3
+    assert [p.prompt for p in tasks.load_task(None, data=path, levels="hard").valid] == ["d"]
+    with pytest.raises(tasks.UserError, match="no train problems"):
+        tasks.load_task(None, data=path, levels="2").need("train")
+
+
+@pytest.mark.parametrize("n, sizes", [(1, (1, 0, 0)), (2, (2, 0, 0)), (3, (1, 1, 1)), (9, (7, 1, 1)), (100, (80, 10, 10))])
+def test_jsonl_without_splits(write, n, sizes):
+    rows = [{"prompt": f"{i}?", "answer": i} for i in range(n)]
+    task = tasks.load_task(data=write(*rows))
+    assert tuple(map(len, (task.train, task.valid, task.test))) == sizes
+    assert sorted(p.answer for p in task.train + task.valid + task.test) == sorted(str(i) for i in range(n))
+    again = tasks.load_task(data=write(*rows))
+    assert (task.train, task.valid, task.test) == (again.train, again.valid, again.test)
+    if n == 100:
+        assert [p.answer for p in task.test] != [str(i) for i in range(10)]  # shuffled
+        for split in ("train", "valid", "test"):
+            assert task.need(split) == getattr(task, split)
+
+
+def test_jsonl_without_splits_keeps_equal_prompts_together(write):
+    task = tasks.load_task(data=write(*({"prompt": f"{i % 10} ?" + " " * (i % 3), "answer": i} for i in range(60))))
+    prompts = [{p.prompt.strip() for p in split} for split in (task.train, task.valid, task.test)]
+    assert [len(split) for split in prompts] == [8, 1, 1]
+    assert not any(a & b for a, b in itertools.combinations(prompts, 2))
+
+
+OK = {"prompt": "a", "answer": "1"}
+
+
+@pytest.mark.parametrize("line, match", [
+    ("{", "not valid JSON"), ("{'prompt': 'a'}", "not valid JSON"), ('{"prompt": "a", "answer": "\\ud800"}', "not valid JSON"),
+    ("[" * 100_000, "not valid JSON"), ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "not valid JSON"),
+    ("[1]", "not a JSON object"), ("3", "not a JSON object"), ("null", "not a JSON object"),
+    ({"answer": "1"}, '"prompt" is missing'), ({"prompt": "a"}, '"answer" is missing'),
+    ({"prompt": "a", "answer": None}, '"answer" is missing'), ({"prompt": 1, "answer": "1"}, '"prompt" must be text'),
+    ({"prompt": "a", "answer": True}, '"answer" must be text or a number'),
+    ({"prompt": "a", "answer": ["1"]}, '"answer" must be text or a number'),
+    (OK | {"solution": 5}, '"solution" must be text'), (OK | {"level": [1]}, '"level" must be text or a number'),
+    (OK | {"split": 1}, '"split" must be text'), (OK | {"split": "dev"}, "\"split\" must be .*'dev'"),
+    (OK | {"split": ""}, '"split" must be'), ({"prompt": " ", "answer": "1"}, "must not be empty"),
+    ({"prompt": "a", "answer": " $ "}, "must not be empty"), ({"prompt": "a", "answer": "1" * 1001}, "longer than 1000"),
+    (b'{"prompt": "\xff", "answer": "1"}', "not UTF-8"),
+    ('{"prompt": "a", "answer": NaN}', "finite"), ('{"prompt": "a", "answer": 1e999}', "finite"),
+])
+def test_jsonl_names_the_broken_line(write, line, match):
+    with pytest.raises(tasks.UserError, match=rf"own\.jsonl, line 3: .*{match}") as error:
+        tasks.load_task(None, data=write(OK, "", line, OK))
+    assert one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize("rows, match", [
+    ([OK | {"split": "train"}, {"prompt": "b", "answer": "1"}], 'line 2: "split" is missing'),
+    ([{"prompt": "b", "answer": "1"}, OK | {"split": "train"}], 'line 1: "split" is missing'),
+    ([OK | {"split": "train"}, {"prompt": " a\n", "answer": "2", "split": "test"}], "line 2: this prompt is in another split"),
+])
+def test_jsonl_split_errors(write, rows, match):
+    with pytest.raises(tasks.UserError, match=match):
+        tasks.load_task(None, data=write(*rows))
+
+
+def test_unreadable_files(tmp_path, write):
+    for data, match in ((tmp_path / "none.jsonl", "No such file"), (tmp_path, "Is a directory"), ("", "No such file"),
+                        ("a\x00b", "cannot read"), (write(), "holds no problems"), (write("", " "), "holds no problems")):
+        if data == write():
+            write()  # one path, written anew
+        with pytest.raises(tasks.UserError, match=match) as error:
+            tasks.load_task(None, data=str(data))
+        assert one_sentence(str(error.value))
+
+
+# --------------------------------------------------------------------------------------------------------- load_task
+
+@pytest.mark.parametrize("arguments, match", [
+    ({}, "no task: choose from countdown, routes, gsm8k, math"), ({"name": "jsonl"}, "no task"),
+    ({"name": "aime"}, "unknown task 'aime'"), ({"name": "aime", "data": "x.jsonl"}, "unknown task"), ({"name": ""}, "unknown task"),
+    ({"name": "countdown", "data": "x"}, "countdown generates its problems"), ({"name": "routes", "levels": "1"}, "no levels"),
+])
+def test_load_task_errors(arguments, match):
+    with pytest.raises(tasks.UserError, match=match):
+        tasks.load_task(**arguments)
+
+
+def test_levels_on_a_file_without_levels(write):
+    with pytest.raises(tasks.UserError, match="no levels"):
+        tasks.load_task(data=write(OK), levels="1")
