@@ -54,7 +54,8 @@ def make_tokenizer(characters=CHARACTERS):
 def main(argv=None):
     args = parse_args(argv)
     common.set_threads(1)
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
+    transformers.utils.logging.disable_progress_bar()
     names = args.tasks.split(",")
     for name in names:
         if name not in tasks.EMBEDDED:
@@ -64,7 +65,7 @@ def main(argv=None):
     tokenizer = make_tokenizer()
     eos = tokenizer.eos_token_id
     torch.manual_seed(args.seed)
-    model = LlamaForCausalLM(LlamaConfig(
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=args.width, intermediate_size=3 * args.width,
         num_hidden_layers=args.layers, num_attention_heads=args.width // 16, num_key_value_heads=args.width // 16,
         max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, eos_token_id=eos, pad_token_id=eos))

@@ -234,6 +234,7 @@ def main(argv=None):
     run.begin(policy, optimizer)
     print(f"{run.folder}: {args.model}, {task.name}, objective {args.objective}, k {args.k}, n {args.samples}\n{policy.note}", flush=True)
     max_new_tokens = args.max_new_tokens or task.max_new_tokens
+    kind = "max" if task.graded else "pass"
     ks = sorted({1, args.k, 32} & set(range(1, args.eval_samples + 1)) | {min(args.k, args.eval_samples or 1)})
 
     def judge(name, problems):
@@ -299,7 +300,7 @@ def main(argv=None):
         run.step = step
         seconds, counted = time.time() - started, int(drawn.lengths.sum())
         line = {"step": step, "loss": loss, "reward": rewards.mean().item(),
-                **{f"pass@{k}": sum(common.bon_at_k(r, r, k) for r in rewards.tolist()) / len(rewards) for k in {1, args.k}},
+                **{f"{kind}@{k}": sum(common.bon_at_k(r, r, k) for r in rewards.tolist()) / len(rewards) for k in (1, args.k)},
                 "zero": zero, "kl": gap.mean().item(), "grad_norm": norm, "length": counted / rewards.numel(),
                 **task.counts, "tokens_per_s": counted / (sampled - started), "samples_per_s": rewards.numel() / seconds,
                 "memory_gb": common.peak_memory(policy), "seconds": run.seconds()}

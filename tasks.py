@@ -1,6 +1,7 @@
 """Problems and verifiers. `load_task(name, data)` gives a task with
 
     .train .valid .test             lists of Problem, disjoint from each other
+    .need(split)                    one of these lists, or a UserError if it is empty
     .verify(problem, completion)    finite float; in [0, 1] unless the task is `graded`
     .extract(completion)            final answer = the key that votes are counted by, or None
     .rewards(problems, completions) verify for many pairs, identical pairs once; `.counts` holds what went wrong
@@ -504,8 +505,8 @@ def load_math(data=None):
     return Math("math", *carve(train, test), test, max_new_tokens=1024)
 
 
-def parse_problem(line, id):
-    """(Problem, split or None) from one line of JSON.  Raises UserError, without saying where."""
+def parse_problem(line, name):
+    """(Problem called name, split or None) from a line of JSON.  Raises UserError that does not say where."""
     try:
         row = json.loads(line)
         json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair passes for JSON but is no text
@@ -530,7 +531,7 @@ def parse_problem(line, id):
         raise UserError(f'"split" must be train, valid or test, not {split!r}')
     if not texts["prompt"].strip() or clean(texts["answer"]) is None:
         raise UserError(f'"prompt" and "answer" must not be empty, nor the answer longer than {MAX_ANSWER} characters')
-    return Problem(id, **texts), SPLITS.get(split)
+    return Problem(name, **texts), SPLITS.get(split)
 
 
 def load_jsonl(path):

@@ -277,6 +277,21 @@ def test_evaluate_errors(flags):
     assert code == 2 and err.count("\n") == 1, err
 
 
+# ----------------------------------------------------------------------------------------------------------------- bench
+
+@pytest.mark.parametrize("flags", [["--rows", "16", "--precision", "base,lora,4bit"],
+                                   ["--shape", "0.1b", "--rows", "2", "--k", "2", "--prompt-tokens", "4", "--new-tokens", "3", "--precision", "4bit"]],
+                         ids=["tiny", "random shape"])
+def test_bench(flags):
+    import bench
+    code, out, err = run(bench.main, *flags, "--repeat", 1)
+    assert code == 0 and not err, err
+    lines = json.loads(out.strip().split("\n")[-1])["lines"]
+    assert {line["what"] for line in lines} == {"sampler", "update"}
+    assert all(line["ratio"] > 0 and line["tokens_per_s"] > 0 and line["memory_gb"] > 0 for line in lines)
+    assert all(line["zero"] > 0 for line in lines if line.get("objective") == "passk")
+
+
 # ---------------------------------------------------------------------------------------------------------------- README
 
 def readme():

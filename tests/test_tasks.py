@@ -60,13 +60,19 @@ def test_gold_solutions_verify(task):
 
 
 @pytest.mark.parametrize("completion", [
-    "", "7*3", "7*3+2+2", "7*3+3", "7+3*2", "3*7+2 ", " 7*3+2", "7*3+2\n", "7*3+2=23", "7**3+2", "7*3++2", "7*3+-2+4",
+    "", "7*3", "7*3+2+2", "7*3+2+2-2", "7*3+3", "7+7+7+2", "9+9+5", "7*3+2*1", "7+3*2", "3*7+2 ", " 7*3+2", "7*3+2\n",
+    "7*3+2=23", "7**3+2", "7*3++2", "7*3+-2+4",
     "+7*3+2", "-2+7*3", "(7*3)+2", "7*3+2>", "73+2", "7*3+\u0662", "7*3+\uff12", "7*3+\u00b2", "7*3+2#", "0+7*3+2",
     "7*3+2.0", "7*3+2\x00", "23", "7*3+2" * 100_000, "1" * 100_000, "7*" * 100_000])
 def test_countdown_scores_forged_completions_zero(countdown, completion):
     problem = tasks.Problem("x", "c7,3,2:23>", "2,3,7:23")
     assert countdown.verify(problem, "7*3+2") == countdown.verify(problem, "2+3*7") == 1.0
     assert countdown.verify(problem, completion) == 0.0
+
+
+def test_countdown_wants_every_number_used(countdown):
+    problem = tasks.Problem("x", "c7,3,1:21>", "1,3,7:21")
+    assert [countdown.verify(problem, text) for text in ("7*3", "7*3*1", "7*3*1*1")] == [0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("completion", [
