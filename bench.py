@@ -36,12 +36,11 @@ if __name__ == "__main__":
 import random
 import statistics
 
-import torch
-
-import common
+import common  # before torch: it sets the thread policy
 import evaluate
 import ppo_passk
 import tasks
+import torch
 from common import UserError
 
 SHAPES = {  # hidden, feed-forward, layers, heads, key-value heads
@@ -62,6 +61,9 @@ def build(shape, folder, seed):
             max_position_embeddings=8192), dtype=torch.bfloat16 if gpu else torch.float32)
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(common.HERE + "/tiny").save_pretrained(folder)
+    del model
+    if gpu:
+        torch.cuda.empty_cache()
 
 
 def synchronise(policy):
@@ -102,6 +104,11 @@ def reset_peak(policy):
         torch.cuda.reset_peak_memory_stats(policy.device)
 
 
+def peak(policy, line):
+    """Peak memory of a line; on a CPU the process has one peak only, which the JSON line keeps."""
+    return f"   peak {line['memory_gb']:.2f} GB" if policy.device.type == "cuda" else ""
+
+
 def bench_sampler(policy, prompts, args, new_tokens, label):
     """One line: tokens per second of both samplers and the ratio."""
     rows, seeds = len(prompts) * args.k, iter(range(10 ** 9))
@@ -117,7 +124,7 @@ def bench_sampler(policy, prompts, args, new_tokens, label):
     if not args.skip_generate:
         line |= {"generate_tokens_per_s": statistics.median(rates[1]), "ratio": statistics.median(a / b for a, b in zip(*rates))}
         text += f"   generate {line['generate_tokens_per_s']:10,.0f}   ratio {line['ratio']:.2f}"
-    print(text + f"   peak {line['memory_gb']:.2f} GB", flush=True)
+    print(text + peak(policy, line), flush=True)
     return line
 
 
@@ -145,7 +152,7 @@ def bench_update(policy, prompts, rewards_of, args, new_tokens, label):
                 "tokens_per_s": int(drawn.lengths.sum()) / statistics.median(s for s, _ in full), "memory_gb": common.peak_memory(policy)}
         lines.append(line)
         print(f"update   {label:5} {len(every):5} rows  {objective:5} {line['zero']:4.0%} zero weights  dropped {line['dropped_s']:.3f} s"
-              f"   all {line['all_s']:.3f} s   ratio {line['ratio']:.2f}   peak {line['memory_gb']:.2f} GB", flush=True)
+              f"   all {line['all_s']:.3f} s   ratio {line['ratio']:.2f}" + peak(policy, line), flush=True)
     return lines
 
 
@@ -168,9 +175,8 @@ def main(argv=None):
             policy = common.load_policy("tiny" if tiny else folder, 4 if precision == "4bit" else 16 if gpu else 32, seed=args.seed)
             if precision == precisions[0]:
                 print(f"{args.shape}, {policy.note}; medians of {args.repeat}", flush=True)
-            off = policy.model.disable_adapter() if precision == "base" else None
-            if off:
-                off.__enter__()  # stays off: this policy is used for nothing else
+            if precision == "base":
+                policy.model.base_model.disable_adapter_layers()
             new_tokens = args.new_tokens or (task.max_new_tokens if tiny else 256)
 
             def prompts_for(rows):

@@ -45,7 +45,9 @@ def cli(main):
         except UserError as error:
             message = error
         except torch.OutOfMemoryError:
-            message = "out of GPU memory: lower --prompts, --samples or --max-new-tokens, or load the base with --bits 4"
+            message = "out of GPU memory: lower --max-new-tokens, load the base with --bits 4, or take a smaller model"
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
         print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
         raise SystemExit(2)
     return wrapped
@@ -73,7 +75,6 @@ class Policy:
     device: torch.device
     note: str  # device, precision and why
     stop: list[int]  # token ids that end a completion
-    name: str = ""
     start: str | None = None  # peft name of the frozen starting adapter, the KL reference
     reference_kind: str = "start"
     accepts: frozenset = frozenset()  # argument names of the model's forward
@@ -87,13 +88,20 @@ class Policy:
         """The trainable tensors: those of the adapter "default"."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    def start_parameters(self):
+        """The frozen tensors of the starting adapter; none where the start is the base."""
+        return [p for n, p in self.model.named_parameters() if f".{self.start}." in n]
+
     def encode(self, prompt, chat=False):
         """Token ids of one prompt; through the chat template if `chat` and the tokenizer has one."""
         if chat and self.tokenizer.chat_template:
             text = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
                                                       add_generation_prompt=True)
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self.tokenizer(prompt)["input_ids"]
+        ids = self.tokenizer(prompt)["input_ids"]
+        while len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers append it: the text would be over
+            ids.pop()
+        return ids
 
     def decode(self, tokens):
         """Text of a completion (list of ids) without its end-of-sequence token."""
@@ -119,7 +127,8 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
 
     model      hub id, local directory, or "tiny" (the embedded model)
     bits       4 (NF4, double quantisation), 8, 16 or 32; None: 4 on a GPU, 32 on a CPU
-    adapter    directory of a peft adapter, or a run folder, to continue from; None: a new adapter, equal to the base
+    adapter    directory of a peft adapter, or a run folder, to continue from (lora_rank is then the adapter's own);
+               None: a new adapter, equal to the base
     reference  what Policy.reference() is: "start" (the policy as loaded) or "base". Costs no second model.
     Raises UserError: unknown model, no such device, bits that the hardware cannot do, adapter that does not fit.
     """
@@ -142,8 +151,9 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
         why = "as asked"
     if bits not in (4, 8, 16, 32):
         raise UserError(f"--bits {bits}: choose 4, 8, 16 or 32")
-    bf16 = gpu and torch.cuda.is_bf16_supported() or not gpu and bits == 16
-    dtype = torch.bfloat16 if bf16 and bits != 32 else torch.float16 if gpu and bits != 32 else torch.float32
+    # bf16 where the hardware has it. Never float16: without loss scaling its gradients vanish.
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else bits == 16
+    dtype = torch.bfloat16 if bf16 and bits != 32 else torch.float32
     quantisation = None
     if bits == 4:
         quantisation = transformers.BitsAndBytesConfig(
@@ -173,26 +183,30 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     set_threads(sum(p.numel() for p in lm.parameters()) if not gpu else 0)
     lm.requires_grad_(False)
 
-    start = None
+    start, inner = None, os.path.join(adapter or "", "adapter")
+    folder = inner if os.path.isdir(inner) else adapter
     torch.manual_seed(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if adapter is None:
-            wrapped = peft.get_peft_model(lm, peft.LoraConfig(
-                r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
-        else:
-            inner = os.path.join(adapter, "adapter")
-            folder = inner if os.path.isdir(inner) else adapter
-            try:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if adapter is None:
+                wrapped = peft.get_peft_model(lm, peft.LoraConfig(
+                    r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
+            else:
                 wrapped = peft.PeftModel.from_pretrained(lm, folder, is_trainable=True)
+                mine = peft.get_peft_model_state_dict(wrapped, adapter_name="default", save_embedding_layers=False)
+                if mine.keys() != peft.utils.load_peft_weights(folder, device="cpu").keys():
+                    raise ValueError("its layers are not those of this model")
                 if reference == "start":
                     start = "start"
                     wrapped.load_adapter(folder, adapter_name=start, is_trainable=False)
                     wrapped.set_adapter("default")
-            except Exception as error:
-                reason = str(error).strip().split("\n")[0]
-                raise UserError(f"cannot load adapter {adapter!r} onto {model!r} ({reason}): give a run folder or a "
-                                "directory with adapter_config.json made for this model") from error
+    except Exception as error:  # as above
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"cannot put a new LoRA adapter on {model!r} ({reason}): choose a decoder with linear layers"
+                        if adapter is None else
+                        f"cannot load adapter {adapter!r} onto {model!r} ({reason}): give a run folder or a directory with "
+                        "adapter_config.json made for this model") from error
     wrapped.eval()  # no dropout anywhere: what is scored is what was sampled
 
     generation = getattr(lm, "generation_config", None)
@@ -203,7 +217,7 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     hardware = torch.cuda.get_device_name(device) if gpu else f"{torch.get_num_threads()} thread(s)"
     note = (f"{device.type} ({hardware}), {bits}-bit base ({why}), compute {str(dtype).split('.')[-1]}, "
             f"LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters")
-    return Policy(wrapped, tokenizer, device, note, stop, str(model), start, reference,
+    return Policy(wrapped, tokenizer, device, note, stop, start, reference,
                   frozenset(inspect.signature(lm.forward).parameters))
 
 
@@ -221,8 +235,13 @@ class Samples:
         return [[row[:n] for row, n in zip(rows, ns)] for rows, ns in zip(self.tokens.tolist(), self.lengths.tolist())]
 
 
-def left_pad(prompts, k=1, device=None):
-    """Prompts (lists of ids) padded on the left -> ids [B, L], mask [B, L], position of the last token [B, 1]."""
+def free_memory(device):
+    """Bytes that a GPU has free, the unused part of torch's own cache included."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def left_pad(prompts, device=None):
+    """Prompts (lists of ids) padded on the left -> ids [B, L], mask [B, L]."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -236,42 +255,64 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
     prompts  B lists of token ids, of any lengths
     seeds    B integers: the draws of prompt b depend on seeds[b] alone, not on what else is in the batch
     max_rows most rows (prompt x sample) decoded at once; None: 1024 on a CPU, what half the free memory holds on a GPU
-    Returns Samples.  A completion that reaches max_new_tokens has no end-of-sequence token.
+    Returns Samples.  A completion cut at max_new_tokens has no end-of-sequence token; its text is verified as it stands.
+    Raises UserError if prompt and completion do not fit the model's positions.
     """
+    if not all(prompts):
+        raise ValueError("a prompt has no tokens")
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     c, longest = policy.lm.config.get_text_config(), max(map(len, prompts))
-    limit = getattr(c, "max_position_embeddings", None)
-    if limit and longest + max_new_tokens > limit:
-        raise UserError(f"a prompt of {longest} tokens and --max-new-tokens {max_new_tokens} do not fit the model's {limit} "
-                        "positions: lower --max-new-tokens or leave long problems out")
+    if longest + max_new_tokens > positions(policy):
+        raise UserError(f"a prompt of {longest} tokens and --max-new-tokens {max_new_tokens} do not fit the model's "
+                        f"{positions(policy)} positions: lower --max-new-tokens or take a model with more")
     if max_rows is None:
-        max_rows = 1024
+        max_rows = min(1024, 2 ** 26 // c.vocab_size)
         if policy.device.type == "cuda":
             heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
             width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
             # bytes of keys and values in 16 bits, and of one row of logits, probabilities and their float64 sums
             row = 4 * c.num_hidden_layers * heads * width * (longest + max_new_tokens) + 24 * c.vocab_size
-            max_rows = max(k, torch.cuda.mem_get_info()[0] // 2 // row)
+            max_rows = max(1, free_memory(policy.device) // 2 // row)
     tokens = torch.zeros(len(prompts) * k, max_new_tokens, dtype=torch.long, device=policy.device)
     logps = torch.zeros(len(prompts) * k, max_new_tokens, device=policy.device)
     lengths = torch.zeros(len(prompts) * k, dtype=torch.long, device=policy.device)
     order = sorted(range(len(prompts)), key=lambda b: len(prompts[b]))  # little padding within a chunk
-    chunk = max(1, max_rows // k)
+    chunk, share = max(1, max_rows // k), min(k, max_rows)  # prompts at once, samples of each at once
     for first in range(0, len(order), chunk):
         chosen = order[first:first + chunk]
         # All uniforms at once and per prompt: nothing random inside the loop, the same draw in any batch.
         u = torch.stack([torch.rand(k, max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seeds[b]))
-                         for b in chosen]).flatten(0, 1).to(policy.device)  # [R, T]
-        rows = (torch.tensor(chosen, device=policy.device)[:, None] * k
-                + torch.arange(k, device=policy.device)).flatten()  # [R] where the results go
-        decode(policy, [prompts[b] for b in chosen], k, u, temperature, tokens, logps, lengths, rows)
+                         for b in chosen])  # [B', k, T]
+        rows = torch.tensor(chosen)[:, None] * k + torch.arange(k)  # [B', k] where the results go
+        for some in range(0, k, share):
+            decode_chunk(policy, [prompts[b] for b in chosen], len(u[0, some:some + share]),
+                         u[:, some:some + share].flatten(0, 1).to(policy.device), temperature, tokens, logps, lengths,
+                         rows[:, some:some + share].flatten().to(policy.device))
     longest = int(lengths.max())
     shape = (len(prompts), k)
     return Samples(tokens[:, :longest].unflatten(0, shape), logps[:, :longest].unflatten(0, shape), lengths.view(shape))
 
 
-def decode(policy, prompts, k, u, temperature, tokens, logps, lengths, rows):
+def positions(policy):
+    """Most tokens that the model has positions for."""
+    return getattr(policy.lm.config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
+def that_fit(policy, task, problems, max_new_tokens):
+    """The problems whose prompt leaves room for max_new_tokens in the model's positions; says how many it left out."""
+    if positions(policy) == math.inf:
+        return problems
+    kept = [p for p in problems if len(policy.encode(p.prompt, task.chat)) + max_new_tokens <= positions(policy)]
+    if not kept and problems:
+        raise UserError(f"no problem leaves room for --max-new-tokens {max_new_tokens} in the model's {positions(policy)} "
+                        "positions: lower it or take a model with more")
+    if len(kept) < len(problems):
+        print(f"left out {len(problems) - len(kept)} of {len(problems)} problems: prompts too long for the model", flush=True)
+    return kept
+
+
+def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, rows):
     """The sampling loop of `sample` for one chunk; writes into rows `rows` of tokens, logps [., T] and lengths [.]."""
     lm, stop = policy.lm, torch.tensor(policy.stop, device=policy.device)
     ids, mask = left_pad(prompts, device=policy.device)
@@ -281,16 +322,20 @@ def decode(policy, prompts, k, u, temperature, tokens, logps, lengths, rows):
     def forward(ids, mask, position, cache=None):
         places = {"position_ids": position} if "position_ids" in policy.accepts else {}
         out = lm(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **places, **keep)
-        return out.logits[:, -1], out.past_key_values
+        return out.logits[:, -1], getattr(out, "past_key_values", None)
 
     logits, cache = forward(ids, mask, position)  # each prompt once ...
     logits = logits.repeat_interleave(k, 0)  # [R, V]
-    cache.batch_repeat_interleave(k)  # ... and its keys and values shared out to its k samples
+    try:
+        cache.batch_repeat_interleave(k)  # ... and its keys and values shared out to its k samples
+    except AttributeError as error:
+        raise UserError(f"the sampler needs an attention cache, which {type(lm).__name__} does not have: choose a decoder "
+                        "with attention in every layer") from error
     length, steps = ids.shape[1], u.shape[1]
     mask = F.pad(mask, (0, steps), value=1).repeat_interleave(k, 0)  # [R, L + T]
     position = position[:, -1:].repeat_interleave(k, 0)  # [R, 1]
     done = torch.zeros(len(rows), dtype=torch.bool, device=policy.device)
-    every = 1 if policy.device.type == "cpu" else 8  # asking a GPU whether rows have ended stalls it
+    every = 1 if policy.device.type == "cpu" else 8  # asking a GPU whether rows have ended makes it wait
     for t in range(steps):
         logp = torch.log_softmax(logits.float() / temperature, -1)  # [R, V]
         # Inverse transform: the first token whose cumulative probability exceeds u. float64 keeps the far tail exact.
@@ -317,13 +362,16 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None):
     """Log-probabilities of completions, in micro-batches; the gradient flows if it is enabled.
 
     prompts, completions  R lists of token ids each (one prompt per completion)
-    max_tokens            most tokens (rows x padded length) in a micro-batch; None: 2048 on a CPU, 8192 on a GPU, less for a
-                          large vocabulary
+    max_tokens            most tokens (rows x padded length) in a micro-batch; None: 2048 on a CPU, 8192 on a GPU, less for
+                          a large model
     Yields (index [r] into the R rows, logps [r, T], mask [r, T] 1.0 on completion tokens); logps are 0 where mask is 0.
     Backward through one micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
     """
-    vocabulary = policy.lm.config.get_text_config().vocab_size
-    max_tokens = max_tokens or max(256, min(2048 if policy.device.type == "cpu" else 8192, 2 ** 28 // vocabulary))
+    if max_tokens is None:
+        c, gpu = policy.lm.config.get_text_config(), policy.device.type == "cuda"
+        # Bytes that autograd keeps per token: activations of each layer (LoRA inputs in float32), logits in float32 and bf16.
+        token = 100 * c.num_hidden_layers * c.hidden_size + 24 * c.vocab_size
+        max_tokens = max(256, min(8192 if gpu else 2048, (free_memory(policy.device) // 2 if gpu else 2 ** 32) // token))
     order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
     while order:
         # From the longest down; the widths of a micro-batch are set by its longest prompt and its longest completion.
@@ -377,6 +425,8 @@ def maj_at_k(answers, correct, k):
     n = len(answers)
     if not 1 <= k <= n:
         raise ValueError(f"maj_at_k needs 1 <= k <= the number of answers, got k={k} for {n}")
+    if n > 1000:
+        raise ValueError(f"maj_at_k counts in float64, which holds pools of up to 1000 answers, not {n}")
     if correct is None:
         raise ValueError("maj_at_k: None is the absence of an answer and cannot be the correct one")
     counts = Counter(answers)
@@ -416,9 +466,9 @@ def bon_at_k(scores, rewards, k):
 
 
 def mean_se(values):
-    """{"mean", "se"}: mean and standard error over problems."""
+    """{"mean", "se"}: mean and standard error over problems (nan for one problem)."""
     n, mean = len(values), sum(values) / len(values)
-    return {"mean": mean, "se": math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1) / n)}
+    return {"mean": mean, "se": math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else math.nan}
 
 
 # ----------------------------------------------------------------------------------------------------------- run folder
@@ -430,6 +480,28 @@ def write_atomic(path, text):
     os.replace(path + ".tmp", path)
 
 
+def new_folder(folder, label):
+    """Create the folder, or runs/<label>-<number> if it is None, and see that it can be written.  Raises UserError."""
+    number = 1
+    while folder is None:
+        try:
+            os.makedirs(os.path.join("runs", f"{label}-{number}"))
+            folder = os.path.join("runs", f"{label}-{number}")
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UserError(f"cannot create the folder runs/{label}-{number}: {error.strerror}; give another with --out") from error
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if os.listdir(folder):
+            raise UserError(f"--out {folder} is not empty: choose another folder, or continue a run with --resume")
+        write_atomic(os.path.join(folder, "writable"), "")
+        os.remove(os.path.join(folder, "writable"))
+    except OSError as error:
+        raise UserError(f"cannot write to --out {folder}: {error.strerror}") from error
+    return folder
+
+
 class Run:
     """One training run on disk: args.json, metrics.jsonl, samples.jsonl, result.json, curves.png, adapter/, state.pt.
 
@@ -438,29 +510,18 @@ class Run:
     Ctrl-C or SIGTERM sets `stopping`; the loop then saves after the current step. A second Ctrl-C leaves at once.
     """
 
-    def __init__(self, args, parser, argv, script, label):
+    def __init__(self, args, parser, argv):
+        self.args, self.folder, self.resumed = args, args.out, args.resume
         self.started, self.stopping, self.step, self.result = time.time(), False, 0, {}
-        self.folder = args.out or self.free_folder(f"{script}-{label}")
-        self.resumed = args.resume
         if args.resume:
             self.read_args(args, parser, argv)
-        elif os.path.isdir(self.folder) and os.listdir(self.folder):
-            raise UserError(f"--out {self.folder} is not empty: choose another folder, or continue that run with --resume")
-        try:
-            os.makedirs(self.folder, exist_ok=True)
-            write_atomic(self.path("writable"), "")
-            os.remove(self.path("writable"))
-        except OSError as error:
-            raise UserError(f"cannot write to --out {self.folder}: {error.strerror}") from error
-        args.out = self.folder
-        self.args = {"script": script, "flags": vars(args), **versions()}
 
-    @staticmethod
-    def free_folder(label):
-        number = 1
-        while os.path.exists(os.path.join("runs", f"{label}-{number}")):
-            number += 1
-        return os.path.join("runs", f"{label}-{number}")
+    def create(self, script, label):
+        """Make the folder, runs/<script>-<label>-<number> unless --out names one.  Raises UserError if it is in use."""
+        self.script = script
+        if not self.resumed:
+            self.folder = self.args.out = new_folder(self.args.out, f"{script}-{label}")
+
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -485,11 +546,14 @@ class Run:
     def begin(self, policy, optimizer):
         """Write args.json, load the last checkpoint if resuming, listen for Ctrl-C. Sets `step`, the number of steps done."""
         if not self.resumed:
-            write_atomic(self.path("args.json"), json.dumps(self.args, indent=1))
+            write_atomic(self.path("args.json"), json.dumps(
+                {"script": self.script, "flags": vars(self.args), **versions()}, indent=1))
         if self.resumed and os.path.exists(self.path("state.pt")):
-            state = torch.load(self.path("state.pt"), map_location=policy.device, weights_only=True)
+            state = torch.load(self.path("state.pt"), map_location="cpu", weights_only=True)
             for p, saved in zip(policy.parameters(), state["parameters"], strict=True):
                 p.data.copy_(saved)
+            for p, saved in zip(policy.start_parameters(), state["start"], strict=True):
+                p.data.copy_(saved)  # the folder it came from may have trained on since
             optimizer.load_state_dict(state["optimizer"])
             self.step, self.result = state["step"], json.loads(state["result"])
             self.started -= state["seconds"]
@@ -527,7 +591,8 @@ class Run:
             os.replace(os.path.join(self.path("adapter.tmp"), name), self.path(os.path.join("adapter", name)))
         os.rmdir(self.path("adapter.tmp"))
         state = {"step": self.step, "seconds": self.seconds(), "result": json.dumps(self.result),
-                 "parameters": [p.detach() for p in policy.parameters()], "optimizer": optimizer.state_dict()}
+                 "parameters": [p.detach() for p in policy.parameters()],
+                 "start": [p.detach() for p in policy.start_parameters()], "optimizer": optimizer.state_dict()}
         torch.save(state, self.path("state.pt.tmp"))
         os.replace(self.path("state.pt.tmp"), self.path("state.pt"))
 
@@ -550,8 +615,12 @@ def batch_of(problems, size, step, seed):
 
 
 def clip_gradient(policy, max_norm):
-    """Clip the norm of the adapter's gradient in place (max_norm 0: leave it) -> its norm before."""
-    return torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm or math.inf).item()
+    """Clip the norm of the adapter's gradient in place (max_norm 0: leave it) -> its norm before.
+    Raises UserError if it is not finite, before it can reach the adapter."""
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm or math.inf).item()
+    if not math.isfinite(norm):
+        raise UserError("the gradient is not finite: lower --lr or --max-grad-norm; the last checkpoint is intact")
+    return norm
 
 
 def peak_memory(policy):
@@ -563,6 +632,20 @@ def peak_memory(policy):
     except ImportError:  # not a Unix
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def check_flags(args, positive=(), not_negative=()):
+    """What argparse cannot judge about the flags that all scripts share.  Raises UserError."""
+    for name in ("samples", "prompts", "steps", "lora_rank", "save_every", *positive):
+        if not getattr(args, name) >= 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    for name in ("lr", "kl_coef", "max_new_tokens", "eval_samples", "eval_problems", "eval_every", "seed", *not_negative):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} must not be negative, and finite; it is {getattr(args, name)}")
+    if not 0 < args.temperature < math.inf:
+        raise UserError(f"--temperature must be positive, not {args.temperature}")
+    if args.eval_every and not args.eval_samples:
+        raise UserError("--eval-every needs --eval-samples of at least 1")
 
 
 def print_line(line, steps, seconds):
@@ -582,5 +665,8 @@ def versions():
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             packages[name] = None
-    commit = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return {"versions": packages, "commit": commit.stdout.strip() or None}
+    try:
+        commit = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
+    except OSError:  # no git here
+        commit = ""
+    return {"versions": packages, "commit": commit.strip() or None}

@@ -7,9 +7,10 @@ Each of n samples per problem is drawn once; every k <= n is then computed exact
     maj@k   expected accuracy of a plurality vote, ties shared, summed over the keys that were verified right
     BoN@k   expected reward of the best of k by --score: the mean token log-probability, or the environment
             reward itself (`oracle`, which equals max@k)
-Standard errors are over problems; models are compared problem by problem (paired). Writes result.json, curves.png and
-one pool-<n>.jsonl per model, which `--pool` rescores without sampling again. With two or more temperatures,
-`--co-scaling` fits pass@N(T) = exp(a(T) N^b(T)) (Chow et al. 2024, arXiv 2412.15287).
+Standard errors are over problems; models are compared with the first one problem by problem (paired). A run folder
+brings its base, precision and task; temperature and length are this command's own. Writes result.json, curves.png and
+one pool-<n>.jsonl per model and temperature, which `--pool` rescores without sampling again. `--co-scaling` fits
+pass@N(T) = exp(a(T) N^b(T)) at each temperature (Chow et al. 2024, arXiv 2412.15287).
 """
 import argparse
 import json
@@ -49,27 +50,30 @@ import tasks
 from common import UserError
 
 
-def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_tokens=0, kl=False):
+def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_tokens=0, kl=False, label=""):
     """Sample and verify: one dict per problem with id, prompt, completions, rewards, answers, logps (mean per token),
-    lengths (tokens), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats)."""
-    prompts = [policy.encode(p.prompt, task.chat) for p in problems]
-    drawn = common.sample(policy, prompts, samples, [common.seed_of("evaluate", seed, p.id) for p in problems],
-                          temperature, max_new_tokens or task.max_new_tokens)
-    tokens, sums = drawn.lists(), drawn.logps.double().sum(-1)  # [B][n], [B, n]
-    texts = [[policy.decode(row) for row in rows] for rows in tokens]
-    flat = task.rewards([p for p in problems for _ in range(samples)], [t for rows in texts for t in rows])
-    answers = {t: task.extract(t) for t in {t for rows in texts for t in rows}}
-    pool = [{"id": p.id, "prompt": p.prompt, "completions": rows, "rewards": flat[b * samples:(b + 1) * samples],
-             "answers": [answers[t] for t in rows], "logps": (sums[b] / drawn.lengths[b]).tolist(),
-             "lengths": drawn.lengths[b].tolist()} for b, (p, rows) in enumerate(zip(problems, texts))]
-    if kl:
-        m = min(8, samples)
-        with policy.reference():
-            reference = common.sequence_logps(policy, [p for p in prompts for _ in range(m)],
-                                              [row for rows in tokens for row in rows[:m]], temperature)
-        gap = sums[:, :m].cpu() - reference.view(-1, m)  # [B, m]
-        for entry, value in zip(pool, gap.mean(-1).tolist()):
-            entry["kl"] = value
+    lengths (tokens), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
+    Problems are taken in blocks of about 8,192 samples; the draws do not depend on the blocks."""
+    from tqdm import tqdm
+    pool, size, m = [], max(1, 8192 // samples), min(8, samples)
+    for first in tqdm(range(0, len(problems), size), desc=label or "evaluate", leave=False, disable=None):  # silent in a pipe
+        block = problems[first:first + size]
+        prompts = [policy.encode(p.prompt, task.chat) for p in block]
+        drawn = common.sample(policy, prompts, samples, [common.seed_of("evaluate", seed, p.id) for p in block],
+                              temperature, max_new_tokens or task.max_new_tokens)
+        tokens, sums, lengths = drawn.lists(), drawn.logps.double().sum(-1).cpu(), drawn.lengths.cpu()  # [b][n], [b, n], [b, n]
+        texts = [[policy.decode(row) for row in rows] for rows in tokens]
+        flat = task.rewards([p for p in block for _ in range(samples)], [t for rows in texts for t in rows])
+        for b, p in enumerate(block):
+            pool.append({"id": p.id, "prompt": p.prompt, "completions": texts[b], "rewards": flat[b * samples:(b + 1) * samples],
+                         "answers": [task.extract(t) for t in texts[b]], "logps": (sums[b] / lengths[b]).tolist(),
+                         "lengths": lengths[b].tolist()})
+        if kl:
+            with policy.reference():
+                reference = common.sequence_logps(policy, [x for x in prompts for _ in range(m)],
+                                                  [row for rows in tokens for row in rows[:m]], temperature)
+            for entry, gap in zip(pool[first:], (sums[:, :m] - reference.view(-1, m)).mean(-1).tolist()):
+                entry["kl"] = gap
     return pool
 
 
@@ -105,8 +109,10 @@ def evaluate(policy, task, problems, samples=64, ks=(1, 8, 32), temperature=1.0,
 
 
 def table(results):
-    """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}; columns of the first row's metrics."""
-    names = [n for n in next(iter(results.values())) if isinstance(next(iter(results.values()))[n], dict)]
+    """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}: pass@k, maj@k, bon@k, then the rest. maj@1 and bon@1
+    are the mean reward, which pass@1 is as well, so they are left out."""
+    names = [n for n in next(iter(results.values())) if n not in ("maj@1", "bon@1", "reward")]
+    names.sort(key=lambda n: ("pass", "max", "maj", "bon", "kl", "length").index(n.split("@")[0]))  # stable: k stays in order
     width = max(map(len, results))
     lines = [" " * width + "".join(f"{n:>14}" for n in names)]
     for row, result in results.items():
@@ -197,11 +203,12 @@ def co_scaling(results):
 
 
 def numbers(text, kind, flag):
+    """The distinct positive numbers of a comma-separated flag, in order.  Raises UserError."""
     try:
-        values = [kind(part) for part in text.split(",")]
+        values = sorted({kind(part) for part in text.split(",")})
     except ValueError:
         values = []
-    if not values or min(values) <= 0:
+    if not values or not 0 < values[0] <= values[-1] < math.inf:
         raise UserError(f"{flag} {text!r}: give positive numbers separated by commas")
     return values
 
@@ -215,67 +222,82 @@ def run_flags(model):
         return None
 
 
+def read_pool(path):
+    """A pool file -> list of dicts.  Raises UserError."""
+    try:
+        with open(path) as file:
+            pool = [json.loads(line) for line in file]
+        for entry in pool:
+            entry["task"], entry["graded"], entry["id"], entry["rewards"], entry["answers"], entry["logps"], entry["lengths"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--pool {path} is no readable pool file ({error}): give a pool-*.jsonl of evaluate.py") from error
+    if not pool:
+        raise UserError(f"--pool {path} is empty")
+    return pool
+
+
 @common.cli
 def main(argv=None):
     args = parse_args(argv)
     ks, temperatures = numbers(args.k, int, "--k"), numbers(args.temperature, float, "--temperature")
-    if args.co_scaling and args.pool:
-        raise UserError("--co-scaling needs to sample at several temperatures; leave --pool out")
-    first = run_flags(args.models[0]) or {}
-    name = args.task or (None if args.data else first.get("task") or "countdown")
-    task = tasks.load_task(name, data=args.data or (first.get("data") if name == first.get("task") else None),
-                           levels=args.levels or (first.get("levels") if name == first.get("task") else None))
-    out = args.out or common.Run.free_folder(f"evaluate-{task.name}")
-    pools = {}
+    for name in ("problems", "max_new_tokens"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} must not be negative")
+    if args.co_scaling and (args.pool or len(ks) < 2):
+        raise UserError("--co-scaling needs to sample, and at least two budgets --k")
+    pools = {path: read_pool(path) for path in args.pool or ()}
+    samples = min((len(entry["rewards"]) for pool in pools.values() for entry in pool), default=args.samples)
+    if max(ks) > samples:
+        raise UserError(f"--k {max(ks)} exceeds the {samples} samples per problem: draw more samples or lower k")
+
     if args.pool:
-        for path in args.pool:
-            try:
-                with open(path) as file:
-                    pools[path] = [json.loads(line) for line in file]
-                for entry in pools[path]:
-                    entry["rewards"], entry["answers"], entry["logps"], entry["lengths"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"--pool {path} is no readable pool file ({error}): give a pool-*.jsonl of evaluate.py") from error
-            if not pools[path] or max(ks) > min(len(e["rewards"]) for e in pools[path]):
-                raise UserError(f"--pool {path}: --k goes up to {max(ks)}, more than the samples per problem in the file")
+        kinds = {(entry["task"], entry["graded"]) for pool in pools.values() for entry in pool}
+        if len(kinds) > 1:
+            raise UserError("--pool: the files are of different tasks: rescore them one by one")
+        (name, graded), = kinds
+        out = common.new_folder(args.out, f"evaluate-{name}")
     else:
-        if max(ks) > args.samples:
-            raise UserError(f"--k {max(ks)} exceeds --samples {args.samples}: draw more samples or lower k")
-        problems = task.need(args.split)[:args.problems or None]
+        first = run_flags(args.models[0])
+        own = first and not args.data and args.task in (None, first["task"])  # the problems of the first run itself
+        task = tasks.load_task(first["task"] if own else args.task or (None if args.data else "countdown"),
+                               data=first["data"] if own else args.data, levels=args.levels or (first["levels"] if own else None))
+        name, graded = task.name, task.graded
+        out = common.new_folder(args.out, f"evaluate-{name}")
         for model in args.models:
             flags = run_flags(model)
             base, _, adapter = ((flags["model"], "", model) if flags else (model, "", "") if os.path.exists(model)
                                 else model.partition("+"))
             policy = common.load_policy(base, args.bits or (flags or {}).get("bits"), adapter=adapter or None, reference="base")
             print(f"{model}: {policy.note}", flush=True)
+            problems = common.that_fit(policy, task, task.need(args.split), args.max_new_tokens or task.max_new_tokens)
             for temperature in temperatures:
                 row = model + (f" T={temperature:g}" if len(temperatures) > 1 else "")
-                pools[row] = draw_pool(policy, task, problems, args.samples, temperature, args.seed, args.max_new_tokens)
+                pool = draw_pool(policy, task, problems[:args.problems or None], args.samples, temperature, args.seed,
+                                 args.max_new_tokens, label=row)
+                pools[row] = [{"task": name, "graded": graded, **entry} for entry in pool]
+                common.write_atomic(os.path.join(out, f"pool-{len(pools)}.jsonl"),  # at once: the next model may fail
+                                    "".join(json.dumps(entry) + "\n" for entry in pools[row]))
             del policy
-    os.makedirs(out, exist_ok=True)
-    values = {row: metrics(pool, ks, task.graded, args.score) for row, pool in pools.items()}
+
+    values = {row: metrics(pool, ks, graded, args.score) for row, pool in pools.items()}
     results = {row: {n: common.mean_se(v) for n, v in value.items()} for row, value in values.items()}
-    report = {"task": task.name, "split": args.split, "flags": vars(args), "results": results, **common.versions()}
+    report = {"task": name, "flags": {**vars(args), "out": out}, "results": results, **common.versions()}
     print(table(results))
-    rows = list(values)
-    for row in rows[1:]:
-        same = [e["id"] for e in pools[row]] == [e["id"] for e in pools[rows[0]]]
-        if same:
-            paired = {n: common.mean_se([b - a for a, b in zip(values[rows[0]][n], values[row][n])]) for n in values[row]}
-            report.setdefault("paired", {})[f"{row} - {rows[0]}"] = paired
-            print("\n" + table({f"{row} - {rows[0]} (paired)": paired}))
-    if task.counts:
-        report["verifier"] = dict(task.counts)
-        print("verifier: " + ", ".join(f"{n} {c}" for n, c in task.counts.items()))
+    first, *others = values
+    for row in others:
+        if [e["id"] for e in pools[row]] == [e["id"] for e in pools[first]]:
+            paired = {n: common.mean_se([b - a for a, b in zip(values[first][n], values[row][n])]) for n in values[row]}
+            report.setdefault("paired", {})[f"{row} - {first}"] = paired
+            print(table({f"{row} - {first} (paired)": paired}))
+    if not args.pool and task.counts:
+        report["counts"] = dict(task.counts)
+        print("  ".join(f"{n} {c}" for n, c in task.counts.items()))
     if args.co_scaling:
         report["co_scaling"] = fits = co_scaling(results)
         for row, fit in fits.items():
             print(f"co-scaling {row}: pass@N = exp({fit['a']:.3f} N^{fit['b']:.3f}), rmse {fit['rmse']:.4f}")
         plot_co_scaling(results, fits, os.path.join(out, "co_scaling.png"))
-    for number, (row, pool) in enumerate(pools.items(), 1):
-        if not args.pool:
-            common.write_atomic(os.path.join(out, f"pool-{number}.jsonl"), "".join(json.dumps(e) + "\n" for e in pool))
-    plot(results, os.path.join(out, "curves.png"), f"{task.name} ({args.split})")
+    plot(results, os.path.join(out, "curves.png"), name)
     common.write_atomic(os.path.join(out, "result.json"), json.dumps(report, indent=1))
     print(f"written to {out}/")
 

@@ -29,12 +29,11 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     parse_args()  # --help and bad flags answer before the heavy imports
 
-import torch
-import torch.nn.functional as F
-
-import common
+import common  # before torch: it sets the thread policy
 import evaluate
 import tasks
+import torch
+import torch.nn.functional as F
 
 CHARACTERS = "0123456789+-*=:,>crABCDEFG"
 
@@ -60,6 +59,14 @@ def main(argv=None):
     for name in names:
         if name not in tasks.EMBEDDED:
             raise tasks.UserError(f"--tasks: {name!r} is not an embedded task; choose from {', '.join(tasks.EMBEDDED)}")
+    if args.steps < 1 or args.layers < 1 or args.batch < len(names) or args.width < 16 or args.width % 16 or not args.lr > 0:
+        raise tasks.UserError("--steps and --layers must be at least 1, --batch at least the number of tasks, --width a "
+                              "multiple of 16 and --lr positive")
+    try:
+        os.makedirs(args.out, exist_ok=True)
+        common.write_atomic(os.path.join(args.out, "result.json"), "{}")
+    except OSError as error:
+        raise tasks.UserError(f"cannot write to --out {args.out}: {error.strerror}") from error
     streams = [tasks.EMBEDDED[name](sizes=(0, 0, 0)).stream(random.Random(f"pretrain {name} {args.seed}"))
                for name in names]
     tokenizer = make_tokenizer()
@@ -101,20 +108,18 @@ def main(argv=None):
             print(f"step {step}/{args.steps}  " + "  ".join(f"{n} loss {v:.4f}" for n, v in running.items())
                   + f"  {time.time() - started:.0f} s", flush=True)
 
-    os.makedirs(args.out, exist_ok=True)
     model.generation_config = type(model.generation_config)(eos_token_id=eos, pad_token_id=eos)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     seconds = time.time() - started
-    policy = common.load_policy(args.out, bits=32)
-    result = {"flags": vars(args), "parameters": sum(p.numel() for p in model.parameters()), "seconds": round(seconds)}
-    del result["flags"]["out"]
+    policy = common.load_policy(os.path.abspath(args.out), bits=32)
+    result = {"flags": {name: value for name, value in vars(args).items() if name != "out"},
+              "parameters": sum(p.numel() for p in model.parameters()), "seconds": round(seconds)}
     for name in names:
         task = tasks.load_task(name)
         result[name], _ = evaluate.evaluate(policy, task, task.valid, samples=64, ks=(1, 8, 32), seed=args.seed)
         print(evaluate.table({f"{name} (valid)": result[name]}))
-    with open(os.path.join(args.out, "result.json"), "w") as file:
-        json.dump(result, file, indent=1)
+    common.write_atomic(os.path.join(args.out, "result.json"), json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def parser():
     p.add_argument("--objective", choices=["mean", "passk", "majority"], default="passk", help="what to train for")
     p.add_argument("--k", type=int, default=8, help="test-time budget that is trained for")
     p.add_argument("--estimator", choices=["loo", "centred", "plain"], default="loo",
-                   help="leave-one-out (the paper's), centred (needs samples > k), or without a baseline")
+                   help="leave-one-out (the paper's; at k = 1 it has no baseline), centred (needs samples > k), or no baseline")
     p.add_argument("--task", default=None, help="countdown, routes, gsm8k, math; default countdown, or that of --data")
     p.add_argument("--data", default=None, help="your own problems, FILE.jsonl, or a local copy of the task's data set")
     p.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
@@ -49,7 +49,7 @@ def parser():
     p.add_argument("--samples", type=int, default=16, help="samples per prompt n, at least k (majority: a multiple of k)")
     p.add_argument("--prompts", type=int, default=64, help="prompts per step B")
     p.add_argument("--steps", type=int, default=250, help="sampling steps")
-    p.add_argument("--epochs", type=int, default=1, help="passes over the samples of a step")
+    p.add_argument("--epochs", type=int, default=1, help="passes over the samples of a step; with 1 epoch and 1 minibatch the ratio is 1 and nothing is clipped")
     p.add_argument("--minibatches", type=int, default=1, help="optimiser steps per pass, each over its share of the prompts")
     p.add_argument("--clip", type=float, default=0.2, help="PPO clip eps of the per-token ratio")
     p.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (AdamW), decays to 0; large models: 1e-5 to 5e-5")
@@ -71,15 +71,14 @@ def parser():
 if __name__ == "__main__":
     parser().parse_args()  # --help and bad flags answer before the heavy imports
 
-import math
 import time
 from collections import Counter
+from math import comb
 
-import torch
-
-import common
+import common  # before torch: it sets the thread policy
 import evaluate
 import tasks
+import torch
 from common import UserError
 
 
@@ -103,9 +102,10 @@ def advantages(rewards, k, objective, answers=None, estimator="loo"):
     k          size of the sample that f judges, 1 <= k <= n
     objective  "mean", "passk" (max@k for graded rewards) or "majority" (needs answers, and n a multiple of k)
     answers    [B][n] hashables, None = no answer: it consumes a draw and casts no vote
-    estimator  "loo"      mean over all k-subsets I (majority: groups) with i of f(I) - f(I without i), f of nothing = 0
-               "centred"  (k/n) (mean of f over subsets with i - mean over subsets without i); needs n > k
-               "plain"    (k/n) mean of f over subsets with i: no baseline
+    estimator  with means over the k-subsets I of the n samples (majority: over the n/k groups of k)
+               "loo"      (k/n) (mean over I with i of f(I) - f(I without i)), f of nothing = 0
+               "centred"  (k/n) (mean over I with i of f(I) - mean over I without i of f(I)); needs n > k
+               "plain"    (k/n) mean over I with i of f(I): no baseline
     Returns [B, n].  Raises ValueError with one sentence for anything else.
     Source: arXiv 2503.19595, Lemma 1; all k-subsets: also PKPO (arXiv 2505.15201); centred: MaxPO (arXiv 2606.06080).
     """
@@ -163,7 +163,7 @@ def advantages(rewards, k, objective, answers=None, estimator="loo"):
     s, order = r.sort(dim=1)  # [B, n]
 
     def C(top, bottom):  # C(top_j, bottom) / C(n, k), exact integers first: no overflow
-        return r.new_tensor([math.comb(t, bottom) / math.comb(n, k) if t >= 0 and bottom >= 0 else 0.0 for t in top])
+        return r.new_tensor([comb(t, bottom) / comb(n, k) if t >= 0 and bottom >= 0 else 0.0 for t in top])
     index = range(n)
     if estimator == "loo":
         if k == 1:
@@ -205,12 +205,8 @@ def kl_coefficients(gap):
 # ------------------------------------------------------------------------------------------------------------- training
 
 def check(args):
-    """Flags that argparse cannot judge."""
-    for name in ("k", "samples", "prompts", "steps", "epochs", "minibatches", "lora_rank", "save_every"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    if args.temperature <= 0:
-        raise UserError(f"--temperature must be positive, not {args.temperature}")
+    """Flags that argparse cannot judge.  Raises UserError."""
+    common.check_flags(args, positive=("k", "epochs", "minibatches"), not_negative=("clip", "max_grad_norm"))
     if args.k > args.samples:
         raise UserError(f"--k {args.k} exceeds --samples {args.samples}: draw at least k samples per prompt")
     if args.minibatches > args.prompts:
@@ -224,27 +220,31 @@ def check(args):
 @common.cli
 def main(argv=None):
     args = parser().parse_args(argv)
+    run = common.Run(args, parser(), argv)
     check(args)
+    B, n, k, T, beta = args.prompts, args.samples, args.k, args.temperature, args.kl_coef
+
+    # Set up: task, run folder, policy, optimiser, and the last checkpoint if there is one.
     args.task = args.task or (None if args.data else "countdown")
-    run = common.Run(args, parser(), argv, "ppo_passk", f"{args.task or 'data'}-{args.objective}")
     task = tasks.load_task(args.task, data=args.data, levels=args.levels)
-    train, test = task.need("train"), task.need("test")[:args.eval_problems or None]
+    kind = "max" if task.graded else "pass"
+    run.create("ppo_passk", f"{task.name}-{args.objective}")
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed)
+    max_new_tokens = args.max_new_tokens or task.max_new_tokens
+    train = common.that_fit(policy, task, task.need("train"), max_new_tokens)
+    valid = common.that_fit(policy, task, task.need("valid"), max_new_tokens) if args.eval_every else []
+    test = common.that_fit(policy, task, task.need("test"), max_new_tokens) if args.eval_samples else []
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
     run.begin(policy, optimizer)
-    print(f"{run.folder}: {args.model}, {task.name}, objective {args.objective}, k {args.k}, n {args.samples}\n{policy.note}", flush=True)
-    max_new_tokens = args.max_new_tokens or task.max_new_tokens
-    kind = "max" if task.graded else "pass"
-    ks = sorted({1, args.k, 32} & set(range(1, args.eval_samples + 1)) | {min(args.k, args.eval_samples or 1)})
+    print(f"{run.folder}: {args.model}, {task.name}, objective {args.objective}, k {k}, n {n}\n{policy.note}", flush=True)
 
-    def judge(name, problems):
-        """Evaluate, keep the row in the run's result."""
-        run.result[name], pool = evaluate.evaluate(policy, task, problems, args.eval_samples, ks, args.temperature,
-                                                   args.seed, args.max_new_tokens, kl=True)
-        return pool
+    def judge(problems):
+        ks = sorted({min(budget, args.eval_samples) for budget in (1, k, 32)})
+        return evaluate.evaluate(policy, task, problems[:args.eval_problems or None], args.eval_samples, ks, T, args.seed,
+                                 max_new_tokens, kl=True)[0]
 
     if args.eval_samples and "before" not in run.result:
-        judge("before", test)
+        run.result["before"] = judge(test)
         run.save(policy, optimizer)
 
     for step in range(run.step + 1, args.steps + 1):
@@ -252,47 +252,43 @@ def main(argv=None):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * (1 - (step - 1) / args.steps)
 
-        # Sample. Problem i of step s is fixed by the seed alone, and so are its n draws.
-        problems = common.batch_of(train, args.prompts, step, args.seed)
+        # Sample. The seed alone fixes which problems a step has, and the n draws of each.
+        problems = common.batch_of(train, B, step, args.seed)
         prompts = [policy.encode(p.prompt, task.chat) for p in problems]
-        drawn = common.sample(policy, prompts, args.samples, [common.seed_of(args.seed, step, i) for i in range(len(prompts))],
-                              args.temperature, max_new_tokens)
-        tokens = drawn.lists()  # [B][n] lists of ids
+        drawn = common.sample(policy, prompts, n, [common.seed_of(args.seed, step, b) for b in range(B)], T, max_new_tokens)
+        y = [row for rows in drawn.lists() for row in rows]  # B n completions; sample j belongs to prompt j // n
+        old_logps = drawn.logps.flatten(0, 1)  # [B n, T']
         sampled = time.time()
 
         # Verify.
-        texts = [[policy.decode(row) for row in rows] for rows in tokens]
-        rewards = torch.tensor(task.rewards([p for p in problems for _ in range(args.samples)],
-                                            [t for rows in texts for t in rows])).view(-1, args.samples)  # [B, n]
-        answers = [[task.extract(t) for t in rows] for rows in texts] if args.objective == "majority" else None
+        texts = [policy.decode(row) for row in y]
+        rewards = torch.tensor(task.rewards([p for p in problems for _ in range(n)], texts)).view(B, n)
+        answers = [[task.extract(t) for t in texts[b * n:b * n + n]] for b in range(B)] if args.objective == "majority" else None
 
         # Weight.
-        A = advantages(rewards, args.k, args.objective, answers, args.estimator)  # [B, n]
+        A = advantages(rewards, k, args.objective, answers, args.estimator)  # [B, n]
         zero = (A == 0).float().mean().item()
         # KL to the reference: with beta > 0 on every sample, otherwise measured on the first sample of each prompt.
-        m = args.samples if args.kl_coef else 1
+        m = n if beta else 1
         with policy.reference():
-            reference = common.sequence_logps(policy, [p for p in prompts for _ in range(m)],
-                                              [row for rows in tokens for row in rows[:m]], args.temperature)
-        gap = drawn.logps[:, :m].sum(-1).cpu() - reference.view(-1, m)  # log pi - log ref  [B, m]
-        if args.kl_coef:
-            A = A - args.kl_coef * kl_coefficients(gap).to(A)
+            ref = common.sequence_logps(policy, [x for x in prompts for _ in range(m)], [row for b in range(B) for row in y[b * n:b * n + m]], T)
+        gap = drawn.logps[:, :m].sum(-1).cpu() - ref.view(B, m)  # log pi - log ref  [B, m]
+        if beta:
+            A = A - beta * kl_coefficients(gap).to(A)
 
         # Update. Samples of zero advantage have no gradient: they never enter a forward pass. Divisors count every prompt.
-        loss = norm = 0.0
+        A, loss, norm = A.flatten(), 0.0, 0.0  # [B n]
         for _ in range(args.epochs):
             for part in range(args.minibatches):
-                mine = range(part, len(prompts), args.minibatches)
-                rows = [(b, i) for b, i in A.nonzero().tolist() if b in mine]
+                mine = range(part, B, args.minibatches)  # prompts of this minibatch
+                kept = torch.tensor([j for j in A.nonzero()[:, 0].tolist() if j // n in mine])
                 optimizer.zero_grad()
-                for index, logps, mask in common.score(policy, [prompts[b] for b, _ in rows], [tokens[b][i] for b, i in rows],
-                                                       args.temperature):
-                    b, i = torch.tensor([rows[j] for j in index.tolist()]).T
-                    old = drawn.logps[b, i, :logps.shape[1]]  # [r, T] as recorded by the sampler
-                    part_loss = ppo_loss(logps, old, mask, A[b, i].to(logps.device), args.clip) / len(mine)
+                for index, logps, mask in common.score(policy, [prompts[j // n] for j in kept], [y[j] for j in kept], T):
+                    j = kept[index]  # [r]
+                    part_loss = ppo_loss(logps, old_logps[j, :logps.shape[1]], mask, A[j].to(logps.device), args.clip) / len(mine)
                     part_loss.backward()
                     loss += part_loss.item() / (args.epochs * args.minibatches)
-                if rows:
+                if len(kept):
                     norm = common.clip_gradient(policy, args.max_grad_norm)
                     optimizer.step()
 
@@ -300,31 +296,29 @@ def main(argv=None):
         run.step = step
         seconds, counted = time.time() - started, int(drawn.lengths.sum())
         line = {"step": step, "loss": loss, "reward": rewards.mean().item(),
-                **{f"{kind}@{k}": sum(common.bon_at_k(r, r, k) for r in rewards.tolist()) / len(rewards) for k in (1, args.k)},
-                "zero": zero, "kl": gap.mean().item(), "grad_norm": norm, "length": counted / rewards.numel(),
-                **task.counts, "tokens_per_s": counted / (sampled - started), "samples_per_s": rewards.numel() / seconds,
+                **{f"{kind}@{b}": sum(common.bon_at_k(r, r, b) for r in rewards.tolist()) / B for b in (1, k)},
+                "zero": zero, "kl": gap.mean().item(), "grad_norm": norm, "length": counted / (B * n), **task.counts,
+                "tokens_per_s": counted / (sampled - started), "samples_per_s": B * n / seconds,
                 "memory_gb": common.peak_memory(policy), "seconds": run.seconds()}
         if args.eval_every and step % args.eval_every == 0:
-            judge("valid", task.need("valid")[:args.eval_problems or None])
-            line["valid"] = run.result.pop("valid")
+            line["valid"] = judge(valid)
         run.log("metrics.jsonl", **line)
         if step == 1 or step % 25 == 0 or step == args.steps:
-            for i in range(2):
-                run.log("samples.jsonl", step=step, prompt=problems[i % len(problems)].prompt, completion=texts[i % len(texts)][0],
-                        reward=rewards[i % len(texts), 0].item())
-            print(f"  e.g. {problems[0].prompt} -> {texts[0][0]}   reward {rewards[0, 0]:g}")
-        if step % 10 == 0 or step == args.steps or step == 1:
+            for b in (0, B - 1):
+                run.log("samples.jsonl", step=step, prompt=problems[b].prompt, completion=texts[b * n], reward=rewards[b, 0].item())
+            print(f"  e.g. {problems[0].prompt} -> {texts[0]}   reward {rewards[0, 0]:g}")
+        if step == 1 or step % 10 == 0 or step == args.steps:
             common.print_line(line, args.steps, seconds)
         if step % args.save_every == 0 or step == args.steps or run.stopping:
             run.save(policy, optimizer)
-        if run.stopping:
+        if run.stopping and step < args.steps:
             print(f"stopped after step {step}; continue with --out {run.folder} --resume", flush=True)
             raise SystemExit(130)
 
     # Save and compare.
     if args.eval_samples:
-        judge("after", test)
-        print(evaluate.table({name: run.result[name] for name in ("before", "after")}))
+        run.result["after"] = judge(test)
+        print(evaluate.table({row: run.result[row] for row in ("before", "after")}))
     run.finish()
     evaluate.plot_run(run.folder)
     print(f"{run.result['seconds']:.0f} s; everything is in {run.folder}/", flush=True)

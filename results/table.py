@@ -2,7 +2,8 @@
 
     python results/table.py runs/a runs/b ... --columns pass@1,pass@8,pass@32,maj@8,kl,seconds
 
-A cell is the mean over seeds ± the standard deviation over seeds; (one run: ± the standard error over problems).
+A cell is the mean over seeds ± the standard deviation over seeds, or of one run ± the standard error over
+problems. Folders without a result are named, not hidden.
 """
 import argparse
 import json
@@ -19,10 +20,14 @@ def main():
     args = parser.parse_args()
     groups = {}
     for folder in args.folders:
-        with open(os.path.join(folder, "args.json")) as file:
-            recorded = json.load(file)
-        with open(os.path.join(folder, "result.json")) as file:
-            result = json.load(file)
+        try:
+            with open(os.path.join(folder, "args.json")) as file:
+                recorded = json.load(file)
+            with open(os.path.join(folder, "result.json")) as file:
+                result = json.load(file)
+        except OSError:
+            print(f"(no result in {folder})")
+            continue
         with open(os.path.join(folder, "metrics.jsonl")) as file:
             result["zero"] = statistics.mean(json.loads(line)["zero"] for line in file)
         key = (recorded["script"], tuple(sorted((k, v) for k, v in recorded["flags"].items() if k not in IGNORED)))
@@ -50,9 +55,11 @@ def main():
     for key, runs in groups.items():
         for seed, result in runs:
             if "before" in result:
-                base.setdefault((dict(key[1])["model"], dict(key[1])["task"], seed), result["before"])
-    for task in sorted({name[:2] for name in base}, key=str):
-        row(f"before ({task[1]})", [r for name, r in base.items() if name[:2] == task])
+                flags = dict(key[1])
+                what = tuple(flags[name] for name in ("task", "data", "model", "adapter", "bits", "temperature", "eval_samples"))
+                base.setdefault(what, {})[seed] = result["before"]
+    for what, results in base.items():
+        row(f"before ({what[0] or what[1]})", list(results.values()))
     for key, runs in groups.items():
         flags = dict(key[1])
         row(" ".join([key[0]] + [f"{name}={flags[name]}" for name in varying]),

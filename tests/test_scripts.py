@@ -89,31 +89,74 @@ def test_two_steps(flags, tmp_path):
     peft.PeftModel.from_pretrained(base, tmp_path / "r" / "adapter")  # any peft user can load it
 
 
-def test_gradient_of_a_step_is_the_estimate(tmp_path, monkeypatch):
-    """What reaches the optimiser at ratio 1 is -(1/B) sum_prompts sum_i A_i grad log pi(y_i), all prompts counted."""
-    seen = {}
+@pytest.mark.parametrize("flags", [[], ["--temperature", "0.7"], ["--minibatches", "2", "--epochs", "2"],
+                                   ["--kl-coef", "0.5", "--reference", "base"]], ids=lambda f: " ".join(f) or "default")
+def test_what_reaches_the_optimiser(flags, whole, tmp_path, monkeypatch):
+    """At ratio 1 every gradient is -(1/B) sum_prompts sum_i c_i grad log pi(y_i), c = A - beta KL coefficients, over the
+    prompts of its minibatch, those without signal counted; plain rows of softmax(logits / T) say what it must be."""
+    seen, gradients, rates = {}, [], []
     score, sample, advantages = common.score, common.sample, ppo_passk.advantages
 
     def clip(policy, max_norm):
-        seen.setdefault("gradient", torch.cat([p.grad.flatten().clone() for p in policy.parameters()]))
+        gradients.append(torch.cat([p.grad.flatten().clone() for p in policy.parameters()]))
         seen["policy"] = policy
         return 0.0
+
+    def keep(name, function):
+        def wrapped(*args, **options):
+            seen.setdefault(name, (args, function(*args, **options)))
+            return seen[name][1]
+        return wrapped
     monkeypatch.setattr(common, "clip_gradient", clip)
-    monkeypatch.setattr(common, "sample", lambda policy, prompts, *a, **k: seen.setdefault("drawn", (prompts, sample(policy, prompts, *a, **k)))[1])
-    monkeypatch.setattr(ppo_passk, "advantages", lambda *a: seen.setdefault("A", advantages(*a)))
-    code, _, err = run(ppo_passk.main, "--prompts", 16, "--samples", 6, "--k", 3, "--steps", 1, "--eval-samples", 0, "--lr", 0,
-                       "--out", tmp_path / "r")
+    monkeypatch.setattr(common, "sample", keep("sample", sample))
+    monkeypatch.setattr(ppo_passk, "advantages", keep("advantages", advantages))
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]))  # the policy stays
+    # from an adapter that has moved: a fresh one equals the base, and a KL of zero could not show a mistake
+    code, _, err = run(ppo_passk.main, "--adapter", whole, "--prompts", 12, "--samples", 6, "--k", 3, "--steps", 2, "--lr", 0.5,
+                       "--eval-samples", 0, "--out", tmp_path / "r", *flags)
     assert code == 0, err
-    (prompts, drawn), A, policy = seen["drawn"], seen["A"], seen["policy"]
+    args = ppo_passk.parser().parse_args(flags)
+    (_, prompts, n, *_), drawn = seen["sample"]
+    A, policy = seen["advantages"][1], seen["policy"]
     assert 0 < (A != 0).float().mean() < 1  # some samples were dropped, some were not
-    for p in policy.parameters():
-        p.grad = None
-    for b, rows in enumerate(drawn.lists()):
-        for i, row in enumerate(rows):  # one plain row at a time, zero weights included
-            logits = policy.lm(input_ids=torch.tensor([prompts[b] + row])).logits[0, len(prompts[b]) - 1:-1]
-            (-A[b, i] / 16 * torch.log_softmax(logits, -1)[torch.arange(len(row)), row].sum()).backward()
-    wanted = torch.cat([p.grad.flatten() for p in policy.parameters()])
-    assert (seen["gradient"] - wanted).norm() < 1e-4 * wanted.norm()
+    assert len(gradients) == 2 * args.epochs * args.minibatches
+    assert rates == [0.5] * (len(rates) // 2) + [0.25] * (len(rates) // 2)
+
+    def plain(b, row):
+        logits = policy.lm(input_ids=torch.tensor([prompts[b] + row])).logits[0, len(prompts[b]) - 1:-1] / args.temperature
+        return torch.log_softmax(logits, -1)[torch.arange(len(row)), row].sum()
+    gap = torch.zeros(12, 6)
+    with torch.no_grad():
+        for b, rows in enumerate(drawn.lists()):
+            for i, row in enumerate(rows):
+                with policy.reference():
+                    ref = plain(b, row)
+                gap[b, i] = plain(b, row) - ref
+    c = A - args.kl_coef / 6 * (gap - (gap.sum(1, keepdim=True) - gap) / 5)
+    assert gap.abs().max() > 0.01 or not args.kl_coef
+    for part in range(args.minibatches):
+        for p in policy.parameters():
+            p.grad = None
+        mine = range(part, 12, args.minibatches)
+        for b in mine:
+            for i, row in enumerate(drawn.lists()[b]):
+                (-c[b, i] / len(mine) * plain(b, row)).backward()
+        wanted = torch.cat([p.grad.flatten() for p in policy.parameters()])
+        for epoch in range(args.epochs):
+            assert (gradients[epoch * args.minibatches + part] - wanted).norm() < 1e-3 * wanted.norm()
+
+
+def test_clip_gradient():
+    policy = common.load_policy("tiny", bits=32)
+    for max_norm, wanted in ((2.0, 2.0), (0, 6.0), (100.0, 6.0)):
+        n = sum(p.numel() for p in policy.parameters())
+        for p in policy.parameters():
+            p.grad = torch.full_like(p, 6.0 / n ** 0.5)
+        assert common.clip_gradient(policy, max_norm) == pytest.approx(6.0, rel=1e-4)
+        assert torch.cat([p.grad.flatten() for p in policy.parameters()]).norm().item() == pytest.approx(wanted, rel=1e-4)
+    policy.parameters()[0].grad[0, 0] = math.nan
+    with pytest.raises(common.UserError):
+        common.clip_gradient(policy, 1.0)
 
 
 def test_same_seed_same_run_and_another_seed_another(tmp_path):
@@ -193,7 +236,9 @@ def test_continue_from_an_adapter(whole, tmp_path):
     (["--k", "9", "--samples", "8"], "--k 9"), (["--k", "0"], "--k"), (["--temperature", "0"], "--temperature"), (["--lr", "x"], "--lr"),
     (["--objective", "majority", "--k", "3", "--samples", "8"], "multiple"), (["--out", "/proc/no/run"], "/proc/no/run"),
     (["--resume"], "--out"), (["--resume", "--out", "no-such-run"], "no-such-run"), (["--adapter", "no-such-adapter"], "no-such-adapter"),
-    (["--estimator", "centred", "--k", "8", "--samples", "8"], "centred"), (["--task", "routes", "--levels", "1"], "level")],
+    (["--estimator", "centred", "--k", "8", "--samples", "8"], "centred"), (["--temperature", "nan"], "--temperature"),
+    (["--lr", "-1"], "--lr"), (["--eval-samples", "-1"], "--eval-samples"), (["--eval-every", "1", "--eval-samples", "0"], "--eval-every"),
+    (["--max-new-tokens", "510"], "--max-new-tokens"), (["--task", "routes", "--levels", "1"], "level")],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_errors_are_one_sentence(flags, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -226,6 +271,26 @@ def test_own_problems_end_to_end(tmp_path):
     assert code == 0 and not err, err
     code, out, err = run(evaluate.main, tmp_path / "r", "--samples", 4, "--k", "1,4", "--max-new-tokens", 6, "--out", tmp_path / "e")
     assert code == 0 and "pass@4" in out, err
+    assert all(entry["id"].startswith("p.jsonl:") for entry in read_lines(tmp_path / "e", "pool-1.jsonl"))
+    code, out, err = run(evaluate.main, tmp_path / "r", "--task", "routes", "--problems", 3, "--samples", 4, "--k", "4", "--out", tmp_path / "f")
+    assert all(entry["id"].startswith("routes/") for entry in read_lines(tmp_path / "f", "pool-1.jsonl"))
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    data = tmp_path / "p.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"c{a},2>", "answer": str(a), "split": "train"}) + "\n" for a in range(1, 9)))
+    code, _, err = run(ppo_passk.main, *SMALL, "--data", data, "--steps", 1, "--max-new-tokens", 4, "--out", tmp_path / "r")
+    assert code == 2 and "test" in err and err.count("\n") == 1
+    code, _, err = run(ppo_passk.main, *SMALL, "--data", data, "--steps", 1, "--max-new-tokens", 4, "--eval-samples", 0, "--out", tmp_path / "s")
+    assert code == 0, err
+
+
+def test_prompts_that_do_not_fit_are_left_out(tmp_path):
+    data = tmp_path / "p.jsonl"
+    data.write_text("".join(json.dumps({"prompt": "c" + "1" * (510 if a == 3 else a), "answer": "5", "split": split}) + "\n"
+                            for a in range(1, 9) for split in ("train" if a < 7 else "test",)))
+    code, out, err = run(ppo_passk.main, *SMALL, "--data", data, "--steps", 2, "--max-new-tokens", 4, "--out", tmp_path / "r")
+    assert code == 0 and "left out 1 of 6" in out, err
 
 
 def test_default_folders_are_free(tmp_path, monkeypatch):
@@ -242,6 +307,8 @@ def test_evaluate_compares_and_rescores(whole, tmp_path):
     assert code == 0 and "paired" in out, err
     report = json.load(open(tmp_path / "e" / "result.json"))
     assert set(os.listdir(tmp_path / "e")) == {"result.json", "curves.png", "pool-1.jsonl", "pool-2.jsonl"}
+    code, _, err = run(evaluate.main, "--samples", 8, "--k", "1", "--out", tmp_path / "e")
+    assert code == 2 and "not empty" in err
     rows = list(report["results"])
     difference = report["results"][rows[1]]["pass@4"]["mean"] - report["results"][rows[0]]["pass@4"]["mean"]
     assert next(iter(report["paired"].values()))["pass@4"]["mean"] == pytest.approx(difference)
@@ -270,11 +337,69 @@ def test_co_scaling_fit(tmp_path):
     assert code == 0 and out.count("co-scaling") == 2 and os.path.exists(tmp_path / "e" / "co_scaling.png"), err
 
 
-@pytest.mark.parametrize("flags", [["--k", "1,99", "--samples", "8"], ["--k", "a"], ["--temperature", "0"], ["--pool", "no-such.jsonl"],
-                                   ["--task", "chess"], ["no/such-model"]], ids=" ".join)
-def test_evaluate_errors(flags):
+@pytest.mark.parametrize("flags", [["--k", "1,99", "--samples", "8"], ["--k", "a"], ["--temperature", "0"], ["--temperature", "nan"],
+                                   ["--pool", "no-such.jsonl"], ["--task", "chess"], ["no/such-model"], ["--out", "/proc/no/e"],
+                                   ["--problems", "-1"], ["--co-scaling", "--k", "8"]], ids=" ".join)
+def test_evaluate_errors(flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code, _, err = run(evaluate.main, *flags)
     assert code == 2 and err.count("\n") == 1, err
+
+
+def test_metrics_of_graded_rewards():
+    """Graded tasks report max@k in place of pass@k; equal budgets count once."""
+    entry = {"rewards": [0.5, 2.0, -1.0], "answers": ["a", None, "b"], "logps": [-1.0, -3.0, -2.0], "lengths": [2, 3, 4]}
+    values = evaluate.metrics([entry, entry], [1, 2], graded=True)
+    assert values["max@2"] == pytest.approx([(2.0 + 0.5 + 2.0) / 3] * 2) and values["bon@2"] == pytest.approx([(0.5 + 0.5 - 1.0) / 3] * 2)
+    assert not any(name.startswith(("pass", "maj")) for name in values)
+    row = {n: common.mean_se(v) for n, v in values.items()}
+    assert "max@2" in evaluate.table({"a": row})
+    assert evaluate.numbers("2,1,1", int, "--k") == [1, 2]
+    pool = [{"rewards": [1.0, 0.0, 1.0], "answers": ["a", "b", "c"], "logps": [-1.0, -3.0, -2.0], "lengths": [2, 3, 4], "kl": 0.3}]
+    assert evaluate.metrics(pool, [3])["maj@3"] == pytest.approx([2 / 3]) and evaluate.metrics(pool, [3])["kl"] == [0.3]
+
+
+def test_table_of_runs(whole, tmp_path):
+    done = subprocess.run(command("results/table.py", whole, tmp_path, "--columns", "pass@4,seconds"), capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr and "no result" in done.stdout
+    after = json.load(open(whole / "result.json"))["after"]["pass@4"]
+    assert f"{after['mean']:.3f} ±{after['se']:.3f}" in done.stdout
+
+
+@pytest.mark.parametrize("flags", [["--steps", "0"], ["--batch", "1"], ["--tasks", "chess"], ["--width", "65"], ["--out", "/proc/no/tiny"]], ids=" ".join)
+def test_make_tiny_errors(flags, tmp_path):
+    import make_tiny
+    code, _, err = run(make_tiny.main, "--out", tmp_path / "t", *flags)
+    assert code == 2 and err.count("\n") == 1, err
+
+
+def test_make_tiny_learns_and_repeats_itself(tmp_path):
+    """The recipe at 3 % of its length: the same seed gives the same file, which loads, and the losses fall."""
+    import make_tiny
+    small = ["--steps", 60, "--layers", 1, "--batch", 16]
+    outs = []
+    for name in "ab":
+        code, out, err = run(make_tiny.main, *small, "--out", tmp_path / name)
+        assert code == 0, err
+        outs.append(out)
+    a, b = (safetensors.torch.load_file(tmp_path / n / "model.safetensors") for n in "ab")
+    assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+    losses = [float(x) for x in re.findall(r"loss ([0-9.]+)", outs[0])]
+    assert len(losses) == 2 and max(losses) < 2.8 < math.log(28)
+    assert {"countdown", "routes", "parameters", "seconds"} <= set(json.load(open(tmp_path / "a" / "result.json")))
+
+
+def test_the_shipped_model_is_small_and_as_good_as_it_says():
+    assert sum(os.path.getsize(os.path.join(common.HERE, "tiny", n)) for n in os.listdir(os.path.join(common.HERE, "tiny"))) < 1e6
+    recorded = json.load(open(os.path.join(common.HERE, "tiny", "result.json")))
+    policy = common.load_policy("tiny", bits=32)
+    import tasks
+    for name in ("countdown", "routes"):
+        task = tasks.load_task(name)
+        found, _ = evaluate.evaluate(policy, task, task.valid[:100], samples=32, ks=(1, 32), seed=5)
+        for k in (1, 32):
+            assert abs(found[f"pass@{k}"]["mean"] - recorded[name][f"pass@{k}"]["mean"]) < 4 * found[f"pass@{k}"]["se"] + 0.02
+        assert 0.15 < recorded[name]["pass@1"]["mean"] < 0.45 and recorded[name]["pass@32"]["mean"] > recorded[name]["pass@1"]["mean"] + 0.3
 
 
 # ----------------------------------------------------------------------------------------------------------------- bench
@@ -308,7 +433,8 @@ def test_readme_commands_parse():
     commands = re.findall(r"python (\w+\.py)([^\n`|&;#>]*)", readme())
     assert len(commands) >= 10
     for script, flags in commands:
-        parsers[script](shlex.split(flags))
+        if "--help" not in flags:
+            parsers[script](shlex.split(flags))
 
 
 def test_readme_table_of_equations():
