@@ -649,9 +649,10 @@ def check_flags(args, positive=(), not_negative=()):
 
 
 def print_line(line, steps, seconds):
-    """The step line: the same keys as in metrics.jsonl, rounded, and the time left at `seconds` per step."""
+    """The step line: the keys of metrics.jsonl, rounded, and the time left at `seconds` per step."""
     left = seconds * (steps - line["step"])
-    shown = {k: v for k, v in line.items() if k not in ("step", "seconds", "valid") and v is not None}
+    hidden = ("step", "seconds", "samples_per_s", "grad_norm", "valid")  # these are in metrics.jsonl only
+    shown = {k: v for k, v in line.items() if k not in hidden and v is not None}
     text = "  ".join(f"{k} {v:,.0f}" if abs(v) >= 100 else f"{k} {v:.3g}" for k, v in shown.items())
     print(f"step {line['step']}/{steps}  {text}  eta {left:.0f} s", flush=True)
 

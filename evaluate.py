@@ -108,10 +108,11 @@ def evaluate(policy, task, problems, samples=64, ks=(1, 8, 32), temperature=1.0,
     return {name: common.mean_se(v) for name, v in metrics(pool, ks, task.graded, score).items()}, pool
 
 
-def table(results):
-    """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}: pass@k, maj@k, bon@k, then the rest. maj@1 and bon@1
-    are the mean reward, which pass@1 is as well, so they are left out."""
-    names = [n for n in next(iter(results.values())) if n not in ("maj@1", "bon@1", "reward")]
+def table(results, ks=None):
+    """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}: pass@k, maj@k, bon@k for the budgets ks (None: all), then
+    the rest. maj@1 and bon@1 are the mean reward, which pass@1 is as well, so they are left out."""
+    names = [n for n in next(iter(results.values())) if n not in ("maj@1", "bon@1", "reward")
+             and (ks is None or "@" not in n or int(n.split("@")[1]) in ks)]
     names.sort(key=lambda n: ("pass", "max", "maj", "bon", "kl", "length").index(n.split("@")[0]))  # stable: k stays in order
     width = max(map(len, results))
     lines = [" " * width + "".join(f"{n:>14}" for n in names)]

@@ -239,7 +239,7 @@ def main(argv=None):
     print(f"{run.folder}: {args.model}, {task.name}, objective {args.objective}, k {k}, n {n}\n{policy.note}", flush=True)
 
     def judge(problems):
-        ks = sorted({min(budget, args.eval_samples) for budget in (1, k, 32)})
+        ks = sorted(budget for budget in {1, 2, 4, 8, 16, 32, k} if budget <= args.eval_samples)
         return evaluate.evaluate(policy, task, problems[:args.eval_problems or None], args.eval_samples, ks, T, args.seed,
                                  max_new_tokens, kl=True)[0]
 
@@ -318,7 +318,7 @@ def main(argv=None):
     # Save and compare.
     if args.eval_samples:
         run.result["after"] = judge(test)
-        print(evaluate.table({row: run.result[row] for row in ("before", "after")}))
+        print(evaluate.table({row: run.result[row] for row in ("before", "after")}, ks=(1, k, 32)))
     run.finish()
     evaluate.plot_run(run.folder)
     print(f"{run.result['seconds']:.0f} s; everything is in {run.folder}/", flush=True)
