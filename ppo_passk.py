@@ -302,11 +302,12 @@ def main(argv=None):
                 "memory_gb": common.peak_memory(policy), "seconds": run.seconds()}
         if args.eval_every and step % args.eval_every == 0:
             line["valid"] = judge(valid)
+            print(evaluate.table({f"validation, step {step}": line["valid"]}, ks=(1, k, 32)))
         run.log("metrics.jsonl", **line)
         if step == 1 or step % 25 == 0 or step == args.steps:
             for b in (0, B - 1):
                 run.log("samples.jsonl", step=step, prompt=problems[b].prompt, completion=texts[b * n], reward=rewards[b, 0].item())
-            print(f"  e.g. {problems[0].prompt} -> {texts[0]}   reward {rewards[0, 0]:g}")
+                print(f"  {problems[b].prompt} -> {texts[b * n]}   reward {rewards[b, 0]:g}")
         if step == 1 or step % 10 == 0 or step == args.steps:
             common.print_line(line, args.steps, seconds)
         if step % args.save_every == 0 or step == args.steps or run.stopping:

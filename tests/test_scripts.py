@@ -65,7 +65,7 @@ def test_help_answers_in_under_a_second(script):
 
 @pytest.mark.parametrize("flags", [
     ["--objective", "mean"], ["--objective", "passk", "--estimator", "centred"], ["--objective", "passk", "--estimator", "plain"],
-    ["--objective", "majority", "--task", "routes"], ["--kl-coef", "0.1"], ["--epochs", "2", "--minibatches", "2", "--lr", "1e-2"],
+    ["--objective", "majority", "--task", "routes"], ["--kl-coef", "0.1", "--eval-every", "1"], ["--epochs", "2", "--minibatches", "2", "--lr", "1e-2"],
     ["--bits", "4"]], ids=lambda f: " ".join(f))
 def test_two_steps(flags, tmp_path):
     """The adapter moves, the files are there, the numbers are finite, and the table is printed."""
@@ -75,7 +75,8 @@ def test_two_steps(flags, tmp_path):
     assert set(os.listdir(tmp_path / "r")) == {"args.json", "metrics.jsonl", "samples.jsonl", "result.json", "curves.png", "adapter", "state.pt"}
     lines = read_lines(tmp_path / "r")
     assert [line["step"] for line in lines] == [1, 2]
-    assert all(math.isfinite(v) for line in lines for v in line.values())
+    assert all(math.isfinite(v) for line in lines for name, v in line.items() if name != "valid")
+    assert all(("valid" in line) == ("--eval-every" in flags) for line in lines)
     assert {"loss", "reward", "pass@1", "pass@4", "zero", "kl", "length", "tokens_per_s", "memory_gb"} <= set(lines[0])
     result = json.load(open(tmp_path / "r" / "result.json"))
     for row in ("before", "after"):
@@ -451,5 +452,5 @@ def test_a_run_prints_its_own_lines_only(tmp_path):
     """No load bars, notices or warnings of other libraries, in a process of its own."""
     done = subprocess.run(command("ppo_passk.py", *SMALL, "--steps", 1, "--bits", 4, "--out", tmp_path / "r"), capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    allowed = re.compile(r"\S*r: tiny|cpu \(|  e\.g\. |step 1/1|\s+pass@1|before|after|\d+ s; everything")
+    allowed = re.compile(r"\S*r: tiny|cpu \(|  c\S+> -> |step 1/1|\s+pass@1|before|after|\d+ s; everything")
     assert all(allowed.match(line) for line in done.stdout.strip().split("\n")), done.stdout
