@@ -122,19 +122,11 @@ class Policy:
                 self.model.set_adapter("default")
 
 
-def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="start", seed=0, device=None):
-    """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, all linear layers, no dropout).
-
-    model      hub id, local directory, or "tiny" (the embedded model)
-    bits       4 (NF4, double quantisation), 8, 16 or 32; None: 4 on a GPU, 32 on a CPU
-    adapter    directory of a peft adapter, or a run folder, to continue from (lora_rank is then the adapter's own);
-               None: a new adapter, equal to the base
-    reference  what Policy.reference() is: "start" (the policy as loaded) or "base". Costs no second model.
-    Raises UserError: unknown model, no such device, bits that the hardware cannot do, adapter that does not fit.
-    """
+def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **options):
+    """Load a frozen model of a transformers auto class, quantised if asked, and its tokenizer.
+    Returns (model, tokenizer, note on device and precision).  Raises UserError as load_policy does."""
     # bitsandbytes warns that an optional kernel is absent, and of a cast in every 8-bit product.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    import peft
     import transformers
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -167,8 +159,8 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
             warnings.simplefilter("ignore")
             transformers.AutoConfig.from_pretrained(path)  # one small file first: no network shows here, not in every file
             tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-            lm = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, quantization_config=quantisation,
-                                                                   device_map={"": device})
+            lm = getattr(transformers, kind).from_pretrained(path, dtype=dtype, quantization_config=quantisation,
+                                                             device_map={"": device}, **options)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # transformers raises a dozen types here; the first line says which file or id it was
@@ -182,6 +174,22 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
             module.support_avx512bf16_for_cpu = False
     set_threads(sum(p.numel() for p in lm.parameters()) if not gpu else 0)
     lm.requires_grad_(False)
+    hardware = torch.cuda.get_device_name(device) if gpu else f"{torch.get_num_threads()} thread(s)"
+    return lm, tokenizer, f"{device.type} ({hardware}), {bits}-bit base ({why}), compute {str(dtype).split('.')[-1]}"
+
+
+def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="start", seed=0, device=None):
+    """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, all linear layers, no dropout).
+
+    model      hub id, local directory, or "tiny" (the embedded model)
+    bits       4 (NF4, double quantisation), 8, 16 or 32; None: 4 on a GPU, 32 on a CPU
+    adapter    directory of a peft adapter, or a run folder, to continue from (lora_rank is then the adapter's own);
+               None: a new adapter, equal to the base
+    reference  what Policy.reference() is: "start" (the policy as loaded) or "base". Costs no second model.
+    Raises UserError: unknown model, no such device, bits that the hardware cannot do, adapter that does not fit.
+    """
+    lm, tokenizer, note = load_base(model, bits, device)
+    import peft  # after the line of load_base that quietens what it imports
 
     start, inner = None, os.path.join(adapter or "", "adapter")
     folder = inner if os.path.isdir(inner) else adapter
@@ -214,10 +222,8 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     stop = sorted({*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None})
     if not stop:
         raise UserError(f"model {model!r} has no end-of-sequence token: add eos_token to its tokenizer_config.json")
-    hardware = torch.cuda.get_device_name(device) if gpu else f"{torch.get_num_threads()} thread(s)"
-    note = (f"{device.type} ({hardware}), {bits}-bit base ({why}), compute {str(dtype).split('.')[-1]}, "
-            f"LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters")
-    return Policy(wrapped, tokenizer, device, note, stop, start, reference,
+    note += f", LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters"
+    return Policy(wrapped, tokenizer, lm.device, note, stop, start, reference,
                   frozenset(inspect.signature(lm.forward).parameters))
 
 
@@ -229,6 +235,7 @@ class Samples:
     tokens: torch.Tensor  # [B, k, T] int64, end-of-sequence token included
     logps: torch.Tensor  # [B, k, T] float32, log softmax(logits / temperature) of each token, 0 in the padding
     lengths: torch.Tensor  # [B, k] int64
+    entropies: torch.Tensor  # [B, k, T] float32, entropy in nats of what each token was drawn from, 0 in the padding
 
     def lists(self):
         """Token ids as nested lists [B][k], without the padding."""
@@ -275,7 +282,7 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
             row = 4 * c.num_hidden_layers * heads * width * (longest + max_new_tokens) + 24 * c.vocab_size
             max_rows = max(1, free_memory(policy.device) // 2 // row)
     tokens = torch.zeros(len(prompts) * k, max_new_tokens, dtype=torch.long, device=policy.device)
-    logps = torch.zeros(len(prompts) * k, max_new_tokens, device=policy.device)
+    logps, entropies = (torch.zeros(len(prompts) * k, max_new_tokens, device=policy.device) for _ in range(2))
     lengths = torch.zeros(len(prompts) * k, dtype=torch.long, device=policy.device)
     order = sorted(range(len(prompts)), key=lambda b: len(prompts[b]))  # little padding within a chunk
     chunk, share = max(1, max_rows // k), min(k, max_rows)  # prompts at once, samples of each at once
@@ -287,11 +294,12 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
         rows = torch.tensor(chosen)[:, None] * k + torch.arange(k)  # [B', k] where the results go
         for some in range(0, k, share):
             decode_chunk(policy, [prompts[b] for b in chosen], len(u[0, some:some + share]),
-                         u[:, some:some + share].flatten(0, 1).to(policy.device), temperature, tokens, logps, lengths,
+                         u[:, some:some + share].flatten(0, 1).to(policy.device), temperature, tokens, logps, lengths, entropies,
                          rows[:, some:some + share].flatten().to(policy.device))
     longest = int(lengths.max())
     shape = (len(prompts), k)
-    return Samples(tokens[:, :longest].unflatten(0, shape), logps[:, :longest].unflatten(0, shape), lengths.view(shape))
+    return Samples(tokens[:, :longest].unflatten(0, shape), logps[:, :longest].unflatten(0, shape), lengths.view(shape),
+                   entropies[:, :longest].unflatten(0, shape))
 
 
 def positions(policy):
@@ -312,8 +320,8 @@ def that_fit(policy, task, problems, max_new_tokens):
     return kept
 
 
-def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, rows):
-    """The sampling loop of `sample` for one chunk; writes into rows `rows` of tokens, logps [., T] and lengths [.]."""
+def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, entropies, rows):
+    """The sampling loop of `sample` for one chunk; writes into rows `rows` of tokens, logps, entropies [., T] and lengths [.]."""
     lm, stop = policy.lm, torch.tensor(policy.stop, device=policy.device)
     ids, mask = left_pad(prompts, device=policy.device)
     position = mask.cumsum(-1).sub(1).clamp_min(0)  # [B, L]
@@ -343,6 +351,7 @@ def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, row
         token = torch.searchsorted(cdf, u[:, t:t + 1] * cdf[:, -1:], right=True).clamp_max_(cdf.shape[1] - 1)  # [R, 1]
         tokens[rows, t] = token[:, 0]
         logps[rows, t] = logp.gather(-1, token)[:, 0].masked_fill(done, 0.0)
+        entropies[rows, t] = torch.special.entr(logp.exp()).sum(-1).masked_fill(done, 0.0)
         lengths[rows] += ~done
         done = done | torch.isin(token[:, 0], stop)
         if t + 1 == steps:
@@ -401,6 +410,80 @@ def sequence_logps(policy, prompts, completions, temperature=1.0):
     for index, logps, _ in score(policy, prompts, completions, temperature):
         out[index] = logps.double().sum(-1).cpu()
     return out
+
+
+# ------------------------------------------------------------------------------------------------- the learned verifier
+
+@dataclass
+class Verifier:
+    """A decoder with one scalar output, read at the last token of prompt + completion: a logit of being right."""
+    model: torch.nn.Module
+    tokenizer: object
+    note: str
+    extra: dict  # what is known about it: base, precision, how it was fitted
+
+    def encode(self, prompt, completion, chat=False):
+        """Token ids of prompt and completion as a finished answer, end-of-sequence token included."""
+        if chat and self.tokenizer.chat_template:
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+            return self.tokenizer(self.tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)["input_ids"]
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        ids = self.tokenizer(prompt + completion)["input_ids"]
+        return ids if ids[-1:] == end else ids + end
+
+    def save(self, folder):
+        """adapter/ (for peft) and verifier.json, which load_verifier reads."""
+        self.model.save_pretrained(os.path.join(folder, "adapter"), save_embedding_layers=False)
+        write_atomic(os.path.join(folder, "verifier.json"), json.dumps(self.extra, indent=1))
+
+
+def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
+    """A verifier from a folder of `bon_rl.py --fit-verifier`, or a reward model (hub id or directory: a decoder that
+    AutoModelForSequenceClassification loads with one label). With lora_rank: a new one to be fitted, a fresh head and
+    adapter on the base `path`.  Raises UserError if it is none of these."""
+    own = os.path.join(path, "verifier.json")
+    extra = {"model": path, "bits": bits}
+    if lora_rank is None and os.path.exists(own):
+        with open(own) as file:
+            extra = json.load(file)
+    torch.manual_seed(seed)
+    model, tokenizer, note = load_base(extra["model"], bits or extra["bits"], device, "AutoModelForSequenceClassification",
+                                       **({"num_labels": 1} if lora_rank or extra["model"] != path else {}))
+    if model.config.num_labels != 1 or not hasattr(model, "score"):
+        raise UserError(f"{path!r} is no verifier: give a folder of bon_rl.py --fit-verifier, or a decoder with one label")
+    import peft
+    model.config.pad_token_id = -1  # no token is padding to it: its output is read at the last column, and rows are padded on the left
+    if lora_rank:
+        model = peft.get_peft_model(model, peft.LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear",
+                                                           task_type="SEQ_CLS"))  # which trains and saves the head as well
+    elif extra["model"] != path:
+        model = peft.PeftModel.from_pretrained(model, os.path.join(path, "adapter"))
+    return Verifier(model.eval(), tokenizer, note, extra)
+
+
+def verifier_logits(verifier, rows, max_tokens=8192):
+    """Outputs for R rows of token ids in micro-batches, with gradient if it is enabled: yields (index [r], logits [r])."""
+    import inspect
+    inner = verifier.model.get_base_model() if hasattr(verifier.model, "get_base_model") else verifier.model
+    placed = "position_ids" in inspect.signature(inner.forward).parameters
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    while order:
+        size = max(1, max_tokens // len(rows[order[-1]]))
+        index, order = order[-size:], order[:-size]
+        ids, mask = left_pad([rows[i] for i in index], verifier.model.device)
+        places = {"position_ids": mask.cumsum(-1).sub(1).clamp_min(0)} if placed else {}
+        out = verifier.model(input_ids=ids, attention_mask=mask, use_cache=False, **places)
+        yield torch.tensor(index), out.logits[:, 0].float()
+
+
+@torch.no_grad()
+def verify_scores(verifier, prompts, completions, chat=False):
+    """Scores of R pairs of texts -> list of float. Equal pairs are scored once, so that they tie exactly."""
+    pairs = list(dict.fromkeys(zip(prompts, completions, strict=True)))
+    scores = {}
+    for index, logits in verifier_logits(verifier, [verifier.encode(p, c, chat) for p, c in pairs]):
+        scores.update((pairs[i], s) for i, s in zip(index.tolist(), logits.tolist()))
+    return [scores[pair] for pair in zip(prompts, completions)]
 
 
 # ----------------------------------------------------------------------------------------------------------- estimators
@@ -648,10 +731,16 @@ def check_flags(args, positive=(), not_negative=()):
         raise UserError("--eval-every needs --eval-samples of at least 1")
 
 
+def spread(weights):
+    """Quantiles of a tensor of weights, for the log: {"min", "p10", "p50", "p90", "max"}."""
+    values = weights.flatten().float().sort().values.tolist()
+    return {name: values[round(q * (len(values) - 1))] for name, q in (("min", 0), ("p10", .1), ("p50", .5), ("p90", .9), ("max", 1))}
+
+
 def print_line(line, steps, seconds):
     """The step line: the same keys as in metrics.jsonl, rounded, and the time left at `seconds` per step."""
     left = seconds * (steps - line["step"])
-    shown = {k: v for k, v in line.items() if k not in ("step", "seconds", "valid") and v is not None}
+    shown = {k: v for k, v in line.items() if k not in ("step", "seconds") and v is not None and not isinstance(v, dict)}
     text = "  ".join(f"{k} {v:,.0f}" if abs(v) >= 100 else f"{k} {v:.3g}" for k, v in shown.items())
     print(f"step {line['step']}/{steps}  {text}  eta {left:.0f} s", flush=True)
 
