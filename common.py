@@ -103,6 +103,11 @@ class Policy:
             ids.pop()
         return ids
 
+    def encode_solution(self, text):
+        """Token ids of a gold completion, end-of-sequence token included: to stop is a decision too."""
+        end = self.tokenizer.eos_token_id
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.stop[0] if end is None else end]
+
     def decode(self, tokens):
         """Text of a completion (list of ids) without its end-of-sequence token."""
         return self.tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in self.stop else tokens,
@@ -453,17 +458,18 @@ def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
         raise UserError(f"{path!r} is no verifier: give a folder of bon_rl.py --fit-verifier, or a decoder with one label")
     import peft
     model.config.pad_token_id = -1  # no token is padding to it: its output is read at the last column, and rows are padded on the left
-    if lora_rank:
-        model = peft.get_peft_model(model, peft.LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear",
-                                                           task_type="SEQ_CLS"))  # which trains and saves the head as well
-    elif extra["model"] != path:
-        model = peft.PeftModel.from_pretrained(model, os.path.join(path, "adapter"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if lora_rank:  # SEQ_CLS: the head is trained and saved with the adapter
+            model = peft.get_peft_model(model, peft.LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear",
+                                                               task_type="SEQ_CLS"))
+        elif extra["model"] != path:
+            model = peft.PeftModel.from_pretrained(model, os.path.join(path, "adapter"))
     return Verifier(model.eval(), tokenizer, note, extra)
 
 
 def verifier_logits(verifier, rows, max_tokens=8192):
     """Outputs for R rows of token ids in micro-batches, with gradient if it is enabled: yields (index [r], logits [r])."""
-    import inspect
     inner = verifier.model.get_base_model() if hasattr(verifier.model, "get_base_model") else verifier.model
     placed = "position_ids" in inspect.signature(inner.forward).parameters
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -723,7 +729,7 @@ def check_flags(args, positive=(), not_negative=()):
         if not getattr(args, name) >= 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
     for name in ("lr", "kl_coef", "max_new_tokens", "eval_samples", "eval_problems", "eval_every", "seed", *not_negative):
-        if not 0 <= getattr(args, name) < math.inf:
+        if not 0 <= getattr(args, name, 0) < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must not be negative, and finite; it is {getattr(args, name)}")
     if not 0 < args.temperature < math.inf:
         raise UserError(f"--temperature must be positive, not {args.temperature}")

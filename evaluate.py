@@ -56,7 +56,8 @@ from common import UserError
 
 def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_tokens=0, kl=False, label=""):
     """Sample and verify: one dict per problem with id, prompt, completions, rewards, answers, logps (mean per token),
-    lengths (tokens), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
+    lengths (tokens), entropy (nats
+    per token), gold (log pi of the gold completion, where there is one), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
     Problems are taken in blocks of about 8,192 samples; the draws do not depend on the blocks."""
     from tqdm import tqdm
     pool, size, m = [], max(1, 8192 // samples), min(8, samples)
@@ -73,6 +74,12 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
             pool.append({"id": p.id, "prompt": p.prompt, "completions": texts[b], "rewards": flat[b * samples:(b + 1) * samples],
                          "answers": [task.extract(t) for t in texts[b]], "logps": (sums[b] / lengths[b]).tolist(),
                          "lengths": lengths[b].tolist(), "entropy": entropies[b]})
+        solved = [(entry, x, policy.encode_solution(p.solution)) for entry, x, p in zip(pool[first:], prompts, block) if p.solution]
+        solved = [row for row in solved if len(row[1]) + len(row[2]) <= common.positions(policy)]
+        if solved:  # log pi of the gold completion
+            golds = common.sequence_logps(policy, [x for _, x, _ in solved], [y for _, _, y in solved], temperature)
+            for (entry, *_), value in zip(solved, golds.tolist()):
+                entry["gold"] = value
         if kl:
             with policy.reference():
                 reference = common.sequence_logps(policy, [x for x in prompts for _ in range(m)],
@@ -156,7 +163,7 @@ def metrics(pool, ks, graded=False, score="logp"):
         if "completions" in entry:
             for name, value in diversity(entry["completions"], answers).items():
                 values.setdefault(name, []).append(value)
-        for name in ("kl", "entropy"):
+        for name in ("kl", "entropy", "gold"):
             if name in entry:
                 values.setdefault(name, []).append(entry[name])
     return values
