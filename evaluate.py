@@ -230,7 +230,7 @@ def plot_run(folder):
         lines = [json.loads(line) for line in file]
     with open(os.path.join(folder, "result.json")) as file:
         result = json.load(file)
-    curves = [name for name in lines[0] if name.startswith(("pass@", "max@", "reward", "gold"))]
+    curves = [name for name in lines[0] if name.startswith(("pass@", "max@", "reward"))] or ["gold"]
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
     for name in curves:
         smooth, width = [], max(1, len(lines) // 20)
