@@ -372,20 +372,23 @@ def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, ent
         logits, cache = forward(token, mask[:, :length + t + 1], position, cache)
 
 
+def micro_batch(lm):
+    """Tokens of one micro-batch of the update: 2048 on a CPU, 8192 on a GPU, less for a large model."""
+    c, gpu = lm.config.get_text_config(), lm.device.type == "cuda"
+    # Bytes that autograd keeps per token: activations of each layer (LoRA inputs in float32), logits in float32 and bf16.
+    token = 100 * c.num_hidden_layers * c.hidden_size + 24 * c.vocab_size
+    return max(256, min(8192 if gpu else 2048, (free_memory(lm.device) // 2 if gpu else 2 ** 32) // token))
+
+
 def score(policy, prompts, completions, temperature=1.0, max_tokens=None):
     """Log-probabilities of completions, in micro-batches; the gradient flows if it is enabled.
 
     prompts, completions  R lists of token ids each (one prompt per completion)
-    max_tokens            most tokens (rows x padded length) in a micro-batch; None: 2048 on a CPU, 8192 on a GPU, less for
-                          a large model
+    max_tokens            most tokens (rows x padded length) in a micro-batch; None: see micro_batch
     Yields (index [r] into the R rows, logps [r, T], mask [r, T] 1.0 on completion tokens); logps are 0 where mask is 0.
     Backward through one micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
     """
-    if max_tokens is None:
-        c, gpu = policy.lm.config.get_text_config(), policy.device.type == "cuda"
-        # Bytes that autograd keeps per token: activations of each layer (LoRA inputs in float32), logits in float32 and bf16.
-        token = 100 * c.num_hidden_layers * c.hidden_size + 24 * c.vocab_size
-        max_tokens = max(256, min(8192 if gpu else 2048, (free_memory(policy.device) // 2 if gpu else 2 ** 32) // token))
+    max_tokens = max_tokens or micro_batch(policy.lm)
     order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
     while order:
         # From the longest down; the widths of a micro-batch are set by its longest prompt and its longest completion.
@@ -451,26 +454,32 @@ def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
     if lora_rank is None and os.path.exists(own):
         with open(own) as file:
             extra = json.load(file)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # of a fresh head
     model, tokenizer, note = load_base(extra["model"], bits or extra["bits"], device, "AutoModelForSequenceClassification",
                                        **({"num_labels": 1} if lora_rank or extra["model"] != path else {}))
     if model.config.num_labels != 1 or not hasattr(model, "score"):
         raise UserError(f"{path!r} is no verifier: give a folder of bon_rl.py --fit-verifier, or a decoder with one label")
     import peft
-    model.config.pad_token_id = -1  # no token is padding to it: its output is read at the last column, and rows are padded on the left
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if lora_rank:  # SEQ_CLS: the head is trained and saved with the adapter
-            model = peft.get_peft_model(model, peft.LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear",
-                                                               task_type="SEQ_CLS"))
-        elif extra["model"] != path:
-            model = peft.PeftModel.from_pretrained(model, os.path.join(path, "adapter"))
+    model.config.pad_token_id = -1  # transformers reads the output at the last token that is no padding, and the padding token
+    # is often the end-of-sequence token; rows are padded on the left here, so the last column it is
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if lora_rank:  # SEQ_CLS: the head is trained and saved with the adapter
+                model = peft.get_peft_model(model, peft.LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear",
+                                                                   task_type="SEQ_CLS"))
+            elif extra["model"] != path:
+                model = peft.PeftModel.from_pretrained(model, os.path.join(path, "adapter"))
+    except Exception as error:  # as in load_policy
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"cannot put the verifier's adapter on {extra['model']!r} ({reason}): fit it again with --fit-verifier") from error
     return Verifier(model.eval(), tokenizer, note, extra)
 
 
-def verifier_logits(verifier, rows, max_tokens=8192):
+def verifier_logits(verifier, rows, max_tokens=None):
     """Outputs for R rows of token ids in micro-batches, with gradient if it is enabled: yields (index [r], logits [r])."""
     inner = verifier.model.get_base_model() if hasattr(verifier.model, "get_base_model") else verifier.model
+    max_tokens = max_tokens or micro_batch(inner)
     placed = "position_ids" in inspect.signature(inner.forward).parameters
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     while order:

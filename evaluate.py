@@ -380,7 +380,7 @@ def main(argv=None):
     first, *others = values
     for row in others:
         if [e["id"] for e in pools[row]] == [e["id"] for e in pools[first]]:
-            paired = {n: common.mean_se([b - a for a, b in zip(values[first][n], values[row][n])]) for n in values[row]}
+            paired = {n: common.mean_se([b - a for a, b in zip(values[first][n], values[row][n])]) for n in values[row] if n in values[first]}
             report.setdefault("paired", {})[f"{row} - {first}"] = paired
             print(table({f"{row} - {first} (paired)": paired}))
     if not args.pool and task.counts:
