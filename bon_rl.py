@@ -61,7 +61,7 @@ def parser():
     p.add_argument("--lora-rank", type=int, default=16, help="rank of the LoRA adapter (alpha is twice that)")
     p.add_argument("--samples", type=int, default=16, help="samples per prompt M")
     p.add_argument("--prompts", type=int, default=32, help="prompts per step B")
-    p.add_argument("--steps", type=int, default=120, help="sampling steps, one optimiser step each")
+    p.add_argument("--steps", type=int, default=100, help="sampling steps, one optimiser step each")
     p.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (AdamW), decays to 0; large models: 1e-5 to 5e-5")
     p.add_argument("--max-grad-norm", type=float, default=1.0, help="clip the gradient's norm; 0 = never")
     p.add_argument("--temperature", type=float, default=1.0, help="sampling and scoring temperature T")
@@ -299,7 +299,7 @@ def main(argv=None):
     print(f"{run.folder}: {args.model}, {task.name}, variant {variant}, N {n}, M {M}\n{policy.note}", flush=True)
 
     def judge(problems, row=None):
-        ks = sorted({min(budget, args.eval_samples) for budget in (1, n, 32)})
+        ks = sorted({min(budget, args.eval_samples) for budget in (1, 8, n, 32)})
         found, pool = evaluate.evaluate(policy, task, problems[:args.eval_problems or None], args.eval_samples, ks, T, args.seed,
                                         max_new_tokens, kl=True, verifier=verifier)
         if verifier and row:  # on samples of this policy, which may have learned to deceive it

@@ -164,7 +164,7 @@ def main(argv=None):
     print(f"{run.folder}: {args.model}, {task.name}, N {n}, M {M}, {len(train)} gold solutions\n{policy.note}", flush=True)
 
     def judge(problems, row=None):
-        ks = sorted({min(budget, args.eval_samples) for budget in (1, n, 32)})
+        ks = sorted({min(budget, args.eval_samples) for budget in (1, 8, n, 32)})
         found, pool = evaluate.evaluate(policy, task, problems[:args.eval_problems or None], args.eval_samples, ks, T, args.seed,
                                         max_new_tokens, kl=True, verifier=verifier)
         if verifier and row:  # on samples of this policy, which may have learned to deceive it

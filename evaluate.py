@@ -188,10 +188,10 @@ def table(results, kinds=("pass", "max", "maj", "bon", "kl", "length")):
     names = [n for n in next(iter(results.values())) if n not in ("maj@1", "bon@1") and n.split("@")[0] in kinds]
     names.sort(key=lambda n: kinds.index(n.split("@")[0]))  # stable: k stays in order
     width = max(map(len, results))
-    lines = [" " * width + "".join(f"{n:>14}" for n in names)]
+    lines = [" " * width + "".join(f"{n:>15}" for n in names)]
     for row, result in results.items():
         cells = (f"{result[n]['mean']:.3f} ±{result[n]['se']:.3f}" if n in result else "-" for n in names)
-        lines.append(f"{row:{width}}" + "".join(f"{cell:>14}" for cell in cells))
+        lines.append(f"{row:{width}}" + "".join(f"{cell:>15}" for cell in cells))
     return "\n".join(lines)
 
 
