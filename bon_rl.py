@@ -27,8 +27,9 @@ verifier, r the reward, lambda_N the tilt whose KL to pi is that of best-of-N, T
 What to know: 1) with finite M the estimates of v and s are biased, by O(1/M); Q's own gradient is part of them. 2) The
 tilt is a poor model of best-of-N on hard prompts with a binary verifier (f = .99, N = 128: it is right with probability
 .035, true best-of-128 with .724); b and bp do not use it. 3) b pushes failures down, which is the exact gradient times
-(1+f)/(1-f); the sign that makes it exact pushes them up (--negatives exact). 4) rl is (M-1)/M times the exact gradient,
-because the baseline contains the sample itself.
+(1+f)/(1-f), so hard prompts count most: with N = 8 and M = 16 each sample of an all-wrong prompt has c = -12. The sign
+that makes it exact pushes failures up (--negatives exact). 4) rl is (M-1)/M times the exact gradient, because the
+baseline contains the sample itself.
 Differences from the paper: 1) LoRA instead of all weights; 2) M plain samples where the paper draws best-of-N ones and
 throws the others away; 3) one on-policy step per batch; 4) KL is in the reward, with a leave-one-out baseline.
 
@@ -182,7 +183,8 @@ def bon_rlb_coefficients(rewards, n, variant, estimate="plugin"):
     M = r.shape[1]
     if estimate == "pool":
         if variant != "positive" or not 1 <= n <= M:
-            raise ValueError(f"the pool estimate exists for the positive variant and 1 <= n <= samples, not for {variant!r}, n = {n}, {M} samples")
+            raise ValueError(f"the pool estimate exists for the positive variant and 1 <= n <= samples, not for {variant!r}, "
+                             f"n = {n} and {M} samples")
         weight = [n * comb(M - int(c), n - 1) / comb(M - 1, n - 1) for c in r.sum(1).tolist()]  # exact integers first
         return r * r.new_tensor(weight)[:, None] / M
     f = 1 - r.mean(1, keepdim=True)  # [B, 1]
@@ -210,11 +212,11 @@ def fit_verifier(args, task):
     started = time.time()
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, "base", args.seed)
     length = args.max_new_tokens or task.max_new_tokens
-    pools = []
-    for problems, count in ((task.need("train")[:args.fit_problems or None], args.fit_samples), (task.need("test")[:args.eval_problems or None], 16)):
-        fitting = common.that_fit(policy, task, problems, length)
-        pools.append(evaluate.draw_pool(policy, task, fitting, count, args.temperature, args.seed, length))
-    train, test = pools
+
+    def draw(problems, count):
+        return evaluate.draw_pool(policy, task, common.that_fit(policy, task, problems, length), count, args.temperature, args.seed, length)
+    train = draw(task.need("train")[:args.fit_problems or None], args.fit_samples)
+    test = draw(task.need("test")[:args.eval_problems or None], 16)
     del policy  # a large base would be in memory twice
     verifier = common.load_verifier(args.model, args.bits, args.lora_rank, args.seed)
     print(f"{folder}: {verifier.note}\nsampled {len(train) * args.fit_samples} completions in {time.time() - started:.0f} s", flush=True)
@@ -327,7 +329,8 @@ def main(argv=None):
         rewards = torch.tensor(task.rewards([p for p in problems for _ in range(M)], texts)).view(B, M)
         scores = rewards
         if verifier:
-            scores = torch.tensor(common.verify_scores(verifier, [p.prompt for p in problems for _ in range(M)], texts, task.chat)).view(B, M)
+            asked = [p.prompt for p in problems for _ in range(M)]
+            scores = torch.tensor(common.verify_scores(verifier, asked, texts, task.chat)).view(B, M)
 
         # Weight.
         if variant in ("v", "s"):
@@ -340,7 +343,8 @@ def main(argv=None):
         # KL to the reference: with beta > 0 on every sample, otherwise measured on the first sample of each prompt.
         m = M if beta else 1
         with policy.reference():
-            ref = common.sequence_logps(policy, [x for x in prompts for _ in range(m)], [row for b in range(B) for row in y[b * M:b * M + m]], T)
+            ref = common.sequence_logps(policy, [x for x in prompts for _ in range(m)],
+                                        [row for b in range(B) for row in y[b * M:b * M + m]], T)
         logp = drawn.logps.sum(-1).cpu()  # log pi  [B, M]
         gap = logp[:, :m] - ref.view(B, m)  # log pi - log ref  [B, m]
         if beta:
@@ -371,7 +375,8 @@ def main(argv=None):
         if verifier:  # signs of reward hacking: wrong answers that score high, selection that loses what the pool holds
             wrong = scores[rewards != 1]
             line["score_wrong"] = wrong.mean().item() if len(wrong) else None
-            line["bon_gap"] = sum(common.bon_at_k(s, r, min(n, M)) for s, r in zip(scores.tolist(), rewards.tolist())) / B - line[f"{kind}@{min(n, M)}"]
+            bon = sum(common.bon_at_k(s, r, min(n, M)) for s, r in zip(scores.tolist(), rewards.tolist())) / B
+            line["bon_gap"] = bon - line[f"{kind}@{min(n, M)}"]
         line["entropy"] = drawn.entropies.sum().item() / counted  # nats per token
         line["weights"], line["diversity"] = weights, evaluate.mean_diversity(texts, [task.extract(t) for t in texts], M)
         if args.eval_every and step % args.eval_every == 0:

@@ -23,8 +23,8 @@ Symbols: B prompts per step, M samples per prompt (--samples), N the test-time b
 verifier (--scores: the environment's reward, or a learned one), lambda_N the tilt whose KL to pi is that of best-of-N.
 
 What to know: with finite M the estimate is biased, by O(1/M). Q depends on the policy and its gradient is kept: without
-it the error is 20 % at N = 2 and 80 % at N = 32. The tilt is a poor model of best-of-N on hard prompts with a binary
-verifier (f = .99, N = 128: it is right with probability .035, true best-of-128 with .724).
+it a large part is lost (in enumerated cases about 20 % at N = 2, 80 % at N = 32). The tilt is a poor model of best-of-N
+on hard prompts with a binary verifier (f = .99, N = 128: it is right with probability .035, true best-of-128 with .724).
 Differences from the paper: 1) LoRA instead of all weights; 2) the M samples of a step serve both expectations.
 
     CPU, embedded model:  python bon_sft.py
@@ -152,7 +152,8 @@ def main(argv=None):
     golds = {name: gold for name, gold in golds.items() if len(gold) <= max_new_tokens}
     train = [p for p in task.train if p.id in golds]
     if len(train) < len(task.train):
-        print(f"left out {len(task.train) - len(train)} of {len(task.train)} training problems: no gold solution of at most {max_new_tokens} tokens")
+        print(f"left out {len(task.train) - len(train)} of {len(task.train)} training problems: no gold solution of at most "
+              f"{max_new_tokens} tokens", flush=True)
     if not train:
         raise UserError(f"task {task.name} has no training problem with a gold solution of at most {max_new_tokens} tokens: "
                         "add \"solution\" to its data, or raise --max-new-tokens")
@@ -222,7 +223,8 @@ def main(argv=None):
                 "samples_per_s": len(y) / seconds, "memory_gb": common.peak_memory(policy), "seconds": run.seconds()}
         if M:
             r, counted = rewards[B:].view(B, M), int(drawn.lengths.sum())
-            line |= {"reward": r.mean().item(), **{f"{kind}@{b}": sum(common.bon_at_k(x, x, b) for x in r.tolist()) / B for b in sorted({1, min(n, M)})},
+            line |= {"reward": r.mean().item(),
+                     **{f"{kind}@{b}": sum(common.bon_at_k(x, x, b) for x in r.tolist()) / B for b in sorted({1, min(n, M)})},
                      "length": counted / (B * M), "entropy": drawn.entropies.sum().item() / counted,  # nats per token
                      "weights": common.spread(c[B:]), "diversity": evaluate.mean_diversity(texts, [task.extract(t) for t in texts], M)}
         if args.eval_every and step % args.eval_every == 0:
@@ -230,7 +232,8 @@ def main(argv=None):
         run.log("metrics.jsonl", **line)
         if step == 1 or step % 25 == 0 or step == args.steps:
             shown = (texts or answers)[0]
-            run.log("samples.jsonl", step=step, prompt=problems[0].prompt, completion=shown, gold=answers[0], reward=rewards[B if M else 0].item())
+            run.log("samples.jsonl", step=step, prompt=problems[0].prompt, completion=shown, gold=answers[0],
+                    reward=rewards[B if M else 0].item())
             print(f"  e.g. {problems[0].prompt} -> {shown}   gold {answers[0]}")
         if step == 1 or step % 10 == 0 or step == args.steps:
             common.print_line(line, args.steps, seconds)

@@ -56,8 +56,8 @@ from common import UserError
 
 def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_tokens=0, kl=False, label=""):
     """Sample and verify: one dict per problem with id, prompt, completions, rewards, answers, logps (mean per token),
-    lengths (tokens), entropy (nats
-    per token), gold (log pi of the gold completion, where there is one), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
+    lengths (tokens), entropy (of the sampled distribution, nats per token), gold (log pi of the gold completion, if there
+    is one), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
     Problems are taken in blocks of about 8,192 samples; the draws do not depend on the blocks."""
     from tqdm import tqdm
     pool, size, m = [], max(1, 8192 // samples), min(8, samples)
@@ -74,11 +74,11 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
             pool.append({"id": p.id, "prompt": p.prompt, "completions": texts[b], "rewards": flat[b * samples:(b + 1) * samples],
                          "answers": [task.extract(t) for t in texts[b]], "logps": (sums[b] / lengths[b]).tolist(),
                          "lengths": lengths[b].tolist(), "entropy": entropies[b]})
-        solved = [(entry, x, policy.encode_solution(p.solution)) for entry, x, p in zip(pool[first:], prompts, block) if p.solution]
-        solved = [row for row in solved if len(row[1]) + len(row[2]) <= common.positions(policy)]
-        if solved:  # log pi of the gold completion
-            golds = common.sequence_logps(policy, [x for _, x, _ in solved], [y for _, _, y in solved], temperature)
-            for (entry, *_), value in zip(solved, golds.tolist()):
+        golds = [(entry, x, policy.encode_solution(p.solution)) for entry, x, p in zip(pool[first:], prompts, block) if p.solution]
+        golds = [row for row in golds if len(row[1]) + len(row[2]) <= common.positions(policy)]
+        if golds:
+            found = common.sequence_logps(policy, [x for _, x, _ in golds], [y for _, _, y in golds], temperature)
+            for (entry, *_), value in zip(golds, found.tolist()):
                 entry["gold"] = value
         if kl:
             with policy.reference():
@@ -376,7 +376,8 @@ def main(argv=None):
     if verifier:
         report["verifier"] = {row: judge_verifier(pool) for row, pool in pools.items()}
         for row, found in report["verifier"].items():
-            print(f"verifier on {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}], calibration error {found['calibration_error']:.3f}")
+            print(f"verifier on {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}], calibration error "
+                  f"{found['calibration_error']:.3f}")
     first, *others = values
     for row in others:
         if [e["id"] for e in pools[row]] == [e["id"] for e in pools[first]]:
