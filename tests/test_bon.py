@@ -559,6 +559,13 @@ def test_resume_bit_for_bit(script, flags, verifier, tmp_path, monkeypatch):
     assert a["verifier after"] == b["verifier after"] and a["verifier before"] == b["verifier before"]
 
 
+def test_a_gold_completion_ends():
+    """On countdown the end is all but certain once the numbers are used up, so no gradient would show that it is missing."""
+    policy = common.load_policy("tiny", bits=32)
+    ids = policy.encode_solution("7*2+9")
+    assert ids[-1] == policy.tokenizer.eos_token_id and policy.decode(ids) == "7*2+9" and len(ids) == 6
+
+
 def test_problems_without_a_gold_solution_are_left_out(tmp_path):
     data = tmp_path / "p.jsonl"
     lines = [{"prompt": f"c{a},2>", "answer": str(a), "split": "train", **({"solution": str(a)} if a % 3 else {})} for a in range(1, 10)]
