@@ -103,6 +103,11 @@ class Policy:
             ids.pop()
         return ids
 
+    def encode_solution(self, text):
+        """Token ids of a gold completion, end-of-sequence token included: to stop is a decision too."""
+        end = self.tokenizer.eos_token_id
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.stop[0] if end is None else end]
+
     def decode(self, tokens):
         """Text of a completion (list of ids) without its end-of-sequence token."""
         return self.tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in self.stop else tokens,
@@ -122,19 +127,11 @@ class Policy:
                 self.model.set_adapter("default")
 
 
-def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="start", seed=0, device=None):
-    """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, all linear layers, no dropout).
-
-    model      hub id, local directory, or "tiny" (the embedded model)
-    bits       4 (NF4, double quantisation), 8, 16 or 32; None: 4 on a GPU, 32 on a CPU
-    adapter    directory of a peft adapter, or a run folder, to continue from (lora_rank is then the adapter's own);
-               None: a new adapter, equal to the base
-    reference  what Policy.reference() is: "start" (the policy as loaded) or "base". Costs no second model.
-    Raises UserError: unknown model, no such device, bits that the hardware cannot do, adapter that does not fit.
-    """
+def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **options):
+    """Load a frozen model of a transformers auto class, quantised if asked, and its tokenizer.
+    Returns (model, tokenizer, note on device and precision).  Raises UserError as load_policy does."""
     # bitsandbytes warns that an optional kernel is absent, and of a cast in every 8-bit product.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    import peft
     import transformers
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -167,8 +164,8 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
             warnings.simplefilter("ignore")
             transformers.AutoConfig.from_pretrained(path)  # one small file first: no network shows here, not in every file
             tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-            lm = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, quantization_config=quantisation,
-                                                                   device_map={"": device})
+            lm = getattr(transformers, kind).from_pretrained(path, dtype=dtype, quantization_config=quantisation,
+                                                             device_map={"": device}, **options)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # transformers raises a dozen types here; the first line says which file or id it was
@@ -182,6 +179,22 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
             module.support_avx512bf16_for_cpu = False
     set_threads(sum(p.numel() for p in lm.parameters()) if not gpu else 0)
     lm.requires_grad_(False)
+    hardware = torch.cuda.get_device_name(device) if gpu else f"{torch.get_num_threads()} thread(s)"
+    return lm, tokenizer, f"{device.type} ({hardware}), {bits}-bit base ({why}), compute {str(dtype).split('.')[-1]}"
+
+
+def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="start", seed=0, device=None):
+    """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, all linear layers, no dropout).
+
+    model      hub id, local directory, or "tiny" (the embedded model)
+    bits       4 (NF4, double quantisation), 8, 16 or 32; None: 4 on a GPU, 32 on a CPU
+    adapter    directory of a peft adapter, or a run folder, to continue from (lora_rank is then the adapter's own);
+               None: a new adapter, equal to the base
+    reference  what Policy.reference() is: "start" (the policy as loaded) or "base". Costs no second model.
+    Raises UserError: unknown model, no such device, bits that the hardware cannot do, adapter that does not fit.
+    """
+    lm, tokenizer, note = load_base(model, bits, device)
+    import peft  # after the line of load_base that quietens what it imports
 
     start, inner = None, os.path.join(adapter or "", "adapter")
     folder = inner if os.path.isdir(inner) else adapter
@@ -214,10 +227,8 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     stop = sorted({*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None})
     if not stop:
         raise UserError(f"model {model!r} has no end-of-sequence token: add eos_token to its tokenizer_config.json")
-    hardware = torch.cuda.get_device_name(device) if gpu else f"{torch.get_num_threads()} thread(s)"
-    note = (f"{device.type} ({hardware}), {bits}-bit base ({why}), compute {str(dtype).split('.')[-1]}, "
-            f"LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters")
-    return Policy(wrapped, tokenizer, device, note, stop, start, reference,
+    note += f", LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters"
+    return Policy(wrapped, tokenizer, lm.device, note, stop, start, reference,
                   frozenset(inspect.signature(lm.forward).parameters))
 
 
@@ -229,6 +240,7 @@ class Samples:
     tokens: torch.Tensor  # [B, k, T] int64, end-of-sequence token included
     logps: torch.Tensor  # [B, k, T] float32, log softmax(logits / temperature) of each token, 0 in the padding
     lengths: torch.Tensor  # [B, k] int64
+    entropies: torch.Tensor  # [B, k, T] float32, entropy in nats of what each token was drawn from, 0 in the padding
 
     def lists(self):
         """Token ids as nested lists [B][k], without the padding."""
@@ -275,7 +287,7 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
             row = 4 * c.num_hidden_layers * heads * width * (longest + max_new_tokens) + 24 * c.vocab_size
             max_rows = max(1, free_memory(policy.device) // 2 // row)
     tokens = torch.zeros(len(prompts) * k, max_new_tokens, dtype=torch.long, device=policy.device)
-    logps = torch.zeros(len(prompts) * k, max_new_tokens, device=policy.device)
+    logps, entropies = (torch.zeros(len(prompts) * k, max_new_tokens, device=policy.device) for _ in range(2))
     lengths = torch.zeros(len(prompts) * k, dtype=torch.long, device=policy.device)
     order = sorted(range(len(prompts)), key=lambda b: len(prompts[b]))  # little padding within a chunk
     chunk, share = max(1, max_rows // k), min(k, max_rows)  # prompts at once, samples of each at once
@@ -287,11 +299,12 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
         rows = torch.tensor(chosen)[:, None] * k + torch.arange(k)  # [B', k] where the results go
         for some in range(0, k, share):
             decode_chunk(policy, [prompts[b] for b in chosen], len(u[0, some:some + share]),
-                         u[:, some:some + share].flatten(0, 1).to(policy.device), temperature, tokens, logps, lengths,
+                         u[:, some:some + share].flatten(0, 1).to(policy.device), temperature, tokens, logps, lengths, entropies,
                          rows[:, some:some + share].flatten().to(policy.device))
     longest = int(lengths.max())
     shape = (len(prompts), k)
-    return Samples(tokens[:, :longest].unflatten(0, shape), logps[:, :longest].unflatten(0, shape), lengths.view(shape))
+    return Samples(tokens[:, :longest].unflatten(0, shape), logps[:, :longest].unflatten(0, shape), lengths.view(shape),
+                   entropies[:, :longest].unflatten(0, shape))
 
 
 def positions(policy):
@@ -312,8 +325,8 @@ def that_fit(policy, task, problems, max_new_tokens):
     return kept
 
 
-def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, rows):
-    """The sampling loop of `sample` for one chunk; writes into rows `rows` of tokens, logps [., T] and lengths [.]."""
+def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, entropies, rows):
+    """The sampling loop of `sample` for one chunk; writes into rows `rows` of tokens, logps, entropies [., T] and lengths [.]."""
     lm, stop = policy.lm, torch.tensor(policy.stop, device=policy.device)
     ids, mask = left_pad(prompts, device=policy.device)
     position = mask.cumsum(-1).sub(1).clamp_min(0)  # [B, L]
@@ -343,6 +356,7 @@ def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, row
         token = torch.searchsorted(cdf, u[:, t:t + 1] * cdf[:, -1:], right=True).clamp_max_(cdf.shape[1] - 1)  # [R, 1]
         tokens[rows, t] = token[:, 0]
         logps[rows, t] = logp.gather(-1, token)[:, 0].masked_fill(done, 0.0)
+        entropies[rows, t] = torch.special.entr(logp.exp()).sum(-1).masked_fill(done, 0.0)
         lengths[rows] += ~done
         done = done | torch.isin(token[:, 0], stop)
         if t + 1 == steps:
@@ -358,20 +372,23 @@ def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, row
         logits, cache = forward(token, mask[:, :length + t + 1], position, cache)
 
 
+def micro_batch(lm):
+    """Tokens of one micro-batch of the update: 2048 on a CPU, 8192 on a GPU, less for a large model."""
+    c, gpu = lm.config.get_text_config(), lm.device.type == "cuda"
+    # Bytes that autograd keeps per token: activations of each layer (LoRA inputs in float32), logits in float32 and bf16.
+    token = 100 * c.num_hidden_layers * c.hidden_size + 24 * c.vocab_size
+    return max(256, min(8192 if gpu else 2048, (free_memory(lm.device) // 2 if gpu else 2 ** 32) // token))
+
+
 def score(policy, prompts, completions, temperature=1.0, max_tokens=None):
     """Log-probabilities of completions, in micro-batches; the gradient flows if it is enabled.
 
     prompts, completions  R lists of token ids each (one prompt per completion)
-    max_tokens            most tokens (rows x padded length) in a micro-batch; None: 2048 on a CPU, 8192 on a GPU, less for
-                          a large model
+    max_tokens            most tokens (rows x padded length) in a micro-batch; None: see micro_batch
     Yields (index [r] into the R rows, logps [r, T], mask [r, T] 1.0 on completion tokens); logps are 0 where mask is 0.
     Backward through one micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
     """
-    if max_tokens is None:
-        c, gpu = policy.lm.config.get_text_config(), policy.device.type == "cuda"
-        # Bytes that autograd keeps per token: activations of each layer (LoRA inputs in float32), logits in float32 and bf16.
-        token = 100 * c.num_hidden_layers * c.hidden_size + 24 * c.vocab_size
-        max_tokens = max(256, min(8192 if gpu else 2048, (free_memory(policy.device) // 2 if gpu else 2 ** 32) // token))
+    max_tokens = max_tokens or micro_batch(policy.lm)
     order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
     while order:
         # From the longest down; the widths of a micro-batch are set by its longest prompt and its longest completion.
@@ -401,6 +418,87 @@ def sequence_logps(policy, prompts, completions, temperature=1.0):
     for index, logps, _ in score(policy, prompts, completions, temperature):
         out[index] = logps.double().sum(-1).cpu()
     return out
+
+
+# ------------------------------------------------------------------------------------------------- the learned verifier
+
+@dataclass
+class Verifier:
+    """A decoder with one scalar output, read at the last token of prompt + completion: a logit of being right."""
+    model: torch.nn.Module
+    tokenizer: object
+    note: str
+    extra: dict  # what is known about it: base, precision, how it was fitted
+
+    def encode(self, prompt, completion, chat=False):
+        """Token ids of prompt and completion as a finished answer, end-of-sequence token included."""
+        if chat and self.tokenizer.chat_template:
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+            return self.tokenizer(self.tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)["input_ids"]
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        ids = self.tokenizer(prompt + completion)["input_ids"]
+        return ids if ids[-1:] == end else ids + end
+
+    def save(self, folder):
+        """adapter/ (for peft) and verifier.json, which load_verifier reads."""
+        self.model.save_pretrained(os.path.join(folder, "adapter"), save_embedding_layers=False)
+        write_atomic(os.path.join(folder, "verifier.json"), json.dumps(self.extra, indent=1))
+
+
+def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
+    """A verifier from a folder of `bon_rl.py --fit-verifier`, or a reward model (hub id or directory: a decoder that
+    AutoModelForSequenceClassification loads with one label). With lora_rank: a new one to be fitted, a fresh head and
+    adapter on the base `path`.  Raises UserError if it is none of these."""
+    own = os.path.join(path, "verifier.json")
+    extra = {"model": path, "bits": bits}
+    if lora_rank is None and os.path.exists(own):
+        with open(own) as file:
+            extra = json.load(file)
+    torch.manual_seed(seed)  # of a fresh head
+    model, tokenizer, note = load_base(extra["model"], bits or extra["bits"], device, "AutoModelForSequenceClassification",
+                                       **({"num_labels": 1} if lora_rank or extra["model"] != path else {}))
+    if model.config.num_labels != 1 or not hasattr(model, "score"):
+        raise UserError(f"{path!r} is no verifier: give a folder of bon_rl.py --fit-verifier, or a decoder with one label")
+    import peft
+    model.config.pad_token_id = -1  # transformers reads the output at the last token that is no padding, and the padding token
+    # is often the end-of-sequence token; rows are padded on the left here, so the last column it is
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if lora_rank:  # SEQ_CLS: the head is trained and saved with the adapter
+                model = peft.get_peft_model(model, peft.LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear",
+                                                                   task_type="SEQ_CLS"))
+            elif extra["model"] != path:
+                model = peft.PeftModel.from_pretrained(model, os.path.join(path, "adapter"))
+    except Exception as error:  # as in load_policy
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"cannot put the verifier's adapter on {extra['model']!r} ({reason}): fit it again with --fit-verifier") from error
+    return Verifier(model.eval(), tokenizer, note, extra)
+
+
+def verifier_logits(verifier, rows, max_tokens=None):
+    """Outputs for R rows of token ids in micro-batches, with gradient if it is enabled: yields (index [r], logits [r])."""
+    inner = verifier.model.get_base_model() if hasattr(verifier.model, "get_base_model") else verifier.model
+    max_tokens = max_tokens or micro_batch(inner)
+    placed = "position_ids" in inspect.signature(inner.forward).parameters
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    while order:
+        size = max(1, max_tokens // len(rows[order[-1]]))
+        index, order = order[-size:], order[:-size]
+        ids, mask = left_pad([rows[i] for i in index], verifier.model.device)
+        places = {"position_ids": mask.cumsum(-1).sub(1).clamp_min(0)} if placed else {}
+        out = verifier.model(input_ids=ids, attention_mask=mask, use_cache=False, **places)
+        yield torch.tensor(index), out.logits[:, 0].float()
+
+
+@torch.no_grad()
+def verify_scores(verifier, prompts, completions, chat=False):
+    """Scores of R pairs of texts -> list of float. Equal pairs are scored once, so that they tie exactly."""
+    pairs = list(dict.fromkeys(zip(prompts, completions, strict=True)))
+    scores = {}
+    for index, logits in verifier_logits(verifier, [verifier.encode(p, c, chat) for p, c in pairs]):
+        scores.update((pairs[i], s) for i, s in zip(index.tolist(), logits.tolist()))
+    return [scores[pair] for pair in zip(prompts, completions)]
 
 
 # ----------------------------------------------------------------------------------------------------------- estimators
@@ -640,7 +738,7 @@ def check_flags(args, positive=(), not_negative=()):
         if not getattr(args, name) >= 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
     for name in ("lr", "kl_coef", "max_new_tokens", "eval_samples", "eval_problems", "eval_every", "seed", *not_negative):
-        if not 0 <= getattr(args, name) < math.inf:
+        if not 0 <= getattr(args, name, 0) < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must not be negative, and finite; it is {getattr(args, name)}")
     if not 0 < args.temperature < math.inf:
         raise UserError(f"--temperature must be positive, not {args.temperature}")
@@ -648,11 +746,17 @@ def check_flags(args, positive=(), not_negative=()):
         raise UserError("--eval-every needs --eval-samples of at least 1")
 
 
+def spread(weights):
+    """Quantiles of a tensor of weights, for the log: {"min", "p10", "p50", "p90", "max"}."""
+    values = weights.flatten().float().sort().values.tolist()
+    return {name: values[round(q * (len(values) - 1))] for name, q in (("min", 0), ("p10", .1), ("p50", .5), ("p90", .9), ("max", 1))}
+
+
 def print_line(line, steps, seconds):
     """The step line: the keys of metrics.jsonl, rounded, and the time left at `seconds` per step."""
     left = seconds * (steps - line["step"])
-    hidden = ("step", "seconds", "samples_per_s", "grad_norm", "valid")  # these are in metrics.jsonl only
-    shown = {k: v for k, v in line.items() if k not in hidden and v is not None}
+    hidden = ("step", "seconds", "samples_per_s", "grad_norm")  # these, and what is no number, are in metrics.jsonl only
+    shown = {k: v for k, v in line.items() if k not in hidden and isinstance(v, (int, float))}
     text = "  ".join(f"{k} {v:,.0f}" if abs(v) >= 100 else f"{k} {v:.3g}" for k, v in shown.items())
     print(f"step {line['step']}/{steps}  {text}  eta {left:.0f} s", flush=True)
 

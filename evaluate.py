@@ -5,8 +5,9 @@
 Each of n samples per problem is drawn once; every k <= n is then computed exactly from that pool (common.py):
     pass@k  1 - C(n-c,k)/C(n,k)                          (max@k for graded rewards)
     maj@k   expected accuracy of a plurality vote, ties shared, summed over the keys that were verified right
-    BoN@k   expected reward of the best of k by --score: the mean token log-probability, or the environment
-            reward itself (`oracle`, which equals max@k)
+    BoN@k   expected reward of the best of k by --score: the mean token log-probability, a learned verifier (--verifier),
+            or the environment reward itself (`oracle`, which equals max@k)
+A second table holds the diversity of the samples (`diversity` below), and with --verifier how well it judges them.
 Standard errors are over problems; models are compared with the first one problem by problem (paired). A run folder
 brings its base, precision and task; temperature and length are this command's own. Writes result.json, curves.png and
 one pool-<n>.jsonl per model and temperature, which `--pool` rescores without sampling again. `--co-scaling` fits
@@ -16,6 +17,7 @@ import argparse
 import json
 import math
 import os
+from difflib import SequenceMatcher
 
 
 def parse_args(argv=None):
@@ -32,7 +34,9 @@ def parse_args(argv=None):
     parser.add_argument("--k", default="1,2,4,8,16,32", help="budgets k, comma-separated, each at most --samples")
     parser.add_argument("--temperature", default="1.0", help="sampling temperatures, comma-separated")
     parser.add_argument("--max-new-tokens", type=int, default=0, help="longest completion in tokens; 0 = the task's own")
-    parser.add_argument("--score", default="logp", choices=["logp", "oracle"], help="what best-of-N selects by")
+    parser.add_argument("--score", default=None, choices=["logp", "oracle", "verifier"],
+                        help="what best-of-N selects by; default the verifier if there is one, else logp")
+    parser.add_argument("--verifier", default=None, help="folder of bon_rl.py --fit-verifier, or a reward model of one label")
     parser.add_argument("--bits", type=int, default=None, choices=[4, 8, 16, 32],
                         help="precision of the base; default 4 (NF4) on a GPU, 32 on a CPU")
     parser.add_argument("--pool", nargs="+", default=None, help="rescore these pool files instead of sampling")
@@ -52,7 +56,8 @@ from common import UserError
 
 def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_tokens=0, kl=False, label=""):
     """Sample and verify: one dict per problem with id, prompt, completions, rewards, answers, logps (mean per token),
-    lengths (tokens), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
+    lengths (tokens), entropy (of the sampled distribution, nats per token), gold (log pi of the gold completion, if there
+    is one), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
     Problems are taken in blocks of about 8,192 samples; the draws do not depend on the blocks."""
     from tqdm import tqdm
     pool, size, m = [], max(1, 8192 // samples), min(8, samples)
@@ -62,12 +67,19 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
         drawn = common.sample(policy, prompts, samples, [common.seed_of("evaluate", seed, p.id) for p in block],
                               temperature, max_new_tokens or task.max_new_tokens)
         tokens, sums, lengths = drawn.lists(), drawn.logps.double().sum(-1).cpu(), drawn.lengths.cpu()  # [b][n], [b, n], [b, n]
+        entropies = (drawn.entropies.sum((1, 2)).cpu() / lengths.sum(1)).tolist()
         texts = [[policy.decode(row) for row in rows] for rows in tokens]
         flat = task.rewards([p for p in block for _ in range(samples)], [t for rows in texts for t in rows])
         for b, p in enumerate(block):
             pool.append({"id": p.id, "prompt": p.prompt, "completions": texts[b], "rewards": flat[b * samples:(b + 1) * samples],
                          "answers": [task.extract(t) for t in texts[b]], "logps": (sums[b] / lengths[b]).tolist(),
-                         "lengths": lengths[b].tolist()})
+                         "lengths": lengths[b].tolist(), "entropy": entropies[b]})
+        golds = [(entry, x, policy.encode_solution(p.solution)) for entry, x, p in zip(pool[first:], prompts, block) if p.solution]
+        golds = [row for row in golds if len(row[1]) + len(row[2]) <= common.positions(policy)]
+        if golds:
+            found = common.sequence_logps(policy, [x for _, x, _ in golds], [y for _, _, y in golds], temperature)
+            for (entry, *_), value in zip(golds, found.tolist()):
+                entry["gold"] = value
         if kl:
             with policy.reference():
                 reference = common.sequence_logps(policy, [x for x in prompts for _ in range(m)],
@@ -75,6 +87,61 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
             for entry, gap in zip(pool[first:], (sums[:, :m] - reference.view(-1, m)).mean(-1).tolist()):
                 entry["kl"] = gap
     return pool
+
+
+def diversity(texts, answers):
+    """How different the n completions of one problem are -> {name: number}.
+    distinct    different completions;   answers  different answers (vote keys, no answer not counted)
+    distinct-2  different pairs of neighbouring characters, over all of them
+    similarity  mean difflib ratio (1 = equal) of up to 8 disjoint pairs of completions: samples 1 and 2, 3 and 4, ..."""
+    pairs = [text[i:i + 2] for text in texts for i in range(len(text) - 1)]
+    ratios = [SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in list(zip(texts[::2], texts[1::2]))[:8]]
+    return {"distinct": len(set(texts)), "answers": len(set(answers) - {None}),
+            "distinct-2": len(set(pairs)) / max(1, len(pairs)), "similarity": sum(ratios) / len(ratios) if ratios else math.nan}
+
+
+def mean_diversity(texts, answers, n):
+    """`diversity` of flat lists, n completions per problem, averaged over the problems."""
+    found = [diversity(texts[i:i + n], answers[i:i + n]) for i in range(0, len(texts), n)]
+    return {name: sum(f[name] for f in found) / len(found) for name in found[0]}
+
+
+def add_scores(pool, verifier, chat=False):
+    """Give every entry of a pool `scores`, those of the verifier for its completions."""
+    pairs = [(entry["prompt"], text) for entry in pool for text in entry["completions"]]
+    scores = common.verify_scores(verifier, *map(list, zip(*pairs)), chat)
+    for entry in pool:
+        entry["scores"], scores = scores[:len(entry["rewards"])], scores[len(entry["rewards"]):]
+
+
+def auc(scores, right):
+    """Chance that a right sample outscores a wrong one, ties half (Mann-Whitney); nan where one kind is missing."""
+    import numpy as np
+    _, place, count = np.unique(np.asarray(scores, dtype=float), return_inverse=True, return_counts=True)
+    rank = (count.cumsum() - (count - 1) / 2)[place]  # mean rank of equal scores
+    right = np.asarray(right) == 1
+    p, q = int(right.sum()), int((~right).sum())
+    return float((rank[right].sum() - p * (p + 1) / 2) / (p * q)) if p and q else math.nan
+
+
+def judge_verifier(pool, resamples=200):
+    """How well the scores of a pool tell right from wrong: AUC over all samples with a 95 % bootstrap interval over
+    problems; calibration of sigmoid(score) in ten bins (mean probability, share right, count) and its expected error."""
+    import numpy as np
+    scores, right = [np.array(e["scores"]) for e in pool], [np.array(e["rewards"]) == 1 for e in pool]
+    rng, draws = np.random.default_rng(0), []
+    for _ in range(resamples):
+        some = rng.integers(len(pool), size=len(pool))
+        draws.append(auc(np.concatenate([scores[i] for i in some]), np.concatenate([right[i] for i in some])))
+    s, r = np.concatenate(scores), np.concatenate(right)
+    probability = 0.5 + 0.5 * np.tanh(s / 2)
+    bins = np.minimum((probability * 10).astype(int), 9)
+    calibration = [[float(probability[bins == b].mean()), float(r[bins == b].mean()), int((bins == b).sum())]
+                   for b in range(10) if (bins == b).any()]
+    low, high = np.nanquantile(draws, [0.025, 0.975]) if not np.isnan(draws).all() else (math.nan, math.nan)
+    return {"auc": auc(s, r), "low": float(low), "high": float(high), "calibration": calibration,
+            "calibration_error": sum(abs(p - q) * n for p, q, n in calibration) / len(s),
+            "score_right": float(s[r].mean()) if r.any() else None, "score_wrong": float(s[~r].mean()) if (~r).any() else None}
 
 
 def metrics(pool, ks, graded=False, score="logp"):
@@ -89,37 +156,47 @@ def metrics(pool, ks, graded=False, score="logp"):
             else:
                 values.setdefault(f"pass@{k}", []).append(common.pass_at_k(n, sum(r == 1 for r in rewards), k))
                 values.setdefault(f"maj@{k}", []).append(sum(common.maj_at_k(answers, key, k) for key in keys))
-            by = rewards if score == "oracle" else entry["logps"]
+            by = {"oracle": rewards, "logp": entry["logps"], "verifier": entry.get("scores")}[score]
             values.setdefault(f"bon@{k}", []).append(common.bon_at_k(by, rewards, k))
         values.setdefault("reward", []).append(sum(rewards) / n)
         values.setdefault("length", []).append(sum(entry["lengths"]) / n)
-        if "kl" in entry:
-            values.setdefault("kl", []).append(entry["kl"])
+        if "completions" in entry:
+            for name, value in diversity(entry["completions"], answers).items():
+                values.setdefault(name, []).append(value)
+        for name in ("kl", "entropy", "gold"):
+            if name in entry:
+                values.setdefault(name, []).append(entry[name])
     return values
 
 
 def evaluate(policy, task, problems, samples=64, ks=(1, 8, 32), temperature=1.0, seed=0, max_new_tokens=0, kl=False,
-             score="logp"):
-    """What the training scripts call before the first and after the last update.
+             score="logp", verifier=None):
+    """What the training scripts call before the first and after the last update. With a verifier best-of-N selects by it.
     Returns ({"pass@8": {"mean", "se"}, ...}, pool).  Raises UserError if a k exceeds `samples`."""
     if max(ks) > samples:
         raise UserError(f"k = {max(ks)} needs at least as many samples per problem, not {samples}")
     pool = draw_pool(policy, task, problems, samples, temperature, seed, max_new_tokens, kl)
+    if verifier:
+        add_scores(pool, verifier, task.chat)
+        score = "verifier"
     return {name: common.mean_se(v) for name, v in metrics(pool, ks, task.graded, score).items()}, pool
 
 
-def table(results, ks=None):
-    """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}: pass@k, maj@k, bon@k for the budgets ks (None: all), then
-    the rest. maj@1 and bon@1 are the mean reward, which pass@1 is as well, so they are left out."""
-    names = [n for n in next(iter(results.values())) if n not in ("maj@1", "bon@1", "reward")
+def table(results, kinds=("pass", "max", "maj", "bon", "kl", "length"), ks=None):
+    """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}: pass@k, maj@k, bon@k, KL and length, or other kinds; for the
+    budgets ks only (None: all). maj@1 and bon@1 are the mean reward, which pass@1 is as well, so they are left out."""
+    names = [n for n in next(iter(results.values())) if n not in ("maj@1", "bon@1") and n.split("@")[0] in kinds
              and (ks is None or "@" not in n or int(n.split("@")[1]) in ks)]
-    names.sort(key=lambda n: ("pass", "max", "maj", "bon", "kl", "length").index(n.split("@")[0]))  # stable: k stays in order
+    names.sort(key=lambda n: kinds.index(n.split("@")[0]))  # stable: k stays in order
     width = max(map(len, results))
-    lines = [" " * width + "".join(f"{n:>14}" for n in names)]
+    lines = [" " * width + "".join(f"{n:>15}" for n in names)]
     for row, result in results.items():
         cells = (f"{result[n]['mean']:.3f} ±{result[n]['se']:.3f}" if n in result else "-" for n in names)
-        lines.append(f"{row:{width}}" + "".join(f"{cell:>14}" for cell in cells))
+        lines.append(f"{row:{width}}" + "".join(f"{cell:>15}" for cell in cells))
     return "\n".join(lines)
+
+
+DIVERSITY = ("distinct", "answers", "entropy", "distinct-2", "similarity", "gold")  # the columns of the second table
 
 
 def plot(results, path, title=""):
@@ -154,7 +231,7 @@ def plot_run(folder):
         lines = [json.loads(line) for line in file]
     with open(os.path.join(folder, "result.json")) as file:
         result = json.load(file)
-    curves = [name for name in lines[0] if name.startswith(("pass@", "max@", "reward"))]
+    curves = [name for name in lines[0] if name.startswith(("pass@", "max@", "reward"))] or ["gold"]
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
     for name in curves:
         smooth, width = [], max(1, len(lines) // 20)
@@ -163,7 +240,7 @@ def plot_run(folder):
             smooth.append(sum(window) / len(window))
         axes[0].plot([line["step"] for line in lines], smooth, label=name)
     axes[0].set(xlabel="step", title="training batches (smoothed)")
-    axes[1].plot([line["step"] for line in lines], [line["kl"] for line in lines], label="KL to the reference (nats)")
+    axes[1].plot([line["step"] for line in lines], [line.get("kl", math.nan) for line in lines], label="KL to the reference (nats)")
     axes[1].plot([line["step"] for line in lines], [line["zero"] for line in lines], label="share of zero weights")
     axes[1].set(xlabel="step")
     for axis in axes[:2]:
@@ -251,6 +328,10 @@ def main(argv=None):
     if max(ks) > samples:
         raise UserError(f"--k {max(ks)} exceeds the {samples} samples per problem: draw more samples or lower k")
 
+    if args.score == "verifier" and not args.verifier:
+        raise UserError("--score verifier needs --verifier: a folder of bon_rl.py --fit-verifier, or a reward model of one label")
+    verifier = common.load_verifier(args.verifier, args.bits) if args.verifier else None
+    args.score = args.score or ("verifier" if verifier else "logp")
     if args.pool:
         kinds = {(entry["task"], entry["graded"]) for pool in pools.values() for entry in pool}
         if len(kinds) > 1:
@@ -275,19 +356,33 @@ def main(argv=None):
                 row = model + (f" T={temperature:g}" if len(temperatures) > 1 else "")
                 pool = draw_pool(policy, task, problems[:args.problems or None], args.samples, temperature, args.seed,
                                  args.max_new_tokens, label=row)
-                pools[row] = [{"task": name, "graded": graded, **entry} for entry in pool]
+                if verifier:
+                    add_scores(pool, verifier, task.chat)
+                pools[row] = [{"task": name, "graded": graded, "chat": task.chat, **entry} for entry in pool]
                 common.write_atomic(os.path.join(out, f"pool-{len(pools)}.jsonl"),  # at once: the next model may fail
                                     "".join(json.dumps(entry) + "\n" for entry in pools[row]))
             del policy
 
+    if verifier and args.pool:
+        for path, pool in pools.items():
+            if not all("completions" in e and "prompt" in e for e in pool):
+                raise UserError(f"--verifier: the pool file {path} has no completions to score")
+            add_scores(pool, verifier, pool[0].get("chat", False))
     values = {row: metrics(pool, ks, graded, args.score) for row, pool in pools.items()}
     results = {row: {n: common.mean_se(v) for n, v in value.items()} for row, value in values.items()}
     report = {"task": name, "flags": {**vars(args), "out": out}, "results": results, **common.versions()}
     print(table(results))
+    if "distinct" in results[next(iter(results))]:
+        print(table(results, DIVERSITY))
+    if verifier:
+        report["verifier"] = {row: judge_verifier(pool) for row, pool in pools.items()}
+        for row, found in report["verifier"].items():
+            print(f"verifier on {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}], calibration error "
+                  f"{found['calibration_error']:.3f}")
     first, *others = values
     for row in others:
         if [e["id"] for e in pools[row]] == [e["id"] for e in pools[first]]:
-            paired = {n: common.mean_se([b - a for a, b in zip(values[first][n], values[row][n])]) for n in values[row]}
+            paired = {n: common.mean_se([b - a for a, b in zip(values[first][n], values[row][n])]) for n in values[row] if n in values[first]}
             report.setdefault("paired", {})[f"{row} - {first}"] = paired
             print(table({f"{row} - {first} (paired)": paired}))
     if not args.pool and task.counts:
