@@ -1,0 +1,361 @@
+"""cat_passk.py, cat_majority.py, cat_bon.py: equations against enumeration and high precision, and the scripts as run."""
+import itertools
+import math
+from fractions import Fraction
+
+import mpmath
+import pytest
+import torch
+
+import cat_bon
+import cat_majority
+import cat_passk
+from cat_bon import bon_weight
+from cat_majority import dynamic_threshold, majority_sft_loss, majority_weight
+from cat_passk import operator_weight, passn_sft_loss, passn_weight, pool_weight
+
+mpmath.mp.dps = 60
+LOGPS = [-1e4, -3000.0, -300.0, -104.0, -88.0, -60.5, -59.5, -40.0, -20.0, -16.5, -9.0, -3.0, -1.0, -0.7, -0.69, -0.2, -0.01, -1e-4,
+         -1e-6, -1e-8]
+BUDGETS = [(2, 1), (2, 2), (5, 3), (16, 9), (16, 16), (64, 33), (64, 2), (300, 151)]
+
+
+# ------------------------------------------------------------------------------------- losses and weights, 60 digits
+
+def exact_majority(logp, n, k):
+    """(-log B, d(-log B)/dlogp) in 60 digits; k = 1 is Pass@N. p^k is divided out, so nothing cancels."""
+    p, f = mpmath.exp(mpmath.mpf(logp)), -mpmath.expm1(mpmath.mpf(logp))
+    tail = mpmath.fsum(math.comb(n, j) * p ** (j - k) * f ** (n - j) for j in range(k, n + 1))
+    below = mpmath.fsum(math.comb(n, j) * p ** j * f ** (n - j) for j in range(k))
+    value = -mpmath.log1p(-below) if below < 0.5 else -(k * mpmath.mpf(logp) + mpmath.log(tail))
+    return value, -k * math.comb(n, k) * f ** (n - k) / tail
+
+
+def close(found, exact, tolerance):
+    return abs(found - exact) <= tolerance * abs(exact) + 1e-37
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 2e-4), (torch.float64, 1e-11)])
+@pytest.mark.parametrize("n,k", [(1, 1), *BUDGETS])
+def test_sft_losses_and_gradients_at_any_scale(n, k, dtype, tolerance):
+    x = torch.tensor(LOGPS, dtype=dtype, requires_grad=True)
+    losses = [majority_sft_loss(x, n, k)] + [passn_sft_loss(x, n)] * (k == 1)
+    for loss in losses:
+        slope, = torch.autograd.grad(loss.sum(), x, retain_graph=True)
+        assert loss.dtype == dtype
+        for logp, value, gradient in zip(x.tolist(), loss.tolist(), slope.tolist()):
+            wanted = exact_majority(logp, n, k)
+            assert close(value, wanted[0], tolerance) and close(gradient, wanted[1], tolerance), (logp, value, gradient, wanted)
+
+
+@pytest.mark.parametrize("loss", [lambda x: passn_sft_loss(x, 16), lambda x: majority_sft_loss(x, 16, 9),
+                                  lambda x: majority_sft_loss(x, 7, 1)])
+def test_sft_gradients_by_finite_differences(loss):
+    for logp in (-12.0, -4.0, -1.5, -0.4, -0.05):
+        x, h = torch.tensor(logp, dtype=torch.float64, requires_grad=True), 1e-6
+        slope, = torch.autograd.grad(loss(x), x)
+        assert slope.item() == pytest.approx((loss(logp + h) - loss(logp - h)) / (2 * h), rel=1e-5, abs=1e-9)
+
+
+def test_weights_are_the_gradients_of_the_losses():
+    """Eq. 7: w = p T'/T is minus the slope of the loss. The weight of the paper's Table 1 lacks the factor k/B, which
+    makes it p B' / k: this is the figure that would come out, and it is not the slope."""
+    for n, k in [(1, 1), *BUDGETS]:
+        x = torch.tensor([-2.0, -0.8, -0.3, -1e-3] + [-5.0, -20.0] * (k < 10), dtype=torch.float64, requires_grad=True)
+        p = x.detach().exp()
+        slope, = torch.autograd.grad(majority_sft_loss(x, n, k).sum(), x)
+        assert torch.allclose(majority_weight(p, n, k, "log"), -slope, rtol=1e-9, atol=1e-300)
+        b = (-majority_sft_loss(x, n, k).detach()).exp()
+        table = p * majority_weight(p, n, k, "raw") / k  # C(n,k) p^k (1-p)^(n-k)
+        assert torch.allclose(table, math.comb(n, k) * p ** k * (1 - p) ** (n - k), rtol=1e-9, atol=1e-300)
+        assert torch.allclose(table * k / b, -slope, rtol=1e-9, atol=1e-300)
+        if k > 1:
+            assert not torch.allclose(table, -slope, rtol=0.5)
+        slope, = torch.autograd.grad(passn_sft_loss(x, n).sum(), x)
+        assert torch.allclose(passn_weight(p, n, "log"), -slope, rtol=1e-9, atol=1e-300)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 3e-4), (torch.float64, 1e-11)])
+def test_weights_at_any_scale(dtype, tolerance):
+    p = torch.tensor([math.exp(x) for x in LOGPS], dtype=dtype)
+    for n, k in [(1, 1), *BUDGETS]:
+        for form in ("raw", "log"):
+            pairs = [(majority_weight, (n, k, form))] + [(passn_weight, (n, form))] * (k == 1)
+            for function, arguments in pairs:
+                q = p.clone().requires_grad_()
+                w = function(q, *arguments)
+                assert torch.autograd.grad(w.sum(), q)[0].isfinite().all() and w.dtype == dtype
+                for x, found in zip(p.tolist(), w.tolist()):
+                    x = mpmath.mpf(x)
+                    raw = n * math.comb(n - 1, k - 1) * x ** (k - 1) * (1 - x) ** (n - k)
+                    tail = mpmath.fsum(math.comb(n, j) * x ** (j - k) * (1 - x) ** (n - j) for j in range(k, n + 1))
+                    exact = raw if form == "raw" else k * math.comb(n, k) * (1 - x) ** (n - k) / tail
+                    assert abs(found - exact) <= tolerance * exact + 1e-30, (n, k, form, float(x), found, float(exact))
+
+
+def test_limits_types_and_shapes():
+    assert passn_weight(0, 16, "raw") == passn_weight(0.0, 16, "raw") == 16 and passn_weight(0.0, 16, "log") == 1
+    assert passn_weight(1, 16, "raw") == passn_weight(1.0, 16, "log") == 0 and passn_weight(1.0, 1, "log") == 1
+    assert majority_weight(0.0, 16, 9, "raw") == 0 and majority_weight(0.0, 16, 9, "log") == pytest.approx(9)
+    assert majority_weight(0, 16, 1, "raw") == pytest.approx(16) and majority_weight(1, 16, 9, "log") == 0
+    assert majority_weight(1.0, 4, 4, "log") == majority_weight(1.0, 4, 4, "raw") == pytest.approx(4)
+    assert operator_weight(lambda p: 1 - (1 - p) ** 4, 0.0) == pytest.approx(1, abs=1e-5)
+    for x in (torch.tensor(-0.5), torch.full((2, 0), -0.5), torch.full((2, 3, 4), -0.5)):
+        for found in (passn_sft_loss(x, 4), majority_sft_loss(x, 4, 2), passn_weight(x.exp(), 4, "log"), majority_weight(x.exp(), 4, 2, "raw"),
+                      operator_weight(lambda p: p ** 2, x.exp()), pool_weight(torch.zeros_like(x, dtype=torch.long), 4, 2)):
+            assert found.shape == x.shape and found.dtype == torch.float32
+    assert isinstance(passn_sft_loss(-0.5, 4), float) and isinstance(majority_weight(0.5, 4, 2, "raw"), float) and isinstance(pool_weight(2, 4, 2), float)
+    for loss in (lambda x: passn_sft_loss(x, 8), lambda x: majority_sft_loss(x, 8, 5)):  # log p = +1e-7 by rounding
+        x = torch.tensor([1e-7, 0.0], requires_grad=True)
+        value = loss(x)
+        assert value.abs().max() < 1e-6 and torch.autograd.grad(value.sum(), x)[0].abs().max() < 1e-6
+
+
+def test_reductions():
+    """n = 1 is cross-entropy bit for bit, k = 1 is Pass@N, the last form is the mean reward."""
+    x = torch.tensor(LOGPS, requires_grad=True)
+    for loss in (passn_sft_loss(x, 1), majority_sft_loss(x, 1, 1)):
+        assert torch.equal(loss, -x) and torch.equal(torch.autograd.grad(loss.sum(), x)[0], -torch.ones_like(x))
+    p = torch.rand(50, dtype=torch.float64)
+    for form in ("raw", "log"):
+        assert torch.equal(passn_weight(p, 1, form), torch.ones_like(p))
+        assert torch.allclose(majority_weight(p, 1, 1, form), torch.ones_like(p))
+        assert torch.allclose(majority_weight(p, 9, 1, form), passn_weight(p, 9, form))
+    assert torch.allclose(majority_sft_loss(p.log(), 9, 1), passn_sft_loss(p.log(), 9))
+    assert all(pool_weight(c, 6, 1) == 1 for c in range(7))
+    r = torch.randn(3, 5, dtype=torch.float64)
+    assert torch.allclose(bon_weight(r, 1, "rank"), r / 5) and torch.equal(bon_weight(r, 1, "exact"), r / 5)
+
+
+@pytest.mark.parametrize("n,k", [(1, 1), (4, 1), (16, 1), (5, 3), (16, 9), (8, 8)])
+def test_operator_weight_finds_every_closed_form(n, k):
+    """autograd of the binomial tail, written out here, against the scripts' closed forms."""
+    p = torch.linspace(0.01, 1, 100, dtype=torch.float64)
+    tail = lambda x: sum(math.comb(n, j) * x ** j * (1 - x) ** (n - j) for j in range(k, n + 1))
+    assert torch.allclose(operator_weight(tail, p), majority_weight(p, n, k, "log"), atol=1e-9)
+    assert torch.allclose(p * majority_weight(p, n, k, "raw") / tail(p), majority_weight(p, n, k, "log"), atol=1e-9)
+    if k == 1:
+        assert torch.allclose(operator_weight(lambda x: 1 - (1 - x) ** n, p), passn_weight(p, n, "log"), atol=1e-9)
+    assert operator_weight(lambda x: x ** 2 * (3 - 2 * x), 0.3) == pytest.approx(6 * 0.7 / (3 - 0.6))  # a new one: majority of 3
+
+
+@pytest.mark.parametrize("call", [
+    lambda: passn_sft_loss(-1.0, 0), lambda: passn_sft_loss(-1.0, 2.5), lambda: passn_sft_loss(0.5, 4), lambda: passn_sft_loss(torch.tensor([-1.0, 2.0]), 4),
+    lambda: passn_weight(0.5, 4, "pool"), lambda: passn_weight(1.2, 4, "raw"), lambda: passn_weight(-0.1, 4, "log"), lambda: passn_weight(0.5, 0, "raw"),
+    lambda: pool_weight(1, 4, 5), lambda: pool_weight(5, 4, 2), lambda: pool_weight(-1, 4, 2), lambda: pool_weight(1.5, 4, 2),
+    lambda: operator_weight(lambda p: p - 0.5, 0.2), lambda: operator_weight(lambda p: p, 1.5),
+    lambda: majority_sft_loss(-1.0, 4, 5), lambda: majority_sft_loss(-1.0, 4, 0), lambda: majority_sft_loss(1.0, 4, 2),
+    lambda: majority_weight(0.5, 4, 2, "x"), lambda: majority_weight(0.5, 2, 4, "raw"), lambda: majority_weight(1.5, 4, 2, "raw"),
+    lambda: dynamic_threshold([], "a", 4), lambda: dynamic_threshold(["a"], [True, False], 4), lambda: dynamic_threshold(["a"], "a", 0),
+    lambda: bon_weight(torch.ones(4), 2, "rank"), lambda: bon_weight(torch.ones(1, 4), 5, "exact"), lambda: bon_weight(torch.ones(1, 4), 0, "rank"),
+    lambda: bon_weight(torch.ones(1, 4), 2, "best"), lambda: bon_weight(torch.ones(1, 4), 2, "exact", recent=[1.0]),
+    lambda: bon_weight(torch.ones(1, 4), 2, "rank", recent=[])])
+def test_bad_arguments(call):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------- reinforcement learning, by enumeration
+# A tabular policy over 4 completions is softmax(theta); each completion has a reward.
+
+THETA = torch.tensor([0.7, -0.4, 0.1, -1.0], dtype=torch.float64)
+RIGHT = [1.0, 0.0, 1.0, 0.0]
+GRADED = [0.3, -1.2, 2.5, 0.3]  # with a tie
+
+
+def expected_sum(theta, rewards, m, coefficients):
+    """Exact expectation of sum_i c_i grad log pi(y_i) over all tuples of m draws; coefficients(r [1, m], p_i [1, m]) -> [1, m]."""
+    p = torch.softmax(theta, 0)
+    tuples = torch.tensor(list(itertools.product(range(len(rewards)), repeat=m)))
+    r = torch.tensor(rewards, dtype=torch.float64)[tuples]
+    grads = torch.eye(len(rewards), dtype=torch.float64) - p
+    c = coefficients(r, p[tuples])
+    return torch.einsum("t,ti,tiv->v", p[tuples].prod(1), c, grads[tuples])
+
+
+def gradient_of(J, theta):
+    theta = theta.clone().requires_grad_()
+    return torch.autograd.grad(J(torch.softmax(theta, 0)), theta)[0]
+
+
+def success(rewards):
+    mask = torch.tensor(rewards, dtype=torch.float64)
+    return lambda pi: (pi * mask).sum()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_pool_form_is_exact(n):
+    """E[sum (r_i/M) w grad log pi] = grad (1 - (1-p)^n) for every M >= n; and the identity behind it, in fractions."""
+    exact = gradient_of(lambda pi: 1 - (1 - success(RIGHT)(pi)) ** n, THETA)
+    for m in range(n, 6):
+        found = expected_sum(THETA, RIGHT, m, lambda r, _: r / m * pool_weight(r.sum(1, keepdim=True), m, n))
+        assert torch.allclose(found, exact, atol=1e-12), m
+    for p in (Fraction(1, 10), Fraction(1, 2), Fraction(9, 10)):
+        m = n + 3
+        mean = sum(math.comb(m, c) * p ** c * (1 - p) ** (m - c) * Fraction(c, m) * Fraction(pool_weight(c, m, n)) for c in range(m + 1))
+        assert float(mean) == pytest.approx(float(p * n * (1 - p) ** (n - 1)), rel=1e-12)
+
+
+@pytest.mark.parametrize("n,k", [(2, 1), (4, 1), (3, 2), (5, 3)])
+def test_raw_weight_at_the_true_probability_is_exact_and_log_has_a_factor_p(n, k):
+    p = success(RIGHT)(torch.softmax(THETA, 0))
+    tail = lambda x: sum(math.comb(n, j) * x ** j * (1 - x) ** (n - j) for j in range(k, n + 1))
+    for m in (1, 3):
+        raw = expected_sum(THETA, RIGHT, m, lambda r, _: r / m * majority_weight(p, n, k, "raw"))
+        log = expected_sum(THETA, RIGHT, m, lambda r, _: r / m * majority_weight(p, n, k, "log"))
+        assert torch.allclose(raw, gradient_of(lambda pi: tail(success(RIGHT)(pi)), THETA), atol=1e-12)
+        log_gradient = gradient_of(lambda pi: tail(success(RIGHT)(pi)).log(), THETA)
+        assert torch.allclose(log, p * log_gradient, atol=1e-12) and not torch.allclose(log, log_gradient, rtol=0.1, atol=0)
+        if k == 1:
+            assert torch.allclose(raw, expected_sum(THETA, RIGHT, m, lambda r, _: r / m * passn_weight(p, n, "raw")), atol=1e-12)
+
+
+def test_the_bias_of_the_plug_in_forms():
+    """Biased by design: with the smoothed p of the same rollouts the expectation is E[(c/M) w((c+1)/(M+2))] grad log p;
+    unsmoothed, at p = .9 and M = N = 8, the raw form is 588 times too large. The sequence form weighs each right
+    completion by its own probability: grad of sum_right pi - pi-dependent, not of pass@N, unless one completion is right."""
+    m, n = 4, 3
+    p = success(RIGHT)(torch.softmax(THETA, 0)).item()
+    found = expected_sum(THETA, RIGHT, m, lambda r, _: r / m * passn_weight((r.sum(1, keepdim=True) + 1) / (m + 2), n, "raw"))
+    scale = sum(math.comb(m, c) * p ** c * (1 - p) ** (m - c) * c / m * passn_weight((c + 1) / (m + 2), n, "raw") for c in range(m + 1))
+    direction = gradient_of(lambda pi: success(RIGHT)(pi).log(), THETA)
+    exact = gradient_of(lambda pi: 1 - (1 - success(RIGHT)(pi)) ** n, THETA)
+    assert torch.allclose(found, scale * direction, atol=1e-12)
+    assert abs(found.norm() / exact.norm() - 1) > 0.1
+    plug_in = sum(math.comb(8, c) * .9 ** c * .1 ** (8 - c) * c / 8 * passn_weight(c / 8, 8, "raw") for c in range(9))
+    assert plug_in / (.9 * passn_weight(.9, 8, "raw")) == pytest.approx(588, abs=1)
+    sequence = lambda rewards: expected_sum(THETA, rewards, 2, lambda r, q: r / 2 * passn_weight(q, n, "raw"))
+    assert torch.allclose(sequence([0, 1.0, 0, 0]), gradient_of(lambda pi: 1 - (1 - pi[1]) ** n, THETA), atol=1e-12)
+    assert torch.allclose(sequence(RIGHT), gradient_of(lambda pi: 2 - (1 - pi[0]) ** n - (1 - pi[2]) ** n, THETA), atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("rewards", [RIGHT, GRADED, [-1.0, -1.0, -2.0, -1.0]])
+def test_exact_best_of_n(n, rewards):
+    """The expected sum is the gradient of E[max of n], ties included, for every M >= n."""
+    table = torch.tensor([max(rewards[i] for i in ys) for ys in itertools.product(range(4), repeat=n)], dtype=torch.float64)
+    index = torch.tensor(list(itertools.product(range(4), repeat=n)))
+    exact = gradient_of(lambda pi: (pi[index].prod(1) * table).sum(), THETA)
+    for m in range(n, 6):
+        assert torch.allclose(expected_sum(THETA, rewards, m, lambda r, _: bon_weight(r, n, "exact")), exact, atol=1e-12), m
+
+
+def brute_bon(r, n):
+    M, out = len(r), []
+    for i in range(M):
+        subsets = list(itertools.combinations([r[j] for j in range(M) if j != i], n - 1))
+        out.append(n / M * sum(max(0.0, r[i] - max(S)) if S else r[i] for S in subsets) / len(subsets))
+    return out
+
+
+def test_bon_weight_by_definition():
+    generator = torch.Generator().manual_seed(0)
+    for M, n in ((4, 2), (6, 3), (5, 5), (7, 1)):
+        r = torch.randn(3, M, dtype=torch.float64, generator=generator)
+        r[0, 1] = r[0, 0]
+        exact, rank = bon_weight(r, n, "exact"), bon_weight(r, n, "rank")
+        for b in range(3):
+            assert exact[b].tolist() == pytest.approx(brute_bon(r[b].tolist(), n), abs=1e-12)
+            q = [sum(s < x for s in r[b].tolist()) / (M - 1) for x in r[b].tolist()]
+            assert rank[b].tolist() == pytest.approx([n / M * a ** (n - 1) * x for a, x in zip(q, r[b].tolist())], abs=1e-12)
+    tied = bon_weight(torch.tensor([[2, 2, 1, 0]]), 2, "rank")
+    assert tied.dtype == torch.float32 and tied[0].tolist() == pytest.approx([4 / 4 * (2 / 3), 4 / 4 * (2 / 3), 2 / 4 * (1 / 3), 0])
+    assert bon_weight(torch.tensor([[3.0, 1.0]]), 3, "rank", recent=[0.0, 1.0, 2.0, 3.0])[0].tolist() == pytest.approx([3 / 2 * .75 ** 2 * 3, 3 / 2 * .25 ** 2])
+    assert bon_weight(torch.tensor([[5.0]]), 4, "rank").item() == 0 and bon_weight(torch.ones(2, 64), 32, "exact").abs().max() == 0
+    # a property of the rank form, not a mistake: a shift of the rewards changes it, and may change its sign
+    r = torch.tensor([[1.0, 2.0, 3.0]])
+    assert (bon_weight(r, 2, "rank") >= 0).all() and (bon_weight(r - 4, 2, "rank") <= 0).all()
+    assert torch.allclose(bon_weight(r, 2, "exact"), bon_weight(r - 4, 2, "exact"))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_the_rank_form_against_its_own_expectation(n):
+    """Biased by design: the plug-in q^(n-1) of M samples has the expectation E[(K/(M-1))^(n-1)], K ~ Bin(M-1, q)."""
+    p = torch.softmax(THETA, 0)
+    for m in (3, 5):
+        found = expected_sum(THETA, GRADED, m, lambda r, _: bon_weight(r, n, "rank"))
+        wanted = torch.zeros(4, dtype=torch.float64)
+        for y, r in enumerate(GRADED):
+            q = sum(p[z].item() for z in range(4) if GRADED[z] < r)
+            w = sum(math.comb(m - 1, K) * q ** K * (1 - q) ** (m - 1 - K) * (K / (m - 1)) ** (n - 1) for K in range(m))
+            wanted += p[y] * n * w * r * (torch.eye(4, dtype=torch.float64)[y] - p)
+        assert torch.allclose(found, wanted, atol=1e-12)
+
+
+def test_scale_across_prompts():
+    """Two prompts that share theta: one prompt alone could not show a wrong scale."""
+    easy, hard = [1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]
+    m, n = 4, 3
+    for coefficients in (lambda r, _: r / m * pool_weight(r.sum(1, keepdim=True), m, n), lambda r, _: bon_weight(r, n, "exact")):
+        found = sum(expected_sum(THETA, r, m, coefficients) for r in (easy, hard))
+        exact = gradient_of(lambda pi: sum(1 - (1 - success(r)(pi)) ** n for r in (easy, hard)), THETA)
+        assert torch.allclose(found, exact, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------ ascent, sampled, tabular
+
+def ascend(coefficients, prompts, steps=4000, lr=0.2, m=4):
+    """Sampled ascent of sum_prompts sum_i c_i log pi(y_i) over one theta that the prompts [P, V] share -> pi, averaged
+    over the second half of the steps."""
+    generator = torch.Generator().manual_seed(0)
+    theta, mean = torch.tensor([1.0, -1.0, 0.5, 0.5]), torch.zeros(4)
+    for step in range(steps):
+        p = torch.softmax(theta, 0)
+        y = torch.multinomial(p, len(prompts) * m, replacement=True, generator=generator).view(-1, m)
+        c = coefficients(prompts.gather(1, y), p[y])
+        theta = theta + lr * (torch.zeros(4).index_add(0, y.flatten(), c.flatten()) - c.sum() * p)
+        mean += p * (step >= steps // 2) / (steps - steps // 2)
+    return mean
+
+
+def test_tabular_policies_reach_each_optimum():
+    """Prompt 1 is solved by completion 0, prompts 2 and 3 by completion 1. The mean reward is best at pi = (0, 1, 0, 0).
+    E over prompts of pass@4 is best where (1-a)^3 = 2 (1-b)^3, a + b = 1. A majority of 3 is best at (0, 1, 0, 0)."""
+    prompts = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 1.0, 0, 0]])
+    share = 2 ** (1 / 3) / (1 + 2 ** (1 / 3))
+    pool = ascend(lambda r, _: r / 4 * pool_weight(r.sum(1, keepdim=True), 4, 4), prompts)
+    assert pool[1] == pytest.approx(share, abs=0.06) and pool[2:].max() < 0.03
+    best = ascend(lambda r, _: bon_weight(r, 4, "exact"), prompts)
+    assert best[1] == pytest.approx(share, abs=0.06) and best[2:].max() < 0.03
+    sequence = ascend(lambda r, q: r / 4 * passn_weight(q, 4, "raw"), prompts)  # one right completion: exact as well
+    assert sequence[1] == pytest.approx(share, abs=0.06)
+    log = ascend(lambda r, q: r / 4 * passn_weight(q, 4, "log"), prompts)  # ascends sum of p grad log T: another optimum
+    assert 0.5 < log[1] < 0.9 and log[0] > 0.1
+    mean = ascend(lambda r, _: bon_weight(r, 1, "exact"), prompts)
+    assert mean[1] > 0.9
+    vote = ascend(lambda r, _: r / 4 * majority_weight((r.sum(1, keepdim=True) + 1) / 6, 3, 2, "raw"), prompts)
+    assert vote[1] > 0.9
+    one_max = ascend(lambda r, _: bon_weight(r, 4, "exact"), torch.tensor([[0.0, 1.0, 3.0, -2.0]]), steps=1000)
+    assert one_max[2] > 0.8
+
+
+@pytest.mark.parametrize("loss,target", [(lambda x: x.new_zeros(()) - x, (1 / 3, 2 / 3)), (lambda x: passn_sft_loss(x, 4), None),
+                                         (lambda x: majority_sft_loss(x, 5, 3), None)])
+def test_sft_reaches_the_minimum_of_its_loss(loss, target):
+    """Gold answers a, b, b for one prompt: descent ends where a scan of the loss has its minimum. Cross-entropy matches
+    the frequencies, Pass@4 is more even; majority is more one-sided."""
+    total = lambda a: loss(a.log()) + 2 * loss((1 - a).log())
+    theta = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    for _ in range(2000):
+        slope, = torch.autograd.grad(total(torch.sigmoid(theta)), theta)
+        theta = (theta - 0.2 * slope).detach().requires_grad_()
+    grid = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    best = grid[torch.stack([total(a) for a in grid]).argmin()].item()
+    assert torch.sigmoid(theta).item() == pytest.approx(best, abs=2e-3)
+    if target:
+        assert best == pytest.approx(target[0], abs=2e-3)
+
+
+def test_dynamic_threshold():
+    """max(2, min(floor(N/2) + 1, floor(N c_max / M) + 1)), at most N; None is one wrong answer."""
+    assert dynamic_threshold(["a", "b", "b", "c"], "a", 16) == 9  # 16 * 2/4 + 1
+    assert dynamic_threshold(["a", "a", "b", "c"], "a", 16) == 5
+    assert dynamic_threshold(["a", "a", "a", "a"], "a", 16) == 2  # nobody to beat
+    assert dynamic_threshold(["b"] * 8, "a", 16) == 9  # never more than a majority
+    assert dynamic_threshold(["a", None, None, None, "b", "c", "d", "e"], "a", 8) == 4
+    assert dynamic_threshold(["a", "b", "b", "c"], {"b", "c"}, 8) == 3
+    assert dynamic_threshold(["a", "b", "b", "c"], [0, 1, 1, 1], 8) == dynamic_threshold(["a", "b", "b", "c"], torch.tensor([0., 1, 1, 1]), 8) == 3
+    assert dynamic_threshold([None, "a"], [1, 1], 8) == 5  # None cannot be right
+    assert [dynamic_threshold(["a", "b"], "a", n) for n in (1, 2, 3)] == [1, 2, 2]
+    assert isinstance(dynamic_threshold(["a"], "a", 4), int)
