@@ -2,6 +2,7 @@
 """
 import math
 
+import common
 import torch
 from collections import Counter
 
@@ -10,15 +11,6 @@ from collections import Counter
 def log1mexp(x):
     """log(1 - e^x) for x < 0; its value only, the gradients below are closed forms."""
     return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
-
-
-def as_tensor(value, low, high, name):
-    """-> (float tensor, function that gives results the type of `value`).  Raises ValueError outside [low, high]."""
-    tensor = torch.as_tensor(value, dtype=None if torch.is_tensor(value) else torch.float64)
-    tensor = tensor if tensor.is_floating_point() else tensor.float()
-    if ((tensor < low) | (tensor > high)).any():
-        raise ValueError(f"{name} must lie between {low} and {high}")
-    return tensor, (lambda t: t.to(tensor.dtype)) if torch.is_tensor(value) else float
 
 
 def check_vote(n, k):
@@ -54,7 +46,7 @@ def majority_sft_loss(logp, n, k):
     First derivatives only. n = 1 is -logp. A logp of up to 1e-3 counts as rounding of 0; NaN passes through.
     Raises ValueError for more, and unless 1 <= k <= n."""
     check_vote(n, k)
-    logp, back = as_tensor(logp, -math.inf, 1e-3, "logp")
+    logp, back = common.elementwise(logp, -math.inf, 1e-3, "logp")
     if n == 1:
         return back(-logp)
     with torch.no_grad():
@@ -79,7 +71,7 @@ def majority_weight(p, n, k, form):
     if form not in ("raw", "log"):
         raise ValueError(f"unknown form {form!r}: choose raw or log")
     check_vote(n, k)
-    p, back = as_tensor(p, 0, 1, "p")
+    p, back = common.elementwise(p, 0, 1, "p")
     # log p and log(1-p), -inf where it must be; the inner `where` keeps the NaN of the other branch out of the gradient
     logp = torch.where(p > 0, torch.log(torch.where(p > 0, p, 1.0)), -math.inf)
     logf = torch.where(p < 1, torch.log1p(-torch.where(p < 1, p, 0.0)), -math.inf)

@@ -125,7 +125,7 @@ class Policy:
 def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="start", seed=0, device=None):
     """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, all linear layers, no dropout).
 
-    model      hub id, local directory, or "tiny" (the embedded model)
+    model      hub id, local directory, or an embedded model: "tiny", "tiny_peptide"
     bits       4 (NF4, double quantisation), 8, 16 or 32; None: 4 on a GPU, 32 on a CPU
     adapter    directory of a peft adapter, or a run folder, to continue from (lora_rank is then the adapter's own);
                None: a new adapter, equal to the base
@@ -161,7 +161,7 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     elif bits == 8:
         quantisation = transformers.BitsAndBytesConfig(load_in_8bit=True)
 
-    path = os.path.join(HERE, "tiny") if model == "tiny" else model
+    path = os.path.join(HERE, model) if model in ("tiny", "tiny_peptide") else model
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -310,6 +310,24 @@ def that_fit(policy, task, problems, max_new_tokens):
     if len(kept) < len(problems):
         print(f"left out {len(problems) - len(kept)} of {len(problems)} problems: prompts too long for the model", flush=True)
     return kept
+
+
+def gold(policy, task, problems, target="solution"):
+    """Gold completions for supervised fine-tuning -> (problems that have one, their token ids with end-of-sequence);
+    says how many were left out.  Raises UserError if none is left."""
+    kept, golds = [], []
+    for p in problems:
+        text = task.target(p, target)
+        if text is not None:
+            ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"] + [policy.tokenizer.eos_token_id]
+            if len(policy.encode(p.prompt, task.chat)) + len(ids) <= positions(policy):
+                kept.append(p)
+                golds.append(ids)
+    if not kept:
+        raise UserError(f"task {task.name} has no gold completions to learn from (--target {target}): its problems need a solution")
+    if len(kept) < len(problems):
+        print(f"left out {len(problems) - len(kept)} of {len(problems)} problems: no gold completion, or too long for the model", flush=True)
+    return kept, golds
 
 
 def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, rows):
@@ -463,6 +481,24 @@ def bon_at_k(scores, rewards, k):
         top = (math.comb(upto, k) - math.comb(below, k)) / math.comb(n, k)  # chance that s is the best score drawn
         total, below = total + top * sum(groups[s]) / len(groups[s]), upto
     return total
+
+
+def elementwise(value, low, high, name):
+    """For functions of a tensor or a number -> (float tensor, function that gives a result the type of `value`).
+    A number is computed in float64; NaN passes.  Raises ValueError outside [low, high]."""
+    tensor = value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
+    tensor = tensor if tensor.is_floating_point() else tensor.float()
+    if ((tensor < low) | (tensor > high)).any():
+        raise ValueError(f"{name} must lie between {low} and {high}")
+    return tensor, (lambda t: t.to(tensor.dtype)) if torch.is_tensor(value) else float
+
+
+def spread(weights):
+    """How the weights of a batch are distributed, for the step line. w_even is the share within 5 % of their mean: at 1
+    the weights do nothing, and the objective is the one without them."""
+    w = weights.double().flatten()
+    return {"w_mean": w.mean().item(), "w_min": w.min().item(), "w_median": w.median().item(), "w_max": w.max().item(),
+            "w_even": ((w - w.mean()).abs() <= 0.05 * w.mean().abs()).double().mean().item()}
 
 
 def mean_se(values):

@@ -108,11 +108,22 @@ def evaluate(policy, task, problems, samples=64, ks=(1, 8, 32), temperature=1.0,
     return {name: common.mean_se(v) for name, v in metrics(pool, ks, task.graded, score).items()}, pool
 
 
+def gold_logp(policy, task, problems, temperature=1.0, target="solution"):
+    """{"gold_logp": {"mean", "se"}}: log pi of the gold completions of the problems that have one; {} if none has."""
+    pairs = [(p, task.target(p, target)) for p in problems]
+    pairs = [p for p, text in pairs if text is not None]
+    if not pairs:
+        return {}
+    kept, golds = common.gold(policy, task, pairs, target)
+    logps = common.sequence_logps(policy, [policy.encode(p.prompt, task.chat) for p in kept], golds, temperature)
+    return {"gold_logp": common.mean_se(logps.tolist())}
+
+
 def table(results):
     """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}: pass@k, maj@k, bon@k, then the rest. maj@1 and bon@1
     are the mean reward, which pass@1 is as well, so they are left out."""
     names = [n for n in next(iter(results.values())) if n not in ("maj@1", "bon@1", "reward")]
-    names.sort(key=lambda n: ("pass", "max", "maj", "bon", "kl", "length").index(n.split("@")[0]))  # stable: k stays in order
+    names.sort(key=lambda n: ("pass", "max", "maj", "bon", "kl", "length", "gold_logp").index(n.split("@")[0]))  # stable: k stays in order
     width = max(map(len, results))
     lines = [" " * width + "".join(f"{n:>14}" for n in names)]
     for row, result in results.items():
@@ -153,7 +164,7 @@ def plot_run(folder):
         lines = [json.loads(line) for line in file]
     with open(os.path.join(folder, "result.json")) as file:
         result = json.load(file)
-    curves = [name for name in lines[0] if name.startswith(("pass@", "max@", "reward"))]
+    curves = [name for name in lines[0] if name.startswith(("pass@", "max@", "reward", "gold_logp"))]
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
     for name in curves:
         smooth, width = [], max(1, len(lines) // 20)
@@ -162,8 +173,9 @@ def plot_run(folder):
             smooth.append(sum(window) / len(window))
         axes[0].plot([line["step"] for line in lines], smooth, label=name)
     axes[0].set(xlabel="step", title="training batches (smoothed)")
-    axes[1].plot([line["step"] for line in lines], [line["kl"] for line in lines], label="KL to the reference (nats)")
-    axes[1].plot([line["step"] for line in lines], [line["zero"] for line in lines], label="share of zero weights")
+    for name, label in (("kl", "KL to the reference (nats)"), ("zero", "share of zero weights"), ("w_even", "share of weights within 5 % of their mean")):
+        if name in lines[0]:
+            axes[1].plot([line["step"] for line in lines], [line[name] for line in lines], label=label)
     axes[1].set(xlabel="step")
     for axis in axes[:2]:
         axis.legend(fontsize=7)
@@ -183,6 +195,48 @@ def plot_run(folder):
     figure.tight_layout()
     figure.savefig(os.path.join(folder, "curves.png"), dpi=110)
     pyplot.close(figure)
+
+
+def weight_report(train, tests, folder, xlabel):
+    """weights.png, weights.json and a table: what a training weight pays attention to, against what a test budget needs.
+
+    train  (label, w [G]): the training weight at x = (i + 1/2) / G, so uniform on (0, 1)
+    tests  {label: w [G]}: the same for each test budget
+    alignment   cosine of the two weights over x
+    waste       x where training pushes and the test weight has gone (below 5 % of its maximum)
+    starvation  x where the test weight is there and training is silent (below 5 % of its maximum)
+    As we read the diagnostics of arXiv 2604.24957; the 5 % are ours. Returns {label: {"alignment", "waste", "starvation"}},
+    regions as lists of [from, to].
+    """
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    name, w = train
+    G = len(w)
+
+    def region(mask):
+        edges = [i for i in range(G + 1) if (i < G and bool(mask[i])) != (i > 0 and bool(mask[i - 1]))]
+        return [[a / G, b / G] for a, b in zip(edges[::2], edges[1::2])]
+    report, on = {}, w > 0.05 * w.max()
+    print(f"training weight {name}: mean {w.mean():.3g}, at {xlabel} = .1, .5, .9: " + ", ".join(f"{w[int(x * G)]:.3g}" for x in (.1, .5, .9)))
+    figure, axis = pyplot.subplots(figsize=(6, 3.8))
+    for label, v in tests.items():
+        want = v > 0.05 * v.max()
+        report[label] = {"alignment": float((w * v).sum() / (w.norm() * v.norm())), "waste": region(on & ~want),
+                         "starvation": region(want & ~on)}
+        spans = {k: " ".join(f"{a:.2f}-{b:.2f}" for a, b in report[label][k]) or "none" for k in ("waste", "starvation")}
+        print(f"  {label:14} alignment {report[label]['alignment']:.3f}   waste {spans['waste']:12} starvation {spans['starvation']}")
+        axis.plot([(i + .5) / G for i in range(G)], v / v.max(), label=label, lw=1)
+    axis.plot([(i + .5) / G for i in range(G)], w / w.max(), "k--", label=f"training: {name}")
+    axis.set(xlabel=xlabel, ylabel="weight / its maximum")
+    axis.legend(fontsize=7)
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(os.path.join(folder, "weights.png"), dpi=110)
+    pyplot.close(figure)
+    common.write_atomic(os.path.join(folder, "weights.json"), json.dumps({"training": name, "weights": w.tolist(), "tests": report}))
+    print(f"written to {folder}/")
+    return report
 
 
 def co_scaling(results):

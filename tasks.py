@@ -68,6 +68,11 @@ class Task:
                 memo[problem.id, completion] = self.verify(problem, completion)
         return [memo[p.id, c] for p, c in zip(problems, completions)]
 
+    def target(self, problem, kind="solution"):
+        """Text of a gold completion, or None: the whole solution, or ("answer") as little as states the answer. Here the
+        solution is nothing but the answer, so they coincide."""
+        return problem.solution
+
     def need(self, split):
         """The problems of a split that the caller cannot do without.  Raises UserError if there are none."""
         problems = getattr(self, split)
@@ -283,6 +288,9 @@ class Math(Task):
             if len(problems) > len(getattr(self, split)):
                 self.counts[f"{split}_without_answer"] = len(problems) - len(getattr(self, split))
         self.pool, self.memo = VerifierPool(), {}
+
+    def target(self, problem, kind="solution"):
+        return f"\\boxed{{{problem.answer}}}" if kind == "answer" else problem.solution
 
     def extract(self, completion):
         answer = final_answer(completion)

@@ -67,7 +67,7 @@ def test_weights_are_the_gradients_of_the_losses():
         assert torch.allclose(majority_weight(p, n, k, "log"), -slope, rtol=1e-9, atol=1e-300)
         b = (-majority_sft_loss(x, n, k).detach()).exp()
         table = p * majority_weight(p, n, k, "raw") / k  # C(n,k) p^k (1-p)^(n-k)
-        assert torch.allclose(table, math.comb(n, k) * p ** k * (1 - p) ** (n - k), rtol=1e-9, atol=1e-300)
+        assert torch.allclose(table, float(math.comb(n, k)) * p ** k * (1 - p) ** (n - k), rtol=1e-9, atol=1e-300)
         assert torch.allclose(table * k / b, -slope, rtol=1e-9, atol=1e-300)
         if k > 1:
             assert not torch.allclose(table, -slope, rtol=0.5)
