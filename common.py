@@ -376,12 +376,13 @@ def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, row
         logits, cache = forward(token, mask[:, :length + t + 1], position, cache)
 
 
-def score(policy, prompts, completions, temperature=1.0, max_tokens=None):
+def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits=False):
     """Log-probabilities of completions, in micro-batches; the gradient flows if it is enabled.
 
     prompts, completions  R lists of token ids each (one prompt per completion)
     max_tokens            most tokens (rows x padded length) in a micro-batch; None: 2048 on a CPU, 8192 on a GPU, less for
                           a large model
+    logits                also yield them, divided by the temperature, [r, T, V]
     Yields (index [r] into the R rows, logps [r, T], mask [r, T] 1.0 on completion tokens); logps are 0 where mask is 0.
     Backward through one micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
     """
@@ -405,11 +406,11 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None):
         extra = {"logits_to_keep": width + 1} if "logits_to_keep" in policy.accepts else {}
         if "position_ids" in policy.accepts:
             extra["position_ids"] = mask.cumsum(-1).sub(1).clamp_min(0)
-        logits = policy.lm(input_ids=ids, attention_mask=mask, use_cache=False, **extra).logits
-        logits = logits[:, -width - 1:-1].float() / temperature  # [r, T, V]
-        logps = -F.cross_entropy(logits.flatten(0, 1), right.to(policy.device).flatten(), reduction="none").view_as(right)
+        scaled = policy.lm(input_ids=ids, attention_mask=mask, use_cache=False, **extra).logits
+        scaled = scaled[:, -width - 1:-1].float() / temperature  # [r, T, V]
+        logps = -F.cross_entropy(scaled.flatten(0, 1), right.to(policy.device).flatten(), reduction="none").view_as(right)
         real = real.to(policy.device)
-        yield torch.tensor(index), logps.masked_fill(~real, 0.0), real.float()
+        yield torch.tensor(index), logps.masked_fill(~real, 0.0), real.float(), *([scaled] if logits else [])
 
 
 @torch.no_grad()
