@@ -103,7 +103,7 @@ def passn_sft_loss(logp, n):
     """-log(1 - (1-p)^n) with p = e^logp, the probability of the whole gold completion; any shape, tensor or float.
 
     Its gradient with respect to logp is -n p (1-p)^(n-1) / (1 - (1-p)^n), the SFT weight: never weigh this loss again.
-    n = 1 is -logp. Equations: T(p) = 1 - (1-p)^n is the Pass@N operator, SFT maximises log T(p).
+    n = 1 is -logp.
     A logp of up to 1e-3 counts as rounding of 0; NaN passes through.  Raises ValueError for more, and for n < 1.
     """
     check_budget(n)
