@@ -228,7 +228,8 @@ class Peptide(Embedded):
         return math.hypot(x, y) / self.length
 
     def extract(self, completion):
-        return "".join(completion.split()) or None
+        chain = "".join(completion.split())
+        return chain if chain and set(chain) <= set(RESIDUES) else None
 
 
 # -------------------------------------------------------------------------------------------------------- math answers

@@ -1,18 +1,26 @@
 """cat_passk.py, cat_majority.py, cat_bon.py: equations against enumeration and high precision, and the scripts as run."""
 import itertools
+import json
 import math
+import os
+import subprocess
+import time
 from fractions import Fraction
 
 import mpmath
 import pytest
+import safetensors.torch
 import torch
 
 import cat_bon
 import cat_majority
 import cat_passk
+import common
+import tasks
 from cat_bon import bon_weight
 from cat_majority import dynamic_threshold, majority_sft_loss, majority_weight
 from cat_passk import operator_weight, passn_sft_loss, passn_weight, pool_weight
+from test_scripts import command, read_lines, run, same_run
 
 mpmath.mp.dps = 60
 LOGPS = [-1e4, -3000.0, -300.0, -104.0, -88.0, -60.5, -59.5, -40.0, -20.0, -16.5, -9.0, -3.0, -1.0, -0.7, -0.69, -0.2, -0.01, -1e-4,
@@ -359,3 +367,250 @@ def test_dynamic_threshold():
     assert dynamic_threshold([None, "a"], [1, 1], 8) == 5  # None cannot be right
     assert [dynamic_threshold(["a", "b"], "a", n) for n in (1, 2, 3)] == [1, 2, 2]
     assert isinstance(dynamic_threshold(["a"], "a", 4), int)
+
+
+# -------------------------------------------------------------------------------------------- the scripts, as users run them
+
+SMALL = ["--prompts", "6", "--samples", "6", "--n", "4", "--eval-samples", "4", "--eval-problems", "5"]
+MODES = [(cat_passk, ["--train-problems", "20"]), (cat_passk, ["--target", "solution", "--task", "routes"]),
+         (cat_passk, ["--mode", "rl"]), (cat_passk, ["--mode", "rl", "--form", "raw", "--probability", "success", "--kl-coef", "0.1"]),
+         (cat_passk, ["--mode", "rl", "--form", "pool", "--probability", "success", "--rewards", "raw", "--no-normalise"]),
+         (cat_majority, ["--train-problems", "20"]), (cat_majority, ["--threshold", "2", "--task", "countdown"]),
+         (cat_majority, ["--contrastive"]), (cat_majority, ["--mode", "rl"]),
+         (cat_majority, ["--mode", "rl", "--threshold", "2", "--form", "log", "--rewards", "raw", "--all-wrong", "0", "--no-normalise"]),
+         (cat_bon, []), (cat_bon, ["--form", "exact", "--rewards", "raw", "--kl-coef", "0.1"]), (cat_bon, ["--ranks", "fifo", "--fifo", "50"]),
+         (cat_bon, ["--mode", "sft", "--train-problems", "8"]), (cat_bon, ["--task", "countdown", "--model", "tiny"])]
+SCRIPTS = [cat_passk, cat_majority, cat_bon]
+
+
+def name_of(value):
+    return value.__name__ if hasattr(value, "__name__") else " ".join(value) or "default"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
+def test_help_answers_in_under_a_second(script):
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(command(script.__name__ + ".py", "--help"), capture_output=True, text=True)
+        times.append(time.perf_counter() - started)
+        assert done.returncode == 0 and "--plot-weights" in done.stdout and not done.stderr
+    assert min(times) < 1
+
+
+@pytest.mark.parametrize("script,flags", MODES, ids=name_of)
+def test_every_mode_runs_reports_its_weights_and_resumes(script, flags, tmp_path):
+    """Two steps at once against one step, a kill, and one more: bit for bit."""
+    code, out, err = run(script.main, *SMALL, "--steps", 2, "--out", tmp_path / "a", *flags)
+    assert code == 0 and not err and "before" in out and "after" in out, err
+    lines = read_lines(tmp_path / "a")
+    assert [line["step"] for line in lines] == [1, 2] and all(math.isfinite(v) for line in lines for v in line.values())
+    assert {"loss", "zero", "w_mean", "w_min", "w_median", "w_max", "w_even", "grad_norm", "tokens_per_s", "memory_gb"} <= set(lines[0])
+    assert ("gold_logp" in lines[0]) != ("reward" in lines[0] and "kl" in lines[0])
+    result = json.load(open(tmp_path / "a" / "result.json"))
+    assert ("gold_logp" in result["before"]) == (script is not cat_bon)
+    adapter = safetensors.torch.load_file(tmp_path / "a" / "adapter" / "adapter_model.safetensors")
+    assert max(t.abs().max() for n, t in adapter.items() if "lora_B" in n) > 0
+    class Killed(Exception):
+        pass
+    save = common.Run.save
+
+    def save_and_die(self, *args):
+        save(self, *args)
+        if self.step == 1:
+            raise Killed
+    common.Run.save = save_and_die
+    try:
+        with pytest.raises(Killed):
+            run(script.main, *SMALL, "--steps", 2, "--save-every", 1, "--out", tmp_path / "b", *flags)
+    finally:
+        common.Run.save = save
+    code, _, err = run(script.main, "--out", tmp_path / "b", "--resume")
+    assert code == 0, err
+    same_run(tmp_path / "a", tmp_path / "b")
+
+
+def observed(script, flags, folder, monkeypatch):
+    """One step with everything that its gradient depends on: (args, gradient, policy, prompts, completions, task, rewards)."""
+    seen = {}
+    score, load_task, rewards = common.score, tasks.load_task, tasks.Task.rewards
+
+    def clip(policy, max_norm):
+        seen["policy"], seen["gradient"] = policy, torch.cat([p.grad.flatten().clone() for p in policy.parameters()])
+        return 0.0
+
+    def keep_score(policy, prompts, completions, *rest, **options):
+        if torch.is_grad_enabled():
+            seen["rows"] = list(zip(prompts, completions))
+        return score(policy, prompts, completions, *rest, **options)
+
+    def keep(name, function):
+        def wrapped(*args, **options):
+            seen[name] = function(*args, **options)
+            return seen[name]
+        return wrapped
+    monkeypatch.setattr(common, "clip_gradient", clip)
+    monkeypatch.setattr(common, "score", keep_score)
+    monkeypatch.setattr(common, "sample", keep("drawn", common.sample))
+    monkeypatch.setattr(common, "batch_of", keep("problems", common.batch_of))
+    monkeypatch.setattr(tasks, "load_task", keep("task", load_task))
+    monkeypatch.setattr(tasks.Task, "rewards", keep("rewards", rewards))
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
+    code, _, err = run(script.main, "--prompts", 6, "--samples", 6, "--n", 4, "--steps", 1, "--eval-samples", 0, "--out", folder, *flags)
+    assert code == 0, err
+    return script.parser().parse_args([*map(str, ["--prompts", 6, "--samples", 6, "--n", 4]), *flags]), seen
+
+
+def plain(policy, prompt, row, temperature):
+    """log softmax(logits / temperature) of every token of a row [T, V], without padding or batches."""
+    logits = policy.lm(input_ids=torch.tensor([prompt + row])).logits[0, len(prompt) - 1:-1] / temperature
+    return torch.log_softmax(logits, -1)
+
+
+def gradient_norm_of(policy, loss):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, policy.parameters())])
+
+
+@pytest.mark.parametrize("script,flags", [
+    (cat_passk, ["--mode", "rl"]), (cat_passk, ["--mode", "rl", "--form", "raw", "--probability", "success", "--temperature", "0.8"]),
+    (cat_passk, ["--mode", "rl", "--form", "pool", "--probability", "success", "--rewards", "raw", "--no-normalise"]),
+    (cat_majority, ["--mode", "rl", "--task", "countdown"]), (cat_majority, ["--mode", "rl", "--task", "countdown", "--threshold", "2", "--form", "log", "--no-normalise", "--rewards", "raw"]),
+    (cat_bon, []), (cat_bon, ["--form", "exact", "--rewards", "raw"]), (cat_bon, ["--ranks", "fifo", "--fifo", "20"])], ids=name_of)
+def test_what_reaches_the_optimiser_in_rl(script, flags, tmp_path, monkeypatch):
+    """-(1/B) sum_prompts sum_i (w_i r_i / M) grad log pi(y_i|x), all written out again from the docstrings, prompt by
+    prompt, in plain rows."""
+    args, seen = observed(script, flags, tmp_path / "r", monkeypatch)
+    policy, task, M, n = seen["policy"], seen["task"], 6, 4
+    rewards = [seen["rewards"][b * M:b * M + M] for b in range(6)]
+    rows = seen["drawn"].lists()
+    prompts = [policy.encode(p.prompt) for p in seen["problems"]]
+    logps = [[plain(policy, prompts[b], y, args.temperature)[torch.arange(len(y)), y].sum() for y in rows[b]] for b in range(6)]
+
+    def standard(values, pool):
+        mean = sum(pool) / len(pool)
+        deviation = (sum((x - mean) ** 2 for x in pool) / len(pool)) ** 0.5
+        return [(x - mean) / deviation if deviation > 1e-6 else 0.0 for x in values]
+    flat = [x for r in rewards for x in r]
+    recent = flat[-args.fifo:] if script is cat_bon and args.ranks == "fifo" else None
+    weights, shaped = [], []
+    for b, r in enumerate(rewards):
+        c = sum(x == 1 for x in r)
+        z = standard(r, recent or r) if args.rewards == "standardised" else list(r)
+        if script is cat_passk:
+            p = [(c + 1) / (M + 2)] * M if args.probability == "success" else [x.exp().item() for x in logps[b]]
+            raw = [n * (1 - x) ** (n - 1) for x in p]
+            w = ([n * math.comb(M - c, n - 1) / math.comb(M - 1, n - 1)] * M if args.form == "pool" else
+                 raw if args.form == "raw" else [x * y / (1 - (1 - x) ** n) for x, y in zip(p, raw)])
+        elif script is cat_majority:
+            texts = [task.extract(policy.decode(y)) for y in rows[b]]
+            wrong = [t if x != 1 else object() for t, x in zip(texts, r)]
+            strongest = max([wrong.count(t) for t, x in zip(wrong, r) if x != 1], default=0)
+            k = max(2, min(n // 2 + 1, n * strongest // M + 1)) if args.threshold == "auto" else 2
+            p = (c + 1) / (M + 2)
+            w = [n * math.comb(n - 1, k - 1) * p ** (k - 1) * (1 - p) ** (n - k)] * M
+            if args.form == "log":
+                w = [x * p / sum(math.comb(n, j) * p ** j * (1 - p) ** (n - j) for j in range(k, n + 1)) for x in w]
+            if c == 0:
+                z = [-0.5] * M
+        elif args.form == "rank":
+            others = (lambda i: recent) if recent else lambda i: r[:i] + r[i + 1:]
+            w = [n * (sum(s < x for s in others(i)) / len(others(i))) ** (n - 1) for i, x in enumerate(r)]
+        else:
+            w, z = [M * x for x in brute_bon(r, n)], [1.0] * M
+        weights.append(w)
+        shaped.append(z)
+    mean = sum(map(sum, weights)) / 36 if getattr(args, "normalise", False) else 1
+    loss = -sum(w * z / mean / M * logp for ws, zs, ls in zip(weights, shaped, logps) for w, z, logp in zip(ws, zs, ls)) / 6
+    wanted = gradient_norm_of(policy, loss)
+    assert wanted.norm() > 1e-3 and (seen["gradient"] - wanted).norm() < 2e-3 * wanted.norm()
+    if script is cat_majority:
+        assert any(sum(r) == 0 for r in rewards) and any(sum(r) for r in rewards)  # both branches were met
+
+
+@pytest.mark.parametrize("script,flags", [(cat_passk, []), (cat_passk, ["--n", "1"]), (cat_majority, ["--task", "countdown", "--temperature", "0.8"]),
+                                          (cat_majority, ["--contrastive"]), (cat_bon, ["--mode", "sft", "--train-problems", "8"])], ids=name_of)
+def test_what_reaches_the_optimiser_in_sft(script, flags, tmp_path, monkeypatch):
+    """-(1/B) sum_prompts w grad log pi(y*), y* the gold completion with its end-of-sequence token."""
+    args, seen = observed(script, flags, tmp_path / "r", monkeypatch)
+    policy, loss, eos = seen["policy"], 0.0, seen["policy"].stop[0]
+    if script is cat_bon:
+        golds = json.load(open(tmp_path / "r" / "targets.json"))
+        for p in seen["problems"]:  # the best of the samples of the starting policy
+            again = common.sample(policy, [policy.encode(p.prompt)], 6, [common.seed_of("target", 0, p.id)], 1.0, 16).lists()[0]
+            values = [seen["task"].verify(p, policy.decode(y)) for y in again]
+            assert golds[p.id] == again[values.index(max(values))]
+    for i, p in enumerate(seen["problems"]):
+        y = golds[p.id] if script is cat_bon else policy.encode(p.solution) + [eos]
+        assert (policy.encode(p.prompt), y) == seen["rows"][i]
+        table = plain(policy, policy.encode(p.prompt), y, args.temperature)
+        logp = table[torch.arange(len(y)), y]
+        if getattr(args, "contrastive", False):
+            u = torch.rand(max(len(row) for _, row in seen["rows"]), 4, generator=torch.Generator().manual_seed(common.seed_of("rivals", 0, 1, i)))
+            for t, gold in enumerate(y):
+                rest = table[t].exp().detach().double()
+                rest[gold] = 0
+                rivals = [int((rest.cumsum(0) / rest.sum() <= v).sum()) for v in u[t].tolist()]
+                assert gold not in rivals
+                loss = loss - 0.5 * logp[t] - 0.5 * sum(torch.log(torch.sigmoid(logp[t] - table[t, v])) for v in rivals) / 4
+            continue
+        k = args.n // 2 + 1 if script is cat_majority else 1
+        loss = loss + float(exact_majority(logp.sum().item(), args.n, k)[1]) * logp.sum()
+    wanted = gradient_norm_of(policy, loss / 6)
+    assert (seen["gradient"] - wanted).norm() < 2e-3 * wanted.norm()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
+def test_plot_weights(script, tmp_path):
+    code, out, err = run(script.main, "--plot-weights", "--n", 8, "--test-n", "1,8,32", "--out", tmp_path / "w")
+    assert code == 0 and not err and set(os.listdir(tmp_path / "w")) == {"weights.png", "weights.json"}
+    report = json.load(open(tmp_path / "w" / "weights.json"))
+    one, same, more = report["tests"].values()
+    assert same == {"alignment": pytest.approx(1), "waste": [], "starvation": []} and "alignment 1.000" in out
+    if script is cat_passk:  # cosine of w_8 and 1, and the regions, from the formula
+        grid = [(i + 0.5) / 1000 for i in range(1000)]
+        w = [8 * p * (1 - p) ** 7 / (1 - (1 - p) ** 8) for p in grid]
+        assert one["alignment"] == pytest.approx(sum(w) / math.sqrt(1000 * sum(x * x for x in w)))
+        edge = next(p for p, x in zip(grid, w) if x < 0.05 * w[0])
+        assert one["starvation"][0] == pytest.approx([edge, 1], abs=2e-3) and one["waste"] == []
+        assert more["waste"][0][1] == pytest.approx(edge, abs=2e-3) and more["starvation"] == []
+    if script is cat_bon:  # q^7 against 1: cosine sqrt(15) / 8
+        assert one["alignment"] == pytest.approx(math.sqrt(15) / 8, abs=1e-3)
+
+
+def test_warm_up_then_rl_and_the_sign_of_degeneration(tmp_path):
+    """--adapter chains the stages; at n = 1 every weight is 1, and w_even says so."""
+    assert run(cat_passk.main, *SMALL, "--n", 1, "--steps", 1, "--out", tmp_path / "a")[0] == 0
+    assert read_lines(tmp_path / "a")[0]["w_even"] == 1
+    code, _, err = run(cat_passk.main, *SMALL, "--mode", "rl", "--steps", 1, "--adapter", tmp_path / "a", "--out", tmp_path / "b")
+    assert code == 0, err
+    after, before = (json.load(open(tmp_path / x / "result.json"))[row] for x, row in (("a", "after"), ("b", "before")))
+    assert before["gold_logp"] == after["gold_logp"] and abs(before["kl"]["mean"]) < 1e-4
+    assert read_lines(tmp_path / "b")[0]["w_even"] < 1
+
+
+def test_problems_without_a_gold_completion_are_counted(tmp_path):
+    data = tmp_path / "p.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"c{a},2>", "answer": str(a), "split": "train", **({"solution": f"{a}+2"} if a < 6 else {})}) + "\n"
+                            for a in range(1, 9)))
+    flags = ["--data", data, "--steps", 1, "--prompts", 4, "--eval-samples", 0, "--max-new-tokens", 4]
+    code, out, err = run(cat_passk.main, *flags, "--target", "solution", "--out", tmp_path / "a")
+    assert code == 0 and "left out 3 of 8" in out, err
+    code, out, err = run(cat_passk.main, *flags, "--out", tmp_path / "b")  # the answer alone: a box
+    assert code == 0 and "left out" not in out, err
+    assert read_lines(tmp_path / "b")[0]["length"] == len("\\boxed{5}") + 1  # one token per character, and the end
+
+
+@pytest.mark.parametrize("script,flags,words", [
+    (cat_passk, ["--mode", "rl", "--form", "pool"], "--probability success"),
+    (cat_passk, ["--mode", "rl", "--form", "pool", "--probability", "success", "--samples", "4"], "--samples 4"),
+    (cat_passk, ["--n", "0"], "--n"), (cat_passk, ["--kl-coef", "1"], "--kl-coef"), (cat_passk, ["--task", "peptide", "--model", "tiny_peptide"], "graded"),
+    (cat_passk, ["--mode", "rl", "--prompts", "1"], "--normalise"), (cat_passk, ["--test-n", "a"], "--test-n"), (cat_passk, ["--train-problems", "-1"], "--train-problems"),
+    (cat_majority, ["--threshold", "17"], "--threshold"), (cat_majority, ["--threshold", "x"], "--threshold"), (cat_majority, ["--threshold", "0"], "--threshold"),
+    (cat_majority, ["--contrastive", "--mode", "rl"], "--contrastive"), (cat_majority, ["--all-wrong", "nan"], "--all-wrong"),
+    (cat_bon, ["--form", "exact", "--ranks", "fifo"], "fifo"), (cat_bon, ["--form", "exact", "--samples", "4"], "--samples 4"), (cat_bon, ["--fifo", "0"], "--fifo"),
+    (cat_passk, ["--plot-weights", "--out", "/proc/no/w"], "/proc/no/w")], ids=name_of)
+def test_errors_are_one_sentence(script, flags, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(script.main, *flags)
+    assert code == 2 and words in err and err.count("\n") == 1 and "Traceback" not in err
+    assert not os.path.exists("runs")
