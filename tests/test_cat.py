@@ -411,6 +411,10 @@ def test_every_mode_runs_reports_its_weights_and_resumes(script, flags, tmp_path
     assert ("gold_logp" in result["before"]) == (script is not cat_bon)
     adapter = safetensors.torch.load_file(tmp_path / "a" / "adapter" / "adapter_model.safetensors")
     assert max(t.abs().max() for n, t in adapter.items() if "lora_B" in n) > 0
+    if "fifo" in flags:  # 36 rewards a step: the queue of 50 reaches into the step before
+        assert len(json.loads(torch.load(tmp_path / "a" / "state.pt", weights_only=True)["result"])["recent"]) == 50
+        assert "recent" not in result
+
     class Killed(Exception):
         pass
     save = common.Run.save
