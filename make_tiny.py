@@ -1,7 +1,7 @@
 """Re-create the embedded tiny models (same seed, same file):
 
     python make_tiny.py --out tiny                                                             about 4 minutes on one core
-    python make_tiny.py --out tiny_peptide --tasks peptide --layers 2 --steps 800              less than one
+    python make_tiny.py --out tiny_peptide --tasks peptide --layers 2 --steps 500              less than one
 
 A Llama of about 0.2 M parameters with a character tokenizer, pretrained from scratch on generated solutions of the
 embedded tasks, so that every script runs in minutes without a download. The pretraining stream holds no problem of the

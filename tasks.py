@@ -205,8 +205,8 @@ class Peptide(Embedded):
     """Synthetic, in the spirit of protein design: a real-valued reward that a better sample always exceeds. The reward is
     the hydrophobic moment of the first 18 residues, prompt included, were they a helix (100 degrees per residue, 18 are 5
     turns): |sum_n H_n exp(i n 100 deg)| / 18, from 0 to about 2.8. Residues that are missing count as H = 0; any other
-    letter makes it 0. It says nothing about what a real peptide does. The base (tiny_peptide) knows weakly helical
-    sequences: each residue is greasy with a chance that leans to one side of the helix by a random amount."""
+    letter makes it 0. It says nothing about what a real peptide does. The base (tiny_peptide) knows sequences that are
+    greasy a little more often on one side of the helix, 60 % against 30 %, and random otherwise."""
     name = "peptide"
     graded = True
     max_new_tokens = 16
@@ -215,8 +215,7 @@ class Peptide(Embedded):
     def generate(self, rng):
         greasy = [a for a, h in RESIDUES.items() if h > 0]
         others = [a for a, h in RESIDUES.items() if h <= 0]
-        lean, phase = rng.uniform(0, 0.35), rng.uniform(0, 2 * math.pi)
-        chain = "".join(rng.choice(greasy if rng.random() < 0.45 + lean * math.cos(math.radians(100) * n - phase) else others)
+        chain = "".join(rng.choice(greasy if rng.random() < 0.45 + 0.15 * math.cos(math.radians(100) * n) else others)
                         for n in range(self.length))
         return chain[:4], chain[:4], chain[:4], None, chain[4:]
 
