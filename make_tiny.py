@@ -1,7 +1,7 @@
 """Re-create the embedded tiny models (same seed, same file):
 
     python make_tiny.py --out tiny                                                             about 4 minutes on one core
-    python make_tiny.py --out tiny_peptide --tasks peptide --layers 2 --steps 500              less than one
+    python make_tiny.py --out tiny_peptide --tasks peptide --layers 2 --steps 900              less than one
 
 A Llama of about 0.2 M parameters with a character tokenizer, pretrained from scratch on generated solutions of the
 embedded tasks, so that every script runs in minutes without a download. The pretraining stream holds no problem of the
@@ -74,7 +74,7 @@ def main(argv=None):
                for name in names]
     if "peptide" in names and len(names) > 1:
         raise tasks.UserError("--tasks: peptide has an alphabet of its own, so it gets a model of its own")
-    tokenizer = make_tokenizer("".join(tasks.RESIDUES) if names == ["peptide"] else CHARACTERS)
+    tokenizer = make_tokenizer(">" + "".join(tasks.RESIDUES) if names == ["peptide"] else CHARACTERS)
     eos = tokenizer.eos_token_id
     torch.manual_seed(args.seed)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(

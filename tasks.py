@@ -195,7 +195,7 @@ class Routes(Embedded):
         return match and match[1]
 
 
-# peptide: continue a peptide so that its helix has one greasy side.  'KLWE' -> 'ALKRIVDLLKEGLR'
+# peptide: continue a peptide so that its helix has one greasy side.  '>KLWE' -> 'ALKRIVDLLKEGLR'
 
 RESIDUES = {"A": 1.8, "R": -4.5, "N": -3.5, "D": -3.5, "C": 2.5, "Q": -3.5, "E": -3.5, "G": -0.4, "H": -3.2, "I": 4.5,  # hydropathy:
             "L": 3.8, "K": -3.9, "M": 1.9, "F": 2.8, "P": -1.6, "S": -0.8, "T": -0.7, "W": -0.9, "Y": -1.3, "V": 4.2}  # Kyte, Doolittle 1982
@@ -206,7 +206,7 @@ class Peptide(Embedded):
     the hydrophobic moment of the first 18 residues, prompt included, were they a helix (100 degrees per residue, 18 are 5
     turns): |sum_n H_n exp(i n 100 deg)| / 18, from 0 to about 2.8. Residues that are missing count as H = 0; any other
     letter makes it 0. It says nothing about what a real peptide does. The base (tiny_peptide) knows sequences that are
-    greasy a little more often on one side of the helix, 60 % against 30 %, and random otherwise."""
+    greasy a little more often on one side of the helix, 65 % against 25 %, and random otherwise."""
     name = "peptide"
     graded = True
     max_new_tokens = 16
@@ -215,12 +215,12 @@ class Peptide(Embedded):
     def generate(self, rng):
         greasy = [a for a, h in RESIDUES.items() if h > 0]
         others = [a for a, h in RESIDUES.items() if h <= 0]
-        chain = "".join(rng.choice(greasy if rng.random() < 0.45 + 0.15 * math.cos(math.radians(100) * n) else others)
+        chain = "".join(rng.choice(greasy if rng.random() < 0.45 + 0.2 * math.cos(math.radians(100) * n) else others)
                         for n in range(self.length))
-        return chain[:4], chain[:4], chain[:4], None, chain[4:]
+        return chain[:4], ">" + chain[:4], chain[:4], None, chain[4:]  # with a mark to count residues from
 
     def verify(self, problem, completion):
-        chain = (problem.prompt + "".join(completion.split()))[:self.length]  # models like ProtGPT2 break lines
+        chain = (problem.answer + "".join(completion.split()))[:self.length]  # models like ProtGPT2 break lines
         if not all(a in RESIDUES for a in chain):
             return 0.0
         x, y = (sum(RESIDUES[a] * turn(math.radians(100) * n) for n, a in enumerate(chain)) for turn in (math.cos, math.sin))
