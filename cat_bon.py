@@ -24,7 +24,7 @@ target: the step line shows the weights (w_even = 1: no effect).
 
     CPU, embedded model:  python cat_bon.py
     weights, no training: python cat_bon.py --n 8 --plot-weights
-    GPU, 4-bit LoRA:      python cat_bon.py --model nferruz/ProtGPT2 --ranks fifo --lr 2e-5
+    GPU, ProtGPT2:        python cat_bon.py --model nferruz/ProtGPT2 --ranks fifo --lr 2e-5
 """
 import argparse
 
@@ -37,7 +37,7 @@ def parser():
     p.add_argument("--form", choices=["rank", "exact"], default="rank", help="rl: the paper's rank weight, or the gradient of E[max of n]")
     p.add_argument("--ranks", choices=["prompt", "fifo"], default="prompt", help="rl, rank: within the prompt, or against recent rewards")
     p.add_argument("--fifo", type=int, default=1024, help="rl: how many recent rewards --ranks fifo keeps")
-    p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised", help="rl: rewards within the prompt (fifo: within the batch)")
+    p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised", help="rl: rewards within the prompt, with fifo by the recent ones; exact ascends E[max] with raw")
     p.add_argument("--task", default=None, help="peptide, or a task with right and wrong; default peptide, or that of --data")
     p.add_argument("--data", default=None, help="your own problems, FILE.jsonl, or a local copy of the task's data set")
     p.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")

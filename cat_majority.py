@@ -28,7 +28,7 @@ Differences from the paper: 1) --normalise divides by the mean weight over all s
 reward, with a leave-one-out baseline; 3) rivals are drawn from the policy without the gold token. If p << k/N for every
 gold completion, w is k and sft is cross-entropy: the step line shows the weights (w_even = 1: no effect).
 
-    CPU, embedded model:  python cat_majority.py --train-problems 200
+    CPU, embedded model:  python cat_majority.py --train-problems 50
     weights, no training: python cat_majority.py --n 16 --plot-weights
     GPU, 4-bit LoRA:      python cat_majority.py --mode rl --model mistralai/Mistral-7B-Instruct-v0.2 --task math --samples 8 --lr 2e-5
 """
@@ -354,6 +354,7 @@ def main(argv=None):
         seconds, counted = time.time() - started, sum(map(len, y))
         if args.mode == "sft":
             w = majority_weight(seen.double().exp().clamp(max=1), n, fixed, "log")  # [B]
+            w = torch.ones(B) if args.contrastive else w  # the hybrid weighs no sequence
             line = {"step": step, "loss": loss, "gold_logp": seen.mean().item(), "zero": (w < 0.01).double().mean().item()}
         else:
             line = {"step": step, "loss": loss, "reward": rewards.mean().item(),

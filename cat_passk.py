@@ -25,7 +25,7 @@ Differences from the paper: 1) the pool form; 2) --normalise divides by the mean
 3) KL is in the reward, with a leave-one-out baseline. If p << 1/N for every gold completion, w is 1 and this is
 cross-entropy: short targets (--target answer) keep p up, and the step line shows the weights (w_even = 1: no effect).
 
-    CPU, embedded model:  python cat_passk.py --train-problems 200
+    CPU, embedded model:  python cat_passk.py --train-problems 50
     weights, no training: python cat_passk.py --n 16 --plot-weights
     GPU, 4-bit LoRA:      python cat_passk.py --mode rl --model mistralai/Mistral-7B-Instruct-v0.2 --task math --samples 4 --lr 2e-5
 """

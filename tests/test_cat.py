@@ -16,6 +16,8 @@ import cat_bon
 import cat_majority
 import cat_passk
 import common
+import evaluate
+import make_tiny
 import tasks
 from cat_bon import bon_weight
 from cat_majority import dynamic_threshold, majority_sft_loss, majority_weight
@@ -618,3 +620,16 @@ def test_errors_are_one_sentence(script, flags, words, tmp_path, monkeypatch):
     code, _, err = run(script.main, *flags)
     assert code == 2 and words in err and err.count("\n") == 1 and "Traceback" not in err
     assert not os.path.exists("runs")
+
+
+def test_the_peptide_base_is_small_and_as_good_as_it_says(tmp_path):
+    folder = os.path.join(common.HERE, "tiny_peptide")
+    assert sum(os.path.getsize(os.path.join(folder, n)) for n in os.listdir(folder)) < 1e6
+    recorded = json.load(open(os.path.join(folder, "result.json")))["peptide"]
+    task = tasks.load_task("peptide")
+    found, _ = evaluate.evaluate(common.load_policy("tiny_peptide", bits=32), task, task.valid[:100], samples=16, ks=(1, 8), seed=5)
+    for name in ("max@1", "max@8"):
+        assert abs(found[name]["mean"] - recorded[name]["mean"]) < 4 * found[name]["se"]
+    assert recorded["max@8"]["mean"] > recorded["max@1"]["mean"] + 0.3
+    code, _, err = run(make_tiny.main, "--tasks", "peptide,routes", "--out", tmp_path / "t")
+    assert code == 2 and "peptide" in err and err.count("\n") == 1
