@@ -378,7 +378,8 @@ def main(argv=None):
             bon = sum(common.bon_at_k(s, r, min(n, M)) for s, r in zip(scores.tolist(), rewards.tolist())) / B
             line["bon_gap"] = bon - line[f"{kind}@{min(n, M)}"]
         line["entropy"] = drawn.entropies.sum().item() / counted  # nats per token
-        line["weights"], line["diversity"] = weights, evaluate.mean_diversity(texts, [task.extract(t) for t in texts], M)
+        line |= weights
+        line["diversity"] = evaluate.mean_diversity(texts, [task.extract(t) for t in texts], M)
         if args.eval_every and step % args.eval_every == 0:
             line["valid"] = judge(valid)
             print(evaluate.table({f"validation, step {step}": line["valid"]}, ks=(1, n, 32)))

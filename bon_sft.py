@@ -226,7 +226,7 @@ def main(argv=None):
             line |= {"reward": r.mean().item(),
                      **{f"{kind}@{b}": sum(common.bon_at_k(x, x, b) for x in r.tolist()) / B for b in sorted({1, min(n, M)})},
                      "length": counted / (B * M), "entropy": drawn.entropies.sum().item() / counted,  # nats per token
-                     "weights": common.spread(c[B:]), "diversity": evaluate.mean_diversity(texts, [task.extract(t) for t in texts], M)}
+                     **common.spread(c[B:]), "diversity": evaluate.mean_diversity(texts, [task.extract(t) for t in texts], M)}
         if args.eval_every and step % args.eval_every == 0:
             line["valid"] = judge(valid)
             print(evaluate.table({f"validation, step {step}": line["valid"]}, ks=(1, n, 32)))

@@ -158,7 +158,7 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
     elif bits == 8:
         quantisation = transformers.BitsAndBytesConfig(load_in_8bit=True)
 
-    path = os.path.join(HERE, "tiny") if model == "tiny" else model
+    path = os.path.join(HERE, model) if model in ("tiny", "tiny_peptide") else model
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -186,7 +186,7 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
 def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="start", seed=0, device=None):
     """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, all linear layers, no dropout).
 
-    model      hub id, local directory, or "tiny" (the embedded model)
+    model      hub id, local directory, or an embedded model: "tiny", "tiny_peptide"
     bits       4 (NF4, double quantisation), 8, 16 or 32; None: 4 on a GPU, 32 on a CPU
     adapter    directory of a peft adapter, or a run folder, to continue from (lora_rank is then the adapter's own);
                None: a new adapter, equal to the base
@@ -325,6 +325,24 @@ def that_fit(policy, task, problems, max_new_tokens):
     return kept
 
 
+def gold(policy, task, problems, target="solution"):
+    """Gold completions for supervised fine-tuning -> (problems that have one, their token ids with end-of-sequence);
+    says how many were left out.  Raises UserError if none is left."""
+    kept, golds = [], []
+    for p in problems:
+        text = task.target(p, target)
+        if text is not None:
+            ids = policy.encode_solution(text)
+            if len(policy.encode(p.prompt, task.chat)) + len(ids) <= positions(policy):
+                kept.append(p)
+                golds.append(ids)
+    if not kept:
+        raise UserError(f"task {task.name} has no gold completions to learn from (--target {target}): its problems need a solution")
+    if len(kept) < len(problems):
+        print(f"left out {len(problems) - len(kept)} of {len(problems)} problems: no gold completion, or too long for the model", flush=True)
+    return kept, golds
+
+
 def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, entropies, rows):
     """The sampling loop of `sample` for one chunk; writes into rows `rows` of tokens, logps, entropies [., T] and lengths [.]."""
     lm, stop = policy.lm, torch.tensor(policy.stop, device=policy.device)
@@ -380,11 +398,12 @@ def micro_batch(lm):
     return max(256, min(8192 if gpu else 2048, (free_memory(lm.device) // 2 if gpu else 2 ** 32) // token))
 
 
-def score(policy, prompts, completions, temperature=1.0, max_tokens=None):
+def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits=False):
     """Log-probabilities of completions, in micro-batches; the gradient flows if it is enabled.
 
     prompts, completions  R lists of token ids each (one prompt per completion)
     max_tokens            most tokens (rows x padded length) in a micro-batch; None: see micro_batch
+    logits                also yield them, divided by the temperature, [r, T, V]
     Yields (index [r] into the R rows, logps [r, T], mask [r, T] 1.0 on completion tokens); logps are 0 where mask is 0.
     Backward through one micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
     """
@@ -404,11 +423,11 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None):
         extra = {"logits_to_keep": width + 1} if "logits_to_keep" in policy.accepts else {}
         if "position_ids" in policy.accepts:
             extra["position_ids"] = mask.cumsum(-1).sub(1).clamp_min(0)
-        logits = policy.lm(input_ids=ids, attention_mask=mask, use_cache=False, **extra).logits
-        logits = logits[:, -width - 1:-1].float() / temperature  # [r, T, V]
-        logps = -F.cross_entropy(logits.flatten(0, 1), right.to(policy.device).flatten(), reduction="none").view_as(right)
+        scaled = policy.lm(input_ids=ids, attention_mask=mask, use_cache=False, **extra).logits
+        scaled = scaled[:, -width - 1:-1].float() / temperature  # [r, T, V]
+        logps = -F.cross_entropy(scaled.flatten(0, 1), right.to(policy.device).flatten(), reduction="none").view_as(right)
         real = real.to(policy.device)
-        yield torch.tensor(index), logps.masked_fill(~real, 0.0), real.float()
+        yield torch.tensor(index), logps.masked_fill(~real, 0.0), real.float(), *([scaled] if logits else [])
 
 
 @torch.no_grad()
@@ -561,6 +580,24 @@ def bon_at_k(scores, rewards, k):
         top = (math.comb(upto, k) - math.comb(below, k)) / math.comb(n, k)  # chance that s is the best score drawn
         total, below = total + top * sum(groups[s]) / len(groups[s]), upto
     return total
+
+
+def elementwise(value, low, high, name):
+    """For functions of a tensor or a number -> (float tensor, function that gives a result the type of `value`).
+    A number is computed in float64; NaN passes.  Raises ValueError outside [low, high]."""
+    tensor = value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
+    tensor = tensor if tensor.is_floating_point() else tensor.float()
+    if ((tensor < low) | (tensor > high)).any():
+        raise ValueError(f"{name} must lie between {low} and {high}")
+    return tensor, (lambda t: t.to(tensor.dtype)) if torch.is_tensor(value) else float
+
+
+def spread(weights):
+    """How the weights of a batch are distributed, for the step line. w_even is the share within 5 % of their mean: at 1
+    the weights do nothing, and the objective is the one without them."""
+    w = weights.double().flatten()
+    return {"w_mean": w.mean().item(), "w_min": w.min().item(), "w_median": w.median().item(), "w_max": w.max().item(),
+            "w_even": ((w - w.mean()).abs() <= 0.05 * w.mean().abs()).double().mean().item()}
 
 
 def mean_se(values):
@@ -744,12 +781,6 @@ def check_flags(args, positive=(), not_negative=()):
         raise UserError(f"--temperature must be positive, not {args.temperature}")
     if args.eval_every and not args.eval_samples:
         raise UserError("--eval-every needs --eval-samples of at least 1")
-
-
-def spread(weights):
-    """Quantiles of a tensor of weights, for the log: {"min", "p10", "p50", "p90", "max"}."""
-    values = weights.flatten().float().sort().values.tolist()
-    return {name: values[round(q * (len(values) - 1))] for name, q in (("min", 0), ("p10", .1), ("p50", .5), ("p90", .9), ("max", 1))}
 
 
 def print_line(line, steps, seconds):

@@ -54,7 +54,7 @@ import tasks
 from common import UserError
 
 
-def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_tokens=0, kl=False, label=""):
+def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_tokens=0, kl=False, label="", target="solution"):
     """Sample and verify: one dict per problem with id, prompt, completions, rewards, answers, logps (mean per token),
     lengths (tokens), entropy (of the sampled distribution, nats per token), gold (log pi of the gold completion, if there
     is one), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
@@ -74,7 +74,8 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
             pool.append({"id": p.id, "prompt": p.prompt, "completions": texts[b], "rewards": flat[b * samples:(b + 1) * samples],
                          "answers": [task.extract(t) for t in texts[b]], "logps": (sums[b] / lengths[b]).tolist(),
                          "lengths": lengths[b].tolist(), "entropy": entropies[b]})
-        golds = [(entry, x, policy.encode_solution(p.solution)) for entry, x, p in zip(pool[first:], prompts, block) if p.solution]
+        solutions = [task.target(p, target) for p in block]
+        golds = [(entry, x, policy.encode_solution(text)) for entry, x, text in zip(pool[first:], prompts, solutions) if text is not None]
         golds = [row for row in golds if len(row[1]) + len(row[2]) <= common.positions(policy)]
         if golds:
             found = common.sequence_logps(policy, [x for _, x, _ in golds], [y for _, _, y in golds], temperature)
@@ -170,12 +171,12 @@ def metrics(pool, ks, graded=False, score="logp"):
 
 
 def evaluate(policy, task, problems, samples=64, ks=(1, 8, 32), temperature=1.0, seed=0, max_new_tokens=0, kl=False,
-             score="logp", verifier=None):
+             score="logp", verifier=None, target="solution"):
     """What the training scripts call before the first and after the last update. With a verifier best-of-N selects by it.
     Returns ({"pass@8": {"mean", "se"}, ...}, pool).  Raises UserError if a k exceeds `samples`."""
     if max(ks) > samples:
         raise UserError(f"k = {max(ks)} needs at least as many samples per problem, not {samples}")
-    pool = draw_pool(policy, task, problems, samples, temperature, seed, max_new_tokens, kl)
+    pool = draw_pool(policy, task, problems, samples, temperature, seed, max_new_tokens, kl, target=target)
     if verifier:
         add_scores(pool, verifier, task.chat)
         score = "verifier"
@@ -231,7 +232,7 @@ def plot_run(folder):
         lines = [json.loads(line) for line in file]
     with open(os.path.join(folder, "result.json")) as file:
         result = json.load(file)
-    curves = [name for name in lines[0] if name.startswith(("pass@", "max@", "reward"))] or ["gold"]
+    curves = [name for name in lines[0] if name.startswith(("pass@", "max@", "reward", "gold"))]
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
     for name in curves:
         smooth, width = [], max(1, len(lines) // 20)
@@ -240,8 +241,9 @@ def plot_run(folder):
             smooth.append(sum(window) / len(window))
         axes[0].plot([line["step"] for line in lines], smooth, label=name)
     axes[0].set(xlabel="step", title="training batches (smoothed)")
-    axes[1].plot([line["step"] for line in lines], [line.get("kl", math.nan) for line in lines], label="KL to the reference (nats)")
-    axes[1].plot([line["step"] for line in lines], [line["zero"] for line in lines], label="share of zero weights")
+    for name, label in (("kl", "KL to the reference (nats)"), ("zero", "share of zero weights"), ("w_even", "share of weights within 5 % of their mean")):
+        if name in lines[0]:
+            axes[1].plot([line["step"] for line in lines], [line[name] for line in lines], label=label)
     axes[1].set(xlabel="step")
     for axis in axes[:2]:
         axis.legend(fontsize=7)
@@ -261,6 +263,48 @@ def plot_run(folder):
     figure.tight_layout()
     figure.savefig(os.path.join(folder, "curves.png"), dpi=110)
     pyplot.close(figure)
+
+
+def weight_report(train, tests, folder, xlabel):
+    """weights.png, weights.json and a table: what a training weight pays attention to, against what a test budget needs.
+
+    train  (label, w [G]): the training weight at x = (i + 1/2) / G, so uniform on (0, 1)
+    tests  {label: w [G]}: the same for each test budget
+    alignment   cosine of the two weights over x
+    waste       x where training pushes and the test weight has gone (below 5 % of its maximum)
+    starvation  x where the test weight is there and training is silent (below 5 % of its maximum)
+    As we read the diagnostics of arXiv 2604.24957; the 5 % are ours. Returns {label: {"alignment", "waste", "starvation"}},
+    regions as lists of [from, to].
+    """
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    name, w = train
+    G = len(w)
+
+    def region(mask):
+        edges = [i for i in range(G + 1) if (i < G and bool(mask[i])) != (i > 0 and bool(mask[i - 1]))]
+        return [[a / G, b / G] for a, b in zip(edges[::2], edges[1::2])]
+    report, on = {}, w > 0.05 * w.max()
+    print(f"training weight {name}: mean {w.mean():.3g}, at {xlabel} = .1, .5, .9: " + ", ".join(f"{w[int(x * G)]:.3g}" for x in (.1, .5, .9)))
+    figure, axis = pyplot.subplots(figsize=(6, 3.8))
+    for label, v in tests.items():
+        want = v > 0.05 * v.max()
+        report[label] = {"alignment": float((w * v).sum() / (w.norm() * v.norm())), "waste": region(on & ~want),
+                         "starvation": region(want & ~on)}
+        spans = {k: " ".join(f"{a:.2f}-{b:.2f}" for a, b in report[label][k]) or "none" for k in ("waste", "starvation")}
+        print(f"  {label:14} alignment {report[label]['alignment']:.3f}   waste {spans['waste']:12} starvation {spans['starvation']}")
+        axis.plot([(i + .5) / G for i in range(G)], v / v.max(), label=label, lw=1)
+    axis.plot([(i + .5) / G for i in range(G)], w / w.max(), "k--", label=f"training: {name}")
+    axis.set(xlabel=xlabel, ylabel="weight / its maximum")
+    axis.legend(fontsize=7)
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(os.path.join(folder, "weights.png"), dpi=110)
+    pyplot.close(figure)
+    common.write_atomic(os.path.join(folder, "weights.json"), json.dumps({"training": name, "weights": w.tolist(), "tests": report}))
+    print(f"written to {folder}/")
+    return report
 
 
 def co_scaling(results):

@@ -6,7 +6,7 @@
     .extract(completion)            final answer = the key that votes are counted by, or None
     .rewards(problems, completions) verify for many pairs, identical pairs once; `.counts` holds what went wrong
 
-Embedded (no download): `countdown`, `routes`. From the hub: `gsm8k`, `math`. Your own problems: `--data FILE.jsonl`.
+Embedded (no download): `countdown`, `routes`, `peptide` (graded). From the hub: `gsm8k`, `math`. Your own problems: `--data FILE.jsonl`.
 This module never imports torch: its verifier workers start in a fraction of a second.
 """
 import importlib.util
@@ -67,6 +67,11 @@ class Task:
             if (problem.id, completion) not in memo:
                 memo[problem.id, completion] = self.verify(problem, completion)
         return [memo[p.id, c] for p, c in zip(problems, completions)]
+
+    def target(self, problem, kind="solution"):
+        """Text of a gold completion, or None: the whole solution, or ("answer") as little as states the answer. Here the
+        solution is nothing but the answer, so they coincide."""
+        return problem.solution
 
     def need(self, split):
         """The problems of a split that the caller cannot do without.  Raises UserError if there are none."""
@@ -190,6 +195,42 @@ class Routes(Embedded):
         return match and match[1]
 
 
+# peptide: continue a peptide so that its helix has one greasy side.  '>KLWE' -> 'ALKRIVDLLKEGLR'
+
+RESIDUES = {"A": 1.8, "R": -4.5, "N": -3.5, "D": -3.5, "C": 2.5, "Q": -3.5, "E": -3.5, "G": -0.4, "H": -3.2, "I": 4.5,  # hydropathy:
+            "L": 3.8, "K": -3.9, "M": 1.9, "F": 2.8, "P": -1.6, "S": -0.8, "T": -0.7, "W": -0.9, "Y": -1.3, "V": 4.2}  # Kyte, Doolittle 1982
+
+
+class Peptide(Embedded):
+    """Synthetic, in the spirit of protein design: a real-valued reward that a better sample always exceeds. The reward is
+    the hydrophobic moment of the first 18 residues, prompt included, were they a helix (100 degrees per residue, 18 are 5
+    turns): |sum_n H_n exp(i n 100 deg)| / 18, from 0 to about 2.8. Residues that are missing count as H = 0; any other
+    letter makes it 0. It says nothing about what a real peptide does. The base (tiny_peptide) knows sequences that are
+    greasy a little more often on one side of the helix, 65 % against 25 %, and random otherwise."""
+    name = "peptide"
+    graded = True
+    max_new_tokens = 16
+    length = 18
+
+    def generate(self, rng):
+        greasy = [a for a, h in RESIDUES.items() if h > 0]
+        others = [a for a, h in RESIDUES.items() if h <= 0]
+        chain = "".join(rng.choice(greasy if rng.random() < 0.45 + 0.2 * math.cos(math.radians(100) * n) else others)
+                        for n in range(self.length))
+        return chain[:4], ">" + chain[:4], chain[:4], None, chain[4:]  # with a mark to count residues from
+
+    def verify(self, problem, completion):
+        chain = (problem.answer + "".join(completion.split()))[:self.length]  # models like ProtGPT2 break lines
+        if not all(a in RESIDUES for a in chain):
+            return 0.0
+        x, y = (sum(RESIDUES[a] * turn(math.radians(100) * n) for n, a in enumerate(chain)) for turn in (math.cos, math.sin))
+        return math.hypot(x, y) / self.length
+
+    def extract(self, completion):
+        chain = "".join(completion.split())
+        return chain if chain and set(chain) <= set(RESIDUES) else None
+
+
 # -------------------------------------------------------------------------------------------------------- math answers
 
 MAX_ANSWER = 1000  # characters; anything longer is not an answer
@@ -283,6 +324,9 @@ class Math(Task):
             if len(problems) > len(getattr(self, split)):
                 self.counts[f"{split}_without_answer"] = len(problems) - len(getattr(self, split))
         self.pool, self.memo = VerifierPool(), {}
+
+    def target(self, problem, kind="solution"):
+        return f"\\boxed{{{problem.answer}}}" if kind == "answer" else problem.solution
 
     def extract(self, completion):
         answer = final_answer(completion)
@@ -574,7 +618,7 @@ def load_jsonl(path):
 
 # ------------------------------------------------------------------------------------------------------- all the tasks
 
-EMBEDDED = {"countdown": Countdown, "routes": Routes}
+EMBEDDED = {"countdown": Countdown, "routes": Routes, "peptide": Peptide}
 DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math}
 
 

@@ -19,7 +19,7 @@ import common
 import evaluate
 import ppo_passk
 
-SCRIPTS = ["ppo_passk.py", "bon_sft.py", "bon_rl.py", "evaluate.py", "bench.py", "make_tiny.py"]
+SCRIPTS = ["ppo_passk.py", "bon_sft.py", "bon_rl.py", "cat_passk.py", "cat_majority.py", "cat_bon.py", "evaluate.py", "bench.py", "make_tiny.py"]
 SMALL = ["--prompts", "8", "--samples", "8", "--k", "4", "--eval-samples", "8", "--eval-problems", "20"]
 TIMING = {"seconds", "tokens_per_s", "samples_per_s", "memory_gb"}
 
@@ -430,9 +430,12 @@ def test_readme_commands_parse():
     import bench
     import bon_rl
     import bon_sft
+    import cat_bon
+    import cat_majority
+    import cat_passk
     import make_tiny
     parsers = {f"{script.__name__}.py": lambda a, script=script: script.check(script.parser().parse_args(a))
-               for script in (ppo_passk, bon_sft, bon_rl)}
+               for script in (ppo_passk, bon_sft, bon_rl, cat_passk, cat_majority, cat_bon)}
     parsers |= {"evaluate.py": evaluate.parse_args,
                "bench.py": bench.parse_args, "make_tiny.py": make_tiny.parse_args}
     commands = re.findall(r"python (\w+\.py)([^\n`|&;#>]*)", readme())

@@ -1,5 +1,7 @@
 """The embedded tasks: splits, gold solutions, forged completions, vote keys."""
+import cmath
 import itertools
+import math
 import random
 import re
 
@@ -25,6 +27,8 @@ def routes():
 
 def key(prompt, answer):
     """What makes two problems the same, read off the prompt: the numbers (sums) in any order, and the target."""
+    if prompt.startswith(">"):
+        return (prompt,)
     if prompt.startswith("c"):
         numbers, target = re.fullmatch(r"c([\d,]+):(\d+)>", prompt).groups()
         return tuple(sorted(map(int, numbers.split(",")))), int(target)
@@ -53,7 +57,7 @@ def test_stream_keeps_out_of_valid_and_test(task):
 
 
 def test_gold_solutions_verify(task):
-    assert all(p.solution is not None for p in task.train) or task.name == "routes"
+    assert all(p.solution is not None for p in task.train) or task.name in ("routes", "peptide")
     for p in task.train + task.valid + task.test:
         if p.solution is not None:
             assert task.verify(p, p.solution) == 1.0 and len(p.solution) <= task.max_new_tokens
@@ -146,3 +150,30 @@ def test_need(countdown):
     empty = tasks.Countdown(sizes=(0, 0, 0))
     with pytest.raises(tasks.UserError, match="countdown has no train problems"):
         empty.need("train")
+
+
+# --------------------------------------------------------------------------------------------------------------- peptide
+
+def test_peptide_moment():
+    """By complex numbers; only the first 18 residues count, missing ones count as 0, anything else is worth 0."""
+    task = tasks.load_task("peptide")
+    problem = tasks.Problem("x", ">KLWE", "KLWE")
+
+    def moment(chain):
+        turn = 1j * math.radians(100)
+        return abs(sum(tasks.RESIDUES[a] * cmath.exp(turn * n) for n, a in enumerate(chain))) / 18
+    for completion in ("ALKRIVDLLKEGLR", "ALKRIVDLLKEGLRAAAAAAAA", "ALK", "", "IIIIIIIIIIIIII"):
+        assert task.verify(problem, completion) == pytest.approx(moment(("KLWE" + completion)[:18]))
+    assert task.verify(problem, "ALK\nRIV\n") == task.verify(problem, "ALKRIV")  # models that break lines
+    assert [task.verify(problem, c) for c in ("ALXB", "alk", "A-L", "A\u0410")] == [0.0] * 4
+    assert task.verify(problem, "ALKRIVDLLKEGLR" + "?") == task.verify(problem, "ALKRIVDLLKEGLR")
+    assert task.extract("AL\nK") == "ALK" and task.extract("") is None
+    assert sum(tasks.RESIDUES.values()) == pytest.approx(-9.8) and len(tasks.RESIDUES) == 20  # the published scale's sum
+    best = "".join("I" if math.cos(math.radians(100) * n) > 0 else "R" for n in range(18))
+    assert 2.7 < moment(best) < 2.9
+
+
+def test_peptide_corpus_is_mediocre():
+    task = tasks.Peptide(sizes=(0, 0, 0))
+    rewards = [task.verify(tasks.Problem("x", p, p[1:]), c) for p, c in itertools.islice(task.stream(random.Random(0)), 2000)]
+    assert 0.7 < sum(rewards) / 2000 < 0.9 and max(rewards) < 2.4
