@@ -127,7 +127,7 @@ def log_weight(logp, logf, n, k):
 def majority_sft_loss(logp, n, k):
     """-log T with T = P(Bin(n, p) >= k) and p = e^logp, the probability of the whole gold completion: the target gets at
     least k of n votes. Any shape, tensor or float. Its gradient with respect to logp is minus the SFT weight
-    k C(n,k) p^k (1-p)^(n-k) / T (equation 7; the paper's Table 1 lacks the factor k/T): never weigh this loss again.
+    k C(n,k) p^k (1-p)^(n-k) / T (equation 7; Table 1, as we read it, has it without the factor k/T): never weigh this loss again.
     First derivatives only. n = 1 is -logp. A logp of up to 1e-3 counts as rounding of 0; NaN passes through.
     Raises ValueError for more, and unless 1 <= k <= n."""
     check_vote(n, k)
