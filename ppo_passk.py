@@ -302,7 +302,7 @@ def main(argv=None):
                 "memory_gb": common.peak_memory(policy), "seconds": run.seconds()}
         if args.eval_every and step % args.eval_every == 0:
             line["valid"] = judge(valid)
-            print(evaluate.table({f"validation, step {step}": line["valid"]}, ks=(1, k, 32)))
+            print(evaluate.table({f"validation, step {step}": line["valid"]}, ("pass", "max", "maj", "kl"), (1, k, 32)))
         run.log("metrics.jsonl", **line)
         if step == 1 or step % 25 == 0 or step == args.steps:
             for b in (0, B - 1):
@@ -319,7 +319,7 @@ def main(argv=None):
     # Save and compare.
     if args.eval_samples:
         run.result["after"] = judge(test)
-        print(evaluate.table({row: run.result[row] for row in ("before", "after")}, ks=(1, k, 32)))
+        print(evaluate.table({row: run.result[row] for row in ("before", "after")}, ("pass", "max", "maj", "kl"), (1, k, 32)))
     run.finish()
     evaluate.plot_run(run.folder)
     print(f"{run.result['seconds']:.0f} s; everything is in {run.folder}/", flush=True)
