@@ -370,11 +370,12 @@ def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, ent
     for t in range(steps):
         logp = torch.log_softmax(logits.float() / temperature, -1)  # [R, V]
         # Inverse transform: the first token whose cumulative probability exceeds u. float64 keeps the far tail exact.
-        cdf = logp.exp().cumsum(-1, dtype=torch.float64)
+        p = logp.exp()
+        cdf = p.cumsum(-1, dtype=torch.float64)
         token = torch.searchsorted(cdf, u[:, t:t + 1] * cdf[:, -1:], right=True).clamp_max_(cdf.shape[1] - 1)  # [R, 1]
         tokens[rows, t] = token[:, 0]
         logps[rows, t] = logp.gather(-1, token)[:, 0].masked_fill(done, 0.0)
-        entropies[rows, t] = torch.special.entr(logp.exp()).sum(-1).masked_fill(done, 0.0)
+        entropies[rows, t] = torch.special.entr(p).sum(-1).masked_fill(done, 0.0)
         lengths[rows] += ~done
         done = done | torch.isin(token[:, 0], stop)
         if t + 1 == steps:
