@@ -32,8 +32,10 @@ def main():
             result["zero"] = statistics.mean(json.loads(line)["zero"] for line in file)
         key = (recorded["script"], tuple(sorted((k, v) for k, v in recorded["flags"].items() if k not in IGNORED)))
         groups.setdefault(key, []).append((recorded["flags"]["seed"], result))
-    first = dict(next(iter(groups))[1])
-    varying = [name for name in first if len({str(dict(key[1]).get(name)) for key in groups}) > 1]
+    varying = {}  # flags that differ among the runs of one script
+    for script in {key[0] for key in groups}:
+        flags = [dict(key[1]) for key in groups if key[0] == script]
+        varying[script] = [name for name in flags[0] if len({str(f[name]) for f in flags}) > 1]
     columns = args.columns.split(",")
     print("| run | seeds | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 2))
 
@@ -62,7 +64,7 @@ def main():
         row(f"before ({what[0] or what[1]})", list(results.values()))
     for key, runs in groups.items():
         flags = dict(key[1])
-        row(" ".join([key[0]] + [f"{name}={flags[name]}" for name in varying]),
+        row(" ".join([key[0]] + [f"{name}={flags[name]}" for name in varying[key[0]]]),
             [{**result.get("after", {}), "seconds": result["seconds"], "zero": result["zero"]} for _, result in runs])
 
 
