@@ -4,13 +4,11 @@ import itertools
 import math
 import random
 import time
-import warnings
 
 import pytest
 import torch
 
 import common
-import tasks
 
 
 def tiny_config(kind, vocabulary=30):

@@ -96,7 +96,7 @@ def test_what_reaches_the_optimiser(flags, whole, tmp_path, monkeypatch):
     """At ratio 1 every gradient is -(1/B) sum_prompts sum_i c_i grad log pi(y_i), c = A - beta KL coefficients, over the
     prompts of its minibatch, those without signal counted; plain rows of softmax(logits / T) say what it must be."""
     seen, gradients, rates = {}, [], []
-    score, sample, advantages = common.score, common.sample, ppo_passk.advantages
+    sample, advantages = common.sample, ppo_passk.advantages
 
     def clip(policy, max_norm):
         gradients.append(torch.cat([p.grad.flatten().clone() for p in policy.parameters()]))
