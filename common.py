@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 # A tiny model on a busy machine: threads that spin while they wait cost up to 50x. Read once, before torch is loaded.
@@ -78,6 +78,7 @@ class Policy:
     start: str | None = None  # peft name of the frozen starting adapter, the KL reference
     reference_kind: str = "start"
     accepts: frozenset = frozenset()  # argument names of the model's forward
+    small: bool = False  # a float32 model for which the fast paths pay: `folded`, and several samples per row
 
     @property
     def lm(self):
@@ -125,6 +126,58 @@ class Policy:
                 yield
             finally:  # set_adapter also switches requires_grad: the trainable adapter is trainable again, the start not
                 self.model.set_adapter("default")
+
+    @functools.cached_property
+    def layers(self):
+        """(parent module, attribute name, LoRA layer) of every linear layer with an adapter."""
+        return [(self.lm.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer)
+                for name, layer in self.lm.named_modules() if hasattr(layer, "base_layer")]
+
+    @functools.cached_property
+    def fast(self):
+        """Whether this model gives the same log-probabilities when the adapter is folded into the weights and several samples
+        share a row under a 4-D mask: tried once, on two samples of one short prompt, so any architecture may say no."""
+        if not self.small:
+            return False
+        vocabulary = self.lm.config.get_text_config().vocab_size
+        x, y = [[1 % vocabulary, 2 % vocabulary]] * 2, [[i % vocabulary for i in (3, 4, 5)], [i % vocabulary for i in (5, 3)]]
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _, plain, _ = next(score_rows(self, x, y, [[0], [1]], 1.0, 2048))
+            try:
+                with folded(self):
+                    _, packed, _ = next(score_rows(self, x, y, [[0, 1]], 1.0, 2048))
+            except Exception:  # whatever a model raises at a mask it does not know
+                return False
+        return torch.allclose(plain, packed, atol=1e-4)
+
+    def window(self, tokens):
+        """Whether a row of so many tokens lies within the model's sliding window, if it has one."""
+        return tokens <= (getattr(self.lm.config.get_text_config(), "sliding_window", None) or math.inf)
+
+
+@contextmanager
+def folded(policy):
+    """Inside, each linear layer is one product with W + s B A (the active adapter folded into a copy of its weight) instead of
+    three. Gradients reach A and B through the copy. The base is never written: merging in place and back is not exact."""
+    plain = []
+    for parent, name, layer in policy.layers:
+        base, active = layer.base_layer, [] if layer.disable_adapters else layer.active_adapters
+        plain.append(base.weight)
+        setattr(parent, name, base)
+        if active:
+            weight = base.weight + sum(layer.get_delta_weight(adapter) for adapter in active)
+            del base.weight  # a parameter's place takes no tensor that has a history
+            base.weight = weight
+    try:
+        yield
+    finally:
+        for (parent, name, layer), weight in zip(policy.layers, plain):
+            base = layer.base_layer
+            setattr(parent, name, layer)
+            if base.weight is not weight:
+                del base.weight
+                base.weight = weight
 
 
 def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **options):
@@ -228,11 +281,15 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     if not stop:
         raise UserError(f"model {model!r} has no end-of-sequence token: add eos_token to its tokenizer_config.json")
     note += f", LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters"
+    small = lm.device.type == "cpu" and lm.dtype == torch.float32 and bits in (None, 16, 32) and lm.num_parameters() < 5e6
     return Policy(wrapped, tokenizer, lm.device, note, stop, start, reference,
-                  frozenset(inspect.signature(lm.forward).parameters))
+                  frozenset(inspect.signature(lm.forward).parameters), small)
 
 
 # ----------------------------------------------------------------------------------------------- sampling and scoring
+
+PACK = 128  # most completion tokens that share a row: beyond that, looking past each other costs more than the prompt saves
+
 
 @dataclass
 class Samples:
@@ -291,6 +348,10 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
     lengths = torch.zeros(len(prompts) * k, dtype=torch.long, device=policy.device)
     order = sorted(range(len(prompts)), key=lambda b: len(prompts[b]))  # little padding within a chunk
     chunk, share = max(1, max_rows // k), min(k, max_rows)  # prompts at once, samples of each at once
+    # Samples of one prompt that share a row: its keys are stored and read once for all of them, but each looks past the others.
+    group = max(g for g in range(1, share + 1) if share % g == 0 and (g == 1 or g * max_new_tokens <= PACK))
+    if group > 1 and not (policy.fast and policy.window(longest + group * max_new_tokens)):
+        group = 1
     for first in range(0, len(order), chunk):
         chosen = order[first:first + chunk]
         # All uniforms at once and per prompt: nothing random inside the loop, the same draw in any batch.
@@ -298,9 +359,10 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
                          for b in chosen])  # [B', k, T]
         rows = torch.tensor(chosen)[:, None] * k + torch.arange(k)  # [B', k] where the results go
         for some in range(0, k, share):
-            decode_chunk(policy, [prompts[b] for b in chosen], len(u[0, some:some + share]),
-                         u[:, some:some + share].flatten(0, 1).to(policy.device), temperature, tokens, logps, lengths, entropies,
-                         rows[:, some:some + share].flatten().to(policy.device))
+            g = math.gcd(group, len(u[0, some:some + share]))
+            with folded(policy) if policy.fast else nullcontext():
+                decode_chunk(policy, [prompts[b] for b in chosen], u[:, some:some + share].unflatten(1, (-1, g)).to(policy.device),
+                             temperature, tokens, logps, lengths, entropies, rows[:, some:some + share].reshape(-1, g).to(policy.device))
     longest = int(lengths.max())
     shape = (len(prompts), k)
     return Samples(tokens[:, :longest].unflatten(0, shape), logps[:, :longest].unflatten(0, shape), lengths.view(shape),
@@ -343,52 +405,62 @@ def gold(policy, task, problems, target="solution"):
     return kept, golds
 
 
-def decode_chunk(policy, prompts, k, u, temperature, tokens, logps, lengths, entropies, rows):
-    """The sampling loop of `sample` for one chunk; writes into rows `rows` of tokens, logps, entropies [., T] and lengths [.]."""
+def decode_chunk(policy, prompts, u, temperature, tokens, logps, lengths, entropies, rows):
+    """The sampling loop of `sample` for one chunk: u [P, k/g, g, T] uniforms, g samples of one prompt to a row. Writes into
+    rows `rows` [P k/g, g] of tokens, logps, entropies [., T] and lengths [.]."""
     lm, stop = policy.lm, torch.tensor(policy.stop, device=policy.device)
     ids, mask = left_pad(prompts, device=policy.device)
-    position = mask.cumsum(-1).sub(1).clamp_min(0)  # [B, L]
+    position = mask.cumsum(-1).sub(1).clamp_min(0)  # [P, L]
     keep = {"logits_to_keep": 1} if "logits_to_keep" in policy.accepts else {}
 
-    def forward(ids, mask, position, cache=None):
+    def forward(ids, mask, position, cache=None, keep=keep):
         places = {"position_ids": position} if "position_ids" in policy.accepts else {}
         out = lm(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **places, **keep)
-        return out.logits[:, -1], getattr(out, "past_key_values", None)
+        return out.logits, getattr(out, "past_key_values", None)
 
     logits, cache = forward(ids, mask, position)  # each prompt once ...
-    logits = logits.repeat_interleave(k, 0)  # [R, V]
+    (_, repeat, g, steps), length = u.shape, ids.shape[1]
+    logits = logits[:, -1:].repeat_interleave(repeat, 0).expand(-1, g, -1)  # [R, g, V]
     try:
-        cache.batch_repeat_interleave(k)  # ... and its keys and values shared out to its k samples
+        if repeat > 1:
+            cache.batch_repeat_interleave(repeat)  # ... and its keys and values shared out to its rows
+        elif not hasattr(cache, "batch_select_indices"):
+            raise AttributeError
     except AttributeError as error:
         raise UserError(f"the sampler needs an attention cache, which {type(lm).__name__} does not have: choose a decoder "
                         "with attention in every layer") from error
-    length, steps = ids.shape[1], u.shape[1]
-    mask = F.pad(mask, (0, steps), value=1).repeat_interleave(k, 0)  # [R, L + T]
-    position = position[:, -1:].repeat_interleave(k, 0)  # [R, 1]
-    done = torch.zeros(len(rows), dtype=torch.bool, device=policy.device)
+    position = position[:, -1:].repeat_interleave(repeat, 0).repeat(1, g)  # [R, g]
+    if g == 1:
+        mask = F.pad(mask, (0, steps), value=1).repeat_interleave(repeat, 0)  # [R, L + T]
+    else:  # the g queries of a step see the prompt, and of the samples' columns (token by token, g each) their own
+        own = torch.eye(g, device=policy.device).repeat(1, steps).expand(len(rows), 1, g, -1)
+        seen = torch.cat([mask.repeat_interleave(repeat, 0)[:, None, None].expand(-1, 1, g, -1), own], -1)
+        mask = (1 - seen) * torch.finfo(logits.dtype).min  # [R, 1, g, L + g T], added to the scores
+    u, done = u.flatten(0, 1), torch.zeros_like(rows, dtype=torch.bool)  # [R, g, T], [R, g]
     every = 1 if policy.device.type == "cpu" else 8  # asking a GPU whether rows have ended makes it wait
     for t in range(steps):
-        logp = torch.log_softmax(logits.float() / temperature, -1)  # [R, V]
+        logp = torch.log_softmax(logits.float() / temperature, -1)  # [R, g, V]
         # Inverse transform: the first token whose cumulative probability exceeds u. float64 keeps the far tail exact.
         p = logp.exp()
         cdf = p.cumsum(-1, dtype=torch.float64)
-        token = torch.searchsorted(cdf, u[:, t:t + 1] * cdf[:, -1:], right=True).clamp_max_(cdf.shape[1] - 1)  # [R, 1]
-        tokens[rows, t] = token[:, 0]
-        logps[rows, t] = logp.gather(-1, token)[:, 0].masked_fill(done, 0.0)
+        token = torch.searchsorted(cdf, u[..., t:t + 1] * cdf[..., -1:], right=True).clamp_max_(cdf.shape[-1] - 1)  # [R, g, 1]
+        logps[rows, t] = logp.gather(-1, token)[..., 0].masked_fill(done, 0.0)
         entropies[rows, t] = torch.special.entr(p).sum(-1).masked_fill(done, 0.0)
+        token = token[..., 0]
+        tokens[rows, t] = token
         lengths[rows] += ~done
-        done = done | torch.isin(token[:, 0], stop)
+        done = done | torch.isin(token, stop)
         if t + 1 == steps:
             break
         if (t + 1) % every == 0:
-            alive = (~done).nonzero()[:, 0]
+            alive = (~done.all(1)).nonzero()[:, 0]
             if len(alive) == 0:
                 break
             if len(alive) < 0.9 * len(rows):  # finished rows leave the batch, once it is worth the copy
                 cache.batch_select_indices(alive)
                 rows, u, mask, position, token, done = (x[alive] for x in (rows, u, mask, position, token, done))
         position = position + 1
-        logits, cache = forward(token, mask[:, :length + t + 1], position, cache)
+        logits, cache = forward(token, mask[..., :length + g * (t + 1)], position, cache, {})
 
 
 def micro_batch(lm):
@@ -408,27 +480,68 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits
     Yields (index [r] into the R rows, logps [r, T], mask [r, T] 1.0 on completion tokens); logps are 0 where mask is 0.
     Backward through one micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
     """
-    max_tokens = max_tokens or micro_batch(policy.lm)
-    order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
+    packs = [[i] for i in range(len(prompts))]
+    if policy.fast and not logits:  # completions of one prompt share a row: the prompt is computed once
+        packs, same = [], {}
+        for i in sorted(range(len(prompts)), key=lambda i: len(completions[i])):
+            same.setdefault(tuple(prompts[i]), []).append(i)
+        for x, rows in same.items():
+            while rows:
+                g = max(1, min(len(rows), PACK // max(1, len(completions[rows[-1]]))))
+                g = g if policy.window(len(x) + g * len(completions[rows[-1]])) else 1
+                packs.append(rows[-g:])
+                del rows[-g:]
+    batches = score_rows(policy, prompts, completions, packs, temperature, max_tokens or micro_batch(policy.lm), logits)
+    while True:
+        with folded(policy) if policy.fast else nullcontext():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def score_rows(policy, prompts, completions, packs, temperature, max_tokens, logits=False):
+    """`score` for rows that each hold one prompt and the completions packs[row] of it, one after the other: completion j
+    starts at the position after the prompt, and sees the prompt and itself only."""
+    order = sorted(packs, key=lambda pack: (len(pack), max(len(completions[i]) for i in pack), len(prompts[pack[0]])))
     while order:
-        # From the longest down; the widths of a micro-batch are set by its longest prompt and its longest completion.
-        index, prompt_width, width = [], 0, len(completions[order[-1]])
-        while order and (not index or (len(index) + 1) * (max(prompt_width, len(prompts[order[-1]])) + width) <= max_tokens):
-            prompt_width = max(prompt_width, len(prompts[order[-1]]))
-            index.append(order.pop())
-        # Prompts end and completions begin at one column, so the logits of the last width + 1 positions are enough.
-        ids, mask = left_pad([prompts[i] for i in index])
-        right = torch.tensor([completions[i] + [0] * (width - len(completions[i])) for i in index])  # [r, T]
-        real = torch.arange(width) < torch.tensor([len(completions[i]) for i in index])[:, None]  # [r, T]
-        ids, mask = torch.cat([ids, right], 1).to(policy.device), torch.cat([mask, real.long()], 1).to(policy.device)
-        extra = {"logits_to_keep": width + 1} if "logits_to_keep" in policy.accepts else {}
+        # From the longest down; the width of a micro-batch is set by its longest prompt and its longest completion.
+        rows, g, prompt_width, width = [], len(order[-1]), 0, 0
+        while order:
+            wider = [max(prompt_width, len(prompts[order[-1][0]])), max(width, *(len(completions[i]) for i in order[-1]), 0)]
+            if rows and (len(rows) + 1) * (wider[0] + g * wider[1]) > max_tokens:
+                break
+            prompt_width, width = wider
+            rows.append(order.pop())
+        # Prompts end and completions begin at one column, so the logits of the last g width + 1 positions are enough.
+        ids, mask = left_pad([prompts[pack[0]] for pack in rows])  # [p, L]
+        ys = [completions[i] for pack in rows for i in pack]
+        place = torch.tensor([row * g + slot for row, pack in enumerate(rows) for slot in range(len(pack))])  # [r] of p g slots
+        own = torch.arange(width) < torch.tensor([len(y) for y in ys])[:, None]  # [r, T]
+        tokens = torch.tensor([y + [0] * (width - len(y)) for y in ys])  # [r, T]
+        slots, real = (torch.zeros(len(rows) * g, width, dtype=torch.long).index_put((place,), x.long()).view(len(rows), -1)
+                       for x in (tokens, own))  # [p, g T]
+        position = mask.cumsum(-1).sub(1).clamp_min(0)  # [p, L]
+        position = torch.cat([position, position[:, -1:] + 1 + torch.arange(width).repeat(g)], 1)  # [p, L + g T]
+        ids, mask = torch.cat([ids, slots], 1), torch.cat([mask, real], 1)
+        if g > 1:
+            owner = torch.cat([torch.full((prompt_width,), -1), torch.arange(g).repeat_interleave(width)])  # -1: the prompt, for all
+            seen = ((owner == -1) | (owner == owner[:, None])).tril()  # [L + g T, L + g T]
+            mask = torch.where(seen & mask[:, None, None].bool(), 0.0, torch.finfo(policy.lm.dtype).min)
+        extra = {"logits_to_keep": g * width + 1} if "logits_to_keep" in policy.accepts else {}
         if "position_ids" in policy.accepts:
-            extra["position_ids"] = mask.cumsum(-1).sub(1).clamp_min(0)
-        scaled = policy.lm(input_ids=ids, attention_mask=mask, use_cache=False, **extra).logits
-        scaled = scaled[:, -width - 1:-1].float() / temperature  # [r, T, V]
-        logps = -F.cross_entropy(scaled.flatten(0, 1), right.to(policy.device).flatten(), reduction="none").view_as(right)
-        real = real.to(policy.device)
-        yield torch.tensor(index), logps.masked_fill(~real, 0.0), real.float(), *([scaled] if logits else [])
+            extra["position_ids"] = position.to(policy.device)
+        scaled = policy.lm(input_ids=ids.to(policy.device), attention_mask=mask.to(policy.device), use_cache=False, **extra).logits
+        scaled = scaled[:, -g * width - 1:].float() / temperature  # [p, 1 + g T, V]
+        if g == 1:
+            scaled = scaled[:, :-1]  # [r, T, V]
+        else:  # what predicts token t of slot j: the prompt's last position for t = 0, else the token before it
+            column = torch.cat([torch.zeros(g, 1, dtype=torch.long), 1 + torch.arange(g * width).view(g, width)[:, :-1]], 1)
+            scaled = scaled[place[:, None] // g, column[place % g]]  # [r, T, V]
+        logps = -F.cross_entropy(scaled.flatten(0, 1), tokens.to(policy.device).flatten(), reduction="none").view_as(tokens)
+        own = own.to(policy.device)
+        index = torch.tensor([i for pack in rows for i in pack])
+        yield index, logps.masked_fill(~own, 0.0), own.float(), *([scaled] if logits else [])
 
 
 @torch.no_grad()
