@@ -227,8 +227,7 @@ def fit_verifier(args, task):
     flip = torch.rand(len(labels), generator=generator) < args.verifier_noise
     labels = torch.where(flip, 1 - labels, labels)
     rows = [verifier.encode(x, y, task.chat) for x, y, _ in examples]
-    trained = [p for p in verifier.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.fit_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(verifier.parameters(), lr=args.fit_lr, betas=(0.9, 0.98), weight_decay=0.01)
     batches = [batch for _ in range(args.fit_epochs) for batch in torch.randperm(len(rows), generator=generator).split(256)]
     losses = []
     for step, batch in enumerate(batches, 1):
@@ -236,11 +235,13 @@ def fit_verifier(args, task):
             group["lr"] = args.fit_lr * min(1, step / 30) * (1 - (step - 1) / len(batches))
         optimizer.zero_grad()
         losses.append(0.0)
-        for index, logits in common.verifier_logits(verifier, [rows[j] for j in batch]):
-            loss = F.binary_cross_entropy_with_logits(logits, labels[batch[index]].to(logits), reduction="sum") / len(batch)
+        mine = batch[common.RANK::common.WORLD]
+        for index, logits in common.verifier_logits(verifier, [rows[j] for j in mine]):
+            loss = F.binary_cross_entropy_with_logits(logits, labels[mine[index]].to(logits), reduction="sum") / len(batch)
             loss.backward()
             losses[-1] += loss.item()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        losses[-1] = common.total(losses[-1])
+        common.clip_gradient(verifier, 1.0)
         optimizer.step()
         if step % 50 == 0 or step == len(batches):
             print(f"step {step}/{len(batches)}  loss {sum(losses[-50:]) / len(losses[-50:]):.4f}", flush=True)
@@ -326,7 +327,7 @@ def main(argv=None):
 
         # Verify.
         texts = [policy.decode(row) for row in y]
-        rewards = torch.tensor(task.rewards([p for p in problems for _ in range(M)], texts)).view(B, M)
+        rewards = torch.tensor(common.rewards(task, [p for p in problems for _ in range(M)], texts)).view(B, M)
         scores = rewards
         if verifier:
             asked = [p.prompt for p in problems for _ in range(M)]
@@ -340,13 +341,13 @@ def main(argv=None):
         else:
             c = bon_rl_coefficients(rewards, rewards, 1) if variant == "rl" else bon_rlb_coefficients(rewards, 1, "positive")
         zero, weights = (c == 0).float().mean().item(), common.spread(c)
-        # KL to the reference: with beta > 0 on every sample, otherwise measured on the first sample of each prompt.
-        m = M if beta else 1
+        # KL to the reference: with beta > 0 on every sample, otherwise measured on the first sample of up to 32.
+        m, some = (M, B) if beta else (1, min(B, 32))
         with policy.reference():
-            ref = common.sequence_logps(policy, [x for x in prompts for _ in range(m)],
-                                        [row for b in range(B) for row in y[b * M:b * M + m]], T)
+            ref = common.sequence_logps(policy, [x for x in prompts[:some] for _ in range(m)],
+                                        [row for b in range(some) for row in y[b * M:b * M + m]], T)
         logp = drawn.logps.sum(-1).cpu()  # log pi  [B, M]
-        gap = logp[:, :m] - ref.view(B, m)  # log pi - log ref  [B, m]
+        gap = logp[:some, :m] - ref.view(some, m)  # log pi - log ref  [some, m]
         if beta:
             c = c - beta * kl_coefficients(gap).to(c)
         if args.entropy_coef:
@@ -355,9 +356,10 @@ def main(argv=None):
         # Update. Samples of zero weight have no gradient: they never enter a forward pass. The divisor counts every prompt.
         c, loss, norm = c.flatten(), 0.0, 0.0  # [B M]
         kept = c.nonzero()[:, 0]
+        mine = common.own(kept, kept // M)
         optimizer.zero_grad()
-        for index, logps, _ in common.score(policy, [prompts[j // M] for j in kept], [y[j] for j in kept], T):
-            part_loss = -(c[kept[index]].to(logps.device) * logps.sum(-1)).sum() / B
+        for index, logps, _ in common.score(policy, [prompts[j // M] for j in mine], [y[j] for j in mine], T):
+            part_loss = -(c[mine[index]].to(logps.device) * logps.sum(-1)).sum() / B
             part_loss.backward()
             loss += part_loss.item()
         if len(kept):
@@ -367,7 +369,7 @@ def main(argv=None):
         # Log.
         run.step = step
         seconds, counted, budgets = time.time() - started, int(drawn.lengths.sum()), {1, min(n, M)}
-        line = {"step": step, "loss": loss, "reward": rewards.mean().item(),
+        line = {"step": step, "loss": common.total(loss), "reward": rewards.mean().item(),
                 **{f"{kind}@{b}": sum(common.bon_at_k(r, r, b) for r in rewards.tolist()) / B for b in sorted(budgets)},
                 "zero": zero, "kl": gap.mean().item(), "grad_norm": norm, "length": counted / (B * M), **task.counts,
                 "tokens_per_s": counted / (sampled - started), "samples_per_s": B * M / seconds,

@@ -193,7 +193,7 @@ def main(argv=None):
         # Verify gold completions and samples alike.
         owners = problems + [p for p in problems for _ in range(M)]
         answers = [p.solution for p in problems] + texts
-        rewards = torch.tensor(task.rewards(owners, answers))  # [B + B M]
+        rewards = torch.tensor(common.rewards(task, owners, answers))  # [B + B M]
         scores = rewards
         if args.scores == "verifier":
             scores = torch.tensor(common.verify_scores(verifier, [p.prompt for p in owners], answers, task.chat))
@@ -205,9 +205,10 @@ def main(argv=None):
         # Update. Samples of zero weight have no gradient: they never enter a forward pass. The divisor counts every prompt.
         rows, loss, gold_logp = prompts + [x for x in prompts for _ in range(M)], 0.0, 0.0
         kept = c.nonzero()[:, 0]
+        mine = common.own(kept, torch.cat([torch.arange(B), torch.arange(B).repeat_interleave(M)])[kept])
         optimizer.zero_grad()
-        for index, logps, _ in common.score(policy, [rows[j] for j in kept], [y[j] for j in kept], T):
-            j = kept[index]  # [r]
+        for index, logps, _ in common.score(policy, [rows[j] for j in mine], [y[j] for j in mine], T):
+            j = mine[index]  # [r]
             sums = logps.sum(-1)  # log pi(y|x)  [r]
             part_loss = -(c[j].to(sums) * sums).sum() / B
             part_loss.backward()
@@ -219,7 +220,7 @@ def main(argv=None):
         # Log.
         run.step = step
         seconds = time.time() - started
-        line = {"step": step, "loss": loss, "gold": gold_logp, "zero": (c == 0).float().mean().item(), "grad_norm": norm, **task.counts,
+        line = {"step": step, "loss": common.total(loss), "gold": common.total(gold_logp), "zero": (c == 0).float().mean().item(), "grad_norm": norm, **task.counts,
                 "samples_per_s": len(y) / seconds, "memory_gb": common.peak_memory(policy), "seconds": run.seconds()}
         if M:
             r, counted = rewards[B:].view(B, M), int(drawn.lengths.sum())

@@ -172,7 +172,7 @@ def find_targets(policy, task, problems, M, T, max_new_tokens, seed):
         block = problems[first:first + 256]
         prompts = [policy.encode(p.prompt, task.chat) for p in block]
         drawn = common.sample(policy, prompts, M, [common.seed_of("target", seed, p.id) for p in block], T, max_new_tokens).lists()
-        rewards = task.rewards([p for p in block for _ in range(M)], [policy.decode(y) for rows in drawn for y in rows])
+        rewards = common.rewards(task, [p for p in block for _ in range(M)], [policy.decode(y) for rows in drawn for y in rows])
         for b, p in enumerate(block):
             targets[p.id] = max(zip(rewards[b * M:b * M + M], drawn[b]), key=lambda pair: pair[0])[1]
     return targets
@@ -263,7 +263,7 @@ def main(argv=None):
 
             # Verify.
             texts = [policy.decode(row) for row in y]
-            rewards = torch.tensor(task.rewards([p for p in problems for _ in range(M)], texts)).view(B, M)
+            rewards = torch.tensor(common.rewards(task, [p for p in problems for _ in range(M)], texts)).view(B, M)
 
             # Weight.
             r, recent = rewards, None
@@ -275,11 +275,11 @@ def main(argv=None):
             c = bon_weight(r, n, args.form, recent)  # [B, M]
             w = rank_weight(r, n, recent) if args.form == "rank" else M * c
             zero = (c == 0).float().mean().item()
-            # KL to the reference: with beta > 0 on every sample, otherwise measured on the first sample of each prompt.
-            m = M if beta else 1
+            # KL to the reference: with beta > 0 on every sample, otherwise measured on the first sample of up to 32.
+            m, some = (M, B) if beta else (1, min(B, 32))
             with policy.reference():
-                ref = common.sequence_logps(policy, [x for x in prompts for _ in range(m)], [row for b in range(B) for row in y[b * M:b * M + m]], T)
-            gap = logp[:, :m] - ref.view(B, m)  # log pi - log ref  [B, m]
+                ref = common.sequence_logps(policy, [x for x in prompts[:some] for _ in range(m)], [row for b in range(some) for row in y[b * M:b * M + m]], T)
+            gap = logp[:some, :m] - ref.view(some, m)  # log pi - log ref  [some, m]
             if beta:
                 c = c - beta * kl_coefficients(gap).to(c)
             c = c.flatten()  # [B M]
@@ -287,14 +287,16 @@ def main(argv=None):
         # Update. Samples of zero weight have no gradient: they never enter a forward pass. The divisor counts every prompt.
         per, loss, norm, seen = len(y) // B, 0.0, 0.0, torch.zeros(len(y))
         kept = c.nonzero()[:, 0]
+        mine = common.own(kept, kept // per)
         optimizer.zero_grad()
-        for index, logps, _ in common.score(policy, [prompts[j // per] for j in kept], [y[j] for j in kept], T):
-            j = kept[index]  # [r]
+        for index, logps, _ in common.score(policy, [prompts[j // per] for j in mine], [y[j] for j in mine], T):
+            j = mine[index]  # [r]
             total = logps.sum(-1)  # log pi(y|x)  [r]
             part_loss = (passn_sft_loss(total, n) if args.mode == "sft" else -c[j].to(total) * total).sum() / B
             part_loss.backward()
             loss += part_loss.item()
             seen[j] = total.detach().float().cpu()
+        seen = common.total(seen)
         if len(kept):
             norm = common.clip_gradient(policy, args.max_grad_norm)
             optimizer.step()
@@ -304,9 +306,9 @@ def main(argv=None):
         seconds, counted = time.time() - started, sum(map(len, y))
         if args.mode == "sft":
             w = passn_weight(seen.double().exp().clamp(max=1), n)  # [B]
-            line = {"step": step, "loss": loss, "gold": seen.mean().item(), "zero": (w < 0.01).double().mean().item()}
+            line = {"step": step, "loss": common.total(loss), "gold": seen.mean().item(), "zero": (w < 0.01).double().mean().item()}
         else:
-            line = {"step": step, "loss": loss, "reward": rewards.mean().item(),
+            line = {"step": step, "loss": common.total(loss), "reward": rewards.mean().item(),
                     **{f"{kind}@{b}": sum(common.bon_at_k(r, r, b) for r in rewards.tolist()) / B for b in sorted({1, min(n, M)})},
                     "zero": zero, "kl": gap.mean().item()}
         line |= {**common.spread(w), "grad_norm": norm, "length": counted / len(y), **task.counts, "tokens_per_s": counted / seconds,

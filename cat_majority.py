@@ -307,7 +307,7 @@ def main(argv=None):
 
             # Verify.
             texts = [policy.decode(row) for row in y]
-            rewards = torch.tensor(task.rewards([p for p in problems for _ in range(M)], texts)).view(B, M)
+            rewards = torch.tensor(common.rewards(task, [p for p in problems for _ in range(M)], texts)).view(B, M)
 
             # Weight.
             ks = [fixed] * B
@@ -318,11 +318,11 @@ def main(argv=None):
                 w = w / w.mean().clamp_min(1e-6)
             c = (w * shaped(rewards, args.rewards == "standardised", args.all_wrong) / M).float()  # [B, M]
             zero = (c == 0).float().mean().item()
-            # KL to the reference: with beta > 0 on every sample, otherwise measured on the first sample of each prompt.
-            m = M if beta else 1
+            # KL to the reference: with beta > 0 on every sample, otherwise measured on the first sample of up to 32.
+            m, some = (M, B) if beta else (1, min(B, 32))
             with policy.reference():
-                ref = common.sequence_logps(policy, [x for x in prompts for _ in range(m)], [row for b in range(B) for row in y[b * M:b * M + m]], T)
-            gap = logp[:, :m] - ref.view(B, m)  # log pi - log ref  [B, m]
+                ref = common.sequence_logps(policy, [x for x in prompts[:some] for _ in range(m)], [row for b in range(some) for row in y[b * M:b * M + m]], T)
+            gap = logp[:some, :m] - ref.view(some, m)  # log pi - log ref  [some, m]
             if beta:
                 c = c - beta * kl_coefficients(gap).to(c)
             c = c.flatten()  # [B M]
@@ -330,9 +330,10 @@ def main(argv=None):
         # Update. Samples of zero weight have no gradient: they never enter a forward pass. The divisor counts every prompt.
         per, loss, norm, seen = len(y) // B, 0.0, 0.0, torch.zeros(len(y))
         kept = c.nonzero()[:, 0]
+        mine = common.own(kept, kept // per)
         optimizer.zero_grad()
-        for index, logps, mask, *logits in common.score(policy, [prompts[j // per] for j in kept], [y[j] for j in kept], T, logits=args.contrastive):
-            j = kept[index]  # [r]
+        for index, logps, mask, *logits in common.score(policy, [prompts[j // per] for j in mine], [y[j] for j in mine], T, logits=args.contrastive):
+            j = mine[index]  # [r]
             total = logps.sum(-1)  # log pi(y|x)  [r]
             if args.contrastive:
                 width = mask.shape[1]
@@ -345,6 +346,7 @@ def main(argv=None):
             part_loss.backward()
             loss += part_loss.item()
             seen[j] = total.detach().float().cpu()
+        seen = common.total(seen)
         if len(kept):
             norm = common.clip_gradient(policy, args.max_grad_norm)
             optimizer.step()
@@ -355,9 +357,9 @@ def main(argv=None):
         if args.mode == "sft":
             w = majority_weight(seen.double().exp().clamp(max=1), n, fixed, "log")  # [B]
             w = torch.ones(B) if args.contrastive else w  # the hybrid weighs no sequence
-            line = {"step": step, "loss": loss, "gold": seen.mean().item(), "zero": (w < 0.01).double().mean().item()}
+            line = {"step": step, "loss": common.total(loss), "gold": seen.mean().item(), "zero": (w < 0.01).double().mean().item()}
         else:
-            line = {"step": step, "loss": loss, "reward": rewards.mean().item(),
+            line = {"step": step, "loss": common.total(loss), "reward": rewards.mean().item(),
                     **{f"pass@{b}": sum(common.bon_at_k(r, r, b) for r in rewards.tolist()) / B for b in sorted({1, min(n, M)})},
                     "threshold": sum(ks) / B, "zero": zero, "kl": gap.mean().item()}
         line |= {**common.spread(w), "grad_norm": norm, "length": counted / len(y), **task.counts, "tokens_per_s": counted / seconds,

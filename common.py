@@ -41,6 +41,7 @@ def cli(main):
     @functools.wraps(main)
     def wrapped(argv=None):
         try:
+            join()
             return main(argv)
         except UserError as error:
             message = error
@@ -48,9 +49,75 @@ def cli(main):
             message = "out of GPU memory: lower --max-new-tokens, load the base with --bits 4, or take a smaller model"
         except KeyboardInterrupt:
             raise SystemExit(130) from None
-        print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+        print(f"{os.path.basename(sys.argv[0])}: error: {f'process {RANK}: ' if RANK else ''}{message}", file=sys.stderr)
         raise SystemExit(2)
     return wrapped
+
+
+# Several processes, started by torchrun or accelerate launch (one process is a group of one and takes the same path). They
+# hold the same adapter and the same batch. Each samples, verifies and updates with its own prompts, b % WORLD == RANK; sums
+# over the processes put the shares together. The first writes the run folder.
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join():
+    """Meet the other processes, if there are any. Only the first one prints."""
+    if WORLD > 1 and not torch.distributed.is_initialized():
+        with lost():
+            torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        if RANK:
+            sys.stdout = open(os.devnull, "w")
+
+
+@contextmanager
+def lost():
+    """Turns the many errors of a broken connection into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError("lost the other processes of this run, one of which has ended or cannot be reached: see its own "
+                        "message; the last checkpoint is intact, continue with --resume") from error
+
+
+def total(x):
+    """Sum over the processes, of a tensor (in place) or a number."""
+    if WORLD == 1:
+        return x
+    tensor = x if torch.is_tensor(x) else torch.tensor(x, dtype=torch.float64)
+    with lost():
+        torch.distributed.all_reduce(tensor)
+    return tensor if torch.is_tensor(x) else tensor.item()
+
+
+def from_first(x):
+    """Any object, as the first process has it."""
+    if WORLD > 1:
+        box = [x]
+        with lost():
+            torch.distributed.broadcast_object_list(box)
+        x = box[0]
+    return x
+
+
+def own(rows, prompt):
+    """Those of the rows [r] whose prompt [r], by its number in the batch, is this process's."""
+    return rows[prompt % WORLD == RANK]
+
+
+def rewards(task, problems, completions):
+    """task.rewards, each process verifying its share; what went wrong anywhere is added to task.counts everywhere."""
+    share = slice(len(completions) * RANK // WORLD, len(completions) * (RANK + 1) // WORLD)
+    before, found = Counter(task.counts), torch.zeros(len(completions), dtype=torch.float64)
+    found[share] = torch.tensor(task.rewards(problems[share], completions[share]), dtype=torch.float64)
+    if WORLD > 1:
+        new = [None] * WORLD
+        with lost():
+            torch.distributed.all_gather_object(new, task.counts - before)
+        task.counts = sum(new, before)
+    return total(found).tolist()
 
 
 def seed_of(*parts):
@@ -189,7 +256,7 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device} was asked for but torch sees no GPU: check the driver or use the CPU")
@@ -346,7 +413,7 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
     tokens = torch.zeros(len(prompts) * k, max_new_tokens, dtype=torch.long, device=policy.device)
     logps, entropies = (torch.zeros(len(prompts) * k, max_new_tokens, device=policy.device) for _ in range(2))
     lengths = torch.zeros(len(prompts) * k, dtype=torch.long, device=policy.device)
-    order = sorted(range(len(prompts)), key=lambda b: len(prompts[b]))  # little padding within a chunk
+    order = sorted(range(RANK, len(prompts), WORLD), key=lambda b: len(prompts[b]))  # little padding within a chunk
     chunk, share = max(1, max_rows // k), min(k, max_rows)  # prompts at once, samples of each at once
     # Samples of one prompt that share a row: its keys are stored and read once for all of them, but each looks past the others.
     group = max(g for g in range(1, share + 1) if share % g == 0 and (g == 1 or g * max_new_tokens <= PACK))
@@ -363,8 +430,8 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
             with folded(policy) if policy.fast else nullcontext():
                 decode_chunk(policy, [prompts[b] for b in chosen], u[:, some:some + share].unflatten(1, (-1, g)).to(policy.device),
                              temperature, tokens, logps, lengths, entropies, rows[:, some:some + share].reshape(-1, g).to(policy.device))
-    longest = int(lengths.max())
-    shape = (len(prompts), k)
+    tokens, logps, lengths, entropies = map(total, (tokens, logps, lengths, entropies))
+    longest, shape = int(lengths.max()), (len(prompts), k)
     return Samples(tokens[:, :longest].unflatten(0, shape), logps[:, :longest].unflatten(0, shape), lengths.view(shape),
                    entropies[:, :longest].unflatten(0, shape))
 
@@ -547,10 +614,10 @@ def score_rows(policy, prompts, completions, packs, temperature, max_tokens, log
 @torch.no_grad()
 def sequence_logps(policy, prompts, completions, temperature=1.0):
     """log pi(y|x) of R completions (sums over tokens), without gradient -> float64 tensor [R] on the CPU."""
-    out = torch.zeros(len(prompts), dtype=torch.float64)
-    for index, logps, _ in score(policy, prompts, completions, temperature):
-        out[index] = logps.double().sum(-1).cpu()
-    return out
+    out, share = torch.zeros(len(prompts), dtype=torch.float64), slice(RANK, None, WORLD)
+    for index, logps, _ in score(policy, prompts[share], completions[share], temperature):
+        out[share][index] = logps.double().sum(-1).cpu()
+    return total(out)
 
 
 # ------------------------------------------------------------------------------------------------- the learned verifier
@@ -563,6 +630,10 @@ class Verifier:
     note: str
     extra: dict  # what is known about it: base, precision, how it was fitted
 
+    def parameters(self):
+        """The trainable tensors: head and adapter."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
     def encode(self, prompt, completion, chat=False):
         """Token ids of prompt and completion as a finished answer, end-of-sequence token included."""
         if chat and self.tokenizer.chat_template:
@@ -574,6 +645,8 @@ class Verifier:
 
     def save(self, folder):
         """adapter/ (for peft) and verifier.json, which load_verifier reads."""
+        if RANK:
+            return
         self.model.save_pretrained(os.path.join(folder, "adapter"), save_embedding_layers=False)
         write_atomic(os.path.join(folder, "verifier.json"), json.dumps(self.extra, indent=1))
 
@@ -628,9 +701,10 @@ def verifier_logits(verifier, rows, max_tokens=None):
 def verify_scores(verifier, prompts, completions, chat=False):
     """Scores of R pairs of texts -> list of float. Equal pairs are scored once, so that they tie exactly."""
     pairs = list(dict.fromkeys(zip(prompts, completions, strict=True)))
-    scores = {}
-    for index, logits in verifier_logits(verifier, [verifier.encode(p, c, chat) for p, c in pairs]):
-        scores.update((pairs[i], s) for i, s in zip(index.tolist(), logits.tolist()))
+    scores, share = torch.zeros(len(pairs), dtype=torch.float64), slice(RANK, None, WORLD)
+    for index, logits in verifier_logits(verifier, [verifier.encode(p, c, chat) for p, c in pairs[share]]):
+        scores[share][index] = logits.double().cpu()
+    scores = dict(zip(pairs, total(scores).tolist()))
     return [scores[pair] for pair in zip(prompts, completions)]
 
 
@@ -724,6 +798,8 @@ def mean_se(values):
 
 def write_atomic(path, text):
     """Write a text file so that a reader, or a kill at any moment, meets the old file or the new one."""
+    if RANK:
+        return
     with open(path + ".tmp", "w") as file:
         file.write(text)
     os.replace(path + ".tmp", path)
@@ -731,6 +807,8 @@ def write_atomic(path, text):
 
 def new_folder(folder, label):
     """Create the folder, or runs/<label>-<number> if it is None, and see that it can be written.  Raises UserError."""
+    if RANK:
+        return from_first(None)
     number = 1
     while folder is None:
         try:
@@ -748,7 +826,7 @@ def new_folder(folder, label):
         os.remove(os.path.join(folder, "writable"))
     except OSError as error:
         raise UserError(f"cannot write to --out {folder}: {error.strerror}") from error
-    return folder
+    return from_first(folder)
 
 
 class Run:
@@ -756,14 +834,19 @@ class Run:
 
     `--resume` takes every flag from args.json (a flag given again must agree), cuts what was logged after the last
     checkpoint, and goes on from it. Nothing random is stored: every draw has its own seed (seed_of).
-    Ctrl-C or SIGTERM sets `stopping`; the loop then saves after the current step. A second Ctrl-C leaves at once.
+    Of several processes the first one reads and writes.  Ctrl-C or SIGTERM sets `stopping`; the loop then saves after the current step. A second Ctrl-C leaves at once.
     """
 
     def __init__(self, args, parser, argv):
         self.args, self.folder, self.resumed = args, args.out, args.resume
-        self.started, self.stopping, self.step, self.result = time.time(), False, 0, {}
+        self.started, self.asked_to_stop, self.step, self.result = time.time(), False, 0, {}
         if args.resume:
             self.read_args(args, parser, argv)
+
+    @property
+    def stopping(self):
+        """Whether any process was asked to stop: all of them have to ask at the same place of the loop."""
+        return total(float(self.asked_to_stop)) > 0
 
     def create(self, script, label):
         """Make the folder, runs/<script>-<label>-<number> unless --out names one.  Raises UserError if it is in use."""
@@ -779,8 +862,11 @@ class Run:
         if not args.out:
             raise UserError("--resume needs --out DIR, the run folder to continue")
         try:
-            with open(self.path("args.json")) as file:
-                flags = json.load(file)["flags"]
+            flags = None
+            if not RANK:
+                with open(self.path("args.json")) as file:
+                    flags = json.load(file)["flags"]
+            flags = from_first(flags)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"--resume: {self.folder} has no readable args.json, so it is no run folder") from error
         for action in parser._actions:  # the flags given on this command line: defaults suppressed, what is left was given
@@ -796,9 +882,12 @@ class Run:
         """Write args.json, load the last checkpoint if resuming, listen for Ctrl-C. Sets `step`, the number of steps done."""
         if not self.resumed:
             write_atomic(self.path("args.json"), json.dumps(
-                {"script": self.script, "flags": vars(self.args), **versions()}, indent=1))
-        if self.resumed and os.path.exists(self.path("state.pt")):
+                {"script": self.script, "flags": vars(self.args), "processes": WORLD, **versions()}, indent=1))
+        state = None
+        if self.resumed and not RANK and os.path.exists(self.path("state.pt")):
             state = torch.load(self.path("state.pt"), map_location="cpu", weights_only=True)
+        state = from_first(state)
+        if state:
             for p, saved in zip(policy.parameters(), state["parameters"], strict=True):
                 p.data.copy_(saved)
             for p, saved in zip(policy.start_parameters(), state["start"], strict=True):
@@ -807,15 +896,15 @@ class Run:
             self.step, self.result = state["step"], json.loads(state["result"])
             self.started -= state["seconds"]
         for name in ("metrics.jsonl", "samples.jsonl"):  # cut what a killed run logged after its last checkpoint
-            if os.path.exists(self.path(name)):
+            if not RANK and os.path.exists(self.path(name)):
                 with open(self.path(name)) as file:
                     lines = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= self.step]
                 write_atomic(self.path(name), "".join(lines))
 
         def stop(number, frame):
-            if self.stopping:
+            if self.asked_to_stop:
                 raise KeyboardInterrupt
-            self.stopping = True
+            self.asked_to_stop = True
             print("stopping after this step (Ctrl-C again to leave at once)", flush=True)
         try:
             signal.signal(signal.SIGINT, stop)
@@ -825,6 +914,8 @@ class Run:
 
     def log(self, name, **values):
         """Append one line to metrics.jsonl or samples.jsonl."""
+        if RANK:
+            return
         with open(self.path(name), "a") as file:
             file.write(json.dumps(values) + "\n")
 
@@ -834,6 +925,8 @@ class Run:
 
     def save(self, policy, optimizer):
         """Checkpoint: adapter/ for any user of peft, state.pt for --resume. A kill leaves the last one intact."""
+        if RANK:
+            return
         policy.model.save_pretrained(self.path("adapter.tmp"), selected_adapters=["default"], save_embedding_layers=False)
         os.makedirs(self.path("adapter"), exist_ok=True)
         for name in os.listdir(self.path("adapter.tmp")):
@@ -864,8 +957,13 @@ def batch_of(problems, size, step, seed):
 
 
 def clip_gradient(policy, max_norm):
-    """Clip the norm of the adapter's gradient in place (max_norm 0: leave it) -> its norm before.
+    """Sum the gradient of a policy's (or verifier's) adapter over the processes and clip its norm (max_norm 0: leave it), in place -> its norm before.
     Raises UserError if it is not finite, before it can reach the adapter."""
+    if WORLD > 1:
+        parameters = policy.parameters()
+        flat = total(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]))
+        for p, grad in zip(parameters, flat.split([p.numel() for p in parameters])):
+            p.grad = grad.view_as(p)
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm or math.inf).item()
     if not math.isfinite(norm):
         raise UserError("the gradient is not finite: lower --lr or --max-grad-norm; the last checkpoint is intact")

@@ -61,7 +61,7 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
     Problems are taken in blocks of about 8,192 samples; the draws do not depend on the blocks."""
     from tqdm import tqdm
     pool, size, m = [], max(1, 8192 // samples), min(8, samples)
-    for first in tqdm(range(0, len(problems), size), desc=label or "evaluate", leave=False, disable=None):  # silent in a pipe
+    for first in tqdm(range(0, len(problems), size), desc=label or "evaluate", leave=False, disable=common.RANK > 0 or None):  # silent in a pipe
         block = problems[first:first + size]
         prompts = [policy.encode(p.prompt, task.chat) for p in block]
         drawn = common.sample(policy, prompts, samples, [common.seed_of("evaluate", seed, p.id) for p in block],
@@ -69,7 +69,7 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
         tokens, sums, lengths = drawn.lists(), drawn.logps.double().sum(-1).cpu(), drawn.lengths.cpu()  # [b][n], [b, n], [b, n]
         entropies = (drawn.entropies.sum((1, 2)).cpu() / lengths.sum(1)).tolist()
         texts = [[policy.decode(row) for row in rows] for rows in tokens]
-        flat = task.rewards([p for p in block for _ in range(samples)], [t for rows in texts for t in rows])
+        flat = common.rewards(task, [p for p in block for _ in range(samples)], [t for rows in texts for t in rows])
         for b, p in enumerate(block):
             pool.append({"id": p.id, "prompt": p.prompt, "completions": texts[b], "rewards": flat[b * samples:(b + 1) * samples],
                          "answers": [task.extract(t) for t in texts[b]], "logps": (sums[b] / lengths[b]).tolist(),
@@ -200,6 +200,14 @@ def table(results, kinds=("pass", "max", "maj", "bon", "kl", "length"), ks=None)
 DIVERSITY = ("distinct", "answers", "entropy", "distinct-2", "similarity", "gold")  # the columns of the second table
 
 
+def save_figure(figure, path):
+    from matplotlib import pyplot
+    figure.tight_layout()
+    if not common.RANK:
+        figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def plot(results, path, title=""):
     """Picture of pass@k (max@k), maj@k and BoN@k against k, one line per row of `results`, bars of one standard error."""
     import matplotlib
@@ -218,13 +226,13 @@ def plot(results, path, title=""):
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def plot_run(folder):
     """curves.png of a run folder: the training curves from metrics.jsonl, and k-curves before and after from result.json."""
+    if common.RANK:
+        return
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -260,9 +268,7 @@ def plot_run(folder):
         axes[2].legend(fontsize=7)
     axes[2].set(xlabel="k", title="test problems, before and after")
     axes[2].grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(os.path.join(folder, "curves.png"), dpi=110)
-    pyplot.close(figure)
+    save_figure(figure, os.path.join(folder, "curves.png"))
 
 
 def weight_report(train, tests, folder, xlabel):
@@ -299,9 +305,7 @@ def weight_report(train, tests, folder, xlabel):
     axis.set(xlabel=xlabel, ylabel="weight / its maximum")
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(os.path.join(folder, "weights.png"), dpi=110)
-    pyplot.close(figure)
+    save_figure(figure, os.path.join(folder, "weights.png"))
     common.write_atomic(os.path.join(folder, "weights.json"), json.dumps({"training": name, "weights": w.tolist(), "tests": report}))
     print(f"written to {folder}/")
     return report
@@ -453,9 +457,7 @@ def plot_co_scaling(results, fits, path):
         axis.plot(list(cells), [math.exp(fit["a"] * n ** fit["b"]) for n in cells], "-", color=line.get_color())
     axis.set(xscale="log", xlabel="N", ylabel="pass@N", title="dots: measured, lines: exp(a N^b)")
     axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

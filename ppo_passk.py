@@ -262,17 +262,17 @@ def main(argv=None):
 
         # Verify.
         texts = [policy.decode(row) for row in y]
-        rewards = torch.tensor(task.rewards([p for p in problems for _ in range(n)], texts)).view(B, n)
+        rewards = torch.tensor(common.rewards(task, [p for p in problems for _ in range(n)], texts)).view(B, n)
         answers = [[task.extract(t) for t in texts[b * n:b * n + n]] for b in range(B)] if args.objective == "majority" else None
 
         # Weight.
         A = advantages(rewards, k, args.objective, answers, args.estimator)  # [B, n]
         zero = (A == 0).float().mean().item()
-        # KL to the reference: with beta > 0 on every sample, otherwise measured on the first sample of each prompt.
-        m = n if beta else 1
+        # KL to the reference: with beta > 0 on every sample, otherwise measured on the first sample of up to 32.
+        m, some = (n, B) if beta else (1, min(B, 32))
         with policy.reference():
-            ref = common.sequence_logps(policy, [x for x in prompts for _ in range(m)], [row for b in range(B) for row in y[b * n:b * n + m]], T)
-        gap = drawn.logps[:, :m].sum(-1).cpu() - ref.view(B, m)  # log pi - log ref  [B, m]
+            ref = common.sequence_logps(policy, [x for x in prompts[:some] for _ in range(m)], [row for b in range(some) for row in y[b * n:b * n + m]], T)
+        gap = drawn.logps[:some, :m].sum(-1).cpu() - ref.view(some, m)  # log pi - log ref  [some, m]
         if beta:
             A = A - beta * kl_coefficients(gap).to(A)
 
@@ -280,12 +280,14 @@ def main(argv=None):
         A, loss, norm = A.flatten(), 0.0, 0.0  # [B n]
         for _ in range(args.epochs):
             for part in range(args.minibatches):
-                mine = range(part, B, args.minibatches)  # prompts of this minibatch
-                kept = torch.tensor([j for j in A.nonzero()[:, 0].tolist() if j // n in mine])
+                size = len(range(part, B, args.minibatches))  # prompts of this minibatch
+                kept = A.nonzero()[:, 0]
+                kept = kept[kept // n % args.minibatches == part]
+                mine = common.own(kept, kept // n)
                 optimizer.zero_grad()
-                for index, logps, mask in common.score(policy, [prompts[j // n] for j in kept], [y[j] for j in kept], T):
-                    j = kept[index]  # [r]
-                    part_loss = ppo_loss(logps, old_logps[j, :logps.shape[1]], mask, A[j].to(logps.device), args.clip) / len(mine)
+                for index, logps, mask in common.score(policy, [prompts[j // n] for j in mine], [y[j] for j in mine], T):
+                    j = mine[index]  # [r]
+                    part_loss = ppo_loss(logps, old_logps[j, :logps.shape[1]], mask, A[j].to(logps.device), args.clip) / size
                     part_loss.backward()
                     loss += part_loss.item() / (args.epochs * args.minibatches)
                 if len(kept):
@@ -295,7 +297,7 @@ def main(argv=None):
         # Log.
         run.step = step
         seconds, counted = time.time() - started, int(drawn.lengths.sum())
-        line = {"step": step, "loss": loss, "reward": rewards.mean().item(),
+        line = {"step": step, "loss": common.total(loss), "reward": rewards.mean().item(),
                 **{f"{kind}@{b}": sum(common.bon_at_k(r, r, b) for r in rewards.tolist()) / B for b in (1, k)},
                 "zero": zero, "kl": gap.mean().item(), "grad_norm": norm, "length": counted / (B * n), **task.counts,
                 "tokens_per_s": counted / (sampled - started), "samples_per_s": B * n / seconds,

@@ -1,0 +1,13 @@
+"""Run by torchrun: several scripts one after the other in one group of processes. argv[1]: JSON of [script, its argv] pairs."""
+import importlib
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import common  # before torch: it sets the thread policy
+
+common.join()
+for script, argv in json.loads(sys.argv[1]):
+    importlib.import_module(script).main.__wrapped__(argv)  # the command line's wrapper would leave the group after each

@@ -1,0 +1,166 @@
+"""Two processes of torchrun on a CPU (gloo) against one: the same metrics and the same adapter, for every script."""
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+import common
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SMALL = ["--steps", "2", "--prompts", "5", "--eval-samples", "4", "--eval-problems", "12"]
+RUNS = {
+    "ppo": ("ppo_passk", [*SMALL, "--kl-coef", "0.1", "--minibatches", "2"]),
+    "sft": ("bon_sft", [*SMALL, "--n", "4", "--scores", "verifier", "--verifier", "VERIFIER"]),
+    "v": ("bon_rl", [*SMALL, "--variant", "v", "--verifier", "VERIFIER"]),
+    "cat-sft": ("cat_passk", SMALL),
+    "cat-rl": ("cat_passk", [*SMALL, "--mode", "rl"]),
+    "contrastive": ("cat_majority", [*SMALL, "--contrastive"]),
+    "majority": ("cat_majority", [*SMALL, "--mode", "rl"]),
+    "fifo": ("cat_bon", [*SMALL, "--ranks", "fifo"]),
+    "target": ("cat_bon", [*SMALL, "--mode", "sft", "--train-problems", "12"]),
+}
+FIT = ["--fit-verifier", "--fit-problems", "40", "--fit-samples", "4", "--fit-epochs", "1", "--eval-problems", "12"]
+
+
+def jobs(folder):
+    verifier = os.path.join(folder, "verifier")
+    return [("bon_rl", [*FIT, "--out", verifier]),
+            *((script, [verifier if a == "VERIFIER" else a for a in argv] + ["--out", os.path.join(folder, name)])
+              for name, (script, argv) in RUNS.items()),
+            ("evaluate", ["tiny", os.path.join(folder, "ppo"), "--samples", "4", "--k", "1,4", "--problems", "12",
+                          "--out", os.path.join(folder, "evaluate")])]
+
+
+def torchrun(work, *argv):
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *argv],
+                          capture_output=True, text=True, timeout=300, cwd=work, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Run folders of everything, by one process and by two."""
+    work = tmp_path_factory.mktemp("processes")
+    one, two = str(work / "one"), str(work / "two")
+    for script, argv in jobs(one):
+        importlib.import_module(script).main(argv)
+    done = torchrun(work, os.path.join(HERE, "processes.py"), json.dumps(jobs(two)))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return one, two
+
+
+def metrics(folder):
+    with open(os.path.join(folder, "metrics.jsonl")) as file:
+        return [json.loads(line) for line in file]
+
+
+def close(a, b):
+    """The same numbers under the same keys, but for the rounding of sums taken in another order, and for what measures time."""
+    for line_a, line_b in zip(a, b, strict=True):
+        assert line_a.keys() == line_b.keys()
+        for name in line_a.keys() - {"seconds", "tokens_per_s", "samples_per_s", "memory_gb"}:
+            assert line_a[name] == pytest.approx(line_b[name], rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_do_what_one_does(folders, name):
+    one, two = (os.path.join(folder, name) for folder in folders)
+    close(metrics(one), metrics(two))
+    before, after = (json.load(open(os.path.join(folder, "result.json"))) for folder in (one, two))
+    for row in ("before", "after"):
+        assert after[row].keys() == before[row].keys()
+        for metric, cell in before[row].items():
+            assert after[row][metric] == pytest.approx(cell, rel=1e-3, abs=1e-5, nan_ok=True), metric
+    a, b = (load_file(os.path.join(folder, "adapter", "adapter_model.safetensors")) for folder in (one, two))
+    moved = 0.0
+    for key, weight in a.items():  # Adam divides by the gradient's size: an entry whose gradient is rounding may differ by lr
+        assert (weight - b[key]).abs().median() < 1e-5
+        moved = max(moved, weight.abs().max().item() if "lora_B" in key else 0.0)
+    assert moved > 1e-4
+    assert json.load(open(os.path.join(two, "args.json")))["processes"] == 2
+
+
+def test_verifier_and_evaluation(folders):
+    one, two = (json.load(open(os.path.join(folder, "verifier", "verifier.json"))) for folder in folders)
+    assert one["auc"] == pytest.approx(two["auc"], abs=1e-3)
+    one, two = (json.load(open(os.path.join(folder, "evaluate", "result.json")))["results"] for folder in folders)
+    for a, b in zip(one.values(), two.values(), strict=True):
+        assert a["pass@4"] == pytest.approx(b["pass@4"], abs=1e-3)
+
+
+def test_resume_with_another_number_of_processes(folders, tmp_path, monkeypatch):
+    import ppo_passk
+    argv = ["--steps", "4", "--prompts", "5", "--eval-samples", "0", "--save-every", "1", "--kl-coef", "0.1"]
+    ppo_passk.main([*argv, "--out", str(tmp_path / "whole")])
+    save = common.Run.save
+
+    def killed(run, *rest):
+        if run.step == 3:
+            raise KeyboardInterrupt
+        save(run, *rest)
+    monkeypatch.setattr(common.Run, "save", killed)
+    with pytest.raises(SystemExit):
+        ppo_passk.main([*argv, "--out", str(tmp_path / "part")])
+    done = torchrun(tmp_path, os.path.join(ROOT, "ppo_passk.py"), "--out", str(tmp_path / "part"), "--resume")
+    assert done.returncode == 0, done.stderr[-2000:]
+    close(metrics(tmp_path / "whole"), metrics(tmp_path / "part"))
+
+
+def launch(rank, port, out):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return subprocess.Popen([sys.executable, os.path.join(ROOT, "ppo_passk.py"), "--eval-samples", "0", "--steps", "100000",
+                             "--prompts", "4", "--out", out], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_run_in_one_sentence(tmp_path, victim):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out = str(tmp_path / "run")
+    pair = [launch(rank, port, out) for rank in (0, 1)]
+    try:
+        deadline = time.time() + 120
+        while not os.path.exists(os.path.join(out, "metrics.jsonl")):
+            assert time.time() < deadline and all(p.poll() is None for p in pair)
+            time.sleep(0.1)
+        pair[victim].send_signal(signal.SIGKILL)
+        _, message = pair[1 - victim].communicate(timeout=60)
+        assert pair[1 - victim].returncode == 2
+        assert "lost the other processes of this run" in message and "Traceback" not in message
+        assert len([line for line in message.splitlines() if "error:" in line]) == 1
+    finally:
+        for p in pair:
+            p.kill()
+            p.wait()
+
+
+def test_a_stop_asked_of_one_process_stops_all(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out = str(tmp_path / "run")
+    pair = [launch(rank, port, out) for rank in (0, 1)]
+    try:
+        deadline = time.time() + 120
+        while not os.path.exists(os.path.join(out, "metrics.jsonl")):
+            assert time.time() < deadline and all(p.poll() is None for p in pair)
+            time.sleep(0.1)
+        pair[1].send_signal(signal.SIGINT)
+        assert [p.wait(timeout=60) for p in pair] == [130, 130]
+    finally:
+        for p in pair:
+            p.kill()
+            p.wait()
+    steps = [line["step"] for line in metrics(out)]
+    assert steps == list(range(1, len(steps) + 1))
+    assert torch.load(os.path.join(out, "state.pt"), weights_only=True)["step"] == steps[-1]
