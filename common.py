@@ -548,14 +548,13 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits
     Backward through one micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
     """
     packs = [[i] for i in range(len(prompts))]
-    if policy.fast and not logits:  # completions of one prompt share a row: the prompt is computed once
-        packs, same = [], {}
+    if policy.fast and not logits and policy.window(max(map(len, prompts), default=0) + max(map(len, completions), default=0)):
+        packs, same = [], {}  # completions of one prompt share a row: the prompt is computed once
         for i in sorted(range(len(prompts)), key=lambda i: len(completions[i])):
             same.setdefault(tuple(prompts[i]), []).append(i)
-        for x, rows in same.items():
+        for rows in same.values():
             while rows:
                 g = max(1, min(len(rows), PACK // max(1, len(completions[rows[-1]]))))
-                g = g if policy.window(len(x) + g * len(completions[rows[-1]])) else 1
                 packs.append(rows[-g:])
                 del rows[-g:]
     batches = score_rows(policy, prompts, completions, packs, temperature, max_tokens or micro_batch(policy.lm), logits)

@@ -181,6 +181,69 @@ def test_loss_and_gradient_do_not_depend_on_batching(folder_of, kind):
 
 # ------------------------------------------------------------------------------------------------------------- precision
 
+@pytest.mark.parametrize("kind,fast", [("llama", True), ("qwen2", True), ("gemma", True), ("gpt2", True), ("opt", True), ("gemma2", None)])
+def test_fast_path_equals_plain(folder_of, kind, fast):
+    """The adapter folded into the weights, and rows that hold several completions of a prompt: the log-probabilities and the
+    gradients of plain peft, one completion to a row."""
+    policy = shaken(common.load_policy(folder_of(kind), bits=32))
+    assert policy.small and (fast is None or policy.fast is fast)
+    prompts = [policy.encode(p) for p in PROMPTS]
+    drawn = common.sample(policy, prompts, 8, seeds=range(5), max_new_tokens=10).lists()
+    rows = [(b, i) for b in range(5) for i in range(8) if (3 * b + i) % 4]  # not every completion of every prompt
+    args = [prompts[b] for b, _ in rows], [drawn[b][i] for b, i in rows], torch.randn(len(rows), generator=torch.Generator().manual_seed(0))
+    found, grads = gradient(policy, *args)
+    few, grads_few = gradient(policy, *args, max_tokens=64)
+    policy.fast = False
+    plain, wanted = gradient(policy, *args)
+    assert found == pytest.approx(plain, rel=1e-4) and few == pytest.approx(plain, rel=1e-4)
+    for g in (grads, grads_few):
+        assert (g - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+def test_reference_is_folded_too(tmp_path):
+    """Base and frozen start give the same log-probabilities on both paths."""
+    first = shaken(common.load_policy("tiny"))
+    first.model.save_pretrained(tmp_path, save_embedding_layers=False)
+    policy = common.load_policy("tiny", adapter=str(tmp_path))
+    shaken(policy, seed=1)
+    prompts, ys = [policy.encode(PROMPTS[0])] * 3, [policy.encode_solution(y) for y in ("2*7+9", "7*2+9", "3")]
+    for kind in ("start", "base"):
+        policy.reference_kind, policy.fast = kind, True
+        with policy.reference():
+            fast = common.sequence_logps(policy, prompts, ys)
+            policy.fast = False
+            plain = common.sequence_logps(policy, prompts, ys)
+        own = common.sequence_logps(policy, prompts, ys)
+        assert torch.allclose(fast, plain, atol=1e-4) and (fast - own).abs().min() > 1e-3
+
+
+def test_a_model_that_ignores_the_mask_is_not_packed(folder_of, monkeypatch):
+    """What counts is what the model does with a 4-D mask, tried once; then the plain path is taken."""
+    policy = shaken(common.load_policy(folder_of("llama"), bits=32))
+    forward = policy.lm.forward
+    monkeypatch.setattr(policy.lm, "forward", lambda attention_mask=None, **rest: forward(
+        attention_mask=None if attention_mask is not None and attention_mask.dim() == 4 else attention_mask, **rest))
+    assert policy.small and not policy.fast
+
+
+def test_rollouts_leave_the_base_untouched():
+    """Not one bit of one base tensor after a hundred rollouts and updates, and the layers are where they were."""
+    policy = shaken(common.load_policy("tiny"))
+    base = {n: p.detach().clone() for n, p in policy.model.named_parameters() if not p.requires_grad}
+    layers = [getattr(parent, name) for parent, name, _ in policy.layers]
+    prompts = [policy.encode(p) for p in PROMPTS]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+    for step in range(100):
+        drawn = common.sample(policy, prompts[:2], 2, [step, step], max_new_tokens=4).lists()
+        optimizer.zero_grad()
+        for _, logps, _ in common.score(policy, [x for x in prompts[:2] for _ in range(2)], [y for ys in drawn for y in ys]):
+            logps.sum().backward()
+        optimizer.step()
+    assert policy.fast and all(getattr(parent, name) is layer for (parent, name, _), layer in zip(policy.layers, layers))
+    after = dict(policy.model.named_parameters())
+    assert len(base) > 30 and all(torch.equal(after[n], p) for n, p in base.items())
+
+
 def dequantised(policy):
     """The same policy with every quantised linear layer replaced by a float32 one of the same (de-quantised) weights."""
     import bitsandbytes as bnb
