@@ -1,6 +1,7 @@
 """How fast: the sampler against transformers' generate, and the update with and without dropping zero-weight samples.
 
     python bench.py                              embedded model on the CPU: base, LoRA and 4-bit, 16 to 512 rows
+    python bench.py --against trl                whole training step against TRL's GRPOTrainer (pip install trl==1.16.0)
     python bench.py --shape 7b --rows 128 --new-tokens 512     random weights of a 7b model, meant for a GPU
 
 The two sides of a ratio alternate in one process on the same prompts; the median of the pairwise ratios is printed.
@@ -9,8 +10,10 @@ large shape practically never end a completion, so there every row runs to --new
 """
 import argparse
 import json
+import logging
 import tempfile
 import time
+import warnings
 
 
 def parse_args(argv=None):
@@ -25,6 +28,8 @@ def parse_args(argv=None):
     parser.add_argument("--precision", default=None, help="of base (no adapter), lora, 4bit (NF4 + LoRA), comma-separated; "
                                                           "default all for tiny, lora,4bit otherwise (16-bit on a GPU)")
     parser.add_argument("--repeat", type=int, default=7, help="timed repetitions of each side, after one that is not counted")
+    parser.add_argument("--against", default=None, choices=["trl"], help="compare whole training steps with another library's")
+    parser.add_argument("--micro", default="8,64,128,256,512", help="--against: TRL's per_device_train_batch_size; 8 is its default")
     parser.add_argument("--skip-generate", action="store_true", help="do not run the comparison with generate")
     parser.add_argument("--seed", type=int, default=0, help="weights, prompts and draws")
     return parser.parse_args(argv)
@@ -156,9 +161,97 @@ def bench_update(policy, prompts, rewards_of, args, new_tokens, label):
     return lines
 
 
+class Stepper:
+    """One training step of ppo_passk.py at a time, without its log: 128 prompts x 8 samples of countdown, no KL."""
+
+    def __init__(self, objective, B=128, k=8):
+        self.objective, self.B, self.k, self.step = objective, B, k, 0
+        self.policy, self.task = common.load_policy("tiny"), tasks.load_task("countdown")
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-4, weight_decay=0.0)
+
+    def __call__(self):
+        policy, B, k = self.policy, self.B, self.k
+        self.step += 1
+        problems = common.batch_of(self.task.train, B, self.step, 0)
+        prompts = [policy.encode(p.prompt, self.task.chat) for p in problems]
+        drawn = common.sample(policy, prompts, k, [common.seed_of(0, self.step, b) for b in range(B)], 1.0, self.task.max_new_tokens)
+        y, old_logps = [row for rows in drawn.lists() for row in rows], drawn.logps.flatten(0, 1)
+        texts = [policy.decode(row) for row in y]
+        rewards = torch.tensor(common.rewards(self.task, [p for p in problems for _ in range(k)], texts)).view(B, k)
+        A = ppo_passk.advantages(rewards, k, self.objective).flatten()
+        kept = A.nonzero()[:, 0]
+        self.optimizer.zero_grad()
+        for index, logps, mask in common.score(policy, [prompts[j // k] for j in kept], [y[j] for j in kept]):
+            j = kept[index]
+            (ppo_passk.ppo_loss(logps, old_logps[j, :logps.shape[1]], mask, A[j], 0.2) / B).backward()
+        common.clip_gradient(policy, 1.0)
+        self.optimizer.step()
+
+
+def against_trl(args):
+    """Lines of samples per second: our step under two objectives and a step of TRL's GRPOTrainer in turns, in one process. Same
+    base, same LoRA, same batch, same verifier, temperature 1, no KL; TRL's other settings are its defaults."""
+    logging.disable(logging.WARNING)  # TRL's imports and its trainer have much to say
+    warnings.simplefilter("ignore")
+    try:
+        import trl
+    except ImportError as error:
+        raise UserError("--against trl needs TRL, which this project does not install: pip install trl==1.16.0") from error
+    import datasets
+    import peft
+    import transformers
+    task, lines = tasks.load_task("countdown"), []
+    problem = {p.prompt: p for p in task.train}
+    ours = {objective: Stepper(objective) for objective in ("mean", "passk")}
+    rows = 128 * 8
+
+    def reward(prompts, completions, **_):
+        return [task.verify(problem[x], y) for x, y in zip(prompts, completions)]
+    for micro in evaluate.numbers(args.micro, int, "--micro"):
+        if rows % micro or micro % 8:
+            raise UserError(f"--micro {micro}: give multiples of 8 that divide {rows}")
+        times = {"trl": [], "mean": [], "passk": []}
+
+        class Turns(transformers.TrainerCallback):
+            """After every step of TRL, one of ours for each objective."""
+            def on_step_end(self, *_, **__):
+                times["trl"].append(time.perf_counter() - self.mark)
+                for objective, step in ours.items():
+                    started = time.perf_counter()
+                    step()
+                    times[objective].append(time.perf_counter() - started)
+                self.mark = time.perf_counter()
+        turns = Turns()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = trl.GRPOTrainer(
+                model=transformers.AutoModelForCausalLM.from_pretrained(common.HERE + "/tiny", dtype=torch.float32),
+                processing_class=transformers.AutoTokenizer.from_pretrained(common.HERE + "/tiny"), reward_funcs=reward,
+                train_dataset=datasets.Dataset.from_list([{"prompt": p.prompt} for p in task.train]), callbacks=[turns],
+                peft_config=peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+                args=trl.GRPOConfig(output_dir=folder, per_device_train_batch_size=micro, gradient_accumulation_steps=rows // micro,
+                                    num_generations=8, max_completion_length=task.max_new_tokens, temperature=1.0, beta=0.0,
+                                    learning_rate=1e-4, max_steps=args.repeat + 1, use_cpu=True, bf16=False, report_to=[],
+                                    save_strategy="no", logging_strategy="no", disable_tqdm=True))
+            trainer.remove_callback(transformers.PrinterCallback)
+            common.set_threads(1)
+            turns.mark = time.perf_counter()
+            trainer.train()
+        for objective in ours:
+            a, b = times[objective][1:], times["trl"][1:]
+            lines.append({"what": "step", "objective": objective, "micro": micro, "samples_per_s": rows / statistics.median(a),
+                          "trl_samples_per_s": rows / statistics.median(b), "ratio": statistics.median(y / x for x, y in zip(a, b))})
+            print("step  {objective:5}  {samples_per_s:7,.0f} samples/s   TRL, micro-batch {micro:4} {trl_samples_per_s:7,.0f}   "
+                  "ratio {ratio:.2f}".format(**lines[-1]), flush=True)
+    return lines
+
+
 @common.cli
 def main(argv=None):
     args = parse_args(argv)
+    if args.against:
+        lines = against_trl(args)
+        print(json.dumps({"against": args.against, "lines": lines, **common.versions()}))
+        return
     tiny = args.shape == "tiny"
     sizes = evaluate.numbers(args.rows or ("16,64,256,512" if tiny else "64"), int, "--rows")
     if args.repeat < 1 or args.k < 1 or any(rows % args.k for rows in sizes):
