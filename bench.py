@@ -2,6 +2,7 @@
 
     python bench.py                              embedded model on the CPU: base, LoRA and 4-bit, 16 to 512 rows
     python bench.py --against trl                whole training step against TRL's GRPOTrainer (pip install trl==1.16.0)
+    python bench.py --scaling                    time and peak memory of a step against k, prompts, length and vocabulary
     python bench.py --shape 7b --rows 128 --new-tokens 512     random weights of a 7b model, meant for a GPU
 
 The two sides of a ratio alternate in one process on the same prompts; the median of the pairwise ratios is printed.
@@ -9,8 +10,12 @@ Tokens per second count useful tokens only (up to the end-of-sequence token, tha
 large shape practically never end a completion, so there every row runs to --new-tokens. The last line is JSON.
 """
 import argparse
+import contextlib
+import io
 import json
 import logging
+import math
+import multiprocessing
 import tempfile
 import time
 import warnings
@@ -30,6 +35,8 @@ def parse_args(argv=None):
     parser.add_argument("--repeat", type=int, default=7, help="timed repetitions of each side, after one that is not counted")
     parser.add_argument("--against", default=None, choices=["trl"], help="compare whole training steps with another library's")
     parser.add_argument("--micro", default="8,64,128,256,512", help="--against: TRL's per_device_train_batch_size; 8 is its default")
+    parser.add_argument("--scaling", action="store_true", help="how the cost of a step grows; table, fitted exponents and a picture")
+    parser.add_argument("--out", default="scaling.png", help="--scaling: where the picture goes")
     parser.add_argument("--skip-generate", action="store_true", help="do not run the comparison with generate")
     parser.add_argument("--seed", type=int, default=0, help="weights, prompts and draws")
     return parser.parse_args(argv)
@@ -49,10 +56,11 @@ import torch
 from common import UserError
 
 SHAPES = {  # hidden, feed-forward, layers, heads, key-value heads
+    "micro": (64, 192, 4, 4, 4),  # the size of the embedded model, for --scaling
     "0.1b": (512, 1536, 8, 8, 2), "0.5b": (896, 4864, 24, 14, 2), "1.5b": (1536, 8960, 28, 12, 2), "7b": (3584, 18944, 28, 28, 4)}
 
 
-def build(shape, folder, seed):
+def build(shape, folder, seed, vocabulary=151936):
     """Write a random model of a shape, with the embedded tokenizer, into `folder`, so that it loads like any other."""
     import transformers
     transformers.utils.logging.disable_progress_bar()
@@ -61,7 +69,7 @@ def build(shape, folder, seed):
     torch.manual_seed(seed)
     with torch.device("cuda" if gpu else "cpu"):
         model = transformers.AutoModelForCausalLM.from_config(transformers.Qwen2Config(
-            vocab_size=151936, hidden_size=hidden, intermediate_size=feed, num_hidden_layers=layers, num_attention_heads=heads,
+            vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed, num_hidden_layers=layers, num_attention_heads=heads,
             num_key_value_heads=kv, tie_word_embeddings=shape != "7b", bos_token_id=None, eos_token_id=0, pad_token_id=0,
             max_position_embeddings=8192), dtype=torch.bfloat16 if gpu else torch.float32)
     model.save_pretrained(folder)
@@ -161,6 +169,83 @@ def bench_update(policy, prompts, rewards_of, args, new_tokens, label):
     return lines
 
 
+POINT = {"k": 8, "prompts": 32, "length": 32, "vocabulary": 2048}  # one step of --scaling, and what is varied around it:
+SWEEPS = {"k": (2, 4, 8, 16, 32), "prompts": (8, 16, 32, 64, 128), "length": (8, 16, 32, 64, 128),
+          "vocabulary": (512, 2048, 8192, 32768)}
+
+
+def point(k, prompts, length, vocabulary, seed=0, repeat=3):
+    """Run in a process of its own: a step (sample k completions of exactly `length` tokens, update with all of them) on random
+    weights -> (median seconds, peak memory in GB above that of the loaded model)."""
+    with tempfile.TemporaryDirectory() as folder:
+        build("micro", folder, seed, vocabulary)
+        policy = common.load_policy(folder, seed=seed)
+    policy.stop = []  # nothing ends before its length
+    rng = random.Random(seed)
+    xs = [[rng.randrange(vocabulary) for _ in range(16)] for _ in range(prompts)]
+
+    def step():
+        drawn = common.sample(policy, xs, k, range(prompts), max_new_tokens=length)
+        for p in policy.parameters():
+            p.grad = None
+        rows = [y for ys in drawn.lists() for y in ys]
+        for _, logps, _ in common.score(policy, [x for x in xs for _ in range(k)], rows):
+            (logps.sum() / len(rows)).backward()
+    before = common.peak_memory(policy)
+    runs, = alternate(policy, repeat, step)
+    return statistics.median(seconds for seconds, _ in runs), common.peak_memory(policy) - before
+
+
+def memory(micro):
+    """Run in a process of its own: peak memory in GB of two steps on countdown, ours (micro 0) or TRL's."""
+    if micro:
+        with contextlib.redirect_stdout(io.StringIO()):
+            against_trl(argparse.Namespace(micro=str(micro), repeat=1), ours={})
+        return common.peak_memory(common.Policy(None, None, torch.device("cuda" if torch.cuda.is_available() else "cpu"), "", []))
+    step = Stepper("mean")
+    step()
+    step()
+    return common.peak_memory(step.policy)
+
+
+def alone(call, *args, **options):
+    """The result of a call in a fresh process: the peak memory of a process never falls."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(call, args, options)
+
+
+def scaling(args):
+    """Table, exponents of a fit of log y = e log x + c over each sweep, and a picture."""
+    import importlib.util
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    lines, (figure, axes) = [], pyplot.subplots(2, len(SWEEPS), figsize=(3.4 * len(SWEEPS), 5.6), squeeze=False)
+    print("a step on random weights (0.2 M parameters without the vocabulary), around " + ", ".join(f"{n} {v}" for n, v in POINT.items()))
+    for column, (name, values) in enumerate(SWEEPS.items()):
+        found = [alone(point, **{**POINT, name: value}, seed=args.seed) for value in values]
+        for row, (what, unit) in enumerate((("seconds", "s"), ("memory_gb", "GB"))):
+            ys = [max(f[row], 1e-6) for f in found]
+            x, y = [math.log(v) for v in values], [math.log(v) for v in ys]
+            mx, my = statistics.mean(x), statistics.mean(y)
+            exponent = sum((a - mx) * (b - my) for a, b in zip(x, y)) / sum((a - mx) ** 2 for a in x)
+            lines.append({"what": what, "sweep": name, "values": values, "found": ys, "exponent": exponent})
+            print(f"{what:9} against {name:10} exponent {exponent:5.2f}   " + "  ".join(f"{v}: {u:.3g} {unit}" for v, u in zip(values, ys)), flush=True)
+            axes[row][column].loglog(values, ys, "o-", ms=4)
+            axes[row][column].set(xlabel=name, ylabel=what, title=f"exponent {exponent:.2f}")
+            axes[row][column].grid(alpha=0.3)
+    evaluate.save_figure(figure, args.out)
+    if importlib.util.find_spec("trl"):
+        for micro in (0, *evaluate.numbers(args.micro, int, "--micro")):
+            lines.append({"what": "memory", "micro": micro, "memory_gb": alone(memory, micro)})
+            print(f"peak memory of the process, 128 prompts x 8 of countdown: {lines[-1]['memory_gb']:.2f} GB "
+                  + (f"(TRL, micro-batch {micro})" if micro else "(ours)"), flush=True)
+    else:
+        print("TRL is not installed (pip install trl==1.16.0): its peak memory is left out")
+    print(f"written to {args.out}")
+    return lines
+
+
 class Stepper:
     """One training step of ppo_passk.py at a time, without its log: 128 prompts x 8 samples of countdown, no KL."""
 
@@ -188,7 +273,7 @@ class Stepper:
         self.optimizer.step()
 
 
-def against_trl(args):
+def against_trl(args, ours=None):
     """Lines of samples per second: our step under two objectives and a step of TRL's GRPOTrainer in turns, in one process. Same
     base, same LoRA, same batch, same verifier, temperature 1, no KL; TRL's other settings are its defaults."""
     logging.disable(logging.WARNING)  # TRL's imports and its trainer have much to say
@@ -202,7 +287,7 @@ def against_trl(args):
     import transformers
     task, lines = tasks.load_task("countdown"), []
     problem = {p.prompt: p for p in task.train}
-    ours = {objective: Stepper(objective) for objective in ("mean", "passk")}
+    ours = {objective: Stepper(objective) for objective in ("mean", "passk")} if ours is None else ours
     rows = 128 * 8
 
     def reward(prompts, completions, **_):
@@ -210,7 +295,7 @@ def against_trl(args):
     for micro in evaluate.numbers(args.micro, int, "--micro"):
         if rows % micro or micro % 8:
             raise UserError(f"--micro {micro}: give multiples of 8 that divide {rows}")
-        times = {"trl": [], "mean": [], "passk": []}
+        times = {"trl": [], **{objective: [] for objective in ours}}
 
         class Turns(transformers.TrainerCallback):
             """After every step of TRL, one of ours for each objective."""
@@ -251,6 +336,9 @@ def main(argv=None):
     if args.against:
         lines = against_trl(args)
         print(json.dumps({"against": args.against, "lines": lines, **common.versions()}))
+        return
+    if args.scaling:
+        print(json.dumps({"scaling": POINT, "lines": scaling(args), **common.versions()}))
         return
     tiny = args.shape == "tiny"
     sizes = evaluate.numbers(args.rows or ("16,64,256,512" if tiny else "64"), int, "--rows")
