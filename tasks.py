@@ -197,7 +197,7 @@ class Routes(Embedded):
         return match and match[1]
 
 
-# program: write the expression that made the examples.  '0:3,1:6,2:13>' -> '2*x*x+x+3', or 'x*(2*x+1)+3' ...
+# program: write the expression that made the examples.  '0:3,2:13,10:213>' -> '2*x*x+x+3', or 'x*(2*x+1)+3' ...
 
 def polynomial(text):
     """Coefficients (constant first, no zeros at the end) of an expression in x, integers, + - * and parentheses, or None if
@@ -244,29 +244,27 @@ def expand(node, depth):
 
 class Program(Embedded):
     """Code-like: the prompt shows a program's outputs for three inputs, and the answer must also give the hidden outputs
-    for others, which are stored with the problem. The splits are by function, whatever it is written like: no function of
-    valid or test is in the pretraining stream or in train, and within a split no two problems share one. Engineered for a
-    model of this size: functions a*x*x + b*x + c with |a| <= 2, |b| <= 9, |c| <= 50, shown at 0 and two of 1, 2, 3. The
-    corpus writes them in several ways; the vote key is the function."""
+    for others, which are stored with the problem. The splits are by function, however it is written: no function of valid
+    or test is in the pretraining stream or in train, and within a split no two problems share one. Engineered for a model
+    of this size: the functions are a*x*x + b*x + c with a = 0..4, |b| <= 9 and c = 0..99, and the inputs 0 and 10 are
+    always shown, where digits tell most: the rest is to split f(10) - f(0) into a and b, which the third input, 1 to 5,
+    decides. Straight lines are easy, the others hard. The corpus writes a function in several ways; the vote key is the
+    function."""
     name = "program"
     base = "tiny_program"
     max_new_tokens = 16
 
     def generate(self, rng):
-        while True:
-            a = rng.choice((0, 0, 0, -2, -1, 1, 2))
-            b, c = rng.randint(-9, 9), rng.randint(-50, 50)
-            shown = [0, *sorted(rng.sample((1, 2, 3), 2))]
-            hidden = rng.sample([x for x in range(-9, 10) if x not in shown], 4)
-            prompt, answer = (",".join(f"{x}:{(a * x + b) * x + c}" for x in xs) for xs in (shown, hidden))
-            if (a or b) and all(abs((a * x + b) * x + c) < 100 for x in shown):
-                break
+        a, b, c = rng.choice((0, 0, 1, 2, 3, 4)), rng.choice([-1, 1]) * rng.randint(1, 9), rng.randint(0, 99)
+        shown = [0, rng.randint(1, 5), 10]
+        hidden = rng.sample([x for x in range(-9, 10) if x not in shown], 4)
+        prompt, answer = (",".join(f"{x}:{(a * x + b) * x + c}" for x in xs) for xs in (shown, hidden))
 
         def total(*terms):  # the positive ones first: '9-x'
             text = "".join(f"{n:+d}{power}" for n, power in sorted(terms, key=lambda term: term[0] < 0) if n)
             return re.sub(r"(?<![0-9])1\*", "", text).removeprefix("+")
         solution = total((a, "*x*x"), (b, "*x"), (c, ""))
-        if a and b and rng.random() < 0.5:
+        if a and rng.random() < 0.5:
             solution = f"x*({total((a, '*x'), (b, ''))})" + (f"{c:+d}" if c else "")
         elif not a and b > 1 and c and c % b == 0 and rng.random() < 0.5:
             solution = f"{b}*({total((1, '*x'), (c // b, ''))})"
