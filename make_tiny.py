@@ -20,7 +20,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", default="tiny", help="folder to write: model.safetensors, tokenizer, config, result.json")
-    parser.add_argument("--tasks", default="countdown,routes", help="embedded tasks, comma-separated, equal shares; or program or peptide alone")
+    parser.add_argument("--tasks", default="countdown,routes",
+                        help="embedded tasks, comma-separated, equal shares; or program or peptide alone")
     parser.add_argument("--width", type=int, default=64, help="hidden size (a multiple of 64 keeps 4-bit simple)")
     parser.add_argument("--layers", type=int, default=4, help="number of layers")
     parser.add_argument("--steps", type=int, default=4000, help="optimiser steps")

@@ -85,8 +85,8 @@ class Task:
 
 # ---------------------------------------------------------------------------------------------------- embedded tasks
 # Problems are generated, never stored. Whether a problem belongs to train, valid or test is read off a checksum of its
-# key (the sorted numbers and the target), so the splits are disjoint up to the order of the numbers, and make_tiny.py
-# keeps valid and test problems out of the pretraining stream by the same function.
+# key (the sorted numbers and the target; of a program its function), so the splits are disjoint up to the order of the
+# numbers, and make_tiny.py keeps valid and test problems out of the pretraining stream by the same function.
 
 def split_of(key):
     """'train' (90 %), 'valid' or 'test' (5 % each) for a problem key, by checksum."""
