@@ -50,7 +50,7 @@ def parser():
     p.add_argument("--task", default=None, help="countdown, routes, program, gsm8k, math; default routes, or that of --data")
     p.add_argument("--data", default=None, help="your own problems, FILE.jsonl, or a local copy of the task's data set")
     p.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
-    p.add_argument("--model", default=None, help="hub id, local directory, or an embedded model (tiny, tiny_program, tiny_peptide); default the embedded one of the task")
+    p.add_argument("--model", default=None, help="hub id, local directory, or an embedded model; default that of the task")
     p.add_argument("--adapter", default=None, help="run folder or LoRA directory to continue from, e.g. an SFT warm-up before RL")
     p.add_argument("--bits", type=int, choices=[4, 8, 16, 32], default=None,
                    help="precision of the frozen base; default 4 (NF4) on a GPU, 32 on a CPU")
