@@ -1,7 +1,7 @@
 """Re-create the embedded tiny models (same seed, same file):
 
     python make_tiny.py --out tiny                                                             about 4 minutes on one core
-    python make_tiny.py --out tiny_program --tasks program --steps 1100                        about one
+    python make_tiny.py --out tiny_program --tasks program --steps 1100                        less than two
     python make_tiny.py --out tiny_peptide --tasks peptide --layers 2 --steps 900              less than one
 
 A Llama of about 0.2 M parameters with a character tokenizer, pretrained from scratch on generated solutions of the
