@@ -23,8 +23,9 @@ from difflib import SequenceMatcher
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("models", nargs="*", default=["tiny"],
-                        help="run folders, hub ids, local model directories or 'tiny'; BASE+ADAPTER puts an adapter on a base")
+    parser.add_argument("models", nargs="*", default=[],
+                        help="run folders, hub ids, local model directories or embedded models (tiny, tiny_program, tiny_peptide); "
+                             "BASE+ADAPTER puts an adapter on a base; default the embedded model of the task")
     parser.add_argument("--task", default=None, help="task name; default: that of the first run folder, else countdown")
     parser.add_argument("--data", default=None, help="problems from FILE.jsonl, or a local copy of the task's data set")
     parser.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
@@ -387,10 +388,11 @@ def main(argv=None):
         (name, graded), = kinds
         out = common.new_folder(args.out, f"evaluate-{name}")
     else:
-        first = run_flags(args.models[0])
+        first = run_flags(args.models[0]) if args.models else None
         own = first and not args.data and args.task in (None, first["task"])  # the problems of the first run itself
         task = tasks.load_task(first["task"] if own else args.task or (None if args.data else "countdown"),
                                data=first["data"] if own else args.data, levels=args.levels or (first["levels"] if own else None))
+        args.models = args.models or [task.base]
         name, graded = task.name, task.graded
         out = common.new_folder(args.out, f"evaluate-{name}")
         for model in args.models:

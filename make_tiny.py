@@ -1,6 +1,7 @@
 """Re-create the embedded tiny models (same seed, same file):
 
     python make_tiny.py --out tiny                                                             about 4 minutes on one core
+    python make_tiny.py --out tiny_program --tasks program --steps 1100                        less than two
     python make_tiny.py --out tiny_peptide --tasks peptide --layers 2 --steps 900              less than one
 
 A Llama of about 0.2 M parameters with a character tokenizer, pretrained from scratch on generated solutions of the
@@ -19,7 +20,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", default="tiny", help="folder to write: model.safetensors, tokenizer, config, result.json")
-    parser.add_argument("--tasks", default="countdown,routes", help="embedded tasks, comma-separated, equal shares; or peptide alone")
+    parser.add_argument("--tasks", default="countdown,routes",
+                        help="embedded tasks, comma-separated, equal shares; or program or peptide alone")
     parser.add_argument("--width", type=int, default=64, help="hidden size (a multiple of 64 keeps 4-bit simple)")
     parser.add_argument("--layers", type=int, default=4, help="number of layers")
     parser.add_argument("--steps", type=int, default=4000, help="optimiser steps")
@@ -39,6 +41,7 @@ import torch
 import torch.nn.functional as F
 
 CHARACTERS = "0123456789+-*=:,>crABCDEFG"
+OWN = {"program": "0123456789+-*():,>x", "peptide": ">" + "".join(tasks.RESIDUES)}  # alphabets that make a model of their own
 
 
 def make_tokenizer(characters=CHARACTERS):
@@ -72,9 +75,9 @@ def main(argv=None):
         raise tasks.UserError(f"cannot write to --out {args.out}: {error.strerror}") from error
     streams = [tasks.EMBEDDED[name](sizes=(0, 0, 0)).stream(random.Random(f"pretrain {name} {args.seed}"))
                for name in names]
-    if "peptide" in names and len(names) > 1:
-        raise tasks.UserError("--tasks: peptide has an alphabet of its own, so it gets a model of its own")
-    tokenizer = make_tokenizer(">" + "".join(tasks.RESIDUES) if names == ["peptide"] else CHARACTERS)
+    if len(names) > 1 and OWN.keys() & {*names}:
+        raise tasks.UserError(f"--tasks: {' and '.join(OWN)} have alphabets of their own, so each gets a model of its own")
+    tokenizer = make_tokenizer(OWN.get(names[0], CHARACTERS))
     eos = tokenizer.eos_token_id
     torch.manual_seed(args.seed)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(

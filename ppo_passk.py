@@ -38,10 +38,10 @@ def parser():
     p.add_argument("--k", type=int, default=8, help="test-time budget that is trained for")
     p.add_argument("--estimator", choices=["loo", "centred", "plain"], default="loo",
                    help="leave-one-out (the paper's; at k = 1 it has no baseline), centred (needs samples > k), or no baseline")
-    p.add_argument("--task", default=None, help="countdown, routes, gsm8k, math; default countdown, or that of --data")
+    p.add_argument("--task", default=None, help="countdown, routes, program, gsm8k, math; default countdown, or that of --data")
     p.add_argument("--data", default=None, help="your own problems, FILE.jsonl, or a local copy of the task's data set")
     p.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
-    p.add_argument("--model", default="tiny", help="hub id, local directory, or the embedded model 'tiny'")
+    p.add_argument("--model", default=None, help="hub id, local directory, or an embedded model; default that of the task")
     p.add_argument("--adapter", default=None, help="run folder or LoRA directory to continue from")
     p.add_argument("--bits", type=int, choices=[4, 8, 16, 32], default=None,
                    help="precision of the frozen base; default 4 (NF4) on a GPU, 32 on a CPU")
@@ -227,6 +227,7 @@ def main(argv=None):
     # Set up: task, run folder, policy, optimiser, and the last checkpoint if there is one.
     args.task = args.task or (None if args.data else "countdown")
     task = tasks.load_task(args.task, data=args.data, levels=args.levels)
+    args.model = args.model or task.base
     kind = "max" if task.graded else "pass"
     run.create("ppo_passk", f"{task.name}-{args.objective}")
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed)

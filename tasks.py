@@ -6,9 +6,10 @@
     .extract(completion)            final answer = the key that votes are counted by, or None
     .rewards(problems, completions) verify for many pairs, identical pairs once; `.counts` holds what went wrong
 
-Embedded (no download): `countdown`, `routes`, `peptide` (graded). From the hub: `gsm8k`, `math`. Your own problems: `--data FILE.jsonl`.
+Embedded (no download): `countdown`, `routes`, `program`, `peptide` (graded). From the hub: `gsm8k`, `math`. Your own problems: `--data FILE.jsonl`.
 This module never imports torch: its verifier workers start in a fraction of a second.
 """
+import ast
 import importlib.util
 import json
 import math
@@ -48,6 +49,7 @@ class Task:
     name = ""
     graded = False  # True: rewards are real numbers and max@k takes the place of pass@k
     max_new_tokens = 512  # long enough for the gold solutions
+    base = "tiny"  # the embedded model that the scripts take where no --model is given
     chat = True  # prompts go through the tokenizer's chat template where the model has one
 
     def __init__(self):
@@ -83,8 +85,8 @@ class Task:
 
 # ---------------------------------------------------------------------------------------------------- embedded tasks
 # Problems are generated, never stored. Whether a problem belongs to train, valid or test is read off a checksum of its
-# key (the sorted numbers and the target), so the splits are disjoint up to the order of the numbers, and make_tiny.py
-# keeps valid and test problems out of the pretraining stream by the same function.
+# key (the sorted numbers and the target; of a program its function), so the splits are disjoint up to the order of the
+# numbers, and make_tiny.py keeps valid and test problems out of the pretraining stream by the same function.
 
 def split_of(key):
     """'train' (90 %), 'valid' or 'test' (5 % each) for a problem key, by checksum."""
@@ -195,6 +197,97 @@ class Routes(Embedded):
         return match and match[1]
 
 
+# program: write the expression that made the examples.  '0:3,2:13,10:213>' -> '2*x*x+x+3', or 'x*(2*x+1)+3' ...
+
+def polynomial(text):
+    """Coefficients (constant first, no zeros at the end) of an expression in x, integers, + - * and parentheses, or None if
+    the text is anything else or too big: 64 characters, 4 digits, depth 32, degree 8, coefficients of 10^9. The text is
+    parsed and never run; polynomials are equal exactly where the programs agree on every x."""
+    if len(text) > 64 or not re.fullmatch(r"(?:[-+*()x]|[0-9]{1,4}(?![0-9x]))+", text, re.ASCII):  # 0x1 is a number to Python
+        return None
+    try:
+        return expand(ast.parse(text, mode="eval").body, 32)
+    except (SyntaxError, OverflowError):
+        return None
+
+
+def expand(node, depth):
+    """`polynomial` of a node of the syntax tree.  Raises OverflowError if it is too big, SyntaxError for other nodes."""
+    kind = type(node)
+    if depth == 0:
+        raise OverflowError
+    if kind is ast.Constant and type(node.value) is int:
+        return (node.value,) if node.value else ()
+    if kind is ast.Name and node.id == "x":
+        return (0, 1)
+    if kind is ast.UnaryOp and type(node.op) is ast.USub:
+        return tuple(-c for c in expand(node.operand, depth - 1))
+    if kind is not ast.BinOp or type(node.op) not in (ast.Add, ast.Sub, ast.Mult):
+        raise SyntaxError
+    left, right = expand(node.left, depth - 1), expand(node.right, depth - 1)
+    if type(node.op) is ast.Mult:
+        result = [0] * (len(left) + len(right) - 1) if left and right else []
+        for i, a in enumerate(left):
+            for j, b in enumerate(right):
+                result[i + j] += a * b
+    else:
+        sign = 1 if type(node.op) is ast.Add else -1
+        result = [*left, *[0] * (len(right) - len(left))]
+        for j, b in enumerate(right):
+            result[j] += sign * b
+    while result and result[-1] == 0:
+        result.pop()
+    if len(result) > 9 or any(abs(c) > 10 ** 9 for c in result):
+        raise OverflowError
+    return tuple(result)
+
+
+class Program(Embedded):
+    """Code-like: the prompt shows a program's outputs for three inputs, and the answer must also give the hidden outputs
+    for others, which are stored with the problem. The splits are by function, however it is written: no function of valid
+    or test is in the pretraining stream or in train, and within a split no two problems share one. Engineered for a model
+    of this size: the functions are a*x*x + b*x + c with a = 0..4, |b| <= 9 and c = 0..99, and the inputs 0 and 10 are
+    always shown, where digits tell most: the rest is to split f(10) - f(0) into a and b, which the third input, 1 to 5,
+    decides. Straight lines are easy, the others hard. The corpus writes a function in several ways; the vote key is the
+    function."""
+    name = "program"
+    base = "tiny_program"
+    max_new_tokens = 16
+
+    def generate(self, rng):
+        a, b, c = rng.choice((0, 0, 1, 2, 3, 4)), rng.choice([-1, 1]) * rng.randint(1, 9), rng.randint(0, 99)
+        shown = [0, rng.randint(1, 5), 10]
+        hidden = rng.sample([x for x in range(-9, 10) if x not in shown], 4)
+        prompt, answer = (",".join(f"{x}:{(a * x + b) * x + c}" for x in xs) for xs in (shown, hidden))
+
+        def total(*terms):  # the positive ones first: '9-x'
+            text = "".join(f"{n:+d}{power}" for n, power in sorted(terms, key=lambda term: term[0] < 0) if n)
+            return re.sub(r"(?<![0-9])1\*", "", text).removeprefix("+")
+        solution = total((a, "*x*x"), (b, "*x"), (c, ""))
+        if a and rng.random() < 0.5:
+            solution = f"x*({total((a, '*x'), (b, ''))})" + (f"{c:+d}" if c else "")
+        elif not a and b > 1 and c and c % b == 0 and rng.random() < 0.5:
+            solution = f"{b}*({total((1, '*x'), (c // b, ''))})"
+        return (a, b, c), prompt + ">", answer, solution, solution
+
+    def verify(self, problem, completion):
+        coefficients = polynomial(completion)
+        if coefficients is None:
+            return 0.0
+        for example in f"{problem.prompt[:-1]},{problem.answer}".split(","):
+            x, y = map(int, example.split(":"))
+            value = 0
+            for c in reversed(coefficients):
+                value = value * x + c
+            if value != y:
+                return 0.0
+        return 1.0
+
+    def extract(self, completion):
+        coefficients = polynomial(completion)
+        return None if coefficients is None else ",".join(map(str, coefficients)) or "0"
+
+
 # peptide: continue a peptide so that its helix has one greasy side.  '>KLWE' -> 'ALKRIVDLLKEGLR'
 
 RESIDUES = {"A": 1.8, "R": -4.5, "N": -3.5, "D": -3.5, "C": 2.5, "Q": -3.5, "E": -3.5, "G": -0.4, "H": -3.2, "I": 4.5,  # hydropathy:
@@ -209,6 +302,7 @@ class Peptide(Embedded):
     greasy a little more often on one side of the helix, 65 % against 25 %, and random otherwise."""
     name = "peptide"
     graded = True
+    base = "tiny_peptide"
     max_new_tokens = 16
     length = 18
 
@@ -618,7 +712,7 @@ def load_jsonl(path):
 
 # ------------------------------------------------------------------------------------------------------- all the tasks
 
-EMBEDDED = {"countdown": Countdown, "routes": Routes, "peptide": Peptide}
+EMBEDDED = {"countdown": Countdown, "routes": Routes, "program": Program, "peptide": Peptide}
 DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math}
 
 

@@ -390,17 +390,35 @@ def test_make_tiny_learns_and_repeats_itself(tmp_path):
     assert {"countdown", "routes", "parameters", "seconds"} <= set(json.load(open(tmp_path / "a" / "result.json")))
 
 
-def test_the_shipped_model_is_small_and_as_good_as_it_says():
-    assert sum(os.path.getsize(os.path.join(common.HERE, "tiny", n)) for n in os.listdir(os.path.join(common.HERE, "tiny"))) < 1e6
-    recorded = json.load(open(os.path.join(common.HERE, "tiny", "result.json")))
-    policy = common.load_policy("tiny", bits=32)
+@pytest.mark.parametrize("base,names", [("tiny", ["countdown", "routes"]), ("tiny_program", ["program"])])
+def test_the_shipped_model_is_small_and_as_good_as_it_says(base, names):
+    folder = os.path.join(common.HERE, base)
+    assert sum(os.path.getsize(os.path.join(folder, n)) for n in os.listdir(folder)) < 1e6
+    recorded = json.load(open(os.path.join(folder, "result.json")))
+    policy = common.load_policy(base, bits=32)
     import tasks
-    for name in ("countdown", "routes"):
+    for name in names:
         task = tasks.load_task(name)
+        assert task.base == base
         found, _ = evaluate.evaluate(policy, task, task.valid[:100], samples=32, ks=(1, 32), seed=5)
         for k in (1, 32):
             assert abs(found[f"pass@{k}"]["mean"] - recorded[name][f"pass@{k}"]["mean"]) < 4 * found[f"pass@{k}"]["se"] + 0.02
         assert 0.15 < recorded[name]["pass@1"]["mean"] < 0.45 and recorded[name]["pass@32"]["mean"] > recorded[name]["pass@1"]["mean"] + 0.3
+
+
+def test_a_task_brings_its_base(tmp_path):
+    """Without --model; args.json records which one it was, as if it had been given."""
+    import cat_bon
+    for script, task, base, flags in ((ppo_passk, "program", "tiny_program", SMALL), (cat_bon, "countdown", "tiny", ["--prompts", 8])):
+        folder = tmp_path / task
+        code, _, err = run(script.main, "--task", task, *flags, "--steps", 1, "--eval-samples", 0, "--out", folder)
+        assert code == 0, err
+        assert json.load(open(folder / "args.json"))["flags"]["model"] == base
+        assert run(script.main, "--out", folder, "--resume", "--model", base)[0] == 0
+        code, _, err = run(script.main, "--out", folder, "--resume", "--model", "tiny_peptide")
+        assert code == 2 and f"--model is {base}" in err
+    code, _, err = run(evaluate.main, "--task", "program", "--samples", 4, "--k", 1, "--problems", 5, "--out", tmp_path / "e")
+    assert code == 0 and list(json.load(open(tmp_path / "e" / "result.json"))["results"]) == ["tiny_program"], err
 
 
 # ----------------------------------------------------------------------------------------------------------------- bench
