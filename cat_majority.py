@@ -50,6 +50,7 @@ def parser():
     p.add_argument("--task", default=None, help="countdown, routes, gsm8k, math; default routes, or that of --data")
     p.add_argument("--data", default=None, help="your own problems, FILE.jsonl, or a local copy of the task's data set")
     p.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
+    p.add_argument("--allow-unsandboxed-code", action="store_true", help="run model-written programs even where there is no sandbox")
     p.add_argument("--model", default="tiny", help="hub id, local directory, or the embedded model 'tiny'")
     p.add_argument("--adapter", default=None, help="run folder or LoRA directory to continue from, e.g. an SFT warm-up before RL")
     p.add_argument("--bits", type=int, choices=[4, 8, 16, 32], default=None,
@@ -265,7 +266,7 @@ def main(argv=None):
 
     # Set up: task, run folder, policy, optimiser, and the last checkpoint if there is one.
     args.task = args.task or (None if args.data else "routes")
-    task = tasks.load_task(args.task, data=args.data, levels=args.levels)
+    task = tasks.load_task(args.task, data=args.data, levels=args.levels, allow_unsandboxed=args.allow_unsandboxed_code)
     if task.graded:
         raise UserError(f"task {task.name} has graded rewards, and a vote needs right or wrong: use cat_bon.py")
     run.create("cat_majority", f"{task.name}-{args.mode}")

@@ -571,6 +571,53 @@ def work(bwrap, source):
         print(json.dumps(None if job is None else worker.verdict(job)), flush=True)
 
 
+# ------------------------------------------------------------------------------------------------------------ the caller
+
+BOOT = "import sys; exec(compile(sys.argv[1], 'sandbox.py', 'exec'), {'__name__': 'worker'})"
+
+
+def worker_arguments(python, bwrap):
+    """Arguments of subprocess.Popen for a worker. It must not be root, for whom the process limit does nothing and bubblewrap
+    is no jail; its environment is empty and its only open files are pipes, because sandboxes get theirs from it."""
+    with open(os.path.abspath(__file__)) as file:
+        source = file.read()
+    user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.getuid() == 0 else {}
+    return {"args": [python, "-I", "-S", "-c", BOOT, source, bwrap], "env": {}, "cwd": "/", "start_new_session": True, **user}
+
+
+def settle(allow_unsandboxed=False):
+    """Find a Python and see that sandboxes really start -> arguments for Popen.  Raises UserError where they do not, unless
+    unsandboxed programs are allowed; then a warning is printed."""
+    import json
+    import shutil
+    import subprocess
+
+    from tasks import UserError
+    job = {"kind": "tests", "program": "def f(): return 1", "setup": "", "tests": "assert f() == 1", "names": {"f": "f"}, "limit": 10}
+    bwrap = shutil.which("bwrap") if sys.platform == "linux" and os.uname().machine in MACHINES else None
+    for sandbox in [bwrap] * bool(bwrap) + [""] * allow_unsandboxed:
+        for python in (os.path.realpath(sys._base_executable), "/usr/local/bin/python3", "/usr/bin/python3"):
+            arguments = worker_arguments(python, sandbox)
+            try:
+                with subprocess.Popen(**arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as worker:
+                    worker.stdin.write(json.dumps(job).encode() + b"\n")
+                    worker.stdin.flush()
+                    works = worker.stdout.readline() == b"true\n"
+            except OSError:  # it may not exist, or lie in a home that the unprivileged user cannot read
+                continue
+            if works:
+                if not sandbox:
+                    print("WARNING: no sandbox: model-written programs run with the rights of this user (--allow-unsandboxed-code)", flush=True)
+                return arguments
+    reason = "it is not installed"
+    if bwrap:
+        trial = {**worker_arguments("", ""), "args": [bwrap, "--unshare-user", "--unshare-net", "--ro-bind", "/", "/", "/bin/true"]}
+        done = subprocess.run(**trial, capture_output=True, text=True, errors="replace")
+        reason = done.stderr.strip()[-200:].replace("\n", " ") or "no Python >= 3.10 that an unprivileged user may read was found"
+    raise UserError(f"programs run in a sandbox by bubblewrap (0.7 or newer, Linux), which does not work here ({reason}): install it (Debian, "
+                    "Ubuntu: apt install bubblewrap), allow user namespaces, or run programs without any protection with --allow-unsandboxed-code")
+
+
 if __name__ == "candidate":
     candidate()
 elif __name__ == "judge":
