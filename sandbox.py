@@ -240,9 +240,11 @@ def judge():
         job = receive(connection.fileno())
         pid = os.fork()
         if pid == 0:
-            connection.close()
-            os.write(fds[2], run_tests(*decode(job), *fds[:2]))
-            os._exit(0)
+            try:
+                connection.close()
+                os.write(fds[2], run_tests(*decode(job), *fds[:2]))
+            finally:
+                os._exit(0)
         for fd in fds:
             os.close(fd)
         os.waitpid(pid, 0)
@@ -352,20 +354,22 @@ def bubblewrap(bwrap, python, filter_fd, info_fd):
                       "--size", str(DISK), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"]
 
 
-def resident(pid):
-    """Resident bytes of a process and its descendants; 0 where /proc does not tell."""
-    total, pids = 0, [pid]
+def usage(pid):
+    """(resident bytes, seconds of CPU) of a process and its descendants; 0 where /proc does not tell."""
+    memory, ticks, pids = 0, 0, [pid]
     while pids:
         pid = pids.pop()
         try:
-            with open(f"/proc/{pid}/statm") as file:
-                total += int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            with open(f"/proc/{pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15]))  # its own, and that of children it has waited for
+            memory += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
             for thread in os.listdir(f"/proc/{pid}/task"):
                 with open(f"/proc/{pid}/task/{thread}/children") as file:
                     pids += map(int, file.read().split())
-        except (OSError, ValueError):
+        except (OSError, ValueError, IndexError):
             pass
-    return total
+    return memory, ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Late(Exception):
@@ -395,7 +399,8 @@ class Worker:
 
     def start(self, role, stdin, stdout):
         """Start a sandbox on two descriptors, which are closed here -> (pid, pid of its process 1 or None)."""
-        boot = f"import marshal, posix; exec(marshal.loads(posix.read(0, {len(self.code)})), {{'__name__': {role!r}}})"
+        boot = (f"import marshal, posix\ncode = b''\nwhile len(code) < {len(self.code)}: code += posix.read(0, {len(self.code)} - len(code))\n"
+                f"exec(marshal.loads(code), {{'__name__': {role!r}}})")
         command, info, environment = [self.python, "-s", "-S", "-B", "-c", boot], None, {"PYTHONHASHSEED": "0"}
         if self.bwrap:
             info, info_end = os.pipe()
@@ -438,8 +443,9 @@ class Worker:
                 pass
             os.waitpid(pid, 0)
 
-    def wait(self, fd, deadline, box):
-        """Until fd can be read.  Raises Late at the deadline (time.monotonic), or when the sandbox holds too much memory."""
+    def wait(self, fd, deadline, box, cpu=START_LIMIT):
+        """Until fd can be read.  Raises Late at the deadline (time.monotonic), or when all processes of the sandbox together have
+        used too much memory or CPU: many processes must neither multiply their limits nor starve the neighbours."""
         import select
         import time
         poll = select.poll()
@@ -451,14 +457,22 @@ class Worker:
                 if ready == 0:
                     os._exit(1)  # the caller is gone, and our sandboxes die with us
                 return
-            if left <= 0 or resident(box[1] or box[0]) > TOGETHER:
+            memory, seconds = usage(box[1] or box[0])
+            if left <= 0 or memory > TOGETHER or seconds > cpu:
                 raise Late
 
-    def ready(self, fd, box):
+    def ready(self, sink, source, box):
+        """Give a new sandbox its code and wait for its sign of life.  Raises OSError."""
         import time
-        self.wait(fd, time.monotonic() + START_LIMIT, box)
-        if os.read(fd, 1) != b"+":
-            raise OSError("the sandbox did not start")
+        code = self.code
+        while code:  # not before there is a reader: under pressure the kernel makes pipes of 4 kB
+            code = code[os.write(sink, code):]
+        try:
+            self.wait(source, time.monotonic() + START_LIMIT, box)
+        except Late:
+            raise OSError from None
+        if os.read(source, 1) != b"+":
+            raise OSError
 
     def stop_judge(self):
         if self.judge:
@@ -470,17 +484,16 @@ class Worker:
     def start_judge(self):
         import socket
         connection, end = socket.socketpair()
-        os.write(connection.fileno(), self.code)
         box = self.start("judge", end.detach(), self.null)
         self.judge = box, connection
-        self.ready(connection.fileno(), box)
+        self.ready(connection.fileno(), connection.fileno(), box)
 
     def verdict(self, job):
         """True, False, 'timeouts', 'unsupported' or 'errors' (no verdict) for one job: {"kind": "tests", "program", "setup",
         "tests", "names", "limit"} or {"kind": "stdio", "program", "inputs", "outputs", "limit"}, limit in seconds of CPU."""
         import math
         import time
-        cpu, wall = math.ceil(job["limit"]), 2 * job["limit"] + 1  # the clock runs on while other processes have the CPU
+        cpu, wall = math.ceil(job["limit"]), 3 * job["limit"] + 2  # the clock runs on while other processes have the CPU
         box, fds = None, []
         try:
             if job["kind"] == "tests" and not self.judge:
@@ -488,9 +501,8 @@ class Worker:
             theirs_in, ours_out = os.pipe()
             ours_in, theirs_out = os.pipe()
             fds += [ours_out, ours_in]
-            os.write(ours_out, self.code)
             box = self.start("candidate", theirs_in, theirs_out)
-            self.ready(ours_in, box)
+            self.ready(ours_out, ours_in, box)
             send(ours_out, encode([job["kind"], job["program"], job.get("names"), cpu]))
             started = time.monotonic()
             if job["kind"] == "tests":
@@ -498,9 +510,9 @@ class Worker:
             else:
                 verdict = True
                 for given, wanted in zip(job["inputs"], job["outputs"]):
-                    started = time.monotonic()
+                    started, spent = time.monotonic(), usage(box[1] or box[0])[1]
                     send(ours_out, given.encode())
-                    if not same(receive(ours_in, lambda: self.wait(ours_in, started + wall, box)), wanted):
+                    if not same(receive(ours_in, lambda: self.wait(ours_in, started + wall, box, spent + cpu + 1)), wanted):
                         verdict = False
                         break
             return "timeouts" if verdict is False and time.monotonic() - started > job["limit"] else verdict
@@ -532,7 +544,7 @@ class Worker:
             finally:
                 os.close(theirs)
             try:
-                self.wait(ours, deadline, box)
+                self.wait(ours, deadline, box, cpu + 1)
                 word = os.read(ours, 1)
             except Late:
                 os.kill(box[0], 9)  # the judge sees the end of the pipe, says no and is free again
@@ -541,6 +553,8 @@ class Worker:
                 except Late:
                     self.stop_judge()
                 raise
+            if not word:  # the process that ran the tests died
+                self.stop_judge()
             return {b"1": True, b"0": False, b"u": "unsupported"}.get(word, "errors")
         finally:
             os.close(ours)

@@ -523,7 +523,7 @@ class Code(Task):
         """See that programs can be run.  Raises UserError if they cannot."""
         import sandbox
         specs = (json.loads(p.answer) for p in self.train + self.valid + self.test)
-        longest = max((len(spec.get("inputs", "1")) * (2 * spec["limit"] + 1) for spec in specs), default=0)
+        longest = max((len(spec.get("inputs", "1")) * (3 * spec["limit"] + 2) for spec in specs), default=0)
         self.pool = CodePool(sandbox.settle(allow_unsandboxed), longest + 3 * sandbox.START_LIMIT)
 
     def verify(self, problem, completion):
