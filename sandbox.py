@@ -503,18 +503,23 @@ class Worker:
             fds += [ours_out, ours_in]
             box = self.start("candidate", theirs_in, theirs_out)
             self.ready(ours_out, ours_in, box)
+            used = lambda: usage(box[1] or box[0])[1]
+            started, before = time.monotonic(), used()
             send(ours_out, encode([job["kind"], job["program"], job.get("names"), cpu]))
-            started = time.monotonic()
             if job["kind"] == "tests":
                 verdict = self.run_tests(job, cpu, started + wall, box, ours_out, ours_in)
+                if used() - before > job["limit"]:
+                    return "timeouts"
             else:
                 verdict = True
                 for given, wanted in zip(job["inputs"], job["outputs"]):
-                    started, spent = time.monotonic(), usage(box[1] or box[0])[1]
+                    started, before = time.monotonic(), used()
                     send(ours_out, given.encode())
-                    if not same(receive(ours_in, lambda: self.wait(ours_in, started + wall, box, spent + cpu + 1)), wanted):
+                    if not same(receive(ours_in, lambda: self.wait(ours_in, started + wall, box, before + cpu + 1)), wanted):
                         verdict = False
                         break
+                    if used() - before > job["limit"]:  # the kernel's own limit is in whole seconds
+                        return "timeouts"
             return "timeouts" if verdict is False and time.monotonic() - started > job["limit"] else verdict
         except Late:
             return "timeouts"

@@ -477,8 +477,12 @@ class CodeProblem(Problem):
 
 
 def last_block(text):
-    """The last closed ``` block of a completion; else the open one; None without any. One pass over the text."""
+    """The last closed ``` block of a completion; else the open one, which was cut off; None without any. A completion that
+    begins inside a block, as that of a base model may, ends it with a bare ```. One pass over the text."""
     block = lines = None
+    fences = [line.strip() for line in text.split("\n") if line.lstrip().startswith("```")]
+    if len(fences) == 1 and fences[0] == "```" and text[:text.index("```")].strip():
+        return None
     for line in text.split("\n"):
         if line.lstrip().startswith("```"):
             block, lines = (block, []) if lines is None else (lines, None)

@@ -62,7 +62,7 @@ def traces(pool):
     files = [os.path.join(place, MARK) for place in places if os.path.exists(os.path.join(place, MARK))]
     strays = []
     if os.getuid() == 0:  # then all that the sandbox runs is the unprivileged user's
-        ours = {p for child in pool.children.queue if child is not None for p in [child.pid, *below(child.pid)]}
+        ours = set(below(os.getpid()))
         for stat in Path("/proc").glob("[0-9]*"):
             try:
                 if stat.stat().st_uid == sandbox.NOBODY and int(stat.name) not in ours and b"marshal" in (stat / "cmdline").read_bytes():
@@ -164,7 +164,7 @@ HOSTILE = {
     "reads the repository": attack(f"import os\nif os.path.exists({os.path.dirname(HERE)!r}): win()"),
     "reads the environment": attack("import os\nif set(os.environ) - {'PYTHONHASHSEED', 'PWD', 'LC_CTYPE'}: win()"),
     "reads /proc": attack("import os\nfor p in ('/proc/1/environ', '/proc/self/status', '/sys'):\n  if os.path.exists(p): win()"),
-    "finds the tests in memory": attack("import gc, sys\nwanted = 'f(' + '-12)'\nfor o in gc.get_objects():\n  if isinstance(o, (dict, list, tuple)) and wanted in str(o): win()\n"
+    "finds the tests in memory": attack("import gc, sys\nwanted = chr(102) + '(-12)'\nfor o in gc.get_objects():\n  if isinstance(o, (dict, list, tuple)) and wanted in str(o): win()\n"
                                         "g = sys._getframe(1)\nwhile g:\n  if wanted in str(g.f_locals): win()\n  g = g.f_back"),
     "socket": attack("import socket\nfor a in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):\n  try: socket.socket(a)\n  except OSError: pass\n  else: win()"),
     "connects": attack("import socket\nsocket.create_connection(('127.0.0.1', 22), 1)\nwin()"),
@@ -248,3 +248,257 @@ def test_attacks_would_win_without_a_sandbox(monkeypatch):
     for name in names:
         done = subprocess.run([sys.executable, "-c", HOSTILE[name] + "\nprint(f(3))"], capture_output=True, text=True, timeout=60)
         assert done.stdout == "9\n", (name, done.stderr)
+
+
+# -------------------------------------------------------------------------------------------------------------- honest
+
+HONEST = [
+    "def f(x): return x * x",
+    "f = lambda x: x ** 2",
+    "from typing import List\ndef f(x: int) -> int:\n    import math\n    return int(math.prod([x, x]))",
+    "import threading\ndef f(x):\n  out = []\n  t = threading.Thread(target=lambda: out.append(x * x))\n  t.start()\n  t.join()\n  return out[0]",
+    "import sys\nsys.setrecursionlimit(20_000)\ndef g(n): return 0 if n == 0 else 1 + g(n - 1)\ndef f(x): return g(9_000) - 9_000 + x * x",
+    "print('hello')\ndef f(x):\n  print('true')\n  return float(x * x)",
+    "class A:\n  def f(self, x): return x * x\nf = A().f",
+    "import collections, json, re, functools\n@functools.lru_cache(None)\ndef f(x): return sum(abs(x) for _ in range(abs(x)))",
+    "def f(x):\n  with open('/tmp/a', 'w') as file: file.write(str(x * x))\n  return int(open('/tmp/a').read())",
+    "import random, time\ndef f(x):\n  time.sleep(0.01)\n  return x * x",
+    "if __name__ == '__main__': exit()\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n  x: int\ndef f(x): return P(x).x * P(x).x",
+]
+HONEST_STDIO = [
+    "print(int(input()) ** 2)",
+    "import sys\nfor line in sys.stdin:\n    print(int(line) ** 2, flush=True)\nexit(1)",
+    "import sys, threading\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(2 ** 27)\ndef main():\n  x = int(sys.stdin.buffer.read())\n  sys.stdout.write(str(x * x))\n"
+    "threading.Thread(target=main).start()",
+    "x = int(open('/dev/stdin').read())\nout = open(1, 'w')\nout.write(f'{x * x}\\r\\n\\n')",
+    "import atexit, io, sys\nx = int(open(0).read())\nout = io.StringIO()\natexit.register(lambda: sys.__stdout__.write(out.getvalue()))\nprint(x * x, file=out)\nraise SystemExit(3)",
+]
+
+
+def test_honest_programs_beside_hostile_ones(pool):
+    """200 right, 40 hostile and 20 wrong programs at once, not one wrong verdict."""
+    honest = [(function(HONEST[i % len(HONEST)] + f"\n# {i}", limit=3), True) for i in range(150)]
+    honest += [(stdio(HONEST_STDIO[i % len(HONEST_STDIO)] + f"\n# {i}", limit=3), True) for i in range(50)]
+    slow = {"sleep", "ignores signals", "fork bomb of sleepers", "frames that promise more", "memory bomb in many processes"}
+    hostile = [(function(program), None) for name, program in HOSTILE.items() if name not in slow and program.strip()]
+    hostile = hostile[::max(1, len(hostile) // 40)][:38] + [(function(HOSTILE["fork bomb of sleepers"]), None), (function(HOSTILE["sleep"]), None)]
+    wrong = [(function(f"def f(x): return x * x + {i}"), False) for i in range(1, 11)]
+    wrong += [(stdio(f"print(int(input()) ** 2 + {i})"), False) for i in range(1, 11)]
+    jobs = honest + hostile + wrong
+    assert (len(honest), len(hostile)) == (200, 40)
+    import random
+    random.Random(0).shuffle(jobs)
+    verdicts = pool.judge([job for job, _ in jobs])
+    for (job, wanted), verdict in zip(jobs, verdicts):
+        assert verdict is wanted if wanted is not None else verdict is not True, (verdict, job["program"])
+    assert clean(pool), traces(pool)
+
+
+def test_a_program_cannot_starve_its_neighbours_of_pipes(pool):
+    """The kernel bounds the pipe memory of a user, and makes small pipes beyond that."""
+    glutton = function("import os, time\nfor _ in range(28):\n  if os.fork() == 0: break\nkept = []\n"
+                       "try:\n  while True: kept.append(os.pipe())\nexcept OSError: time.sleep(1000)", limit=1)
+    results = {}
+    thread = threading.Thread(target=lambda: results.update(glutton=pool.judge_one(glutton)))
+    thread.start()
+    time.sleep(0.7)
+    verdicts = [pool.judge_one(function("def f(x): return x * x  # " + "x" * 100_000)) for _ in range(5)]
+    assert thread.is_alive()
+    thread.join()
+    assert verdicts == [True] * 5 and results["glutton"] is not True
+
+
+@pytest.mark.parametrize("value", [
+    None, True, False, 0, -1, 2 ** 200, -2 ** 70, 0.1, -0.0, float("inf"), 1e-320, 1 + 2j, "", "a\0\u20ac", "\ud800", b"", b"\xff", bytearray(b"a"),
+    [], (), set(), frozenset(), {}, [1, [2, (3, {4})]], {(1, "a"): [None], 2.5: {frozenset({1})}.pop()}, [True, 1, 1.0]], ids=repr)
+def test_plain_data_crosses_unchanged(value):
+    again = sandbox.decode(sandbox.encode(value))
+    assert again == value and repr(again) == repr(value)
+
+
+@pytest.mark.parametrize("value", [object(), len, range(3), iter([]), [object()], {1: type}, sandbox, NotImplemented, ..., memoryview(b"a")], ids=str)
+def test_objects_do_not_cross(value):
+    with pytest.raises(sandbox.Unsupported):
+        sandbox.encode(value)
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"x", b"i", b"i1:", b"i2:1", b"i1:1x", b"i-1:1", b"i1:g", b"N0", b"l2:N", b"l1:i", b"d1:N", b"S4:l0:N", b"Z3:S0:", b"s1:\xff", b"f1:x",
+    b"c1:x", b"i00000000001:1", b"l" * 1000, b"l3:" * 400, b"t1:NN", b"NN", b"d4:l0:N"])
+def test_bytes_that_are_no_plain_data(data):
+    with pytest.raises(sandbox.Gone):
+        sandbox.decode(data)
+
+
+def test_random_bytes_never_do_more_than_fail():
+    import random
+    rng, base = random.Random(0), sandbox.encode([1, "a", {2: (3.0, b"b")}, {4}, frozenset([5])])
+    for _ in range(20_000):
+        data = bytearray(base)
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(len(data))] = rng.choice(b"NTFifcsbaltSZd:0123456789abcdef\xff")
+        try:
+            sandbox.decode(bytes(data))
+        except sandbox.Gone:
+            pass
+
+
+# ------------------------------------------------------------------------------------------------- what tests can and cannot
+
+@pytest.mark.parametrize("program, tests, verdict", [
+    ("def f(x): return [x, (x,), {x}, {x: None}, b'a', 1j]", "assert f(1) == [1, (1,), {1}, {1: None}, b'a', 1j]", True),
+    ("def f(x): return [x]", "assert f(1) == (1,)", False),
+    ("def f(*a, **k): return a, k", "assert f(1, y=[2]) == ((1,), {'y': [2]})", True),
+    ("def f(x): raise ValueError(f'bad {x}')", "try:\n  f(1)\n  assert False\nexcept ValueError as e:\n  assert str(e) == 'bad 1'", True),
+    ("class E(Exception): pass\ndef f(x): raise E", "try: f(1)\nexcept Exception: pass", False),  # its class is not known to the tests
+    ("def f(x): raise SystemExit", "try: f(1)\nexcept BaseException: pass", False),
+    ("import os\ndef f(x): os._exit(0)", "try: f(1)\nexcept BaseException: pass", False),
+    ("def f(x): return x", "assert f(object()) is not None", "unsupported"),
+    ("def f(x): return x", "try: f(len)\nexcept BaseException: pass", "unsupported"),
+    ("def f(x): return object()", "try: f(1)\nexcept: pass", "unsupported"),
+    ("def f(x): x.append(1)", "a = []\nf(a)\nassert a == [1]", "unsupported"),
+    ("def f(x): return sorted(x)", "a = [2, 1]\nassert f(a) == [1, 2] and a == [2, 1]", True),
+    ("def f(x):\n  x.sort()\n  return x", "assert f([2, 1]) == [1, 2]", True),
+    ("def f(x):\n  x.clear()\n  return []", "a = [2, 1]\nassert f(a) == sorted(a)", "unsupported"),  # must not empty the tests' list
+    ("def f(x): return 1", "", True),
+    ("def f(x): return 1", "while True: pass", "timeouts"),
+    ("def f(x): return 1", "import os\nos._exit(0)", "errors"),
+    ("def f(x): return 1", "syntax error", False),
+    ("import collections\ndef f(x): return collections.Counter(x)", "assert f('aab') == {'a': 2, 'b': 1}", True),
+    ("import enum\nclass E(enum.IntEnum): A = 4\ndef f(x): return E.A", "assert f(2) == 4", True),
+    ("def f(x): return 'open'", "assert eval(f(1))", True),
+    ("def f(x): return '__import__(\"os\").system(\"touch /tmp/mark\") or __import__(\"os\").listdir(\"/\")'", "assert 'home' in eval(f(1))", False),
+])
+def test_tests(program, tests, verdict, pool):
+    assert pool.judge_one(function(program, tests)) == verdict
+    assert pool.judge_one(function("def f(x): return x * x")) is True
+
+
+def test_what_a_test_evaluates_does_not_reach_the_next_verdict(pool):
+    """Even if a test hands the program an eval in the judge, nothing of it is left for the next one."""
+    code = ("__import__('os').fork() == 0 and [__import__('os').setsid(), __import__('os').fork(), __import__('time').sleep(1000)] "
+            "or __import__('os').kill(1, 9) or __import__('os').kill(__import__('os').getppid(), 19)")
+    for _ in range(3):
+        pool.judge([function(f"def f(x): return {code!r}", "eval(f(1))")] * 4)
+        assert pool.judge([function("def f(x): return 0"), function("def f(x): return x * x")] * 4) == [False, True] * 4
+        assert clean(pool), traces(pool)
+
+
+def test_several_names_and_expressions(pool):
+    job = function("def g(x): return x\nclass Solution:\n  def h(self, x): return -x", "assert g(1) == 1 and k(1) == -1", names={"g": "g", "k": "Solution().h"})
+    assert pool.judge_one(job) is True
+    assert pool.judge_one({**job, "names": {"g": "g", "k": "Solution().missing"}}) is False
+
+
+def test_the_setup_is_not_the_program(pool):
+    """Helpers of the tests come from the data set, whatever the program calls its own."""
+    job = function("def helper(x): return 4\ndef f(x): return 0", "assert helper(f(2)) == 5", setup="def helper(x): return x + 1\ndef f(x): pass")
+    assert pool.judge_one(job) is False
+    assert pool.judge_one({**job, "program": "def f(x): return 4"}) is True
+
+
+@pytest.mark.parametrize("output, wanted, verdict", [
+    ("1 2\n3", "1  2 3\n", True), ("1 2", "1 2 3", False), ("1.0000001", "1.0", True), ("1.001", "1.0", False), ("1e6", "1000000.0", True),
+    ("1.0", "1", False), ("nan", "nan", True), ("nan", "1.5", False), ("inf", "1.5", False), ("YES", "Yes", False), ("", "", True), ("a", "", False),
+    ("1" * 60, "1.5", False), ("1_0.0", "10.0", True)])
+def test_same(output, wanted, verdict):
+    assert sandbox.same(output.encode(), wanted) is verdict
+
+
+def test_sets_have_the_same_order_in_every_run(pool):
+    """Hashes are not random: a program that depends on them has the same verdict again."""
+    words = "{'one', 'two', 'three', 'four', 'five', 'six', 'seven'}"
+    order = subprocess.run([sys.executable, "-c", f"print(list({words}))"], env={"PYTHONHASHSEED": "0"}, capture_output=True, text=True).stdout.strip()
+    assert pool.judge([function(f"def f(x): return list({words})  # {i}", f"assert f(1) == {order}") for i in range(6)]) == [True] * 6
+
+
+def test_time_limits_are_of_the_problem(pool):
+    program = "import time\ndef f(x):\n  end = time.process_time() + 0.2\n  while time.process_time() < end: pass\n  return x * x"
+    assert pool.judge([function(program, limit=4), function(program, limit=0.1)]) == [True, "timeouts"]
+    program = "import time\nwhile time.process_time() < 0.5: pass\nprint(int(input()) ** 2)"
+    assert pool.judge([stdio(program, limit=3), stdio(program, limit=0.2)]) == [True, "timeouts"]  # each input has its own time
+
+
+# ------------------------------------------------------------------------------------------------- workers and the caller
+
+def worker_code(job, seconds=100):
+    return (f"import sys, json, subprocess, time; sys.path.insert(0, {os.path.dirname(tasks.__file__)!r}); import sandbox, tasks\n"
+            f"pool = tasks.CodePool(sandbox.settle(), {seconds})\nprint('up', flush=True)\npool.judge([{job!r}])")
+
+
+def test_nothing_outlives_a_caller_that_is_killed(pool):
+    job = function(HOSTILE["fork bomb of sleepers"], limit=30)
+    parent = subprocess.Popen([sys.executable, "-c", worker_code(job)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout.readline() == "up\n"
+        deadline = time.monotonic() + 20
+        while len(below(parent.pid)) < 20 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        family = below(parent.pid)
+        assert len(family) >= 20
+        parent.kill()
+        parent.wait()
+        alive = lambda: [p for p in family if os.path.exists(f"/proc/{p}") and " Z " not in Path(f"/proc/{p}/stat").read_text()]
+        deadline = time.monotonic() + 5
+        while alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not alive()
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+
+
+def test_a_dropped_pool_takes_its_sandboxes_along():
+    pool = tasks.CodePool(sandbox.settle(), 100)
+    assert pool.judge([function("def f(x): return x * x")] * 2) == [True, True]
+    family = [p for child in pool.children.queue if child for p in [child.pid, *below(child.pid)]]
+    assert len(family) >= 3
+    del pool
+    deadline = time.monotonic() + 3
+    while any(os.path.exists(f"/proc/{p}") for p in family) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(os.path.exists(f"/proc/{p}") for p in family)
+
+
+def test_killed_workers_and_judges_cost_no_verdict(pool):
+    for victim in ("worker", "judge"):
+        for child in [c for c in pool.children.queue if c is not None]:
+            for pid in [child.pid] if victim == "worker" else below(child.pid):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        assert pool.judge([function("def f(x): return x * x"), function("def f(x): return 0")] * 4) == [True, False] * 4
+        assert clean(pool), traces(pool)
+
+
+def test_no_sandbox_is_one_sentence(monkeypatch, capfd):
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "bwrap" else which(name))
+    with pytest.raises(tasks.UserError, match="not installed.*apt install bubblewrap.*--allow-unsandboxed-code") as error:
+        sandbox.settle()
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().out == ""
+    pool = tasks.CodePool(sandbox.settle(allow_unsandboxed=True), 100)
+    assert "WARNING: no sandbox" in capfd.readouterr().out
+    assert pool.judge([function("def f(x): return x * x"), function("def f(x): return 0"), stdio(HONEST_STDIO[0]), stdio("print(0)"),
+                       function("import time\ndef f(x): time.sleep(100)"), function(attack("import os\nif os.getpid() == 1: win()"))]) == [
+        True, False, True, False, "timeouts", False]
+
+
+def test_bubblewrap_without_namespaces_is_one_sentence(monkeypatch, tmp_path):
+    (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    for path in (tmp_path, *tmp_path.parents[:3], tmp_path / "bwrap"):
+        if os.getuid() == 0 or path.owner() == os.environ.get("USER"):
+            path.chmod(0o755) if str(path) != "/tmp" else None
+    monkeypatch.setattr(shutil, "which", lambda name: str(tmp_path / "bwrap"))
+    with pytest.raises(tasks.UserError, match="No permissions to create new namespace") as error:
+        sandbox.settle()
+    assert "\n" not in str(error.value)
+
+
+def test_a_working_sandbox_is_used_although_it_need_not(capfd):
+    pool = tasks.CodePool(sandbox.settle(allow_unsandboxed=True), 100)
+    assert capfd.readouterr().out == ""
+    assert pool.judge_one(function(attack("import os\nif os.getpid() == 1: win()"))) is True
