@@ -126,11 +126,12 @@ def receive(fd, wait=lambda: None):
 # ------------------------------------------------------------------------------------------------------- inside a sandbox
 
 def limit(cpu=None):
-    """Limits of this process and its children, which cannot be raised again."""
+    """Limits of this process and its children, which cannot be raised again. A core limit of 1, unlike 0, also keeps the kernel
+    from piping a core to a crash reporter outside."""
     import resource
     if cpu is not None:
         return resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
-    for name, value in (("CORE", 0), ("AS", MEMORY), ("FSIZE", FILE), ("NOFILE", 64), ("NPROC", PROCESSES)):
+    for name, value in (("CORE", 1), ("AS", MEMORY), ("FSIZE", FILE), ("NOFILE", 64), ("NPROC", PROCESSES)):
         if name != "NPROC" or os.getpid() == 1:  # outside a namespace it would count all processes of the user
             try:
                 resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
@@ -301,7 +302,7 @@ def run_tests(setup, tests, names, cpu, sink, source):
     return b"u" if flags["unsupported"] or flags["mutated"] and not passed else b"01"[passed:passed + 1]
 
 
-# ------------------------------------------------------------------------------------------------------------ the worker
+# -------- the worker ----------------------------------------------------------------------------------------------------
 
 DENIED = {  # system calls -> numbers on x86_64, and on aarch64 and riscv64 (which share a table)
     "socket": (41, 198), "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "msgget": (68, 186),
@@ -384,7 +385,8 @@ class Worker:
         import ctypes
         import marshal
         import tempfile
-        self.code = marshal.dumps(compile(source, "sandbox.py", "exec", optimize=0))
+        inside = source[:source.index("\n# -------- the worker")]  # all that a sandbox gets to see of this file
+        self.code = marshal.dumps(compile(inside, "sandbox.py", "exec", optimize=2))
         self.bwrap, self.python, self.judge = bwrap, os.path.realpath(sys.executable), None
         self.null = os.open("/dev/null", os.O_RDWR)
         if bwrap:
@@ -400,7 +402,7 @@ class Worker:
     def start(self, role, stdin, stdout):
         """Start a sandbox on two descriptors, which are closed here -> (pid, pid of its process 1 or None)."""
         boot = (f"import marshal, posix\ncode = b''\nwhile len(code) < {len(self.code)}: code += posix.read(0, {len(self.code)} - len(code))\n"
-                f"exec(marshal.loads(code), {{'__name__': {role!r}}})")
+                f"space = {{'__name__': 'sandbox'}}\nexec(marshal.loads(code), space)\nspace[{role!r}]()")
         command, info, environment = [self.python, "-s", "-S", "-B", "-c", boot], None, {"PYTHONHASHSEED": "0"}
         if self.bwrap:
             info, info_end = os.pipe()
@@ -637,9 +639,5 @@ def settle(allow_unsandboxed=False):
                     "Ubuntu: apt install bubblewrap), allow user namespaces, or run programs without any protection with --allow-unsandboxed-code")
 
 
-if __name__ == "candidate":
-    candidate()
-elif __name__ == "judge":
-    judge()
-elif __name__ == "worker":
+if __name__ == "worker":
     work(sys.argv[2], sys.argv[1])

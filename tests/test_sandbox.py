@@ -296,8 +296,9 @@ def test_honest_programs_beside_hostile_ones(pool):
 
 def test_a_program_cannot_starve_its_neighbours_of_pipes(pool):
     """The kernel bounds the pipe memory of a user, and makes small pipes beyond that."""
-    glutton = function("import os, time\nfor _ in range(28):\n  if os.fork() == 0: break\nkept = []\n"
-                       "try:\n  while True: kept.append(os.pipe())\nexcept OSError: time.sleep(1000)", limit=1)
+    glutton = function("import fcntl, os, time\nfor _ in range(28):\n  if os.fork() == 0: break\nkept = []\n"
+                       "try:\n  while True:\n    kept.append(os.pipe())\n    try: fcntl.fcntl(kept[-1][0], 1031, 1 << 20)\n    except OSError: pass\n"
+                       "except OSError: time.sleep(1000)", limit=2)
     results = {}
     thread = threading.Thread(target=lambda: results.update(glutton=pool.judge_one(glutton)))
     thread.start()
