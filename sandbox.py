@@ -155,7 +155,9 @@ def sweep():
 
 
 def private():
-    """Move the pipes away from 0 and 1, which become /dev/null like 2 -> (input, output)."""
+    """Move the pipes away from 0 and 1, which become /dev/null like 2, and import nothing from the working directory
+    -> (input, output)."""
+    sys.path[:] = [p for p in sys.path if p]
     fds = os.dup(0), os.dup(1)
     os.dup2(2, 0)
     os.dup2(2, 1)
@@ -174,7 +176,6 @@ def load(program, name):
 def candidate():
     """Process 1 of a program's sandbox. Nothing of the program has run before `load`."""
     source, sink = private()
-    sys.path[:] = [p for p in sys.path if p]
     os.write(sink, b"+")
     kind, program, entries, cpu = decode(receive(source))
     limit()
@@ -312,15 +313,18 @@ DENIED = {  # system calls -> numbers on x86_64, and on aarch64 and riscv64 (whi
     "move_mount": (429, 429), "fsopen": (430, 430), "fsmount": (432, 432), "mount_setattr": (442, 442), "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "io_uring_register": (427, 427),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "personality": (135, 92), "syslog": (103, 116),
-    "kexec_load": (246, 104), "init_module": (175, 105), "finit_module": (313, 273)}
-MACHINES = {"x86_64": (0xC000003E, 0, 56), "aarch64": (0xC00000B7, 1, 220), "riscv64": (0xC00000F3, 1, 220)}  # arch, table, clone
+    "setpriority": (141, 140), "sched_setaffinity": (203, 122), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274), "ioprio_set": (251, 30), "migrate_pages": (256, 238), "move_pages": (279, 239),
+    "process_madvise": (440, 440), "process_mrelease": (448, 448), "kexec_load": (246, 104), "init_module": (175, 105), "finit_module": (313, 273)}
+MACHINES = {"x86_64": (0xC000003E, 0, 56, 302), "aarch64": (0xC00000B7, 1, 220, 261),  # arch, table, clone, prlimit64
+            "riscv64": (0xC00000F3, 1, 220, 261)}
 
 
 def seccomp():
     """A filter (BPF program) that refuses what no solution of a problem needs: sockets, memory that is neither in the address
-    space nor in a file, other processes' memory, new namespaces, and large corners of the kernel."""
+    space nor in a file, other processes' memory, limits and priorities, new namespaces, and large corners of the kernel."""
     from struct import pack
-    arch, table, clone = MACHINES[os.uname().machine]
+    arch, table, clone, prlimit = MACHINES[os.uname().machine]
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, refuse, absent, kill = 0x7FFF0000, 0x50001, 0x50026, 0x80000000  # 1 is EPERM, 0x26 ENOSYS
     steps = [(load, 0, 0, 4), (equal, 1, 0, arch), (answer, 0, 0, kill), (load, 0, 0, 0)]
@@ -328,14 +332,15 @@ def seccomp():
                                 (equal, 435, absent),  # clone3 hides its flags; the C library then takes clone
                                 *((equal, numbers[table], refuse) for numbers in DENIED.values())):
         steps += [(code, 0, 1, number), (answer, 0, 0, reply)]
-    steps += [(equal, 1, 0, clone), (answer, 0, 0, allow), (load, 0, 0, 16), (any_bit, 0, 1, 0x7E020080),  # CLONE_NEW*
-              (answer, 0, 0, refuse), (answer, 0, 0, allow)]
+    # clone with any CLONE_NEW* flag, prlimit64 of another process: both look at the first argument
+    steps += [(equal, 0, 3, clone), (load, 0, 0, 16), (any_bit, 0, 4, 0x7E020080), (answer, 0, 0, refuse),
+              (equal, 0, 2, prlimit), (load, 0, 0, 16), (at_least, 1, 0, 1), (answer, 0, 0, allow), (answer, 0, 0, refuse)]
     return b"".join(pack("HBBI", *step) for step in steps)
 
 
-def bubblewrap(bwrap, python, filter_fd, info_fd):
-    """The command that starts a sandbox. Inside: the standard library and what it links, an empty /tmp; no /proc (so it also
-    runs where containers hide theirs), no /dev, no /etc, nothing else."""
+def bubblewrap(bwrap, python, filter_fd, info_fd, disk):
+    """The command that starts a sandbox. Inside: the standard library and what it links, an empty /tmp of `disk` bytes (0: not
+    writable, nor is anything else); no /proc (so it also runs where containers hide theirs), no /dev, no /etc, nothing else."""
     command = [bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
                "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY), "--die-with-parent", "--new-session", "--as-pid-1",
                "--clearenv", "--setenv", "PYTHONHASHSEED", "0",  # the same order of sets in every run
@@ -352,7 +357,7 @@ def bubblewrap(bwrap, python, filter_fd, info_fd):
         elif os.path.isdir(path):
             command += ["--ro-bind", path, path]
     return command + ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--symlink", "/tmp/stdin", "/dev/stdin",
-                      "--size", str(DISK), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"]
+                      *(["--size", str(disk), "--tmpfs", "/tmp"] if disk else ["--dir", "/tmp"]), "--chdir", "/tmp", "--remount-ro", "/"]
 
 
 def usage(pid):
@@ -408,7 +413,8 @@ class Worker:
             info, info_end = os.pipe()
             os.set_inheritable(info_end, True)
             os.lseek(self.filter, 0, 0)
-            command, environment = bubblewrap(self.bwrap, self.python, self.filter, info_end) + ["--"] + command, {}
+            disk = 0 if role == "judge" else DISK  # one verdict of a judge leaves nothing to the next
+            command, environment = bubblewrap(self.bwrap, self.python, self.filter, info_end, disk) + ["--"] + command, {}
         actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin, stdout, self.null))]
         pid = os.posix_spawn(command[0], command, environment, file_actions=actions, **({} if info else {"setsid": True}))
         for fd in {stdin, stdout} - {self.null}:

@@ -159,7 +159,7 @@ HOSTILE = {
                            "for n in ('run_tests', 'same', 'decode'): sys._getframe(2).f_globals[n] = lambda *a: b'1'\ndef f(x): return 0",
     # and attacks that would win if they got what they are after
     "reads passwd": attack("import os\nif open('/etc/passwd').read(): win()"),
-    "reads homes": attack(f"import os\nfor p in ('/root', '/home', {os.path.expanduser('~')!r}):\n  if os.path.exists(p): win()"),
+    "reads homes": attack(f"import os\nfor p in ('/root', '/home', {os.path.expanduser('~')!r}):\n  if os.path.exists(p) and len(os.listdir(p)) > 1: win()"),  # the way to a Python that lives there is all there may be
     "reads the tests": attack(f"if 'HOSTILE' in open({HERE!r}).read(): win()"),
     "reads the repository": attack(f"import os\nif os.path.exists({os.path.dirname(HERE)!r}): win()"),
     "reads the environment": attack("import os\nif set(os.environ) - {'PYTHONHASHSEED', 'PWD', 'LC_CTYPE'}: win()"),
@@ -181,6 +181,8 @@ HOSTILE = {
     "many processes": attack("import os, time\nn = 0\ntry:\n  while n < 60:\n    if os.fork() == 0: time.sleep(20); os._exit(0)\n    n += 1\nexcept OSError: pass\nif n > 32: win()"),
     "many threads": attack("import threading, time\nn = 0\ntry:\n  while n < 60: threading.Thread(target=time.sleep, args=(1,), daemon=True).start(); n += 1\n"
                            "except RuntimeError: pass\nif n > 32: win()"),
+    "other processes' limits": attack("import os, resource, time\npid = os.fork()\nif pid == 0: time.sleep(1); os._exit(0)\nresource.prlimit(pid, resource.RLIMIT_AS, (1 << 30, 1 << 30))\nwin()"),
+    "priority": attack("import os\nos.setpriority(os.PRIO_PROCESS, 0, 5)\nwin()"),
     "new user namespace": attack(SYSCALL + "if c.unshare(0x10000000) == 0: win()"),
     "new user namespace by clone": attack(SYSCALL + "pid = c.syscall({'x86_64': 56}.get(os.uname().machine, 220), 0x10000011, 0, 0, 0, 0)\n"
                                           "if pid == 0: os._exit(0)\nif pid > 0: win()"),
@@ -383,6 +385,20 @@ def test_what_a_test_evaluates_does_not_reach_the_next_verdict(pool):
         pool.judge([function(f"def f(x): return {code!r}", "eval(f(1))")] * 4)
         assert pool.judge([function("def f(x): return 0"), function("def f(x): return x * x")] * 4) == [False, True] * 4
         assert clean(pool), traces(pool)
+
+
+def test_what_a_test_evaluates_changes_nothing_for_the_next_verdict(pool):
+    """No file that a later test would import, no lower limit or priority of the process that later tests come from."""
+    lines = ["open('/tmp/bisect.py', 'w').write('raise OSError')", "open('bisect.py', 'w').write('raise OSError')",
+             "__import__('resource').prlimit(1, 9, (1 << 27, 1 << 27))", "__import__('os').setpriority(0, 1, 19)", "__import__('os').sched_setaffinity(1, {0})",
+             "__import__('os').mkdir('/tmp/a')", "__import__('os').kill(1, 2)"]
+    for line in lines[:-1]:
+        caught = "try: eval(f(1))\nexcept OSError: pass\nelse: assert False, 'it worked'"
+        assert pool.judge_one(function(f"def f(x): return {line!r}", caught)) is True, line
+    honest = "import bisect, os, resource\nkept = bytearray(300_000_000)\nassert f(2) == 4 and os.getpriority(os.PRIO_PROCESS, 0) == 0"
+    for line in lines:
+        pool.judge([function(f"def f(x): return {line!r}", "eval(f(1))")] * 4)
+        assert pool.judge([function("def f(x): return x * x", honest, limit=3)] * 4) == [True] * 4
 
 
 def test_several_names_and_expressions(pool):
