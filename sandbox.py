@@ -315,7 +315,8 @@ DENIED = {  # system calls -> numbers on x86_64, and on aarch64 and riscv64 (whi
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "personality": (135, 92), "syslog": (103, 116),
     "setpriority": (141, 140), "sched_setaffinity": (203, 122), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
     "sched_setattr": (314, 274), "ioprio_set": (251, 30), "migrate_pages": (256, 238), "move_pages": (279, 239),
-    "process_madvise": (440, 440), "process_mrelease": (448, 448), "kexec_load": (246, 104), "init_module": (175, 105), "finit_module": (313, 273)}
+    "process_madvise": (440, 440), "process_mrelease": (448, 448), "kexec_load": (246, 104),
+    "init_module": (175, 105), "finit_module": (313, 273)}
 MACHINES = {"x86_64": (0xC000003E, 0, 56, 302), "aarch64": (0xC00000B7, 1, 220, 261),  # arch, table, clone, prlimit64
             "riscv64": (0xC00000F3, 1, 220, 261)}
 
@@ -341,12 +342,13 @@ def seccomp():
 def bubblewrap(bwrap, python, filter_fd, info_fd, disk):
     """The command that starts a sandbox. Inside: the standard library and what it links, an empty /tmp of `disk` bytes (0: not
     writable, nor is anything else); no /proc (so it also runs where containers hide theirs), no /dev, no /etc, nothing else."""
-    command = [bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
-               "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY), "--die-with-parent", "--new-session", "--as-pid-1",
+    command = [bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
+               "--unshare-cgroup-try", "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY), "--die-with-parent", "--new-session", "--as-pid-1",
                "--clearenv", "--setenv", "PYTHONHASHSEED", "0",  # the same order of sets in every run
                "--seccomp", str(filter_fd), "--info-fd", str(info_fd)]
     bound = []
-    for path in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store", sys.base_prefix + "/lib", os.path.dirname(os.__file__), python):
+    for path in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store", sys.base_prefix + "/lib",
+                 os.path.dirname(os.__file__), python):
         path = os.path.realpath(path)
         if os.path.exists(path) and not any(path.startswith(b + "/") or path == b for b in bound):
             bound.append(path)
@@ -406,7 +408,8 @@ class Worker:
 
     def start(self, role, stdin, stdout):
         """Start a sandbox on two descriptors, which are closed here -> (pid, pid of its process 1 or None)."""
-        boot = (f"import marshal, posix\ncode = b''\nwhile len(code) < {len(self.code)}: code += posix.read(0, {len(self.code)} - len(code))\n"
+        size = len(self.code)
+        boot = (f"import marshal, posix\ncode = b''\nwhile len(code) < {size}: code += posix.read(0, {size} - len(code))\n"
                 f"space = {{'__name__': 'sandbox'}}\nexec(marshal.loads(code), space)\nspace[{role!r}]()")
         command, info, environment = [self.python, "-s", "-S", "-B", "-c", boot], None, {"PYTHONHASHSEED": "0"}
         if self.bwrap:
@@ -620,13 +623,15 @@ def settle(allow_unsandboxed=False):
     import subprocess
 
     from tasks import UserError
-    job = {"kind": "tests", "program": "def f(): return 1", "setup": "", "tests": "assert f() == 1", "names": {"f": "f"}, "limit": 10}
+    job = {"kind": "tests", "program": "def f(): return 1", "setup": "", "tests": "assert f() == 1", "names": {"f": "f"},
+           "limit": 10}
     bwrap = shutil.which("bwrap") if sys.platform == "linux" and os.uname().machine in MACHINES else None
     for sandbox in [bwrap] * bool(bwrap) + [""] * allow_unsandboxed:
         for python in (os.path.realpath(sys._base_executable), "/usr/local/bin/python3", "/usr/bin/python3"):
             arguments = worker_arguments(python, sandbox)
             try:
-                with subprocess.Popen(**arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as worker:
+                with subprocess.Popen(**arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                      stderr=subprocess.DEVNULL) as worker:
                     worker.stdin.write(json.dumps(job).encode() + b"\n")
                     worker.stdin.flush()
                     works = worker.stdout.readline() == b"true\n"
@@ -634,15 +639,16 @@ def settle(allow_unsandboxed=False):
                 continue
             if works:
                 if not sandbox:
-                    print("WARNING: no sandbox: model-written programs run with the rights of this user (--allow-unsandboxed-code)", flush=True)
+                    print("WARNING: no sandbox: model-written programs run without protection (--allow-unsandboxed-code)", flush=True)
                 return arguments
     reason = "it is not installed"
     if bwrap:
         trial = {**worker_arguments("", ""), "args": [bwrap, "--unshare-user", "--unshare-net", "--ro-bind", "/", "/", "/bin/true"]}
         done = subprocess.run(**trial, capture_output=True, text=True, errors="replace")
         reason = done.stderr.strip()[-200:].replace("\n", " ") or "no Python >= 3.10 that an unprivileged user may read was found"
-    raise UserError(f"programs run in a sandbox by bubblewrap (0.7 or newer, Linux), which does not work here ({reason}): install it (Debian, "
-                    "Ubuntu: apt install bubblewrap), allow user namespaces, or run programs without any protection with --allow-unsandboxed-code")
+    raise UserError(f"programs run in a sandbox by bubblewrap (0.7 or newer, Linux), which does not work here ({reason}): install "
+                    "it (Debian, Ubuntu: apt install bubblewrap), allow user namespaces, or run programs without any protection "
+                    "with --allow-unsandboxed-code")
 
 
 if __name__ == "worker":

@@ -121,12 +121,11 @@ def test_humaneval(humaneval, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_what_cannot_be_judged_is_counted(humaneval, monkeypatch):
+def test_what_cannot_be_judged_is_counted(humaneval):
     task = tasks.load_task("humaneval", data=str(humaneval))
-    monkeypatch.setattr(tasks, "LIMIT", 0.5)
     p = tasks.code_problem("q", "", None, json.loads(task.test[0].answer) | {"limit": 0.5})
     completions = ["    return object()", "    while True: pass", "    xs.append(1)", "    return 0", "    return sum(xs)"]
-    assert task.rewards([p] * 5, completions) == [0, 0, 0, 1 * 0, 1]
+    assert task.rewards([p] * 5, completions) == [0, 0, 0, 0, 1]
     assert task.counts == {"unsupported": 2, "program_timeouts": 1}
     broken = tasks.code_problem("r", "", None, json.loads(p.answer) | {"tests": "import os\nos._exit(1)"})
     assert task.verify(broken, "    return 0") == 0.0 and task.counts["verifier_errors"] == 1
@@ -139,8 +138,8 @@ def test_each_program_is_judged_once(humaneval, monkeypatch):
     a, b = task.test[:2]
     code = "```python\ndef add0(xs): return sum(xs)\n```"
     for _ in range(2):
-        assert task.rewards([a, a, a, b], [code, "Yes. " + code, "    return 1", "    return 1"]) == [1, 0, 0, 0] or True
-    assert asked == [4, 0] or asked == [3, 0]
+        assert task.rewards([a, a, a, b], [code, "Yes. " + code, "    return 1", "    return 1"]) == [1, 1, 0, 0]
+    assert asked == [3, 0]
     with pytest.raises(ValueError):
         task.rewards([a, b], [code])
 
@@ -193,7 +192,7 @@ def test_codecontests(tmp_path, cache):
     assert task.rewards(task.train + [p], [x.solution for x in task.train + [p]]) == [1.0] * 7
     assert task.rewards([p, p, p], ["print(0)", "print({0: 0, 1: 30, 5: 150}[int(input())])", "```python\nn = int(input())\nprint(n * 30, '\\n')\n```"]) == [0, 0, 1]
     assert not task.counts
-    assert [len(x) for x in (tasks.load_task("codecontests", data=str(folder), levels="8").test,)] == [1]
+    assert [x.level for x in tasks.load_task("codecontests", data=str(folder), levels="8").test] == ["8"]
 
 
 def test_the_tests_of_a_problem_are_bounded():
@@ -289,7 +288,7 @@ def test_own_code_names_the_broken_line(row, match, write):
 # ---------------------------------------------------------------------------------------------------------- the scripts
 
 def test_evaluate_humaneval_end_to_end(humaneval, tmp_path):
-    """On a local model directory. The embedded model cannot write Python; its adapter-free samples must be judged all the same."""
+    """On a local model directory. The embedded model cannot write Python; what it writes is judged all the same."""
     model = tmp_path / "model"
     shutil.copytree(os.path.join(common.HERE, "tiny"), model)
     code, out, err = run(evaluate.main, "--task", "humaneval", "--data", humaneval, model, "--samples", 4, "--k", "1,4", "--max-new-tokens", 8, "--out", tmp_path / "e")
@@ -301,7 +300,7 @@ def test_evaluate_humaneval_end_to_end(humaneval, tmp_path):
 
 
 def test_training_on_own_code(write, tmp_path):
-    """Programs over the embedded model's alphabet: '8', '4+4', ... as a function body after 'lambda:'."""
+    """Two steps of training on verdicts of the sandbox, with what the embedded model can write: arithmetic."""
     data = write(*({"prompt": f"c{a},{b}:{a + b}>", "inputs": ["1"], "outputs": [""], "split": split} for a, b, split in
                    [(1, 2, "train"), (3, 4, "train"), (5, 2, "train"), (2, 2, "train"), (1, 7, "test"), (1, 8, "test")]))
     code, out, err = run(ppo_passk.main, "--data", data, "--prompts", 4, "--samples", 4, "--k", 2, "--steps", 2, "--eval-samples", 4, "--max-new-tokens", 6, "--out", tmp_path / "r")
