@@ -138,7 +138,7 @@ def test_each_program_is_judged_once(humaneval, monkeypatch):
     a, b = task.test[:2]
     code = "```python\ndef add0(xs): return sum(xs)\n```"
     for _ in range(2):
-        assert task.rewards([a, a, a, b], [code, "Yes. " + code, "    return 1", "    return 1"]) == [1, 1, 0, 0]
+        assert task.rewards([a, a, a, b], [code, "Yes:\n" + code, "    return 1", "    return 1"]) == [1, 1, 0, 0]
     assert asked == [3, 0]
     with pytest.raises(ValueError):
         task.rewards([a, b], [code])
