@@ -4,6 +4,7 @@
     python bench.py --against trl                whole training step against TRL's GRPOTrainer (pip install trl==1.16.0)
     python bench.py --scaling                    time and peak memory of a step against k, prompts, length and vocabulary
     python bench.py --shape 7b --rows 128 --new-tokens 512     random weights of a 7b model, meant for a GPU
+    python bench.py --sandbox 1000               verdicts per second on small programs, each in a fresh sandbox, and nothing else
 
 The two sides of a ratio alternate in one process on the same prompts; the median of the pairwise ratios is printed.
 Tokens per second count useful tokens only (up to the end-of-sequence token, that one included). Random weights of a
@@ -38,6 +39,7 @@ def parse_args(argv=None):
     parser.add_argument("--scaling", action="store_true", help="how the cost of a step grows; table, fitted exponents and a picture")
     parser.add_argument("--out", default="scaling.png", help="--scaling: where the picture goes")
     parser.add_argument("--skip-generate", action="store_true", help="do not run the comparison with generate")
+    parser.add_argument("--sandbox", type=int, default=0, help="time this many verdicts of the sandbox instead; 0 = do not")
     parser.add_argument("--seed", type=int, default=0, help="weights, prompts and draws")
     return parser.parse_args(argv)
 
@@ -330,6 +332,31 @@ def against_trl(args, ours=None):
     return lines
 
 
+def bench_sandbox(count):
+    """One line per kind of program: verdicts per second with all workers, and the seconds of CPU that one verdict takes."""
+    import resource
+    lines, spent = [], lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    spec = {"tests": "assert f(2) == 4 and f(3) == 9", "names": {"f": "f"}, "prefix": "", "limit": 3.0}
+    for kind, spec, program in (("function", spec, "def f(x): return x * x  # {}"),
+                                ("program", {"inputs": ["2\n"], "outputs": ["4\n"], "limit": 3.0}, "print(int(input()) ** 2)  # {}")):
+        problem, before = tasks.code_problem("bench", "square", None, spec), spent()
+        task = tasks.Code("bench", [], [], [problem])
+        task.open()
+        workers = task.pool.size
+        warm = 2 * workers  # until every worker and its judge have started
+        task.rewards([problem] * warm, [program.format(-i) for i in range(1, warm + 1)])
+        started = time.perf_counter()
+        rewards = task.rewards([problem] * count, [program.format(i) for i in range(count)])
+        seconds = time.perf_counter() - started
+        del task  # its workers end, and their time and that of all sandboxes counts as this process's children's
+        line = {"what": "sandbox", "kind": kind, "workers": workers, "verdicts": count, "verdicts_per_s": count / seconds,
+                "cpu_ms": 1000 * (spent() - before) / (count + warm), "right": sum(rewards)}
+        lines.append(line)
+        print(f"sandbox  {kind:8} {workers} workers  {line['verdicts_per_s']:7.1f} verdicts/s   {line['cpu_ms']:.1f} ms of CPU each"
+              f"   {line['right']:.0f} of {count} right", flush=True)
+    return lines
+
+
 @common.cli
 def main(argv=None):
     args = parse_args(argv)
@@ -339,6 +366,11 @@ def main(argv=None):
         return
     if args.scaling:
         print(json.dumps({"scaling": POINT, "lines": scaling(args), **common.versions()}))
+        return
+    if args.sandbox < 0:
+        raise UserError(f"--sandbox must not be negative, it is {args.sandbox}")
+    if args.sandbox:
+        print(json.dumps({"lines": bench_sandbox(args.sandbox), **common.versions()}))
         return
     tiny = args.shape == "tiny"
     sizes = evaluate.numbers(args.rows or ("16,64,256,512" if tiny else "64"), int, "--rows")

@@ -41,9 +41,10 @@ def parser():
     p.add_argument("--verifier", default=None, help="folder of bon_rl.py --fit-verifier, or a reward model of one label: --scores "
                                                     "verifier selects by it, and best-of-N by it is evaluated")
     p.add_argument("--train-problems", type=int, default=200, help="training problems whose gold completions are used; 0 = all")
-    p.add_argument("--task", default=None, help="countdown, routes, program, gsm8k, math; default countdown, or that of --data")
+    p.add_argument("--task", default=None, help="countdown, routes, program, gsm8k, math, humaneval, mbpp, codecontests, taco; default countdown, or that of --data")
     p.add_argument("--data", default=None, help="your own problems, FILE.jsonl, or a local copy of the task's data set")
     p.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
+    p.add_argument("--allow-unsandboxed-code", action="store_true", help="run model-written programs even where there is no sandbox")
     p.add_argument("--model", default=None, help="hub id, local directory, or an embedded model; default that of the task")
     p.add_argument("--adapter", default=None, help="run folder or LoRA directory to continue from")
     p.add_argument("--bits", type=int, choices=[4, 8, 16, 32], default=None,
@@ -142,7 +143,7 @@ def main(argv=None):
 
     # Set up: task, run folder, policy, verifier, optimiser, and the last checkpoint if there is one.
     args.task = args.task or (None if args.data else "countdown")
-    task = tasks.load_task(args.task, data=args.data, levels=args.levels)
+    task = tasks.load_task(args.task, data=args.data, levels=args.levels, allow_unsandboxed=args.allow_unsandboxed_code)
     args.model = args.model or task.base
     kind = "max" if task.graded else "pass"
     run.create("bon_sft", f"{task.name}-{n}")

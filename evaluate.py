@@ -29,6 +29,7 @@ def parse_args(argv=None):
     parser.add_argument("--task", default=None, help="task name; default: that of the first run folder, else countdown")
     parser.add_argument("--data", default=None, help="problems from FILE.jsonl, or a local copy of the task's data set")
     parser.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
+    parser.add_argument("--allow-unsandboxed-code", action="store_true", help="run model-written programs even where there is no sandbox")
     parser.add_argument("--split", default="test", choices=["train", "valid", "test"], help="problems to use")
     parser.add_argument("--problems", type=int, default=0, help="how many problems; 0 = all of the split")
     parser.add_argument("--samples", type=int, default=64, help="samples per problem n")
@@ -391,7 +392,8 @@ def main(argv=None):
         first = run_flags(args.models[0]) if args.models else None
         own = first and not args.data and args.task in (None, first["task"])  # the problems of the first run itself
         task = tasks.load_task(first["task"] if own else args.task or (None if args.data else "countdown"),
-                               data=first["data"] if own else args.data, levels=args.levels or (first["levels"] if own else None))
+                               data=first["data"] if own else args.data, levels=args.levels or (first["levels"] if own else None),
+                               allow_unsandboxed=args.allow_unsandboxed_code)
         args.models = args.models or [task.base]
         name, graded = task.name, task.graded
         out = common.new_folder(args.out, f"evaluate-{name}")

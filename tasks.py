@@ -6,11 +6,13 @@
     .extract(completion)            final answer = the key that votes are counted by, or None
     .rewards(problems, completions) verify for many pairs, identical pairs once; `.counts` holds what went wrong
 
-Embedded (no download): `countdown`, `routes`, `program`, `peptide` (graded). From the hub: `gsm8k`, `math`. Your own problems: `--data FILE.jsonl`.
+Embedded (no download): `countdown`, `routes`, `program`, `peptide` (graded). From the hub: `gsm8k`, `math`, and code: `humaneval`, `mbpp`,
+`codecontests`, `taco`. Your own problems: `--data FILE.jsonl`.
 This module never imports torch: its verifier workers start in a fraction of a second.
 """
 import ast
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -21,6 +23,7 @@ import select
 import signal
 import subprocess
 import sys
+import warnings
 import weakref
 import zlib
 from collections import Counter
@@ -553,6 +556,132 @@ def verify_worker(limit):
         print(json.dumps(verdict), file=replies, flush=True)
 
 
+# ---------------------------------------------------------------------------------------------------------------- code
+# Programs are judged by sandbox.py: tests in a process apart from the program, or output compared outside of it.
+
+LIMIT = 3.0  # seconds of CPU for all tests of a function or one input of a program, where the data set does not say
+MAX_TESTS, MAX_TEST_TEXT = 50, 300_000  # of one problem: inputs, and characters of inputs and outputs
+
+
+class CodeProblem(Problem):
+    """Its answer is JSON: {"tests", "names", "prefix", "limit"} for functions, {"inputs", "outputs", "limit"} for programs.
+    tests   source that asserts; its names {name in the tests: expression in the program} are what it reaches of the program
+    prefix  the beginning of a program that the prompt is, up to the docstring of the function to write, or nothing"""
+
+
+def last_block(text):
+    """The last closed ``` block of a completion; else the open one, which was cut off; None without any. A completion that
+    begins inside a block, as that of a base model may, ends it with a bare ```. One pass over the text."""
+    block = lines = None
+    fences = [line.strip() for line in text.split("\n") if line.lstrip().startswith("```")]
+    if len(fences) == 1 and fences[0] == "```" and text[:text.index("```")].strip():
+        return None
+    for line in text.split("\n"):
+        if line.lstrip().startswith("```"):
+            block, lines = (block, []) if lines is None else (lines, None)
+        elif lines is not None:
+            lines.append(line)
+    if block is None and lines is not None and "".join(lines).strip():
+        block = lines  # cut off
+    return None if block is None else "\n".join(block)
+
+
+def program_of(completion, prefix="", names=()):
+    """The program in a completion: its last fenced block, else all of it. Where the prompt is the beginning of a function it
+    goes before that: as it is if the completion goes on with the body (which ends where a line begins with class, def, #, if
+    or print: Chen et al. 2021), as a stub with its imports and helpers if the completion has the function itself."""
+    block = last_block(completion)
+    code = completion.split("\n```")[0] if block is None else block
+    if not prefix:
+        return code
+    if any(re.search(rf"^(?:async\s+def|def|class)\s+{re.escape(name.split('(')[0])}\b", code, re.MULTILINE) for name in names):
+        return f"{prefix}\n    pass\n\n{code}"
+    return prefix + (re.split(r"\n(?=class|def|#|if|print)", code, maxsplit=1)[0] if block is None else code)
+
+
+def prefix_of(prompt, name):
+    """The prompt if it is Python up to the docstring of the function `name`, else ''."""
+    try:
+        tree = ast.parse(prompt + "\n    pass\n")
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return ""
+    return prompt if any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body) else ""
+
+
+class Code(Task):
+    """Programs that pass all tests: 1, else 0. The vote key is the program without comments and layout."""
+
+    def __init__(self, name, train, valid, test, max_new_tokens=512):
+        super().__init__()
+        self.name, self.max_new_tokens, self.train, self.valid, self.test = name, max_new_tokens, train, valid, test
+        self.pool, self.memo = None, {}
+
+    def open(self, allow_unsandboxed=False):
+        """See that programs can be run.  Raises UserError if they cannot."""
+        import sandbox
+        specs = (json.loads(p.answer) for p in self.train + self.valid + self.test)
+        longest = max((len(spec.get("inputs", "1")) * (3 * spec["limit"] + 2) for spec in specs), default=0)
+        self.pool = CodePool(sandbox.settle(allow_unsandboxed), longest + 3 * sandbox.START_LIMIT)
+
+    def verify(self, problem, completion):
+        return self.rewards([problem], [completion])[0]
+
+    def rewards(self, problems, completions):
+        """1.0 where the program of the completion passes; each distinct (problem, program) once. What cannot be judged scores
+        0.0 and is counted: `unsupported` (a test or the program passes objects that are no plain data, or the program changes
+        its arguments and fails), `verifier_errors`; so are `program_timeouts` (more time or memory than allowed)."""
+        specs, pairs = {}, []
+        for problem, completion in zip(problems, completions, strict=True):
+            if problem.id not in specs:
+                specs[problem.id] = json.loads(problem.answer)
+            spec = specs[problem.id]
+            pairs.append((problem.id, program_of(completion, spec.get("prefix", ""), spec.get("names", {}).values())))
+        scores = {pair: self.memo.get(pair) for pair in pairs}
+        for pair in scores:
+            if not pair[1].strip():
+                scores[pair] = 0.0
+        jobs = {}
+        for (i, program), score in scores.items():
+            if score is None:
+                spec = specs[i]
+                rest = {"kind": "stdio"} if "inputs" in spec else {
+                    "kind": "tests", "setup": spec["prefix"] and spec["prefix"] + "\n    pass\n"}
+                jobs[i, program] = {**spec, **rest, "program": program}
+        for pair, verdict in zip(jobs, self.pool.judge(list(jobs.values()))):
+            if isinstance(verdict, str):
+                self.counts[{"timeouts": "program_timeouts", "errors": "verifier_errors"}.get(verdict, verdict)] += 1
+            scores[pair] = float(verdict is True)
+        if len(self.memo) > 100_000:
+            self.memo.clear()
+        self.memo.update(scores)
+        return [scores[pair] for pair in pairs]
+
+    def extract(self, completion):
+        code = program_of(completion)
+        if not code.strip():
+            return None
+        for text in (code, "def body():\n" + code):  # nothing is executed, and nothing long or deep parsed
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about escapes in strings
+                return ast.unparse(ast.parse(text)) if len(text) <= 10_000 else squeeze(text)
+        return None
+
+
+class CodePool(VerifierPool):
+    """The same pool over the workers of sandbox.py. They keep the time themselves; `limit` is for a worker that is stuck."""
+
+    def __init__(self, arguments, limit):
+        super().__init__(limit)
+        self.arguments = arguments
+
+    def start(self, dead):
+        if dead is not None:
+            stop(dead)
+        child = subprocess.Popen(**self.arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
+        self.exchange(child, None, self.start_limit)
+        return child
+
+
 # --------------------------------------------------------------------------------------------- data sets and own files
 
 SPLITS = {"train": "train", "valid": "valid", "test": "test", "validation": "valid", "val": "valid"}
@@ -590,8 +719,9 @@ def local(data, folder=""):
     return path
 
 
-def fetch(path, config, split, columns):
-    """Rows {column: str} of a data set on the hub or in a local directory.  Raises UserError."""
+def rows_of(path, config, split, make, first=None):
+    """make(row) of the rows of a data set on the hub or in a local directory, those that are None left out. With `first` it
+    is streamed, and no more than so many rows are.  Raises UserError."""
     try:
         import datasets
         datasets.disable_progress_bars()
@@ -602,12 +732,17 @@ def fetch(path, config, split, columns):
                 huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
             except Exception:  # no network: `datasets` would retry for half a minute before it looks into its cache
                 datasets.config.HF_HUB_OFFLINE = True
-        data = datasets.load_dataset(path, config, split=split)
-        rows = [{column: row.get(column) for column in columns} for row in data]
+        data = datasets.load_dataset(path, config, split=split, streaming=first is not None)
+        return [made for made in map(make, itertools.islice(data, first)) if made is not None]
     except Exception as error:  # the network, the hub, file formats and their libraries raise too many types to list
         reason = squeeze(str(error.__cause__ or error))[:200] or type(error).__name__
         raise UserError(f"cannot load the {split} split of {path} ({reason}): check the network, or give a local copy "
                         "with --data DIR") from error
+
+
+def fetch(path, config, split, columns):
+    """Rows {column: str} of a data set on the hub or in a local directory.  Raises UserError."""
+    rows = rows_of(path, config, split, lambda row: {column: row.get(column) for column in columns})
     if not rows or any(value is None for row in rows for value in row.values()):
         raise UserError(f"the {split} split of {path} is empty or lacks values in its columns {', '.join(columns)}")
     return [{column: str(value) for column, value in row.items()} for row in rows]
@@ -643,6 +778,152 @@ def load_math(data=None):
     return Math("math", *carve(train, test), test, max_new_tokens=1024)
 
 
+ASK_PROGRAM = "\n\nWrite a Python program that reads standard input and writes standard output, in one ```python block."
+
+
+def code_problem(id, prompt, solution, spec, level=None):
+    return CodeProblem(id, prompt, json.dumps(spec), solution, level)
+
+
+def fenced(code):
+    return f"```python\n{code.strip()}\n```"
+
+
+def load_humaneval(data=None):
+    """164 functions to complete, https://arxiv.org/abs/2107.03374: all of them test problems.  Raises UserError."""
+    path = "openai/openai_humaneval" if data is None else local(data)
+    test = []
+    for row in fetch(path, "openai_humaneval", "test", ("task_id", "prompt", "canonical_solution", "test", "entry_point")):
+        name = row["entry_point"]
+        spec = {"tests": f"{row['test']}\ncheck({name})\n", "names": {name: name}, "prefix": row["prompt"], "limit": LIMIT}
+        test.append(code_problem(f"humaneval/{row['task_id']}", row["prompt"], row["canonical_solution"], spec))
+    return Code("humaneval", [], [], test)
+
+
+def load_mbpp(data=None):
+    """974 functions from a sentence, https://arxiv.org/abs/2108.07732, in the data set's own splits. The prompt shows the first
+    test, which says what the function is called; the others are hidden.  Raises UserError."""
+    path = "google-research-datasets/mbpp" if data is None else local(data)
+
+    def make(row):
+        tests = "\n".join([*row["test_list"], *row.get("challenge_test_list", [])])
+        used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
+        defined = [node.name for node in ast.parse(row["code"]).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        setup = row.get("test_setup_code") or ""
+        names = {name: name for name in defined if name in used or name in setup}
+        if not names:  # a test that calls nothing of the program would pass or fail whatever that is
+            return None
+        spec = {"tests": f"{setup}\n{tests}\n", "names": names, "prefix": "", "limit": LIMIT}
+        prompt = f"{row['text'].strip()}\nYour code should pass this test:\n{row['test_list'][0]}\n\nWrite it in one ```python block."
+        return code_problem(f"mbpp/{row['task_id']}", prompt, fenced(row["code"].replace("\r", "")), spec)
+    return Code("mbpp", *(rows_of(path, "full", split, make) for split in ("train", "validation", "test")))
+
+
+def stdio_spec(inputs, outputs, limit):
+    """The spec of a program, its tests cut to MAX_TESTS and MAX_TEST_TEXT; None if there are none."""
+    kept, size = [], 0
+    for given, wanted in zip(inputs, outputs):
+        size += len(given) + len(wanted)
+        if len(kept) < MAX_TESTS and size <= MAX_TEST_TEXT:
+            kept.append((given, wanted))
+    return {"inputs": [i for i, _ in kept], "outputs": [o for _, o in kept], "limit": limit} if kept else None
+
+
+def load_codecontests(data=None, first=1000):
+    """Programs from programming contests, https://arxiv.org/abs/2203.07814, streamed; of the train split the `first` rows.
+    Public, private and generated tests in this order. A problem with several right outputs has one here.  Raises UserError."""
+    path = "deepmind/code_contests" if data is None else local(data)
+
+    def make(row):
+        inputs, outputs = ([text for kind in ("public_tests", "private_tests", "generated_tests") for text in row[kind][side]]
+                           for side in ("input", "output"))
+        time = row["time_limit"]
+        spec = stdio_spec(inputs, outputs, time["seconds"] + time["nanos"] / 1e9 if time else LIMIT)
+        if spec is None or row["input_file"] or row["output_file"]:
+            return None
+        gold = [text for language, text in zip(row["solutions"]["language"], row["solutions"]["solution"]) if language == 3]  # Python 3
+        problems.append(row["name"])
+        return code_problem(f"codecontests/{split}/{len(problems)}", row["description"] + ASK_PROGRAM, fenced(gold[0]) if gold else None,
+                            spec, str(row["difficulty"]))
+    splits = []
+    for split in ("train", "valid", "test"):
+        problems = []
+        splits.append(rows_of(path, None, split, make, first if split == "train" else 10 ** 6))
+    return Code("codecontests", *splits, max_new_tokens=1024)
+
+
+SAME = """
+def plain(value):
+    return [plain(x) for x in value] if isinstance(value, (list, tuple)) else value
+def same(value, wanted):
+    return plain(value) == wanted or isinstance(wanted, list) and wanted and plain(value) == wanted[0]
+"""
+
+
+def load_taco(data=None):
+    """Programs and functions, https://arxiv.org/abs/2312.14852; valid is carved out of train. The data set on the hub has a
+    loading script, which the library `datasets` no longer runs, so it takes a local copy of its rows.  Raises UserError."""
+    path = "BAAI/TACO" if data is None else local(data)
+
+    def make(row):
+        try:
+            tests, golds = json.loads(row["input_output"]), json.loads(row["solutions"] or "[]")
+        except ValueError:  # some rows have no tests, some numbers of more digits than Python reads
+            return None
+        time = re.match(r"\s*([0-9]+(?:\.[0-9]+)?)", str(row.get("time_limit") or ""))
+        limit, name, starter = float(time[1]) if time else LIMIT, tests.get("fn_name"), row.get("starter_code") or ""
+        if name:
+            entry = f"Solution().{name}" if "class Solution" in starter else name
+            cases = [f"assert same(candidate(*{args if isinstance(args, list) else [args]!r}), {wanted!r})"
+                     for args, wanted in zip(tests["inputs"], tests["outputs"])][:MAX_TESTS]
+            spec = {"tests": SAME + "\n".join(cases), "names": {"candidate": entry}, "prefix": "", "limit": limit} if cases else None
+        else:
+            inputs, outputs = (["\n".join(x) if isinstance(x, list) else x for x in tests[side]] for side in ("inputs", "outputs"))
+            spec = stdio_spec(inputs, outputs, limit)
+        if spec is None:
+            return None
+        problems.append(name)
+        prompt = row["question"] + (f"\n\n{starter}\n\nComplete this code in one ```python block." if name else ASK_PROGRAM)
+        return code_problem(f"taco/{split}/{len(problems)}", prompt, fenced(golds[0]) if golds else None, spec, row.get("difficulty"))
+    splits = {}
+    for split in ("train", "test"):
+        problems = []
+        try:
+            splits[split] = rows_of(path, None, split, make)
+        except UserError as error:
+            raise UserError(f"{error}; on the hub TACO comes with a loading script, which datasets no longer runs: save its rows as "
+                            "Parquet or JSON lines, DIR/train.* and DIR/test.*") from error
+    return Code("taco", *carve(splits["train"], splits["test"]), splits["test"], max_new_tokens=1024)
+
+
+def code_answer(row):
+    """The answer of a CodeProblem from a line of JSON.  Raises UserError."""
+    limit = row.get("time_limit", LIMIT)
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit <= 3600:
+        raise UserError('"time_limit" must be a number of seconds, more than 0 and at most 3600')
+    if "tests" in row:
+        tests, name = row["tests"], row.get("entry_point")
+        if isinstance(tests, list) and all(isinstance(test, str) for test in tests):
+            tests = "\n".join(tests)
+        if not isinstance(tests, str) or not tests.strip():
+            raise UserError('"tests" must be Python source, or a list of lines of it, and not empty')
+        if not isinstance(name, str) or not name.isidentifier():
+            raise UserError('"entry_point" must be the name of the function that is tested')
+        try:
+            tree = ast.parse(tests)
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            raise UserError('"tests" is not valid Python') from error
+        if any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body):
+            tests += f"\ncheck({name})\n"  # as in HumanEval
+        prefix = prefix_of(row["prompt"], name) if isinstance(row.get("prompt"), str) else ""
+        return json.dumps({"tests": tests, "names": {name: name}, "prefix": prefix, "limit": float(limit)})
+    inputs, outputs = row.get("inputs"), row.get("outputs")
+    if any(not isinstance(side, list) or not side or not all(isinstance(text, str) for text in side) for side in (inputs, outputs)) \
+            or len(inputs) != len(outputs):
+        raise UserError('"inputs" and "outputs" must be lists of text of one length, and not empty')
+    return json.dumps({"inputs": inputs, "outputs": outputs, "limit": float(limit)})
+
+
 def parse_problem(line, name):
     """(Problem called name, split or None) from a line of JSON.  Raises UserError that does not say where."""
     try:
@@ -652,6 +933,9 @@ def parse_problem(line, name):
         raise UserError("not valid JSON") from error
     if not isinstance(row, dict):
         raise UserError("not a JSON object")
+    code = "answer" not in row and ("tests" in row or "inputs" in row)
+    if code:
+        row = {**row, "answer": code_answer(row)}
     texts = {}
     for field in ("prompt", "answer", "solution", "level", "split"):
         value = row.get(field)
@@ -667,14 +951,15 @@ def parse_problem(line, name):
     split = texts.pop("split")
     if split not in (None, *SPLITS):
         raise UserError(f'"split" must be train, valid or test, not {split!r}')
-    if not texts["prompt"].strip() or clean(texts["answer"]) is None:
+    if not texts["prompt"].strip() or not code and clean(texts["answer"]) is None:
         raise UserError(f'"prompt" and "answer" must not be empty, nor the answer longer than {MAX_ANSWER} characters')
-    return Problem(name, **texts), SPLITS.get(split)
+    return (CodeProblem if code else Problem)(name, **texts), SPLITS.get(split)
 
 
 def load_jsonl(path):
     """Problems from lines {"prompt", "answer"[, "solution", "level", "split"]}; other fields are ignored. The prompt is
-    used as it is, so let it ask for a \\boxed{} answer. Without any "split", a seeded 80/10/10.  Raises UserError."""
+    used as it is, so let it ask for a \\boxed{} answer. Without any "split", a seeded 80/10/10.  Raises UserError.
+    Code has {"tests", "entry_point"} or {"inputs", "outputs"} in place of "answer", and may have a "time_limit"."""
     try:
         with open(path, "rb") as file:
             text = file.read().decode("utf-8-sig")
@@ -692,6 +977,9 @@ def load_jsonl(path):
                 raise UserError(f"--data {path}, line {number}: {error}") from error
     if not rows:
         raise UserError(f"--data {path} holds no problems")
+    if len({type(problem) for _, problem, _ in rows}) > 1:
+        number = next(number for number, problem, _ in rows if type(problem) is not type(rows[0][1]))
+        raise UserError(f"--data {path}, line {number}: a file holds problems with an answer, or code, but not both")
 
     homes = {}  # the split of each prompt; one prompt in two splits would leak from one into the other
     if any(split for _, _, split in rows):
@@ -706,14 +994,16 @@ def load_jsonl(path):
         size = tenth(len(prompts))
         for i, prompt in enumerate(prompts):
             homes[prompt] = "test" if i < size else "valid" if i < 2 * size else "train"
-    return Math("jsonl", *([p for _, p, _ in rows if homes[squeeze(p.prompt)] == split]
+    kind = Code if isinstance(rows[0][1], CodeProblem) else Math
+    return kind("jsonl", *([p for _, p, _ in rows if homes[squeeze(p.prompt)] == split]
                            for split in ("train", "valid", "test")))
 
 
 # ------------------------------------------------------------------------------------------------------- all the tasks
 
 EMBEDDED = {"countdown": Countdown, "routes": Routes, "program": Program, "peptide": Peptide}
-DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math}
+DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math, "humaneval": load_humaneval, "mbpp": load_mbpp,
+             "codecontests": load_codecontests, "taco": load_taco}
 
 
 def keep_levels(task, levels):
@@ -731,9 +1021,10 @@ def keep_levels(task, levels):
         setattr(task, split, [p for p in getattr(task, split) if p.level in chosen])
 
 
-def load_task(name=None, data=None, levels=None):
+def load_task(name=None, data=None, levels=None, allow_unsandboxed=False):
     """The task called `name`, from a local copy of its data set if `data` is given; without a name (or as 'jsonl') the
-    problems of the file `data`. `levels`, like '1-3' or '1,2,5', keeps some of them.  Raises UserError."""
+    problems of the file `data`. `levels`, like '1-3' or '1,2,5', keeps some of them. Programs run in a sandbox, or where
+    that is not possible only if `allow_unsandboxed`.  Raises UserError."""
     names = ", ".join([*EMBEDDED, *DATA_SETS])
     if name in EMBEDDED:
         if data is not None:
@@ -749,6 +1040,8 @@ def load_task(name=None, data=None, levels=None):
         task = load_jsonl(data)
     if levels is not None:
         keep_levels(task, levels)
+    if isinstance(task, Code):
+        task.open(allow_unsandboxed)
     return task
 
 

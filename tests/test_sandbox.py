@@ -1,0 +1,521 @@
+"""Programs that attack the sandbox, and honest ones beside them. Every attack returns what the tests want if it succeeds."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import sandbox
+import tasks
+
+if shutil.which("bwrap") is None:
+    pytest.skip("bubblewrap is not installed (apt install bubblewrap)", allow_module_level=True)
+
+TESTS = "assert f(2) == 4\nassert f(3) == 9 and f(-12) == 144"
+MARK = f"sandbox-mark-{os.getpid()}"
+HERE = os.path.abspath(__file__)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    pool = tasks.CodePool(sandbox.settle(), 200)
+    pool.judge([function("def f(x): return x * x")] * 8)  # the workers and their judges are up
+    return pool
+
+
+def function(program, tests=TESTS, limit=0.5, **more):
+    return {"kind": "tests", "program": program, "setup": "", "tests": tests, "names": {"f": "f"}, "limit": limit, **more}
+
+
+def stdio(program, cases=(("2\n", "4\n"), ("3\n", "9\n"), ("-12", "144")), limit=0.5):
+    return {"kind": "stdio", "program": program, "inputs": [i for i, _ in cases], "outputs": [o for _, o in cases], "limit": limit}
+
+
+def attack(code):
+    """A program that squares if `code`, which may call win(), gets there, and fails otherwise."""
+    indented = "\n".join("    " + line for line in code.strip("\n").split("\n"))
+    return f"class Won(BaseException): pass\ndef win(): raise Won\ndef f(x):\n  try:\n{indented}\n  except Won:\n    return x * x\n"
+
+
+def below(pid):
+    """Process ids of all descendants."""
+    found = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split():
+            try:
+                found += [int(child), *below(child)]
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+    return found
+
+
+def traces(pool):
+    """What should be there before and after any verdict: two processes per judge, and no marked file anywhere outside."""
+    running = sum(len(below(child.pid)) for child in pool.children.queue if child is not None)
+    judges = 2 * sum(1 for child in pool.children.queue if child is not None)
+    places = ["/", "/tmp", "/dev/shm", "/var/tmp", "/run", os.path.expanduser("~"), os.path.dirname(HERE), os.getcwd(), "/usr/lib"]
+    files = [os.path.join(place, MARK) for place in places if os.path.exists(os.path.join(place, MARK))]
+    strays = []
+    if os.getuid() == 0:  # then all that the sandbox runs is the unprivileged user's
+        ours = set(below(os.getpid()))
+        for stat in Path("/proc").glob("[0-9]*"):
+            try:
+                if stat.stat().st_uid == sandbox.NOBODY and int(stat.name) not in ours and b"marshal" in (stat / "cmdline").read_bytes():
+                    strays.append(stat.name)
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+    return max(0, running - judges), files, strays
+
+
+def clean(pool):
+    deadline = time.monotonic() + 2  # what is killed stays visible for a moment
+    while traces(pool) != (0, [], []) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return traces(pool) == (0, [], [])
+
+
+# ------------------------------------------------------------------------------------------------------------- hostile
+
+SYSCALL = "import ctypes, os\nc = ctypes.CDLL(None, use_errno=True)\n"
+HOSTILE = {
+    "empty": "",
+    "blank": " \n\t\n",
+    "prose": "I cannot do that.",
+    "endless loop": "def f(x):\n    while True: pass",
+    "endless import": "while True: pass",
+    "endless C call": "def f(x): return 9 ** 9 ** 9",
+    "sleep": "import time\ndef f(x): time.sleep(1000)",
+    "ignores signals": "import signal, time\nfor s in range(1, 65):\n  try: signal.signal(s, signal.SIG_IGN)\n  except (OSError, ValueError): pass\n"
+                       "def f(x):\n  while True: time.sleep(1)",
+    "fork bomb": "import os\ndef f(x):\n  while True:\n    try: os.fork()\n    except OSError: pass",
+    "fork bomb of sleepers": "import os, time\ndef f(x):\n  while True:\n    try:\n      if os.fork() == 0: time.sleep(1000)\n"
+                             "    except OSError: time.sleep(1000)",
+    "memory bomb": "def f(x):\n  kept = []\n  while True: kept.append(bytearray(50_000_000))",
+    "memory bomb in many processes": "import os\ndef f(x):\n  for _ in range(4): os.fork()\n  kept = []\n"
+                                     "  while True:\n    try: kept.append(b'x' * 20_000_000)\n    except MemoryError: pass",
+    "disk fill": "def f(x):\n  n = 0\n  while True:\n    n += 1\n    with open(f'/tmp/{n}', 'wb') as file: file.write(bytes(10_000_000))",
+    "100 MB of output": "import os\ndef f(x):\n  print('x' * 100_000_000)\n  os.write(1, b'x' * 1000)\n  os.write(2, b'x' * 1000)\n  return 0",
+    "sys.exit(0)": "import sys\ndef f(x): sys.exit(0)",
+    "sys.exit(0) at once": "import sys\nsys.exit(0)",
+    "os._exit(0)": "import os\ndef f(x): os._exit(0)",
+    "os._exit(0) at once": "import os\nos._exit(0)",
+    "abort": "import os\ndef f(x): os.abort()",
+    "segmentation fault": "import ctypes\ndef f(x): ctypes.string_at(1)",
+    "kills its parent": "import os\ndef f(x): os.kill(os.getppid(), 9)",
+    "kills its group": "import os\ndef f(x): os.killpg(0, 9)",
+    "kills everybody": "import os, signal\ndef f(x):\n  for p in [-1, *range(1, 40000)]:\n    for s in (9, 15, 19):\n"
+                       "      try: os.kill(p, s)\n      except OSError: pass",
+    "kills from outside its group": "import os\ndef f(x):\n  if os.fork() == 0:\n    os.setsid()\n    for p in (0, -1, 1, os.getppid()):\n"
+                                    "      try: os.kill(p, 9)\n      except OSError: pass\n    os._exit(0)\n  os.wait()\n  return 0",
+    "stops everybody": "import os\ndef f(x):\n  if os.fork() == 0: os.kill(os.getppid(), 19); os.kill(-1, 19)\n  os.kill(0, 19)\n  return 0",
+    "daemon thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\ndef f(x): return 0",
+    "double fork": "import os, time\nif os.fork() == 0:\n  os.setsid()\n  if os.fork(): os._exit(0)\n  time.sleep(1000)\ndef f(x): return 0",
+    "deep recursion": "import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(x): return f(x)",
+    "deep recursion in C": "import sys\nsys.setrecursionlimit(10 ** 9)\nclass A:\n  def __getattr__(self, n): return getattr(self, n + 'a')\n"
+                           "  def __repr__(self): return repr(self)\ndef f(x): return repr(A())",
+    "BaseException": "def f(x): raise BaseException",
+    "KeyboardInterrupt": "def f(x): raise KeyboardInterrupt",
+    "GeneratorExit": "def f(x): raise GeneratorExit",
+    "asserts itself": "def f(x): raise AssertionError",
+    "no error at all": "class E(Exception):\n  def __str__(self): raise SystemExit\ndef f(x): raise E",
+    "NUL": "def f(x): return x * x\0",
+    "half a surrogate pair": "def f(x): return x * x  # \ud800",
+    "invalid UTF-8": "import os\nfor n in range(3, 64):\n  try: os.write(n, b'\\xff\\xfe\\x00' * 100)\n  except OSError: pass\ndef f(x): return x * x",
+    "closes everything": "import os\nos.closerange(0, 100)\ndef f(x): return x * x",
+    "syntax error": "def f(x: return",
+    "no function": "x = 1",
+    "not a function": "f = 4",
+    "replaces builtins": "import builtins\nbuiltins.AssertionError = builtins.Exception = OSError\nbuiltins.__build_class__ = None\n"
+                         "builtins.int = builtins.isinstance = lambda *a: True\nbuiltins.exec = builtins.compile = lambda *a: None\ndef f(x): return 0",
+    "always equal": "class A:\n  __eq__ = __ne__ = __bool__ = __contains__ = lambda *a: True\n  __hash__ = lambda s: 4\ndef f(x): return A()",
+    "always equal int": "class A(int):\n  __eq__ = lambda *a: True\n  __hash__ = int.__hash__\n  __index__ = __int__ = lambda s: 4\ndef f(x): return A(0)",
+    "lying class": "class A:\n  __class__ = int\n  __eq__ = lambda *a: True\ndef f(x): return A()",
+    "pickle": "class A:\n  def __reduce__(self): return (eval, ('4',))\n  __eq__ = lambda *a: True\ndef f(x): return A()",
+    "always equal in a list": "class A(list):\n  __eq__ = lambda *a: True\ndef f(x): return A([1])",
+    "always equal text": "class A(str):\n  __eq__ = lambda *a: True\n  __hash__ = str.__hash__\ndef f(x): return A('4')",
+    "not a number": "def f(x): return float('nan')",
+    "endless value": "def f(x):\n  a = []\n  a.append(a)\n  return a",
+    "deep value": "def f(x):\n  a = []\n  for _ in range(100_000): a = [a]\n  return a",
+    "huge text": "def f(x): return 'x' * 50_000_000",
+    "huge number": "def f(x): return 1 << 60_000_000",
+    "colliding set": "def f(x): return {n * (2 ** 61 - 1) for n in range(30_000)}",
+    "endless generator": "def f(x):\n  while True: yield 4",
+    "verdicts in print": "import sys\nprint('true', '1', 'OK', 'passed', '{\"verdict\": true}', flush=True)\nsys.stderr.write('true\\n')\ndef f(x): return 0",
+    "verdicts in every file": "import os\nfor n in range(64):\n  for b in (b'1', b'true\\n', b'00000001T', b'0000000ds6:loaded', b'+'):\n"
+                              "    try: os.write(n, b)\n    except OSError: pass\ndef f(x): return 0",
+    "answers before it is asked": "import sys, os\ng = sys._getframe(2).f_globals\nl = sys._getframe(2).f_locals\n"
+                                  "for n in range(100): g['send'](l['sink'], g['encode'](['value', True, False]))\ndef f(x): return 0",
+    "answers with a list": "import sys\ng = sys._getframe(2).f_globals\ng['encode'] = lambda v, d=0: b'l0:'\ndef f(x): return 0",
+    "answers with another word": "import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
+                                 "g['encode'] = lambda v, d=0: old(['error', 'SystemExit', '0'])\ndef f(x): return 0",
+    "frames that promise more": "import sys, os\nl = sys._getframe(2).f_locals\nos.write(l['sink'], b'00ffffffs')\ndef f(x): return 0",
+    "patches the harness": "import sys\nfor m in list(sys.modules.values()):\n  for n in ('exec', 'eval', 'decode', 'run_tests', 'judge'):\n"
+                           "    try: setattr(m, n, lambda *a: b'1')\n    except Exception: pass\n"
+                           "for n in ('run_tests', 'same', 'decode'): sys._getframe(2).f_globals[n] = lambda *a: b'1'\ndef f(x): return 0",
+    # and attacks that would win if they got what they are after
+    "reads passwd": attack("import os\nif open('/etc/passwd').read(): win()"),
+    "reads homes": attack(f"import os\nfor p in ('/root', '/home', {os.path.expanduser('~')!r}):\n  if os.path.exists(p) and len(os.listdir(p)) > 1: win()"),  # the way to a Python that lives there is all there may be
+    "reads the tests": attack(f"if 'HOSTILE' in open({HERE!r}).read(): win()"),
+    "reads the repository": attack(f"import os\nif os.path.exists({os.path.dirname(HERE)!r}): win()"),
+    "reads the environment": attack("import os\nif set(os.environ) - {'PYTHONHASHSEED', 'PWD', 'LC_CTYPE'}: win()"),
+    "reads /proc": attack("import os\nfor p in ('/proc/1/environ', '/proc/self/status', '/sys'):\n  if os.path.exists(p): win()"),
+    "finds the tests in memory": attack("import gc, sys\nwanted = chr(102) + '(-12)'\nfor o in gc.get_objects():\n  if isinstance(o, (dict, list, tuple)) and wanted in str(o): win()\n"
+                                        "g = sys._getframe(1)\nwhile g:\n  if wanted in str(g.f_locals): win()\n  g = g.f_back"),
+    "socket": attack("import socket\nfor a in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):\n  try: socket.socket(a)\n  except OSError: pass\n  else: win()"),
+    "connects": attack("import socket\nsocket.create_connection(('127.0.0.1', 22), 1)\nwin()"),
+    "inherited files": attack("import os\nopened = 0\nfor n in range(1024):\n  try: os.fstat(n); opened += 1\n  except OSError: pass\nif opened > 5: win()"),
+    "writes outside /tmp": attack("import os\nfor p in ('/', '/dev', '/dev/shm', '/usr', '/usr/lib', '/etc', '/var/tmp', '/run', '/home'):\n"
+                                  f"  try: open(os.path.join(p, {MARK!r}), 'w').close()\n  except OSError: pass\n  else: win()"),
+    "writes more than 64 MB": attack("import os\ntotal = 0\nfor n in range(40):\n  try:\n    with open(f'/tmp/{n}', 'wb') as file:\n"
+                                     "      for _ in range(100): total += file.write(bytes(100_000)); file.flush()\n  except OSError: pass\nif total > 68_000_000: win()"),
+    "long file": attack("with open('/tmp/a', 'wb') as file:\n    file.write(bytes(20_000_000))\nwin()"),
+    "memory in no address space": attack("import os\nos.memfd_create('a')\nwin()"),
+    "shared memory": attack(SYSCALL + "if c.shmget(0, 1 << 30, 0o1600) >= 0 or c.msgget(0, 0o1600) >= 0: win()"),
+    "raises its limits": attack("import resource\nfor n in dir(resource):\n  if n.startswith('RLIMIT_'):\n    try:\n      r = getattr(resource, n)\n"
+                                "      s, h = resource.getrlimit(r)\n      if h > 0: resource.setrlimit(r, (h + 1, h + 1)); win()\n    except (ValueError, OSError): pass"),
+    "many processes": attack("import os, time\nn = 0\ntry:\n  while n < 60:\n    if os.fork() == 0: time.sleep(20); os._exit(0)\n    n += 1\nexcept OSError: pass\nif n > 32: win()"),
+    "many threads": attack("import threading, time\nn = 0\ntry:\n  while n < 60: threading.Thread(target=time.sleep, args=(1,), daemon=True).start(); n += 1\n"
+                           "except RuntimeError: pass\nif n > 32: win()"),
+    "other processes' limits": attack("import os, resource, time\npid = os.fork()\nif pid == 0: time.sleep(1); os._exit(0)\nresource.prlimit(pid, resource.RLIMIT_AS, (1 << 30, 1 << 30))\nwin()"),
+    "priority": attack("import os\nos.setpriority(os.PRIO_PROCESS, 0, 5)\nwin()"),
+    "new user namespace": attack(SYSCALL + "if c.unshare(0x10000000) == 0: win()"),
+    "new user namespace by clone": attack(SYSCALL + "pid = c.syscall({'x86_64': 56}.get(os.uname().machine, 220), 0x10000011, 0, 0, 0, 0)\n"
+                                          "if pid == 0: os._exit(0)\nif pid > 0: win()"),
+    "mounts": attack(SYSCALL + "if c.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None) == 0 or c.mount(None, b'/', None, 32, None) == 0: win()"),
+    "chroot": attack("import os\nos.chroot('/tmp')\nwin()"),
+    "traces": attack(SYSCALL + "if c.ptrace(0, 0, 0, 0) == 0: win()"),
+    "x32 calls": attack(SYSCALL + "if os.uname().machine == 'x86_64' and c.syscall(0x40000000 + 41, 2, 1, 0) >= 0: win()"),
+    "becomes root": attack("import os\nfor u in (0, 1000):\n  try: os.setuid(u); win()\n  except OSError: pass\nif os.getuid() == 0: win()"),
+    "signals the caller": attack(f"import os\nfor p in ({os.getpid()}, {os.getppid()}):\n  if p > 100:\n    try: os.kill(p, 0); win()\n    except ProcessLookupError: pass"),
+    "meets its neighbours": attack("import os\nif os.getpid() != 1 or os.getppid() != 0: win()\nfor p in range(2, 40000):\n"
+                                   "  try: os.kill(p, 0); win()\n  except ProcessLookupError: pass"),
+    "finds what others left": attack(f"import os\nif os.listdir('/tmp'): win()\nopen('/tmp/{MARK}', 'w').close()"),
+}
+STDIO_HOSTILE = {
+    "endless loop": "while True: pass",
+    "sleep": "import time\ntime.sleep(1000)",
+    "100 MB of output": "while True: print('4 9 144 ' * 100_000)",
+    "all answers": "print(4)\nprint(9)\nprint(144)",
+    "exit code": "import sys\nsys.exit(0)",
+    "verdicts": "print('true')\nprint('1')",
+    "kills process 1": "import os\nfor s in (9, 15, 19): os.kill(1, s)\nos.kill(-1, 9)",
+    "fork bomb": "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass",
+    "blocks the harness": "import os\nos.remove('/tmp/stdout')\nos.mkfifo('/tmp/stdout')",
+    "a folder in the way": "import os\nos.remove('/tmp/stdout')\nos.mkdir('/tmp/stdout')",
+    "links to a device": "import os\nos.remove('/tmp/stdout')\nos.symlink('/dev/stdin', '/tmp/stdout')",
+    "writes from behind": "import os, time\nif os.fork() == 0:\n  os.setsid()\n  while True: open('/tmp/stdout', 'w').write('9')\nprint(4)",
+    "remembers": "import os\nn = len(os.listdir('/tmp'))\nprint(n)\nopen(f'/tmp/{n}', 'w').close()",
+    "invalid text": "import os\nos.write(1, b'\\xff\\x00\\xfe' * 10)",
+    "reads on": "import os\nfor n in range(3, 64):\n  try: os.read(n, 100); print('4')\n  except OSError: pass",
+    "writes frames": "import os\nfor n in range(3, 64):\n  try: os.write(n, b'000000014' * 3)\n  except OSError: pass",
+    "memory of process 1": "import ctypes\nc = ctypes.CDLL(None)\nb = ctypes.create_string_buffer(8)\n"
+                           "class V(ctypes.Structure): _fields_ = [('a', ctypes.c_void_p), ('n', ctypes.c_size_t)]\n"
+                           "l, r = V(ctypes.addressof(b), 8), V(id(None), 8)\n"
+                           "if c.process_vm_readv(1, ctypes.byref(l), 1, ctypes.byref(r), 1, 0) > 0 or c.syscall(434, 1, 0) > 0 and c.syscall(438, c.syscall(434, 1, 0), 3, 0) > 0: print(int(input()) ** 2)",
+    "NUL": "print(int(input()) ** 2)\0",
+    "empty": "",
+}
+
+
+def within(job):
+    return sum(3 * job["limit"] + 2 for _ in job.get("inputs", "1")) + 15  # and what a busy machine adds
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_function(name, pool):
+    job, started = function(HOSTILE[name]), time.perf_counter()
+    assert pool.judge_one(job) in (False, "timeouts", "unsupported", "errors")
+    assert time.perf_counter() - started < within(job)
+    assert clean(pool), traces(pool)
+    assert pool.judge([function("def f(x): return x * x")] * 2 + [stdio("print(int(input()) ** 2)")]) == [True] * 3
+
+
+@pytest.mark.parametrize("name", STDIO_HOSTILE)
+def test_hostile_program(name, pool):
+    job, started = stdio(STDIO_HOSTILE[name]), time.perf_counter()
+    assert pool.judge_one(job) in (False, "timeouts", "unsupported", "errors")
+    assert time.perf_counter() - started < within(job)
+    assert clean(pool), traces(pool)
+    assert pool.judge([function("def f(x): return x * x"), stdio("print(int(input()) ** 2)")]) == [True] * 2
+
+
+def test_attacks_would_win_without_a_sandbox(monkeypatch):
+    """The attacks on files and processes are real: outside they reach what they are after."""
+    names = ["reads passwd", "reads the tests", "reads /proc", "socket", "memory in no address space", "signals the caller", "shared memory"]
+    for name in names:
+        done = subprocess.run([sys.executable, "-c", HOSTILE[name] + "\nprint(f(3))"], capture_output=True, text=True, timeout=60)
+        assert done.stdout == "9\n", (name, done.stderr)
+
+
+# -------------------------------------------------------------------------------------------------------------- honest
+
+HONEST = [
+    "def f(x): return x * x",
+    "f = lambda x: x ** 2",
+    "from typing import List\ndef f(x: int) -> int:\n    import math\n    return int(math.prod([x, x]))",
+    "import threading\ndef f(x):\n  out = []\n  t = threading.Thread(target=lambda: out.append(x * x))\n  t.start()\n  t.join()\n  return out[0]",
+    "import sys\nsys.setrecursionlimit(20_000)\ndef g(n): return 0 if n == 0 else 1 + g(n - 1)\ndef f(x): return g(9_000) - 9_000 + x * x",
+    "print('hello')\ndef f(x):\n  print('true')\n  return float(x * x)",
+    "class A:\n  def f(self, x): return x * x\nf = A().f",
+    "import collections, json, re, functools\n@functools.lru_cache(None)\ndef f(x): return sum(abs(x) for _ in range(abs(x)))",
+    "def f(x):\n  with open('/tmp/a', 'w') as file: file.write(str(x * x))\n  return int(open('/tmp/a').read())",
+    "import random, time\ndef f(x):\n  time.sleep(0.01)\n  return x * x",
+    "if __name__ == '__main__': exit()\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n  x: int\ndef f(x): return P(x).x * P(x).x",
+]
+HONEST_STDIO = [
+    "print(int(input()) ** 2)",
+    "import sys\nfor line in sys.stdin:\n    print(int(line) ** 2, flush=True)\nexit(1)",
+    "import sys, threading\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(2 ** 27)\ndef main():\n  x = int(sys.stdin.buffer.read())\n  sys.stdout.write(str(x * x))\n"
+    "threading.Thread(target=main).start()",
+    "x = int(open('/dev/stdin').read())\nout = open(1, 'w')\nout.write(f'{x * x}\\r\\n\\n')",
+    "import atexit, io, sys\nx = int(open(0).read())\nout = io.StringIO()\natexit.register(lambda: sys.__stdout__.write(out.getvalue()))\nprint(x * x, file=out)\nraise SystemExit(3)",
+]
+
+
+def test_honest_programs_beside_hostile_ones(pool):
+    """200 right, 40 hostile and 20 wrong programs at once, not one wrong verdict."""
+    honest = [(function(HONEST[i % len(HONEST)] + f"\n# {i}", limit=3), True) for i in range(150)]
+    honest += [(stdio(HONEST_STDIO[i % len(HONEST_STDIO)] + f"\n# {i}", limit=3), True) for i in range(50)]
+    slow = {"sleep", "ignores signals", "fork bomb of sleepers", "frames that promise more", "memory bomb in many processes"}
+    hostile = [(function(program), None) for name, program in HOSTILE.items() if name not in slow and program.strip()]
+    hostile = hostile[::max(1, len(hostile) // 40)][:38] + [(function(HOSTILE["fork bomb of sleepers"]), None), (function(HOSTILE["sleep"]), None)]
+    wrong = [(function(f"def f(x): return x * x + {i}"), False) for i in range(1, 11)]
+    wrong += [(stdio(f"print(int(input()) ** 2 + {i})"), False) for i in range(1, 11)]
+    jobs = honest + hostile + wrong
+    assert (len(honest), len(hostile)) == (200, 40)
+    import random
+    random.Random(0).shuffle(jobs)
+    verdicts = pool.judge([job for job, _ in jobs])
+    for (job, wanted), verdict in zip(jobs, verdicts):
+        assert verdict is wanted if wanted is not None else verdict is not True, (verdict, job["program"])
+    assert clean(pool), traces(pool)
+
+
+def test_a_program_cannot_starve_its_neighbours_of_pipes(pool):
+    """The kernel bounds the pipe memory of a user, and makes small pipes beyond that."""
+    glutton = function("import fcntl, os, time\nfor _ in range(28):\n  if os.fork() == 0: break\nkept = []\n"
+                       "try:\n  while True:\n    kept.append(os.pipe())\n    try: fcntl.fcntl(kept[-1][0], 1031, 1 << 20)\n    except OSError: pass\n"
+                       "except OSError: time.sleep(1000)", limit=2)
+    results = {}
+    thread = threading.Thread(target=lambda: results.update(glutton=pool.judge_one(glutton)))
+    thread.start()
+    time.sleep(0.7)
+    verdicts = [pool.judge_one(function("def f(x): return x * x  # " + "x" * 100_000)) for _ in range(5)]
+    assert thread.is_alive()
+    thread.join()
+    assert verdicts == [True] * 5 and results["glutton"] is not True
+
+
+@pytest.mark.parametrize("value", [
+    None, True, False, 0, -1, 2 ** 200, -2 ** 70, 0.1, -0.0, float("inf"), 1e-320, 1 + 2j, "", "a\0\u20ac", "\ud800", b"", b"\xff", bytearray(b"a"),
+    [], (), set(), frozenset(), {}, [1, [2, (3, {4})]], {(1, "a"): [None], 2.5: {frozenset({1})}.pop()}, [True, 1, 1.0]], ids=repr)
+def test_plain_data_crosses_unchanged(value):
+    again = sandbox.decode(sandbox.encode(value))
+    assert again == value and repr(again) == repr(value)
+
+
+@pytest.mark.parametrize("value", [object(), len, range(3), iter([]), [object()], {1: type}, sandbox, NotImplemented, ..., memoryview(b"a")], ids=str)
+def test_objects_do_not_cross(value):
+    with pytest.raises(sandbox.Unsupported):
+        sandbox.encode(value)
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"x", b"i", b"i1:", b"i2:1", b"i1:1x", b"i-1:1", b"i1:g", b"N0", b"l2:N", b"l1:i", b"d1:N", b"S4:l0:N", b"Z3:S0:", b"s1:\xff", b"f1:x",
+    b"c1:x", b"i00000000001:1", b"l" * 1000, b"l3:" * 400, b"t1:NN", b"NN", b"d4:l0:N"])
+def test_bytes_that_are_no_plain_data(data):
+    with pytest.raises(sandbox.Gone):
+        sandbox.decode(data)
+
+
+def test_random_bytes_never_do_more_than_fail():
+    import random
+    rng, base = random.Random(0), sandbox.encode([1, "a", {2: (3.0, b"b")}, {4}, frozenset([5])])
+    for _ in range(20_000):
+        data = bytearray(base)
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(len(data))] = rng.choice(b"NTFifcsbaltSZd:0123456789abcdef\xff")
+        try:
+            sandbox.decode(bytes(data))
+        except sandbox.Gone:
+            pass
+
+
+# ------------------------------------------------------------------------------------------------- what tests can and cannot
+
+@pytest.mark.parametrize("program, tests, verdict", [
+    ("def f(x): return [x, (x,), {x}, {x: None}, b'a', 1j]", "assert f(1) == [1, (1,), {1}, {1: None}, b'a', 1j]", True),
+    ("def f(x): return [x]", "assert f(1) == (1,)", False),
+    ("def f(*a, **k): return a, k", "assert f(1, y=[2]) == ((1,), {'y': [2]})", True),
+    ("def f(x): raise ValueError(f'bad {x}')", "try:\n  f(1)\n  assert False\nexcept ValueError as e:\n  assert str(e) == 'bad 1'", True),
+    ("class E(Exception): pass\ndef f(x): raise E", "try: f(1)\nexcept Exception: pass", False),  # its class is not known to the tests
+    ("def f(x): raise SystemExit", "try: f(1)\nexcept BaseException: pass", False),
+    ("import os\ndef f(x): os._exit(0)", "try: f(1)\nexcept BaseException: pass", False),
+    ("def f(x): return x", "assert f(object()) is not None", "unsupported"),
+    ("def f(x): return x", "try: f(len)\nexcept BaseException: pass", "unsupported"),
+    ("def f(x): return object()", "try: f(1)\nexcept: pass", "unsupported"),
+    ("def f(x): x.append(1)", "a = []\nf(a)\nassert a == [1]", "unsupported"),
+    ("def f(x): return sorted(x)", "a = [2, 1]\nassert f(a) == [1, 2] and a == [2, 1]", True),
+    ("def f(x):\n  x.sort()\n  return x", "assert f([2, 1]) == [1, 2]", True),
+    ("def f(x):\n  x.clear()\n  return []", "a = [2, 1]\nassert f(a) == sorted(a)", "unsupported"),  # must not empty the tests' list
+    ("def f(x): return 1", "", True),
+    ("def f(x): return 1", "while True: pass", "timeouts"),
+    ("def f(x): return 1", "import os\nos._exit(0)", "errors"),
+    ("def f(x): return 1", "syntax error", False),
+    ("import collections\ndef f(x): return collections.Counter(x)", "assert f('aab') == {'a': 2, 'b': 1}", True),
+    ("import enum\nclass E(enum.IntEnum): A = 4\ndef f(x): return E.A", "assert f(2) == 4", True),
+    ("def f(x): return 'open'", "assert eval(f(1))", True),
+    ("def f(x): return '__import__(\"os\").system(\"touch /tmp/mark\") or __import__(\"os\").listdir(\"/\")'", "assert 'home' in eval(f(1))", False),
+])
+def test_tests(program, tests, verdict, pool):
+    assert pool.judge_one(function(program, tests)) == verdict
+    assert pool.judge_one(function("def f(x): return x * x")) is True
+
+
+def test_what_a_test_evaluates_does_not_reach_the_next_verdict(pool):
+    """Even if a test hands the program an eval in the judge, nothing of it is left for the next one."""
+    code = ("__import__('os').fork() == 0 and [__import__('os').setsid(), __import__('os').fork(), __import__('time').sleep(1000)] "
+            "or __import__('os').kill(1, 9) or __import__('os').kill(__import__('os').getppid(), 19)")
+    for _ in range(3):
+        pool.judge([function(f"def f(x): return {code!r}", "eval(f(1))")] * 4)
+        assert pool.judge([function("def f(x): return 0"), function("def f(x): return x * x")] * 4) == [False, True] * 4
+        assert clean(pool), traces(pool)
+
+
+def test_what_a_test_evaluates_changes_nothing_for_the_next_verdict(pool):
+    """No file that a later test would import, no lower limit or priority of the process that later tests come from."""
+    lines = ["open('/tmp/bisect.py', 'w').write('raise OSError')", "open('bisect.py', 'w').write('raise OSError')",
+             "__import__('resource').prlimit(1, 9, (1 << 27, 1 << 27))", "__import__('os').setpriority(0, 1, 19)", "__import__('os').sched_setaffinity(1, {0})",
+             "__import__('os').mkdir('/tmp/a')", "__import__('os').kill(1, 2)"]
+    for line in lines[:-1]:
+        caught = "try: eval(f(1))\nexcept OSError: pass\nelse: assert False, 'it worked'"
+        assert pool.judge_one(function(f"def f(x): return {line!r}", caught)) is True, line
+    honest = "import bisect, os, resource\nkept = bytearray(300_000_000)\nassert f(2) == 4 and os.getpriority(os.PRIO_PROCESS, 0) == 0"
+    for line in lines:
+        pool.judge([function(f"def f(x): return {line!r}", "eval(f(1))")] * 4)
+        assert pool.judge([function("def f(x): return x * x", honest, limit=3)] * 4) == [True] * 4
+
+
+def test_several_names_and_expressions(pool):
+    job = function("def g(x): return x\nclass Solution:\n  def h(self, x): return -x", "assert g(1) == 1 and k(1) == -1", names={"g": "g", "k": "Solution().h"})
+    assert pool.judge_one(job) is True
+    assert pool.judge_one({**job, "names": {"g": "g", "k": "Solution().missing"}}) is False
+
+
+def test_the_setup_is_not_the_program(pool):
+    """Helpers of the tests come from the data set, whatever the program calls its own."""
+    job = function("def helper(x): return 4\ndef f(x): return 0", "assert helper(f(2)) == 5", setup="def helper(x): return x + 1\ndef f(x): pass")
+    assert pool.judge_one(job) is False
+    assert pool.judge_one({**job, "program": "def f(x): return 4"}) is True
+
+
+@pytest.mark.parametrize("output, wanted, verdict", [
+    ("1 2\n3", "1  2 3\n", True), ("1 2", "1 2 3", False), ("1.0000001", "1.0", True), ("1.001", "1.0", False), ("1e6", "1000000.0", True),
+    ("1.0", "1", False), ("nan", "nan", True), ("nan", "1.5", False), ("inf", "1.5", False), ("YES", "Yes", False), ("", "", True), ("a", "", False),
+    ("1" * 60, "1.5", False), ("1_0.0", "10.0", True)])
+def test_same(output, wanted, verdict):
+    assert sandbox.same(output.encode(), wanted) is verdict
+
+
+def test_sets_have_the_same_order_in_every_run(pool):
+    """Hashes are not random: a program that depends on them has the same verdict again."""
+    words = "{'one', 'two', 'three', 'four', 'five', 'six', 'seven'}"
+    order = subprocess.run([sys.executable, "-c", f"print(list({words}))"], env={"PYTHONHASHSEED": "0"}, capture_output=True, text=True).stdout.strip()
+    assert pool.judge([function(f"def f(x): return list({words})  # {i}", f"assert f(1) == {order}") for i in range(6)]) == [True] * 6
+
+
+def test_time_limits_are_of_the_problem(pool):
+    program = "import time\ndef f(x):\n  end = time.process_time() + 0.2\n  while time.process_time() < end: pass\n  return x * x"
+    assert pool.judge([function(program, limit=4), function(program, limit=0.1)]) == [True, "timeouts"]
+    program = "import time\nwhile time.process_time() < 0.5: pass\nprint(int(input()) ** 2)"
+    assert pool.judge([stdio(program, limit=3), stdio(program, limit=0.2)]) == [True, "timeouts"]  # each input has its own time
+
+
+# ------------------------------------------------------------------------------------------------- workers and the caller
+
+def worker_code(job, seconds=100):
+    return (f"import sys, json, subprocess, time; sys.path.insert(0, {os.path.dirname(tasks.__file__)!r}); import sandbox, tasks\n"
+            f"pool = tasks.CodePool(sandbox.settle(), {seconds})\nprint('up', flush=True)\npool.judge([{job!r}])")
+
+
+def test_nothing_outlives_a_caller_that_is_killed(pool):
+    job = function(HOSTILE["fork bomb of sleepers"], limit=30)
+    parent = subprocess.Popen([sys.executable, "-c", worker_code(job)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout.readline() == "up\n"
+        deadline = time.monotonic() + 20
+        while len(below(parent.pid)) < 20 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        family = below(parent.pid)
+        assert len(family) >= 20
+        parent.kill()
+        parent.wait()
+        alive = lambda: [p for p in family if os.path.exists(f"/proc/{p}") and " Z " not in Path(f"/proc/{p}/stat").read_text()]
+        deadline = time.monotonic() + 5
+        while alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not alive()
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+
+
+def test_a_dropped_pool_takes_its_sandboxes_along():
+    pool = tasks.CodePool(sandbox.settle(), 100)
+    assert pool.judge([function("def f(x): return x * x")] * 2) == [True, True]
+    family = [p for child in pool.children.queue if child for p in [child.pid, *below(child.pid)]]
+    assert len(family) >= 3
+    del pool
+    deadline = time.monotonic() + 3
+    while any(os.path.exists(f"/proc/{p}") for p in family) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(os.path.exists(f"/proc/{p}") for p in family)
+
+
+def test_killed_workers_and_judges_cost_no_verdict(pool):
+    for victim in ("worker", "judge"):
+        for child in [c for c in pool.children.queue if c is not None]:
+            for pid in [child.pid] if victim == "worker" else below(child.pid):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        assert pool.judge([function("def f(x): return x * x"), function("def f(x): return 0")] * 4) == [True, False] * 4
+        assert clean(pool), traces(pool)
+
+
+def test_no_sandbox_is_one_sentence(monkeypatch, capfd):
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "bwrap" else which(name))
+    with pytest.raises(tasks.UserError, match="not installed.*apt install bubblewrap.*--allow-unsandboxed-code") as error:
+        sandbox.settle()
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().out == ""
+    pool = tasks.CodePool(sandbox.settle(allow_unsandboxed=True), 100)
+    assert "WARNING: no sandbox" in capfd.readouterr().out
+    assert pool.judge([function("def f(x): return x * x"), function("def f(x): return 0"), stdio(HONEST_STDIO[0]), stdio("print(0)"),
+                       function("import time\ndef f(x): time.sleep(100)"), function(attack("import os\nif os.getpid() == 1: win()"))]) == [
+        True, False, True, False, "timeouts", False]
+
+
+def test_bubblewrap_without_namespaces_is_one_sentence(monkeypatch, tmp_path):
+    (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    for path in (tmp_path, *tmp_path.parents[:3], tmp_path / "bwrap"):
+        if os.getuid() == 0 or path.owner() == os.environ.get("USER"):
+            path.chmod(0o755) if str(path) != "/tmp" else None
+    monkeypatch.setattr(shutil, "which", lambda name: str(tmp_path / "bwrap"))
+    with pytest.raises(tasks.UserError, match="No permissions to create new namespace") as error:
+        sandbox.settle()
+    assert "\n" not in str(error.value)
+
+
+def test_a_working_sandbox_is_used_although_it_need_not(capfd):
+    pool = tasks.CodePool(sandbox.settle(allow_unsandboxed=True), 100)
+    assert capfd.readouterr().out == ""
+    assert pool.judge_one(function(attack("import os\nif os.getpid() == 1: win()"))) is True
