@@ -332,6 +332,8 @@ def main(argv=None):
                 shown = {"logp": seen[b].item()} if args.mode == "sft" else {"reward": rewards[b, 0].item()}
                 run.log("samples.jsonl", step=step, prompt=problems[b].prompt, completion=policy.decode(y[b * per]), **shown)
             print(f"  {problems[b].prompt} -> {policy.decode(y[b * per])}   " + "  ".join(f"{k} {v:.3g}" for k, v in shown.items()))
+        if step == 1 and n > 1 and line["w_even"] > 0.95:
+            print("note: the weights are all alike, so this objective is that of --n 1: --target answer, a smaller --n, or --probability success tells prompts apart", flush=True)
         if step == 1 or step % 10 == 0 or step == args.steps:
             common.print_line(line, args.steps, seconds)
         if step % args.save_every == 0 or step == args.steps or run.stopping:

@@ -594,6 +594,15 @@ def test_warm_up_then_rl_and_the_sign_of_degeneration(tmp_path):
     assert read_lines(tmp_path / "b")[0]["w_even"] < 1
 
 
+def test_a_degenerate_objective_is_named(tmp_path, capsys):
+    """Sequences far less probable than 1/N all have weight 1: the step line says so, and only then."""
+    small = ["--steps", "1", "--prompts", "8", "--eval-samples", "0"]
+    cat_bon.main(["--mode", "sft", "--n", "8", "--train-problems", "8", *small, "--out", str(tmp_path / "a")])
+    assert "the weights are all alike" in capsys.readouterr().out
+    cat_passk.main(["--n", "16", *small, "--out", str(tmp_path / "b")])
+    assert "the weights are all alike" not in capsys.readouterr().out
+
+
 def test_problems_without_a_gold_completion_are_counted(tmp_path):
     data = tmp_path / "p.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"c{a},2>", "answer": str(a), "split": "train", **({"solution": f"{a}+2"} if a < 6 else {})}) + "\n"
