@@ -323,7 +323,8 @@ def main(argv=None):
     # Save and compare.
     if args.eval_samples:
         run.result["after"] = judge(test)
-        print(evaluate.table({row: run.result[row] for row in ("before", "after")}, ("pass", "max", "maj", "kl"), (1, k, 32)))
+        rows = {row: run.result[row] for row in ("before", "after")}
+        print(evaluate.table(rows, ("pass", "max", "maj", "kl"), (1, k, 32)), evaluate.table(rows, evaluate.DIVERSITY), sep="\n")
     run.finish()
     evaluate.plot_run(run.folder)
     print(f"{run.result['seconds']:.0f} s; everything is in {run.folder}/", flush=True)
