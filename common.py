@@ -57,6 +57,20 @@ def cli(main):
     return wrapped
 
 
+def seed_of(*parts):
+    """A 63-bit seed from anything printable. Every draw of a run has a seed of its own, e.g. seed_of(seed, step, i), so
+    no state of a generator has to be carried over a resume or between processes."""
+    return random.Random(" ".join(map(str, parts))).getrandbits(63)
+
+
+def set_threads(parameters):
+    """One thread for a tiny model on a CPU, where two are slower even on an idle machine; torch's default otherwise."""
+    if parameters < 5e6:
+        torch.set_num_threads(1)
+
+
+# -------------------------------------------------------------------------------------------------- several processes
+
 # Several processes, started by torchrun or accelerate launch (one process is a group of one and takes the same path). They
 # hold the same adapter and the same batch. Each samples, verifies and updates with its own prompts, b % WORLD == RANK; sums
 # over the processes put the shares together. The first writes the run folder.
@@ -118,18 +132,6 @@ def rewards(task, problems, completions):
             torch.distributed.all_gather_object(new, task.counts - before)
         task.counts = sum(new, before)
     return total(found).tolist()
-
-
-def seed_of(*parts):
-    """A 63-bit seed from anything printable. Every draw of a run has a seed of its own, e.g. seed_of(seed, step, i), so
-    no state of a generator has to be carried over a resume or between processes."""
-    return random.Random(" ".join(map(str, parts))).getrandbits(63)
-
-
-def set_threads(parameters):
-    """One thread for a tiny model on a CPU, where two are slower even on an idle machine; torch's default otherwise."""
-    if parameters < 5e6:
-        torch.set_num_threads(1)
 
 
 # --------------------------------------------------------------------------------------------------------- the policy
