@@ -73,7 +73,6 @@ if __name__ == "__main__":
 
 import json
 import math
-import os
 import time
 from math import comb
 
@@ -239,10 +238,10 @@ def main(argv=None):
         return evaluate.evaluate(policy, task, problems, args.eval_samples, ks, T, args.seed, max_new_tokens, kl=True)[0]
 
     if args.mode == "sft":  # found once, by the policy that training starts from
-        if not os.path.exists(run.path("targets.json")):
-            common.write_atomic(run.path("targets.json"), json.dumps(find_targets(policy, task, train, M, T, max_new_tokens, args.seed)))
-        with open(run.path("targets.json")) as file:
-            golds = json.load(file)
+        golds = common.on_first(lambda: run.read("targets.json"))
+        if golds is None:
+            golds = find_targets(policy, task, train, M, T, max_new_tokens, args.seed)
+            common.write_atomic(run.path("targets.json"), json.dumps(golds))
 
     if args.eval_samples and "before" not in run.result:
         run.result["before"] = judge(test)
@@ -328,9 +327,10 @@ def main(argv=None):
             print("note: the weights are all alike, so this objective is that of --n 1: the targets are too improbable for this --n to tell them apart", flush=True)
         if step == 1 or step % 10 == 0 or step == args.steps:
             common.print_line(line, args.steps, seconds)
-        if step % args.save_every == 0 or step == args.steps or run.stopping:
+        stopping = run.stopping
+        if step % args.save_every == 0 or step == args.steps or stopping:
             run.save(policy, optimizer)
-        if run.stopping and step < args.steps:
+        if stopping and step < args.steps:
             print(f"stopped after step {step}; continue with --out {run.folder} --resume", flush=True)
             raise SystemExit(130)
 

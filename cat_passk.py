@@ -336,9 +336,10 @@ def main(argv=None):
             print("note: the weights are all alike, so this objective is that of --n 1: --target answer, a smaller --n, or --probability success tells prompts apart", flush=True)
         if step == 1 or step % 10 == 0 or step == args.steps:
             common.print_line(line, args.steps, seconds)
-        if step % args.save_every == 0 or step == args.steps or run.stopping:
+        stopping = run.stopping
+        if step % args.save_every == 0 or step == args.steps or stopping:
             run.save(policy, optimizer)
-        if run.stopping and step < args.steps:
+        if stopping and step < args.steps:
             print(f"stopped after step {step}; continue with --out {run.folder} --resume", flush=True)
             raise SystemExit(130)
 

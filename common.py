@@ -80,6 +80,8 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 def join():
     """Meet the other processes, if there are any. Only the first one prints."""
     if WORLD > 1 and not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         with lost():
             torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         if RANK:
@@ -93,7 +95,7 @@ def lost():
         yield
     except RuntimeError as error:
         raise UserError("lost the other processes of this run, one of which has ended or cannot be reached: see its own "
-                        "message; the last checkpoint is intact, continue with --resume") from error
+                        "message; a training run goes on from its last checkpoint with --resume") from error
 
 
 def total(x):
@@ -114,6 +116,20 @@ def from_first(x):
             torch.distributed.broadcast_object_list(box)
         x = box[0]
     return x
+
+
+def on_first(call):
+    """What call() returns on the first process, on all of them. If it raises UserError there, all end, and one says why."""
+    result, error = None, None
+    if not RANK:
+        try:
+            result = call()
+        except UserError as raised:
+            error = raised
+    result, failed = from_first((result, error is not None))
+    if failed:
+        raise SystemExit(2) if RANK else error
+    return result
 
 
 def own(rows, prompt):
@@ -206,7 +222,8 @@ class Policy:
     def fast(self):
         """Whether this model gives the same log-probabilities when the adapter is folded into the weights and several samples
         share a row under a 4-D mask: tried once, on two samples of one short prompt, so any architecture may say no."""
-        if not self.small:
+        configs = self.model.peft_config.values()
+        if not self.small or any(c.peft_type != "LORA" or c.use_dora or c.lora_bias for c in configs):  # more than W + s B A
             return False
         vocabulary = self.lm.config.get_text_config().vocab_size
         x, y = [[1 % vocabulary, 2 % vocabulary]] * 2, [[i % vocabulary for i in (3, 4, 5)], [i % vocabulary for i in (5, 3)]]
@@ -229,24 +246,20 @@ class Policy:
 def folded(policy):
     """Inside, each linear layer is one product with W + s B A (the active adapter folded into a copy of its weight) instead of
     three. Gradients reach A and B through the copy. The base is never written: merging in place and back is not exact."""
-    plain = []
-    for parent, name, layer in policy.layers:
-        base, active = layer.base_layer, [] if layer.disable_adapters else layer.active_adapters
-        plain.append(base.weight)
-        setattr(parent, name, base)
-        if active:
-            weight = base.weight + sum(layer.get_delta_weight(adapter) for adapter in active)
-            del base.weight  # a parameter's place takes no tensor that has a history
-            base.weight = weight
+    plain = [layer.base_layer.weight for _, _, layer in policy.layers]
+    weights = [base + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters if not layer.disable_adapters)
+               for base, (_, _, layer) in zip(plain, policy.layers)]
     try:
+        for (parent, name, layer), weight in zip(policy.layers, weights):
+            setattr(parent, name, layer.base_layer)
+            del layer.base_layer.weight  # a parameter's place takes no tensor that has a history
+            layer.base_layer.weight = weight
         yield
     finally:
-        for (parent, name, layer), weight in zip(policy.layers, plain):
-            base = layer.base_layer
+        for (parent, name, layer), base in zip(policy.layers, plain):
             setattr(parent, name, layer)
-            if base.weight is not weight:
-                del base.weight
-                base.weight = weight
+            del layer.base_layer.weight
+            layer.base_layer.weight = base
 
 
 def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **options):
@@ -586,7 +599,7 @@ def score_rows(policy, prompts, completions, packs, temperature, max_tokens, log
         ys = [completions[i] for pack in rows for i in pack]
         place = torch.tensor([row * g + slot for row, pack in enumerate(rows) for slot in range(len(pack))])  # [r] of p g slots
         own = torch.arange(width) < torch.tensor([len(y) for y in ys])[:, None]  # [r, T]
-        tokens = torch.tensor([y + [0] * (width - len(y)) for y in ys])  # [r, T]
+        tokens = torch.tensor([y + [0] * (width - len(y)) for y in ys], dtype=torch.long)  # [r, T]
         slots, real = (torch.zeros(len(rows) * g, width, dtype=torch.long).index_put((place,), x.long()).view(len(rows), -1)
                        for x in (tokens, own))  # [p, g T]
         position = mask.cumsum(-1).sub(1).clamp_min(0)  # [p, L]
@@ -808,8 +821,10 @@ def write_atomic(path, text):
 
 def new_folder(folder, label):
     """Create the folder, or runs/<label>-<number> if it is None, and see that it can be written.  Raises UserError."""
-    if RANK:
-        return from_first(None)
+    return on_first(lambda: make_folder(folder, label))
+
+
+def make_folder(folder, label):
     number = 1
     while folder is None:
         try:
@@ -827,7 +842,7 @@ def new_folder(folder, label):
         os.remove(os.path.join(folder, "writable"))
     except OSError as error:
         raise UserError(f"cannot write to --out {folder}: {error.strerror}") from error
-    return from_first(folder)
+    return folder
 
 
 class Run:
@@ -859,17 +874,20 @@ class Run:
     def path(self, name):
         return os.path.join(self.folder, name)
 
+    def read(self, name):
+        """A JSON file of the folder, or None if there is none that can be read."""
+        try:
+            with open(self.path(name)) as file:
+                return json.load(file)
+        except (OSError, ValueError):
+            return None
+
     def read_args(self, args, parser, argv):
         if not args.out:
             raise UserError("--resume needs --out DIR, the run folder to continue")
-        try:
-            flags = None
-            if not RANK:
-                with open(self.path("args.json")) as file:
-                    flags = json.load(file)["flags"]
-            flags = from_first(flags)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"--resume: {self.folder} has no readable args.json, so it is no run folder") from error
+        flags = on_first(lambda: (self.read("args.json") or {}).get("flags"))
+        if flags is None:
+            raise UserError(f"--resume: {self.folder} has no readable args.json, so it is no run folder")
         for action in parser._actions:  # the flags given on this command line: defaults suppressed, what is left was given
             action.default = argparse.SUPPRESS
         given = vars(parser.parse_args(argv))
@@ -962,9 +980,9 @@ def clip_gradient(policy, max_norm):
     Raises UserError if it is not finite, before it can reach the adapter."""
     if WORLD > 1:
         parameters = policy.parameters()
-        flat = total(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]))
+        flat = total(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in parameters]))
         for p, grad in zip(parameters, flat.split([p.numel() for p in parameters])):
-            p.grad = grad.view_as(p)
+            p.grad = grad.view_as(p).to(p.dtype)
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm or math.inf).item()
     if not math.isfinite(norm):
         raise UserError("the gradient is not finite: lower --lr or --max-grad-norm; the last checkpoint is intact")

@@ -285,7 +285,7 @@ def main(argv=None):
                 size = len(range(part, B, args.minibatches))  # prompts of this minibatch
                 kept = A.nonzero()[:, 0]
                 kept = kept[kept // n % args.minibatches == part]
-                mine = common.own(kept, kept // n)
+                mine = common.own(kept, kept // n // args.minibatches)
                 optimizer.zero_grad()
                 for index, logps, mask in common.score(policy, [prompts[j // n] for j in mine], [y[j] for j in mine], T):
                     j = mine[index]  # [r]
@@ -314,9 +314,10 @@ def main(argv=None):
                 print(f"  {problems[b].prompt} -> {texts[b * n]}   reward {rewards[b, 0]:g}")
         if step == 1 or step % 10 == 0 or step == args.steps:
             common.print_line(line, args.steps, seconds)
-        if step % args.save_every == 0 or step == args.steps or run.stopping:
+        stopping = run.stopping
+        if step % args.save_every == 0 or step == args.steps or stopping:
             run.save(policy, optimizer)
-        if run.stopping and step < args.steps:
+        if stopping and step < args.steps:
             print(f"stopped after step {step}; continue with --out {run.folder} --resume", flush=True)
             raise SystemExit(130)
 

@@ -462,7 +462,7 @@ class VerifierPool:
     start_limit = 60  # seconds for a child to import math-verify, however busy the machine
 
     def __init__(self, limit=3.0, size=None):
-        self.limit, self.size = limit, size or min(8, os.cpu_count() or 1)
+        self.limit, self.size = limit, size or max(1, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
         self.children = queue.LifoQueue()  # the idle ones; None stands for one that is to be started
         for _ in range(self.size):
             self.children.put(None)

@@ -226,6 +226,34 @@ def test_a_model_that_ignores_the_mask_is_not_packed(folder_of, monkeypatch):
     assert policy.small and not policy.fast
 
 
+def test_only_plain_lora_is_folded(tmp_path):
+    """Adapters that are more than W + s B A, or none of LoRA's kind, take the plain path and keep all their layers."""
+    for name, value in (("use_dora", True), ("lora_bias", True)):
+        policy = common.load_policy("tiny")
+        setattr(policy.model.peft_config["default"], name, value)
+        assert policy.small and not policy.fast
+    import peft
+    lm, *_ = common.load_base("tiny")
+    peft.get_peft_model(lm, peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])).save_pretrained(tmp_path)
+    policy = common.load_policy("tiny", adapter=str(tmp_path))
+    layers = len(policy.parameters())
+    assert not policy.fast and len(policy.parameters()) == layers == 4
+    assert all(getattr(parent, name) is layer for parent, name, layer in policy.layers)
+
+
+def test_folding_that_fails_leaves_the_model_as_it_was(monkeypatch):
+    policy = shaken(common.load_policy("tiny"))
+    weights = [layer.base_layer.weight for _, _, layer in policy.layers]
+    last = policy.layers[-1][2]
+    monkeypatch.setattr(last, "get_delta_weight", lambda adapter: 1 / 0)
+    with pytest.raises(ZeroDivisionError), common.folded(policy):
+        pass
+    monkeypatch.undo()
+    with pytest.raises(KeyError), common.folded(policy):
+        raise KeyError
+    assert all(getattr(parent, name) is layer and layer.base_layer.weight is w for (parent, name, layer), w in zip(policy.layers, weights))
+
+
 def test_rollouts_leave_the_base_untouched():
     """Not one bit of one base tensor after a hundred rollouts and updates, and the layers are where they were."""
     policy = shaken(common.load_policy("tiny"))

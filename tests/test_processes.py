@@ -18,7 +18,7 @@ import common
 HERE = os.path.dirname(os.path.abspath(__file__))
 SMALL = ["--steps", "2", "--prompts", "5", "--eval-samples", "4", "--eval-problems", "12"]
 RUNS = {
-    "ppo": ("ppo_passk", [*SMALL, "--kl-coef", "0.1", "--minibatches", "2"]),
+    "ppo": ("ppo_passk", [*SMALL, "--kl-coef", "0.1", "--minibatches", "3"]),
     "sft": ("bon_sft", [*SMALL, "--n", "4", "--scores", "verifier", "--verifier", "VERIFIER"]),
     "v": ("bon_rl", [*SMALL, "--variant", "v", "--verifier", "VERIFIER"]),
     "cat-sft": ("cat_passk", SMALL),
@@ -33,7 +33,7 @@ FIT = ["--fit-verifier", "--fit-problems", "40", "--fit-samples", "4", "--fit-ep
 
 def jobs(folder):
     verifier = os.path.join(folder, "verifier")
-    return [("bon_rl", [*FIT, "--out", verifier]),
+    return [("bon_rl", [*FIT, "--out", verifier]), ("bon_rl", [*FIT, "--bits", "16", "--out", verifier + "-16"]),
             *((script, [verifier if a == "VERIFIER" else a for a in argv] + ["--out", os.path.join(folder, name)])
               for name, (script, argv) in RUNS.items()),
             ("evaluate", ["tiny", os.path.join(folder, "ppo"), "--samples", "4", "--k", "1,4", "--problems", "12",
