@@ -187,17 +187,23 @@ def test_fast_path_equals_plain(folder_of, kind, fast):
     gradients of plain peft, one completion to a row."""
     policy = shaken(common.load_policy(folder_of(kind), bits=32))
     assert policy.small and (fast is None or policy.fast is fast)
-    prompts = [policy.encode(p) for p in PROMPTS]
-    drawn = common.sample(policy, prompts, 8, seeds=range(5), max_new_tokens=10).lists()
-    rows = [(b, i) for b in range(5) for i in range(8) if (3 * b + i) % 4]  # not every completion of every prompt
+    prompts = [policy.encode(p) for p in PROMPTS * 5]  # enough for the products that become convolutions
+    drawn = common.sample(policy, prompts, 8, seeds=range(25), max_new_tokens=10).lists()
+    rows = [(b, i) for b in range(25) for i in range(8) if (3 * b + i) % 4]  # not every completion of every prompt
     args = [prompts[b] for b, _ in rows], [drawn[b][i] for b, i in rows], torch.randn(len(rows), generator=torch.Generator().manual_seed(0))
     found, grads = gradient(policy, *args)
     few, grads_few = gradient(policy, *args, max_tokens=64)
-    policy.fast = False
+    fast, policy.fast = policy.fast, False
     plain, wanted = gradient(policy, *args)
     assert found == pytest.approx(plain, rel=1e-4) and few == pytest.approx(plain, rel=1e-4)
+    tolerance = 1e-3 if kind == "opt" else 1e-4  # a rounding may switch one of OPT's ReLUs
     for g in (grads, grads_few):
-        assert (g - wanted).norm() <= 1e-4 * wanted.norm()
+        assert (g - wanted).norm() <= tolerance * wanted.norm()
+    policy.model.double()
+    plain, wanted = gradient(policy, *args)
+    policy.fast = fast
+    found, grads = gradient(policy, *args)
+    assert found == pytest.approx(plain, rel=1e-6) and (grads - wanted).norm() <= 1e-6 * wanted.norm()
 
 
 def test_reference_is_folded_too(tmp_path):
@@ -243,7 +249,6 @@ def test_only_plain_lora_is_folded(tmp_path):
 
 def test_folding_that_fails_leaves_the_model_as_it_was(monkeypatch):
     policy = shaken(common.load_policy("tiny"))
-    weights = [layer.base_layer.weight for _, _, layer in policy.layers]
     last = policy.layers[-1][2]
     monkeypatch.setattr(last, "get_delta_weight", lambda adapter: 1 / 0)
     with pytest.raises(ZeroDivisionError), common.folded(policy):
@@ -251,7 +256,7 @@ def test_folding_that_fails_leaves_the_model_as_it_was(monkeypatch):
     monkeypatch.undo()
     with pytest.raises(KeyError), common.folded(policy):
         raise KeyError
-    assert all(getattr(parent, name) is layer and layer.base_layer.weight is w for (parent, name, layer), w in zip(policy.layers, weights))
+    assert all(getattr(parent, name) is layer for parent, name, layer in policy.layers)
 
 
 def test_rollouts_leave_the_base_untouched():
