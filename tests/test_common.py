@@ -199,11 +199,13 @@ def test_fast_path_equals_plain(folder_of, kind, fast):
     tolerance = 1e-3 if kind == "opt" else 1e-4  # a rounding may switch one of OPT's ReLUs
     for g in (grads, grads_few):
         assert (g - wanted).norm() <= tolerance * wanted.norm()
+    if kind == "gemma2":  # transformers' own forward is NaN in float64
+        return
     policy.model.double()
     plain, wanted = gradient(policy, *args)
     policy.fast = fast
     found, grads = gradient(policy, *args)
-    assert found == pytest.approx(plain, rel=1e-6) and (grads - wanted).norm() <= 1e-6 * wanted.norm()
+    assert found == pytest.approx(plain, rel=1e-5) and (grads - wanted).norm() <= 1e-5 * wanted.norm()  # norms stay in float32
 
 
 def test_reference_is_folded_too(tmp_path):
