@@ -140,14 +140,16 @@ def own(rows, prompt):
 def rewards(task, problems, completions):
     """task.rewards, each process verifying its share; what went wrong anywhere is added to task.counts everywhere."""
     share = slice(len(completions) * RANK // WORLD, len(completions) * (RANK + 1) // WORLD)
-    before, found = Counter(task.counts), torch.zeros(len(completions), dtype=torch.float64)
-    found[share] = torch.tensor(task.rewards(problems[share], completions[share]), dtype=torch.float64)
-    if WORLD > 1:
+    before, found = Counter(task.counts), torch.zeros(len(completions) + 1, dtype=torch.float64)
+    found[:-1][share] = torch.tensor(task.rewards(problems[share], completions[share]), dtype=torch.float64)
+    found[-1] = (task.counts - before).total()
+    *found, went_wrong = total(found).tolist()
+    if WORLD > 1 and went_wrong:
         new = [None] * WORLD
         with lost():
             torch.distributed.all_gather_object(new, task.counts - before)
         task.counts = sum(new, before)
-    return total(found).tolist()
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------- the policy
@@ -457,7 +459,10 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
             with folded(policy) if policy.fast else nullcontext():
                 decode_chunk(policy, [prompts[b] for b in chosen], u[:, some:some + share].unflatten(1, (-1, g)).to(policy.device),
                              temperature, tokens, logps, lengths, entropies, rows[:, some:some + share].reshape(-1, g).to(policy.device))
-    tokens, logps, lengths, entropies = map(total, (tokens, logps, lengths, entropies))
+    if WORLD > 1:  # in one message; float64 holds them all exactly
+        every = total(torch.cat([tokens.double(), logps.double(), entropies.double(), lengths[:, None].double()], 1))
+        tokens, logps, entropies, lengths = every.split([max_new_tokens] * 3 + [1], 1)
+        tokens, logps, entropies, lengths = tokens.long(), logps.float(), entropies.float(), lengths[:, 0].long()
     longest, shape = int(lengths.max()), (len(prompts), k)
     return Samples(tokens[:, :longest].unflatten(0, shape), logps[:, :longest].unflatten(0, shape), lengths.view(shape),
                    entropies[:, :longest].unflatten(0, shape))
