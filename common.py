@@ -254,7 +254,7 @@ class Product(torch.nn.Module):
         self.bias = base.bias
 
     def forward(self, x):
-        if x.dim() == 3 and len(x) >= 16 and x.numel() >= 2 ** 15:
+        if x.dim() == 3 and len(x) >= 16 and x.shape[1] >= 8 and x.numel() >= 2 ** 15:
             # A convolution of size 1 goes to oneDNN, a linear layer to MKL, which is up to half as fast on AMD.
             y = F.conv2d(x.unsqueeze(2).permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias)  # [rows, out, tokens, 1]
             return y.permute(0, 2, 3, 1).squeeze(2)
