@@ -867,7 +867,8 @@ class Run:
 
     `--resume` takes every flag from args.json (a flag given again must agree), cuts what was logged after the last
     checkpoint, and goes on from it. Nothing random is stored: every draw has its own seed (seed_of).
-    Of several processes the first one reads and writes.  Ctrl-C or SIGTERM sets `stopping`; the loop then saves after the current step. A second Ctrl-C leaves at once.
+    Ctrl-C or SIGTERM sets `stopping`; the loop then saves after the current step. A second Ctrl-C leaves at once.
+    Of several processes the first one reads and writes.
     """
 
     def __init__(self, args, parser, argv):
@@ -887,7 +888,6 @@ class Run:
         if not self.resumed:
             self.folder = self.args.out = new_folder(self.args.out, f"{script}-{label}")
 
-
     def path(self, name):
         return os.path.join(self.folder, name)
 
@@ -902,8 +902,9 @@ class Run:
     def read_args(self, args, parser, argv):
         if not args.out:
             raise UserError("--resume needs --out DIR, the run folder to continue")
-        flags = on_first(lambda: (self.read("args.json") or {}).get("flags"))
-        if flags is None:
+        found = on_first(lambda: self.read("args.json"))
+        flags = found.get("flags") if isinstance(found, dict) else None
+        if not isinstance(flags, dict):
             raise UserError(f"--resume: {self.folder} has no readable args.json, so it is no run folder")
         for action in parser._actions:  # the flags given on this command line: defaults suppressed, what is left was given
             action.default = argparse.SUPPRESS
@@ -993,8 +994,8 @@ def batch_of(problems, size, step, seed):
 
 
 def clip_gradient(policy, max_norm):
-    """Sum the gradient of a policy's (or verifier's) adapter over the processes and clip its norm (max_norm 0: leave it), in place -> its norm before.
-    Raises UserError if it is not finite, before it can reach the adapter."""
+    """Sum the gradient of a policy's (or verifier's) adapter over the processes, and clip its norm (max_norm 0: leave it), in
+    place -> its norm before.  Raises UserError if it is not finite, before it can reach the adapter."""
     if WORLD > 1:
         parameters = policy.parameters()
         flat = total(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in parameters]))
