@@ -10,7 +10,9 @@ Three kinds of process, all of this file; between them go frames of plain data (
 
 The judge is warm because starting Python is most of the price of a verdict. It is in a sandbox too, although tests come from
 the data set: a test may `eval` what it gets, and people's data sets are other people's code. A program sees the arguments it
-is called with, or its standard input, and no expected value. Its exit code and its claims decide nothing.
+is called with, or its standard input, and no expected value. Its claims decide nothing. A function that changes its arguments
+changes those of the test, as if they were one process; a test that looks at them afterwards sees what the program made of
+them. A program that reads standard input has to end by itself, with exit code 0, like in a contest.
 
 Not guaranteed: protection from bugs of the kernel, or from side channels (timing, load). Standard library only.
 """
@@ -20,8 +22,10 @@ import sys
 NOBODY = 65534
 MEMORY, TOGETHER = 1 << 30, 2 << 30  # bytes of address space of one process; resident bytes of all in a sandbox
 PROCESSES, FILE, DISK = 32, 16 << 20, 64 << 20  # processes and threads; bytes of one file; bytes of all files
+INODES = 10_000  # files, folders and links: what they cost the kernel no limit of bytes sees
 FRAME = 16 << 20  # longest frame in bytes
-START_LIMIT = 60  # seconds for a sandbox to start, however busy the machine; not counted as the program's
+START_LIMIT = 60  # seconds for a worker or a judge to start, however busy the machine; not counted as the program's
+WHOLE = lambda limit: 10 * limit + 30  # seconds that one verdict may take in all, whatever the number of its inputs
 
 
 # ------------------------------------------------------------------------------------------------------------ plain data
@@ -34,54 +38,83 @@ class Gone(BaseException):
     """The other side has ended, or sent what is no frame."""
 
 
-def encode(value, depth=0):
-    """Plain data -> bytes. Subclasses travel as the plain type they extend.  Raises Unsupported for anything else."""
-    if depth > 100:
-        raise Unsupported
-    if value is None or value is True or value is False:
-        return {None: b"N", True: b"T", False: b"F"}[value]
-    if isinstance(value, int):
-        body = b"i" + format(int.__index__(value), "x").encode()  # hexadecimal takes linear time
-    elif isinstance(value, float):
-        body = b"f" + float.hex(value).encode()
-    elif isinstance(value, complex):
-        body = b"c" + f"{float.hex(value.real)} {float.hex(value.imag)}".encode()
-    elif isinstance(value, str):
-        body = b"s" + str.encode(value, "utf-8", "surrogatepass")
-    elif isinstance(value, (bytes, bytearray)):
-        body = (b"b" if isinstance(value, bytes) else b"a") + bytes(value)
-    else:
-        for tag, kind in ((b"l", list), (b"t", tuple), (b"S", set), (b"Z", frozenset), (b"d", dict)):
-            if isinstance(value, kind):
-                items = [x for pair in dict.items(value) for x in pair] if kind is dict else list(kind.__iter__(value))
-                body = tag + b"".join([encode(x, depth + 1) for x in items])
-                break
-        else:
+MUTABLE = (list, dict, set, bytearray)
+
+
+def encode(value, objects=None):
+    """Plain data -> bytes. Subclasses travel as the plain type they extend. `objects` are the mutable containers that both sides
+    know: one of them, or one that comes a second time, travels as its number, and new ones are appended.
+    Raises Unsupported for anything else."""
+    objects = [] if objects is None else objects
+    numbers = {id(known): number for number, known in enumerate(objects)}
+
+    def write(value, depth):
+        if depth > 100:
             raise Unsupported
-    return b"%s%x:%s" % (body[:1], len(body) - 1, body[1:])
+        if value is None or value is True or value is False:
+            return {None: b"N0:", True: b"T0:", False: b"F0:"}[value]
+        if isinstance(value, MUTABLE):
+            if id(value) in numbers:
+                body = b"r%x" % numbers[id(value)]
+                return b"%s%x:%s" % (body[:1], len(body) - 1, body[1:])
+            numbers[id(value)] = len(objects)
+            objects.append(value)
+        if isinstance(value, int):
+            body = b"i" + format(int.__index__(value), "x").encode()  # hexadecimal takes linear time
+        elif isinstance(value, float):
+            body = b"f" + float.hex(value).encode()
+        elif isinstance(value, complex):
+            body = b"c" + f"{float.hex(value.real)} {float.hex(value.imag)}".encode()
+        elif isinstance(value, str):
+            body = b"s" + str.encode(value, "utf-8", "surrogatepass")
+        elif isinstance(value, (bytes, bytearray)):
+            body = (b"b" if isinstance(value, bytes) else b"a") + bytes(value)
+        else:
+            for tag, kind in ((b"l", list), (b"t", tuple), (b"S", set), (b"Z", frozenset), (b"d", dict)):
+                if isinstance(value, kind):
+                    items = [x for pair in dict.items(value) for x in pair] if kind is dict else list(kind.__iter__(value))
+                    body = tag + b"".join([write(x, depth + 1) for x in items])
+                    break
+            else:
+                raise Unsupported
+        return b"%s%x:%s" % (body[:1], len(body) - 1, body[1:])
+    return write(value, 0)
 
 
-def decode(data):
-    """The value of bytes that may come from anybody.  Raises Gone if they are not what `encode` makes."""
+def decode(data, objects=None):
+    """The value of bytes that may come from anybody; `objects` as in `encode`.  Raises Gone if they are not what that makes."""
+    objects = [] if objects is None else objects
+
     def read(at, end, depth):  # -> value, where it ends
-        tag, at = data[at:at + 1], at + 1
-        if tag in (b"N", b"T", b"F"):
-            return {b"N": None, b"T": True, b"F": False}[tag], at
-        colon = data.index(b":", at, at + 9)
-        stop = colon + 1 + int(data[at:colon], 16)
-        if stop > end or stop <= colon or depth > 101:
+        tag, colon = data[at:at + 1], data.index(b":", at + 1, at + 10)
+        at, stop = colon + 1, colon + 1 + int(data[at + 1:colon], 16)
+        if stop > end or stop < at or depth > 101:
             raise ValueError
         if tag in (b"l", b"t", b"S", b"Z", b"d"):
-            items, at = [], colon + 1
+            value = {b"l": list, b"S": set, b"d": dict}.get(tag, list)()
+            if tag in (b"l", b"S", b"d"):
+                objects.append(value)  # before what it holds, which may refer to it
+            items = value if tag == b"l" else []
             while at < stop:
                 item, at = read(at, stop, depth + 1)
                 items.append(item)
-            return {b"l": list, b"t": tuple, b"S": set, b"Z": frozenset,
-                    b"d": lambda items: dict(zip(items[::2], items[1::2], strict=True))}[tag](items), stop
-        body = data[colon + 1:stop]
-        return {b"i": lambda b: int(b, 16), b"f": lambda b: float.fromhex(b.decode()), b"b": bytes, b"a": bytearray,
-                b"c": lambda b: complex(*map(float.fromhex, b.decode().split())),
-                b"s": lambda b: b.decode("utf-8", "surrogatepass")}[tag](body), stop
+            if tag == b"d":
+                value.update(zip(items[::2], items[1::2], strict=True))
+            elif tag == b"S":
+                value.update(items)
+            elif tag != b"l":
+                value = (tuple if tag == b"t" else frozenset)(items)
+            return value, stop
+        body = data[at:stop]
+        if tag == b"r":
+            return objects[int(body, 16)], stop
+        value = {b"i": lambda b: int(b, 16), b"f": lambda b: float.fromhex(b.decode()), b"b": bytes, b"a": bytearray,
+                 b"c": lambda b: complex(*map(float.fromhex, b.decode().split())),
+                 b"s": lambda b: b.decode("utf-8", "surrogatepass"),
+                 b"N": lambda b: None, b"T": lambda b: True, b"F": lambda b: False}[tag](body)
+        if tag == b"a":
+            objects.append(value)
+        return value, stop
     try:
         value, end = read(0, len(data), 0)
         if end == len(data):
@@ -189,17 +222,20 @@ def candidate():
         return send(sink, encode("failed"))
     send(sink, encode("loaded"))
     while True:
+        objects = []  # the containers that came with the call
         asked = receive(source)
-        name, args, kwargs = decode(asked)
-        before = encode([args, kwargs])
+        name, args, kwargs = decode(asked, objects)
         try:
-            value = functions[name](*args, **kwargs)
-            reply = encode(["value", value, encode([args, kwargs]) != before])
+            try:
+                answer = ["value", functions[name](*args, **kwargs)]
+            except Unsupported:
+                raise
+            except BaseException as error:
+                answer = ["error", type(error).__name__, str(error)[:1000]]
+            changed = encode([name, args, kwargs]) != asked
+            send(sink, encode([*answer, [x.copy() for x in objects[1:]] if changed else None], objects))
         except Unsupported:
-            reply = encode(["unsupported"])
-        except BaseException as error:
-            reply = encode(["error", type(error).__name__, str(error)[:1000]])
-        send(sink, reply)
+            send(sink, encode(["unsupported"]))
 
 
 def serve_stdio(source, sink, program, cpu):
@@ -211,20 +247,20 @@ def serve_stdio(source, sink, program, cpu):
             file.write(data)
         pid = os.fork()
         if pid == 0:
-            os.close(source)
-            os.close(sink)
+            os.closerange(3, 64)
             for fd, name, flags in ((0, "stdin", os.O_RDONLY), (1, "stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
                 os.dup2(os.open(name, flags, 0o600), fd)
             limit(cpu)
             sys.argv = ["program.py"]
             load(program, "__main__")
             return  # like any program: non-daemon threads are waited for and buffers flushed
-        os.waitpid(pid, 0)
+        status = os.waitpid(pid, 0)[1]
         sweep()
         with open("stdout", "rb") as file:
-            data = file.read(FRAME)
+            data = file.read(FRAME - 100)
         os.remove("stdout")
-        send(sink, data)
+        # This process is not the program's: what it says of its end is true.
+        send(sink, encode(["killed" if os.WIFSIGNALED(status) else "failed" if status else "done", data]))
 
 
 def judge():
@@ -253,34 +289,47 @@ def judge():
         sweep()
 
 
+def replace(mine, new):
+    """Give a container of the test the contents that the program left in it.  Raises ValueError if they are of another kind."""
+    if not any(isinstance(mine, kind) and type(new) is kind for kind in MUTABLE):
+        raise ValueError
+    if isinstance(mine, (list, bytearray)):
+        mine[:] = new
+    else:
+        mine.clear()
+        mine.update(new)
+
+
 def run_tests(setup, tests, names, cpu, sink, source):
     """Verdict of the tests on the program behind the pipes: b"1", b"0" or b"u" (unsupported)."""
     import builtins
-    flags = {"mutated": False, "gone": False, "unsupported": False}
+    flags = {"gone": False, "unsupported": False}
     limit(cpu + 5)
 
     def proxy(name):
         def call(*args, **kwargs):
+            kind, objects = None, []
             try:
-                send(sink, encode([name, list(args), kwargs]))
-                reply = decode(receive(source))
-                kind = reply[0]
-                if kind == "value":
-                    flags["mutated"] |= reply[2] is True
+                send(sink, encode([name, list(args), kwargs], objects))
+                known = objects[1:]  # the arguments' containers; the first is the message
+                reply = decode(receive(source), objects)
+                if reply[0] == "unsupported":
+                    raise Unsupported
+                if reply[-1] is not None:
+                    for mine, new in zip(known, reply[-1], strict=True):
+                        replace(mine, new)
+                if reply[0] == "value":
                     return reply[1]
-                if kind == "error":
-                    kind, text = getattr(builtins, reply[1], None), str(reply[2])
-                else:
-                    flags["unsupported"] = True
+                kind, text = getattr(builtins, reply[1], None), str(reply[2])
             except Unsupported:
                 flags["unsupported"] = True
+                raise
             except Exception:  # a reply that is plain data but no reply
-                kind = None
+                pass
             except Gone:
-                kind = None
-            if flags["unsupported"]:
-                raise Unsupported
-            if not (isinstance(kind, type) and issubclass(kind, Exception)):
+                pass
+            # To a loop of the test an end of iteration would be the end of its cases, and no failure.
+            if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, (StopIteration, StopAsyncIteration)):
                 flags["gone"] = True
                 raise Gone
             try:
@@ -299,8 +348,7 @@ def run_tests(setup, tests, names, cpu, sink, source):
         passed = not flags["gone"]
     except BaseException:
         passed = False
-    # A program that changed its arguments may have done so for a test that looks at them, which it cannot see here.
-    return b"u" if flags["unsupported"] or flags["mutated"] and not passed else b"01"[passed:passed + 1]
+    return b"u" if flags["unsupported"] else b"01"[passed:passed + 1]
 
 
 # -------- the worker ----------------------------------------------------------------------------------------------------
@@ -316,50 +364,75 @@ DENIED = {  # system calls -> numbers on x86_64, and on aarch64 and riscv64 (whi
     "setpriority": (141, 140), "sched_setaffinity": (203, 122), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
     "sched_setattr": (314, 274), "ioprio_set": (251, 30), "migrate_pages": (256, 238), "move_pages": (279, 239),
     "process_madvise": (440, 440), "process_mrelease": (448, 448), "kexec_load": (246, 104),
-    "init_module": (175, 105), "finit_module": (313, 273)}
-MACHINES = {"x86_64": (0xC000003E, 0, 56, 302), "aarch64": (0xC00000B7, 1, 220, 261),  # arch, table, clone, prlimit64
-            "riscv64": (0xC00000F3, 1, 220, 261)}
+    "init_module": (175, 105), "finit_module": (313, 273),
+    # memory of the kernel that no limit counts: attributes of files, locks, rules, requests, pages that only a pipe holds
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463), "flock": (73, 32),
+    "io_setup": (206, 0), "inotify_init1": (294, 26), "inotify_init": (253, 26), "fanotify_init": (300, 262),
+    "modify_ldt": (154, 26), "vmsplice": (278, 75), "landlock_create_ruleset": (444, 444),
+    "mbind": (237, 235), "set_mempolicy": (238, 237), "set_mempolicy_home_node": (450, 450)}
+MACHINES = {"x86_64": (0xC000003E, 0, 56, 302, 72, 13),  # arch, table, clone, prlimit64, fcntl, rt_sigaction
+            "aarch64": (0xC00000B7, 1, 220, 261, 25, 134), "riscv64": (0xC00000F3, 1, 220, 261, 25, 134)}
 
 
 def seccomp():
     """A filter (BPF program) that refuses what no solution of a problem needs: sockets, memory that is neither in the address
     space nor in a file, other processes' memory, limits and priorities, new namespaces, and large corners of the kernel."""
     from struct import pack
-    arch, table, clone, prlimit = MACHINES[os.uname().machine]
+    arch, table, clone, prlimit, fcntl, sigaction = MACHINES[os.uname().machine]
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, refuse, absent, kill = 0x7FFF0000, 0x50001, 0x50026, 0x80000000  # 1 is EPERM, 0x26 ENOSYS
-    steps = [(load, 0, 0, 4), (equal, 1, 0, arch), (answer, 0, 0, kill), (load, 0, 0, 0)]
-    for code, number, reply in ((at_least, 0x40000000, refuse),  # the x32 calls of x86_64
-                                (equal, 435, absent),  # clone3 hides its flags; the C library then takes clone
-                                *((equal, numbers[table], refuse) for numbers in DENIED.values())):
-        steps += [(code, 0, 1, number), (answer, 0, 0, reply)]
+    number, first, second = 0, 16, 24  # offsets of what is loaded: the call's number, the low halves of its arguments
+    steps = [(load, 0, 0, 4), (equal, 1, 0, arch), (answer, 0, 0, kill), (load, 0, 0, number)]
+    for code, value, reply in ((at_least, 0x40000000, refuse),  # the x32 calls of x86_64
+                               (equal, 435, absent),  # clone3 hides its flags; the C library then takes clone
+                               *((equal, numbers[table], refuse) for numbers in DENIED.values())):
+        steps += [(code, 0, 1, value), (answer, 0, 0, reply)]
     # clone with any CLONE_NEW* flag, prlimit64 of another process: both look at the first argument
-    steps += [(equal, 0, 3, clone), (load, 0, 0, 16), (any_bit, 0, 4, 0x7E020080), (answer, 0, 0, refuse),
-              (equal, 0, 2, prlimit), (load, 0, 0, 16), (at_least, 1, 0, 1), (answer, 0, 0, allow), (answer, 0, 0, refuse)]
+    steps += [(equal, 0, 3, clone), (load, 0, 0, first), (any_bit, 0, 1, 0x7E020080), (answer, 0, 0, refuse), (load, 0, 0, number),
+              (equal, 0, 3, prlimit), (load, 0, 0, first), (at_least, 0, 1, 1), (answer, 0, 0, refuse), (load, 0, 0, number)]
+    # fcntl with a lock, lease or notification: locks of ranges of a file are as many as one likes
+    steps += [(equal, 0, 2 + 2 * 6, fcntl), (load, 0, 0, second)]
+    for command in (6, 7, 37, 38, 1024, 1026):
+        steps += [(equal, 0, 1, command), (answer, 0, 0, refuse)]
+    steps += [(load, 0, 0, number)]
+    # rt_sigaction that sets (not only asks) what happens when a child ends: a child that its parent ignores takes along
+    # the account of the time it has used
+    steps += [(equal, 0, 7, sigaction), (load, 0, 0, first), (equal, 0, 5, 17), (load, 0, 0, second), (equal, 0, 2, 0),
+              (load, 0, 0, second + 4), (equal, 1, 0, 0), (answer, 0, 0, refuse), (answer, 0, 0, allow)]
     return b"".join(pack("HBBI", *step) for step in steps)
 
 
-def bubblewrap(bwrap, python, filter_fd, info_fd, disk):
-    """The command that starts a sandbox. Inside: the standard library and what it links, an empty /tmp of `disk` bytes (0: not
-    writable, nor is anything else); no /proc (so it also runs where containers hide theirs), no /dev, no /etc, nothing else."""
-    command = [bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
-               "--unshare-cgroup-try", "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY), "--die-with-parent", "--new-session", "--as-pid-1",
-               "--clearenv", "--setenv", "PYTHONHASHSEED", "0",  # the same order of sets in every run
-               "--seccomp", str(filter_fd), "--info-fd", str(info_fd)]
-    bound = []
-    for path in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store", sys.base_prefix + "/lib",
-                 os.path.dirname(os.__file__), python):
+def visible(python, folders):
+    """Arguments of bubblewrap for what a sandbox sees: the standard library and the folders of what it links, without the
+    packages that are installed beside it; no /proc (so it also runs where containers hide theirs), no /dev, no /etc."""
+    arguments, bound = [], []
+    for path in (os.path.dirname(os.__file__), *folders, "/lib64", python):
         path = os.path.realpath(path)
         if os.path.exists(path) and not any(path.startswith(b + "/") or path == b for b in bound):
             bound.append(path)
-            command += ["--ro-bind", path, path]
+            arguments += ["--ro-bind", path, path]
     for path in ("/lib", "/lib64"):
         if os.path.islink(path):
-            command += ["--symlink", os.readlink(path), path]
-        elif os.path.isdir(path):
-            command += ["--ro-bind", path, path]
-    return command + ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--symlink", "/tmp/stdin", "/dev/stdin",
-                      *(["--size", str(disk), "--tmpfs", "/tmp"] if disk else ["--dir", "/tmp"]), "--chdir", "/tmp", "--remount-ro", "/"]
+            arguments += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path) and path not in bound:
+            arguments += ["--ro-bind", path, path]
+    for path in filter(os.path.isdir, bound):
+        for inner in ["", *(name for name in os.listdir(path) if name.startswith("python"))]:
+            for name in ("site-packages", "dist-packages"):
+                packages = os.path.join(path, inner, name)
+                if os.path.isdir(packages):
+                    arguments += ["--tmpfs", packages, "--remount-ro", packages]
+    return arguments + ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--symlink", "/tmp/stdin", "/dev/stdin"]
+
+
+def bubblewrap(bwrap, seen, filter_fd, info_fd, disk):
+    """The command that starts a sandbox, which sees what `visible` says and a /tmp of `disk` bytes (0: not writable, nor is
+    anything else)."""
+    return [bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
+            "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY), "--die-with-parent", "--new-session", "--as-pid-1",
+            "--clearenv", "--setenv", "PYTHONHASHSEED", "0",  # the same order of sets in every run
+            "--seccomp", str(filter_fd), "--info-fd", str(info_fd), *seen,
+            *(["--size", str(disk), "--tmpfs", "/tmp"] if disk else ["--dir", "/tmp"]), "--chdir", "/tmp", "--remount-ro", "/"]
 
 
 def usage(pid):
@@ -371,10 +444,14 @@ def usage(pid):
             with open(f"/proc/{pid}/stat") as file:
                 fields = file.read().rpartition(")")[2].split()
             ticks += sum(map(int, fields[11:15]))  # its own, and that of children it has waited for
-            memory += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+            pages = int(fields[21])
             for thread in os.listdir(f"/proc/{pid}/task"):
                 with open(f"/proc/{pid}/task/{thread}/children") as file:
                     pids += map(int, file.read().split())
+                if not pages:  # the main thread may have ended, and with it the memory that it tells of
+                    with open(f"/proc/{pid}/task/{thread}/statm") as file:
+                        pages = int(file.read().split()[1])
+            memory += pages * os.sysconf("SC_PAGE_SIZE")
         except (OSError, ValueError, IndexError):
             pass
     return memory, ticks / os.sysconf("SC_CLK_TCK")
@@ -388,13 +465,17 @@ class Worker:
     """Judges one job after the other. It is its own process because only the parent of a sandbox can see its end, and because
     it must be small: a sandbox starts with a fork."""
 
-    def __init__(self, bwrap, source):
+    def __init__(self, source, bwrap, folders, cpu_file, oom_file):
         import ctypes
         import marshal
+        import signal
         import tempfile
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a caller that ignores its children hands that down
         inside = source[:source.index("\n# -------- the worker")]  # all that a sandbox gets to see of this file
         self.code = marshal.dumps(compile(inside, "sandbox.py", "exec", optimize=2))
         self.bwrap, self.python, self.judge = bwrap, os.path.realpath(sys.executable), None
+        self.seen, self.cpu_file, self.oom_file = visible(self.python, folders), cpu_file, oom_file
+        self.disk = self.others = None  # of the candidate: its /tmp, and the CPU time in the cgroup that was there before it
         self.null = os.open("/dev/null", os.O_RDWR)
         if bwrap:
             self.filter = os.memfd_create("filter", 0)
@@ -417,7 +498,7 @@ class Worker:
             os.set_inheritable(info_end, True)
             os.lseek(self.filter, 0, 0)
             disk = 0 if role == "judge" else DISK  # one verdict of a judge leaves nothing to the next
-            command, environment = bubblewrap(self.bwrap, self.python, self.filter, info_end, disk) + ["--"] + command, {}
+            command, environment = bubblewrap(self.bwrap, self.seen, self.filter, info_end, disk) + ["--"] + command, {}
         actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin, stdout, self.null))]
         pid = os.posix_spawn(command[0], command, environment, file_actions=actions, **({} if info else {"setsid": True}))
         for fd in {stdin, stdout} - {self.null}:
@@ -433,6 +514,12 @@ class Worker:
             text += part
         os.close(info)
         inner = text.partition(b'"child-pid":')[2].split(b",")[0].strip(b" \n}")
+        for number in (pid, int(inner or pid)):
+            try:  # where the memory of a cgroup is used up, they go before the worker does
+                with open(f"/proc/{number}/oom_score_adj", "w") as file:
+                    file.write("1000")
+            except OSError:
+                pass
         return pid, int(inner) if inner else None
 
     def kill(self, box):
@@ -454,9 +541,41 @@ class Worker:
                 pass
             os.waitpid(pid, 0)
 
+    def group(self, path):
+        """A number that the cgroup of this worker keeps: seconds of CPU, or processes killed for their memory; 0 without one."""
+        if not path:
+            return 0
+        with open(path) as file:
+            words = file.read().split()
+        if path == self.oom_file:
+            return int(words[words.index("oom_kill") + 1])
+        return int(words[1]) / 1e6 if words[0] == "usage_usec" else int(words[0]) / 1e9
+
+    def check(self, box):
+        """Seconds of CPU that a sandbox has used.  Raises Late if it holds too much memory, or too many files."""
+        import resource
+        memory, seconds = usage(box[1] or box[0])
+        if self.judge and box is self.judge[0]:
+            return seconds
+        more, judged = usage(self.judge[0][0]) if self.judge else (0, 0.0)
+        if memory + more > TOGETHER:  # what a test does with a value is the program's doing too
+            raise Late
+        if self.disk is not None:
+            files = os.fstatvfs(self.disk)
+            if files.f_files - files.f_ffree > INODES:
+                raise Late
+        if self.cpu_file:  # all that is neither ours nor the judge's
+            me = resource.getrusage(resource.RUSAGE_SELF)
+            rest = self.group(self.cpu_file) - me.ru_utime - me.ru_stime - judged
+            if self.others is None:
+                self.others = rest - seconds
+            seconds = max(seconds, rest - self.others)
+        return seconds
+
     def wait(self, fd, deadline, box, cpu=START_LIMIT):
         """Until fd can be read.  Raises Late at the deadline (time.monotonic), or when all processes of the sandbox together have
-        used too much memory or CPU: many processes must neither multiply their limits nor starve the neighbours."""
+        used too much memory or CPU, or left too many files: many processes must neither multiply their limits nor starve the
+        neighbours."""
         import select
         import time
         poll = select.poll()
@@ -468,18 +587,16 @@ class Worker:
                 if ready == 0:
                     os._exit(1)  # the caller is gone, and our sandboxes die with us
                 return
-            memory, seconds = usage(box[1] or box[0])
-            if left <= 0 or memory > TOGETHER or seconds > cpu:
+            if self.check(box) > cpu or left <= 0:
                 raise Late
 
-    def ready(self, sink, source, box):
+    def ready(self, sink, source, box, deadline):
         """Give a new sandbox its code and wait for its sign of life.  Raises OSError."""
-        import time
         code = self.code
         while code:  # not before there is a reader: under pressure the kernel makes pipes of 4 kB
             code = code[os.write(sink, code):]
         try:
-            self.wait(source, time.monotonic() + START_LIMIT, box)
+            self.wait(source, deadline, box)
         except Late:
             raise OSError from None
         if os.read(source, 1) != b"+":
@@ -494,14 +611,21 @@ class Worker:
 
     def start_judge(self):
         import socket
+        import time
         connection, end = socket.socketpair()
         box = self.start("judge", end.detach(), self.null)
         self.judge = box, connection
-        self.ready(connection.fileno(), connection.fileno(), box)
+        self.ready(connection.fileno(), connection.fileno(), box, time.monotonic() + START_LIMIT)
 
     def verdict(self, job):
         """True, False, 'timeouts', 'unsupported' or 'errors' (no verdict) for one job: {"kind": "tests", "program", "setup",
-        "tests", "names", "limit"} or {"kind": "stdio", "program", "inputs", "outputs", "limit"}, limit in seconds of CPU."""
+        "tests", "names", "limit"} or {"kind": "stdio", "program", "inputs", "outputs", "limit"}, limit in seconds of CPU for
+        all tests, or for one input; of the clock it may take WHOLE(limit) in all."""
+        killed = self.group(self.oom_file)
+        verdict = self.try_verdict(job)
+        return "timeouts" if verdict is not True and self.group(self.oom_file) > killed else verdict
+
+    def try_verdict(self, job):
         import math
         import time
         cpu, wall = math.ceil(job["limit"]), 3 * job["limit"] + 2  # the clock runs on while other processes have the CPU
@@ -509,28 +633,34 @@ class Worker:
         try:
             if job["kind"] == "tests" and not self.judge:
                 self.start_judge()
+            end = time.monotonic() + WHOLE(job["limit"])
             theirs_in, ours_out = os.pipe()
             ours_in, theirs_out = os.pipe()
             fds += [ours_out, ours_in]
             box = self.start("candidate", theirs_in, theirs_out)
-            self.ready(ours_out, ours_in, box)
-            used = lambda: usage(box[1] or box[0])[1]
-            started, before = time.monotonic(), used()
+            self.ready(ours_out, ours_in, box, end)
+            if box[1]:  # before the program has run: later it may hide its files
+                self.disk = os.open(f"/proc/{box[1]}/root/tmp", os.O_PATH)
+                fds.append(self.disk)
+            started, before = time.monotonic(), self.check(box)
             send(ours_out, encode([job["kind"], job["program"], job.get("names"), cpu]))
             if job["kind"] == "tests":
-                verdict = self.run_tests(job, cpu, started + wall, box, ours_out, ours_in)
-                if used() - before > job["limit"]:
+                verdict = self.run_tests(job, cpu, min(started + wall, end), box, ours_out, ours_in)
+                if self.check(box) - before > job["limit"]:
                     return "timeouts"
             else:
                 verdict = True
                 for given, wanted in zip(job["inputs"], job["outputs"]):
-                    started, before = time.monotonic(), used()
+                    started, before = time.monotonic(), self.check(box)
                     send(ours_out, given.encode())
-                    if not same(receive(ours_in, lambda: self.wait(ours_in, started + wall, box, before + cpu + 1)), wanted):
+                    fate, output = decode(receive(ours_in, lambda: self.wait(
+                        ours_in, min(started + wall, end), box, before + cpu + 1)))
+                    # The kernel's own limit, by which it kills, is in whole seconds.
+                    if fate == "killed" or self.check(box) - before > job["limit"]:
+                        return "timeouts"
+                    if fate == "failed" or not same(output, wanted):
                         verdict = False
                         break
-                    if used() - before > job["limit"]:  # the kernel's own limit is in whole seconds
-                        return "timeouts"
             return "timeouts" if verdict is False and time.monotonic() - started > job["limit"] else verdict
         except Late:
             return "timeouts"
@@ -539,6 +669,7 @@ class Worker:
         except (OSError, Unsupported):
             return "errors"
         finally:
+            self.disk = self.others = None
             if box:
                 self.kill(box)
             for fd in fds:
@@ -577,25 +708,28 @@ class Worker:
 
 
 def same(output, wanted):
-    """Are these the same words? Numbers with a fraction may differ by 1e-6, relative or absolute, as is usual in contests."""
-    if len(output) > 2 * len(wanted.encode()) + 1000:
+    """Are these the same words, bytes and text? Numbers with a fraction may differ by 1e-6, relative or absolute, as is usual in
+    contests."""
+    wanted = wanted.encode("utf-8", "surrogatepass")
+    if len(output) > 2 * len(wanted) + 1000:
         return False
-    words, others = output.decode("utf-8", "replace").split(), wanted.split()
+    words, others = output.split(), wanted.split()
     return len(words) == len(others) and all(a == b or close(a, b) for a, b in zip(words, others))
 
 
 def close(word, wanted):
-    try:
-        a, b = float(word[:50]), float(wanted)
-        return "." in wanted and abs(a - b) <= 1e-6 * max(1.0, abs(b))
-    except ValueError:
+    import re
+    number = rb"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
+    if b"." not in wanted or not (re.fullmatch(number, word) and re.fullmatch(number, wanted)):
         return False
+    a, b = float(word), float(wanted)
+    return abs(a - b) <= 1e-6 * max(1.0, abs(b))
 
 
-def work(bwrap, source):
+def work(source, bwrap, folders, cpu_file="", oom_file=""):
     """The life of a worker: answer lines of JSON on stdin until it closes."""
     import json
-    worker = Worker(bwrap, source)
+    worker = Worker(source, bwrap, json.loads(folders), cpu_file, oom_file)
     for line in sys.stdin:
         job = json.loads(line)
         print(json.dumps(None if job is None else worker.verdict(job)), flush=True)
@@ -615,8 +749,149 @@ def worker_arguments(python, bwrap):
     return {"args": [python, "-I", "-S", "-c", BOOT, source, bwrap], "env": {}, "cwd": "/", "start_new_session": True, **user}
 
 
+def linked(python):
+    """JSON list of the folders of all that this Python and its standard library link, or '' if it does not run.
+    Raises OSError if it does not exist."""
+    import subprocess
+    code = """import importlib, json, os, sys
+for folder in sys.path:
+    for name in sorted(os.listdir(folder)) if os.path.basename(folder) == "lib-dynload" else []:
+        try: importlib.import_module(name.partition(".")[0])
+        except BaseException: pass
+try: import ctypes; ctypes.CDLL("libgcc_s.so.1")  # which the C library opens when a thread ends
+except BaseException: pass
+with open("/proc/self/maps") as file: paths = {line.split(None, 5)[5].strip() for line in file if ".so" in line}
+os.write(1, json.dumps(sorted({os.path.dirname(path) for path in paths})).encode())
+os._exit(0)"""
+    arguments = {**worker_arguments(python, ""), "args": [python, "-I", "-S", "-c", code]}
+    return subprocess.run(**arguments, stdin=subprocess.DEVNULL, capture_output=True).stdout.decode()
+
+
+# A cgroup bounds what polling only watches: memory of the kernel, and what happens between two looks. It takes a hierarchy with
+# the controllers in which this user may make folders: root's, or a subtree that was delegated. The caller stays where it is.
+GROUP = "train-as-you-test"
+GROUP_MEMORY, GROUP_PROCESSES = TOGETHER + (512 << 20), 2 * PROCESSES + 16  # of a worker, its judge and its candidate
+
+
+class Group:
+    """The cgroup of one worker and of all its sandboxes, one after the other.  Raises OSError where none can be made."""
+
+    made = 0
+
+    def __init__(self):
+        from contextlib import suppress
+        own, mounts = {}, {}
+        with open("/proc/self/cgroup") as file:
+            for line in file:
+                _, names, path = line.rstrip("\n").split(":", 2)
+                own.update(dict.fromkeys(names.split(","), path))  # version 2 has no names
+        with open("/proc/self/mountinfo") as file:
+            for line in file:
+                left, _, right = line.partition(" - ")
+                kind, _, options = right.split()[:3]
+                if kind in ("cgroup", "cgroup2"):
+                    mounts.update(dict.fromkeys(options.split(",") if kind == "cgroup" else [""], left.split()[3:5]))
+        Group.made += 1
+        name = f"{GROUP}-{os.getpid()}-{Group.made}"
+
+        def places(controller):  # our own cgroup and those above it
+            root, mount = mounts.get(controller, ("/", None))
+            path = os.path.relpath(own.get(controller, "/"), root)
+            while mount:
+                yield os.path.normpath(os.path.join(mount, path))
+                if path in (".", ""):
+                    return
+                path = os.path.dirname(path)
+
+        def make(places, limits):
+            for place in places:
+                folder = os.path.join(place, name)
+                try:
+                    for old in os.listdir(place):  # of callers that were killed
+                        if old.startswith(GROUP + "-") and not os.path.exists(f"/proc/{old.split('-')[-2]}"):
+                            with suppress(OSError):
+                                os.rmdir(os.path.join(place, old))
+                    os.mkdir(folder)
+                    self.folders.append(folder)
+                    for limit, value in limits.items():
+                        with open(os.path.join(folder, limit), "r+") as file:  # the controller may be absent here
+                            file.write(str(value))
+                    return folder
+                except OSError:
+                    if folder in self.folders:
+                        self.folders.remove(folder)
+                        os.rmdir(folder)
+            raise OSError
+
+        self.folders = []
+        try:
+            folder = make(places(""), {"memory.max": GROUP_MEMORY, "pids.max": GROUP_PROCESSES})
+            self.note, self.files = "version 2", [folder + "/cpu.stat", folder + "/memory.events"]
+        except OSError:
+            try:
+                memory = make(places("memory"), {"memory.limit_in_bytes": GROUP_MEMORY})
+                make(places("pids"), {"pids.max": GROUP_PROCESSES})
+                self.note, self.files = "version 1", [make(places("cpuacct"), {}) + "/cpuacct.usage", memory + "/memory.oom_control"]
+            except OSError:
+                self.remove()
+                raise
+
+    def add(self, pid):
+        """Move a process of ours, that has no children yet, into the group.  Raises OSError."""
+        for folder in self.folders:
+            with open(os.path.join(folder, "cgroup.procs"), "w") as file:
+                file.write(str(pid))
+
+    def remove(self):
+        """Kill what is left in the group, and give it back."""
+        import time
+        from contextlib import suppress
+        for folder in self.folders:
+            with suppress(OSError), open(os.path.join(folder, "cgroup.kill"), "r+") as file:
+                file.write("1")
+            for _ in range(100):
+                try:
+                    os.rmdir(folder)
+                    break
+                except FileNotFoundError:
+                    break
+                except OSError:  # what was killed is there for a moment
+                    time.sleep(0.01)
+
+
+def start_worker(arguments):
+    """Start a worker by arguments of `settle`, in a cgroup where that can be -> Popen, with the Group as `.group`, or None.
+    Raises OSError."""
+    import subprocess
+    arguments = {name: value for name, value in arguments.items() if name != "note"}
+
+    def start(files):
+        return subprocess.Popen(**{**arguments, "args": [*arguments["args"], *files]}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                stderr=subprocess.DEVNULL, bufsize=0)
+    try:
+        group = Group() if arguments["args"][-2] else None  # not for programs without a sandbox
+    except OSError:
+        group = None
+    try:
+        child = start(group.files if group else ())
+        if group:
+            try:
+                group.add(child.pid)
+            except OSError:  # we may make groups, but not move a process into them
+                child.kill()
+                child.communicate()
+                group.remove()
+                child, group = start(()), None
+    except OSError:
+        if group:
+            group.remove()
+        raise
+    child.group = group
+    return child
+
+
 def settle(allow_unsandboxed=False):
-    """Find a Python and see that sandboxes really start -> arguments for Popen.  Raises UserError where they do not, unless
+    """Find a Python and see that sandboxes really start -> arguments for `start_worker`.  Raises UserError where they do not, unless
     unsandboxed programs are allowed; then a warning is printed."""
     import json
     import shutil
@@ -630,17 +905,19 @@ def settle(allow_unsandboxed=False):
         for python in (os.path.realpath(sys._base_executable), "/usr/local/bin/python3", "/usr/bin/python3"):
             arguments = worker_arguments(python, sandbox)
             try:
-                with subprocess.Popen(**arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                      stderr=subprocess.DEVNULL) as worker:
+                arguments["args"].append(linked(python) or "[]")
+                with start_worker(arguments) as worker:
                     worker.stdin.write(json.dumps(job).encode() + b"\n")
-                    worker.stdin.flush()
                     works = worker.stdout.readline() == b"true\n"
             except OSError:  # it may not exist, or lie in a home that the unprivileged user cannot read
                 continue
+            if worker.group:
+                worker.group.remove()
             if works:
                 if not sandbox:
                     print("WARNING: no sandbox: model-written programs run without protection (--allow-unsandboxed-code)", flush=True)
-                return arguments
+                return {**arguments, "note": "bubblewrap, memory, processes and CPU time bounded by " + (
+                    f"cgroups of {worker.group.note}" if worker.group else "limits of each process and by watching the sum: no cgroup can be made here")}
     reason = "it is not installed"
     if bwrap:
         trial = {**worker_arguments("", ""), "args": [bwrap, "--unshare-user", "--unshare-net", "--ro-bind", "/", "/", "/bin/true"]}
@@ -652,4 +929,4 @@ def settle(allow_unsandboxed=False):
 
 
 if __name__ == "worker":
-    work(sys.argv[2], sys.argv[1])
+    work(*sys.argv[1:])

@@ -526,6 +526,8 @@ def stop(child):
     child.wait()
     child.stdin.close()
     child.stdout.close()
+    if getattr(child, "group", None):  # the cgroup of a worker of sandbox.py
+        child.group.remove()
 
 
 def stop_all(children):
@@ -619,17 +621,19 @@ class Code(Task):
     def open(self, allow_unsandboxed=False):
         """See that programs can be run.  Raises UserError if they cannot."""
         import sandbox
-        specs = (json.loads(p.answer) for p in self.train + self.valid + self.test)
-        longest = max((len(spec.get("inputs", "1")) * (3 * spec["limit"] + 2) for spec in specs), default=0)
-        self.pool = CodePool(sandbox.settle(allow_unsandboxed), longest + 3 * sandbox.START_LIMIT)
+        longest = max((json.loads(p.answer)["limit"] for p in self.train + self.valid + self.test), default=0)
+        arguments = sandbox.settle(allow_unsandboxed)
+        self.pool = CodePool(arguments, sandbox.WHOLE(longest) + 3 * sandbox.START_LIMIT)
+        if arguments["args"][-2]:
+            print(f"programs run in a sandbox: {arguments['note']}", flush=True)
 
     def verify(self, problem, completion):
         return self.rewards([problem], [completion])[0]
 
     def rewards(self, problems, completions):
         """1.0 where the program of the completion passes; each distinct (problem, program) once. What cannot be judged scores
-        0.0 and is counted: `unsupported` (a test or the program passes objects that are no plain data, or the program changes
-        its arguments and fails), `verifier_errors`; so are `program_timeouts` (more time or memory than allowed)."""
+        0.0 and is counted: `unsupported` (a test or the program passes objects, functions or iterators, which are no plain
+        data), `verifier_errors`; so are `program_timeouts` (more time, memory or files than allowed, or killed by a signal)."""
         specs, pairs = {}, []
         for problem, completion in zip(problems, completions, strict=True):
             if problem.id not in specs:
@@ -677,7 +681,8 @@ class CodePool(VerifierPool):
     def start(self, dead):
         if dead is not None:
             stop(dead)
-        child = subprocess.Popen(**self.arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
+        import sandbox
+        child = sandbox.start_worker(self.arguments)
         self.exchange(child, None, self.start_limit)
         return child
 

@@ -188,6 +188,22 @@ HOSTILE = {
                                           "if pid == 0: os._exit(0)\nif pid > 0: win()"),
     "mounts": attack(SYSCALL + "if c.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None) == 0 or c.mount(None, b'/', None, 32, None) == 0: win()"),
     "chroot": attack("import os\nos.chroot('/tmp')\nwin()"),
+    "kernel memory by attributes": attack("import os\nopen('/tmp/a', 'w').close()\nfd = os.open('/tmp', os.O_RDONLY)\n"
+                                          "for call in ((os.setxattr, '/tmp/a'), (os.setxattr, fd), (lambda *a: os.setxattr(*a, follow_symlinks=False), '/tmp/a')):\n"
+                                          "  try: call[0](call[1], 'user.a', b'x' * 60_000); win()\n  except PermissionError: pass\n  except OSError: win()"),
+    "kernel memory by calls": attack(SYSCALL + "x86 = os.uname().machine == 'x86_64'\nopen('/tmp/a', 'w').close()\nfd = os.open('/tmp/a', os.O_RDWR)\n"
+                                     "p = ctypes.create_string_buffer(4096)\n"
+                                     "for a, b, *args in ((206, 0, 9, p), (73, 32, fd, 2), (294, 26, 0), (237, 235, p, 4096, 0, 0, 0, 0), (238, 237, 0, 0, 0), (278, 75, fd, p, 1, 0), (444, 444, 0, 0, 1), (300, 262, 0, 0), (463, 463)):\n"
+                                     "  ctypes.set_errno(0)\n  if c.syscall(a if x86 else b, *args) >= 0 or ctypes.get_errno() not in (1,): win()"),
+    "kernel memory by locks": attack("import fcntl\nwith open('/tmp/a', 'w') as file:\n  for command in (6, 7, 37, 38):\n"
+                                     "    try: fcntl.fcntl(file, command, bytes([1]) + bytes(31)); win()\n    except PermissionError: pass"),
+    "many files": attack("n = 0\nwhile n < 10 ** 6:\n  open(f'/tmp/{n}', 'w').close()\n  n += 1\nwin()"),
+    "many links": attack("import os\nn = 0\nwhile n < 10 ** 6:\n  os.symlink('a', f'/tmp/{n}')\n  n += 1\nwin()"),
+    "children that nobody waits for": attack("import signal\nfor s in (signal.SIG_IGN, lambda *a: None, signal.SIG_DFL):\n  try: signal.signal(signal.SIGCHLD, s); win()\n  except PermissionError: pass"),
+    "reads installed packages": attack("import os, sys\nfor folder, _, names in os.walk('/'):\n  if ('site-packages' in folder or 'dist-packages' in folder) and names: win()\n"
+                                       "for name in ('pytest', 'pip', 'setuptools', 'numpy', 'torch', 'apt'):\n  try: __import__(name); win()\n  except ImportError: pass"),
+    "writes where packages would be": attack("import os\nfor folder, names, _ in os.walk('/'):\n  if folder.startswith('/tmp'): continue\n"
+                                             "  try: open(os.path.join(folder, 'a'), 'w').close(); win()\n  except OSError: pass"),
     "traces": attack(SYSCALL + "if c.ptrace(0, 0, 0, 0) == 0: win()"),
     "x32 calls": attack(SYSCALL + "if os.uname().machine == 'x86_64' and c.syscall(0x40000000 + 41, 2, 1, 0) >= 0: win()"),
     "becomes root": attack("import os\nfor u in (0, 1000):\n  try: os.setuid(u); win()\n  except OSError: pass\nif os.getuid() == 0: win()"),
@@ -223,7 +239,7 @@ STDIO_HOSTILE = {
 
 
 def within(job):
-    return sum(3 * job["limit"] + 2 for _ in job.get("inputs", "1")) + 15  # and what a busy machine adds
+    return min(sandbox.WHOLE(job["limit"]), sum(3 * job["limit"] + 2 for _ in job.get("inputs", "1"))) + 15  # and what a busy machine adds
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -269,11 +285,11 @@ HONEST = [
 ]
 HONEST_STDIO = [
     "print(int(input()) ** 2)",
-    "import sys\nfor line in sys.stdin:\n    print(int(line) ** 2, flush=True)\nexit(1)",
+    "import sys\nfor line in sys.stdin:\n    print(int(line) ** 2, flush=True)\nexit()",
     "import sys, threading\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(2 ** 27)\ndef main():\n  x = int(sys.stdin.buffer.read())\n  sys.stdout.write(str(x * x))\n"
     "threading.Thread(target=main).start()",
     "x = int(open('/dev/stdin').read())\nout = open(1, 'w')\nout.write(f'{x * x}\\r\\n\\n')",
-    "import atexit, io, sys\nx = int(open(0).read())\nout = io.StringIO()\natexit.register(lambda: sys.__stdout__.write(out.getvalue()))\nprint(x * x, file=out)\nraise SystemExit(3)",
+    "import atexit, io, sys\nx = int(open(0).read())\nout = io.StringIO()\natexit.register(lambda: sys.__stdout__.write(out.getvalue()))\nprint(x * x, file=out)\nraise SystemExit",
 ]
 
 
@@ -357,12 +373,34 @@ def test_random_bytes_never_do_more_than_fail():
     ("def f(x): raise SystemExit", "try: f(1)\nexcept BaseException: pass", False),
     ("import os\ndef f(x): os._exit(0)", "try: f(1)\nexcept BaseException: pass", False),
     ("def f(x): return x", "assert f(object()) is not None", "unsupported"),
+    ("def f(x): raise StopIteration", "assert all(map(f, [1, 2]))", False),  # to all() it would be the end of the cases
+    ("def f(x): raise StopIteration", "assert [f(x) for x in [1]] == [] or next(map(f, [1]), True)", False),
+    ("def f(x): raise StopIteration", "try: f(1)\nexcept Exception: pass", False),
+    ("def f(x): raise StopAsyncIteration", "try: f(1)\nexcept Exception: pass", False),
     ("def f(x): return x", "try: f(len)\nexcept BaseException: pass", "unsupported"),
     ("def f(x): return object()", "try: f(1)\nexcept: pass", "unsupported"),
-    ("def f(x): x.append(1)", "a = []\nf(a)\nassert a == [1]", "unsupported"),
+    ("def f(x): x.append(1)", "a = []\nf(a)\nassert a == [1]", True),
+    ("def f(x): x.append(1)", "a = []\nf(a)\nassert a == [2]", False),
+    ("def f(x): x.append(1)", "a = []\nf(a)\nf(a)\nassert a == [1, 1]", True),
+    ("def f(x): pass", "a = []\nf(a)\nassert a == [1]", False),
+    ("def f(x): x.append(len)", "a = []\nf(a)", "unsupported"),
+    ("def f(d, s, b):\n  d.pop('a'); d['b'] = s; s.discard(1); b.extend(b'c')", "d, s, b = {'a': 1}, {1, 2}, bytearray(b'a')\nf(d, s, b)\n"
+     "assert d == {'b': {2}} and s == {2} and b == b'ac' and d['b'] is s", True),
+    ("def f(*, x): x[:] = x[::-1]", "a = [1, 2]\nassert f(x=a) is None and a == [2, 1]", True),
+    ("def f(x):\n  x.append(1)\n  raise ValueError", "a = []\ntry: f(a)\nexcept ValueError: pass\nassert a == [1]", True),
+    # which object is which: rows of a grid, an argument that is given back, one list twice, a list in itself
+    ("def f(x):\n  x.sort()\n  x[0].append(9)\n  return x", "r = [1]\na = [[2], r]\nassert f(a) is a and a[0] is r and a == [[1, 9], [2]]", True),
+    ("def f(x, y):\n  x.append(1)\n  return x is y", "a = []\nassert f(a, a) is True and f([], []) is False and a == [1]", True),
+    ("def f(x):\n  x[0][0] = 1", "a = [[0] * 2] * 2\nf(a)\nassert a == [[1, 0], [1, 0]]", True),
+    ("def f(x):\n  x.append(x)", "a = []\nf(a)\nassert a[0] is a", True),
+    ("def f(x): return [[0]] * 2", "a = f(1)\na[0][0] = 1\nassert a == [[1], [1]]", True),
+    ("def f(t): t[0].append(1)", "a = []\nf((a, 2))\nassert a == [1]", True),
+    ("def f(x): x.append(1)", "class L(list): pass\na = L()\nf(a)\nassert a == [1] and type(a) is L", True),
+    ("import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"  # a list in place of a dictionary, and too few of them
+     "g['encode'] = lambda v, o=None: old(['value', 1, [[1]] * 9]) if o else old(v)\ndef f(x): return 1", "assert f({}) == 1", False),
     ("def f(x): return sorted(x)", "a = [2, 1]\nassert f(a) == [1, 2] and a == [2, 1]", True),
     ("def f(x):\n  x.sort()\n  return x", "assert f([2, 1]) == [1, 2]", True),
-    ("def f(x):\n  x.clear()\n  return []", "a = [2, 1]\nassert f(a) == sorted(a)", "unsupported"),  # must not empty the tests' list
+    ("def f(x):\n  x.clear()\n  return []", "a = [2, 1]\nb = sorted(a)\nassert f(a) == b", False),
     ("def f(x): return 1", "", True),
     ("def f(x): return 1", "while True: pass", "timeouts"),
     ("def f(x): return 1", "import os\nos._exit(0)", "errors"),
@@ -417,9 +455,44 @@ def test_the_setup_is_not_the_program(pool):
 @pytest.mark.parametrize("output, wanted, verdict", [
     ("1 2\n3", "1  2 3\n", True), ("1 2", "1 2 3", False), ("1.0000001", "1.0", True), ("1.001", "1.0", False), ("1e6", "1000000.0", True),
     ("1.0", "1", False), ("nan", "nan", True), ("nan", "1.5", False), ("inf", "1.5", False), ("YES", "Yes", False), ("", "", True), ("a", "", False),
-    ("1" * 60, "1.5", False), ("1_0.0", "10.0", True)])
+    ("1" * 60, "1.5", False), ("1_0.0", "10.0", False),
+    ("1.5" + "0" * 60, "1.5", True), ("1.5" + "0" * 60 + "x", "1.5", False), ("1.5" + "0" * 45 + "e1", "1.5", False), ("\u0661.0", "1.0", False),
+    ("\uff11.5", "1.5", False), ("1.5", "1_0.5", False), ("+1.5", "1.5", True), (".5", "0.5", True), ("5.", "5.0", True), ("0x1.8p0", "1.5", False),
+    ("infinity", "inf.", False), ("1\u30002", "1 2", False), ("1\u00852", "1 2", False), ("1e999", "1.5", False), ("\ufffd", "\ufffd", True),
+    ("100000.5", "100000.7", False), ("1000000.5", "1000000.6", True)])
 def test_same(output, wanted, verdict):
     assert sandbox.same(output.encode(), wanted) is verdict
+
+
+def test_output_that_is_no_text():
+    assert not sandbox.same(b"\xff", "\ufffd") and sandbox.same(b"a\0b\n", "a\0b")
+
+
+@pytest.mark.parametrize("program, verdict", [
+    ("while True: pass", "timeouts"), ("import time\nwhile True: time.sleep(1)", "timeouts"), ("import os\nos.abort()", "timeouts"),
+    ("import os\nos.kill(os.getpid(), 9)", "timeouts"), ("import signal\nsignal.pause()", "timeouts"),
+    ("import ctypes\nctypes.string_at(1)", "timeouts"), ("exit(1)", False), ("exit('no')", False), ("import os\nos._exit(3)", False), ("1 / 0", False),
+    ("import atexit, os\natexit.register(os._exit, 1)", False), ("raise MemoryError", False), ("exit(0)", True), ("import os\nos._exit(0)", True),
+    ("import os\nif os.fork() == 0:\n  while True: pass", True),  # it has ended; what it leaves behind is killed
+    ("import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()", "timeouts")])
+def test_a_program_has_to_end_by_itself(program, verdict, pool):
+    """After the right output: over the limit, or by a signal, is a time-out; another exit code a failure."""
+    assert pool.judge([stdio(f"print(int(input()) ** 2, flush=True)\n{program}", limit=limit) for limit in (0.5, 1)]) == [verdict] * 2
+    assert clean(pool), traces(pool)
+
+
+def test_one_verdict_takes_bounded_time(pool, monkeypatch):
+    """However many inputs: here two seconds in all instead of 10 times the limit and 30."""
+    source = sandbox.worker_arguments
+    monkeypatch.setattr(sandbox, "worker_arguments", lambda *a: {
+        **(found := source(*a)), "args": [x.replace("10 * limit + 30", "2") if len(x) > 1000 else x for x in found["args"]]})
+    short = tasks.CodePool(sandbox.settle(), 100)
+    program, many = "import time\ntime.sleep(0.3)\nprint(int(input()) ** 2)", [(str(n), str(n * n)) for n in range(20)]
+    short.judge_one(stdio("", many))
+    started = time.perf_counter()
+    assert short.judge_one(stdio(program, many)) == "timeouts" and 1.5 < time.perf_counter() - started < 5
+    assert pool.judge_one(stdio(program, many)) is True
+    assert sandbox.WHOLE(3) == 60
 
 
 def test_sets_have_the_same_order_in_every_run(pool):
@@ -434,6 +507,107 @@ def test_time_limits_are_of_the_problem(pool):
     assert pool.judge([function(program, limit=4), function(program, limit=0.1)]) == [True, "timeouts"]
     program = "import time\nwhile time.process_time() < 0.5: pass\nprint(int(input()) ** 2)"
     assert pool.judge([stdio(program, limit=3), stdio(program, limit=0.2)]) == [True, "timeouts"]  # each input has its own time
+
+
+# --------------------------------------------------------------------------------------------------- memory, time, groups
+
+MAIN_THREAD_EXITS = """
+import ctypes, threading, time
+def eat():
+    kept = bytearray(300_000_000)
+    for i in range(0, len(kept), 4096): kept[i] = 1
+    time.sleep(1000)
+threading.Thread(target=eat).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_memory_behind_a_main_thread_that_has_ended():
+    """/proc/PID/stat knows of none then."""
+    child = subprocess.Popen([sys.executable, "-c", MAIN_THREAD_EXITS])
+    try:
+        deadline = time.monotonic() + 20
+        while sandbox.usage(child.pid)[0] < 300_000_000 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[21] != "0" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[21] == "0"  # the attack is real
+        assert sandbox.usage(child.pid)[0] > 300_000_000
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_time_of_children_that_nobody_waits_for(pool):
+    """Each within its own limit, all of them beyond that of the program, in both kinds of problem."""
+    burn = ("import os, time\ndef burn():\n  for _ in range(8):\n    if os.fork() == 0:\n      if os.fork() == 0:\n"
+            "        while time.process_time() < 0.3: pass\n      os._exit(0)\n  time.sleep(1.6)\n")
+    assert pool.judge([function(burn + "def f(x):\n  if x == 2: burn()\n  return x * x", limit=1),
+                       stdio(burn + "burn()\nprint(int(input()) ** 2)", limit=1)]) == ["timeouts"] * 2
+
+
+@pytest.fixture
+def group():
+    try:
+        group = sandbox.Group()
+    except OSError:
+        pytest.skip("no cgroup with memory and pids can be made here (not root, and nothing delegated): the bounds by cgroup are NOT tested")
+    yield group
+    group.remove()
+
+
+def test_a_group_bounds_memory_and_processes(group):
+    """What the kernel holds for the processes counts, and what is started later."""
+    code = ("import os, sys\nsys.stdin.readline()\nn = 0\ntry:\n  while n < 200:\n    if os.fork() == 0: sys.stdin.read(); os._exit(0)\n    n += 1\n"
+            "except BlockingIOError: pass\nprint(n, flush=True)\nkept = bytearray(4 << 30)\n"
+            "for i in range(0, len(kept), 4096): kept[i] = 1\nprint('survived', flush=True)")
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    group.add(child.pid)
+    out, _ = child.communicate("\n", timeout=60)
+    assert out.startswith(f"{sandbox.GROUP_PROCESSES - 1}\n") and "survived" not in out and child.returncode == -9
+    folders = list(group.folders)
+    assert folders and all(os.path.isdir(folder) for folder in folders)
+    group.remove()
+    assert not any(os.path.exists(folder) for folder in folders)
+
+
+def test_a_worker_lives_in_a_group_and_the_caller_does_not(group):
+    own = Path("/proc/self/cgroup").read_text()
+    note = sandbox.settle()["note"]
+    pool = tasks.CodePool(sandbox.settle(), 100)
+    assert pool.judge([function("def f(x): return x * x"), function("def f(x):\n  while True: pass")]) == [True, "timeouts"]
+    workers = [child for child in pool.children.queue if child is not None]
+    folders = [folder for child in workers for folder in child.group.folders]
+    assert f"cgroups of {group.note}" in note and Path("/proc/self/cgroup").read_text() == own
+    for child in workers:
+        inside = (Path(child.group.folders[0]) / "cgroup.procs").read_text().split()
+        assert {str(child.pid), *map(str, below(child.pid))} == set(inside)
+    del pool, workers, child
+    deadline = time.monotonic() + 3
+    while any(map(os.path.exists, folders)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(os.path.exists, folders))
+
+
+def test_what_a_killed_caller_leaves_is_cleared(group):
+    """An empty group of a process that is gone goes with the next one that is made."""
+    place = os.path.dirname(group.folders[0])
+    old = os.path.join(place, f"{sandbox.GROUP}-{2 ** 30}-1")
+    os.mkdir(old)
+    sandbox.Group().remove()
+    assert not os.path.exists(old) and os.path.exists(group.folders[0])
+
+
+def test_without_a_group_the_same_bounds_are_watched(monkeypatch):
+    def refuse(self):
+        raise OSError
+    monkeypatch.setattr(sandbox.Group, "__init__", refuse)
+    arguments = sandbox.settle()
+    assert "no cgroup can be made here" in arguments["note"]
+    watched = tasks.CodePool(arguments, 100)
+    bomb = "import os\ndef f(x):\n  for _ in range(3): os.fork()\n  kept = bytearray(900_000_000)\n  for i in range(0, len(kept), 4096): kept[i] = 1\n  while True: pass"
+    assert watched.judge([function("def f(x): return x * x"), function(bomb, limit=5), function(HOSTILE["many files"], limit=5)]) == [True, "timeouts", "timeouts"]
 
 
 # ------------------------------------------------------------------------------------------------- workers and the caller

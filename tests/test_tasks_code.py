@@ -124,7 +124,7 @@ def test_humaneval(humaneval, capfd):
 def test_what_cannot_be_judged_is_counted(humaneval):
     task = tasks.load_task("humaneval", data=str(humaneval))
     p = tasks.code_problem("q", "", None, json.loads(task.test[0].answer) | {"limit": 0.5})
-    completions = ["    return object()", "    while True: pass", "    xs.append(1)", "    return 0", "    return sum(xs)"]
+    completions = ["    return object()", "    while True: pass", "    xs.append(len)", "    return 0", "    return sum(xs)"]
     assert task.rewards([p] * 5, completions) == [0, 0, 0, 0, 1]
     assert task.counts == {"unsupported": 2, "program_timeouts": 1}
     broken = tasks.code_problem("r", "", None, json.loads(p.answer) | {"tests": "import os\nos._exit(1)"})
