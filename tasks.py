@@ -23,6 +23,7 @@ import select
 import signal
 import subprocess
 import sys
+import unicodedata
 import warnings
 import weakref
 import zlib
@@ -332,22 +333,71 @@ class Peptide(Embedded):
 
 MAX_ANSWER = 1000  # characters; anything longer is not an answer
 NUMBER = r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|[-+]?\.[0-9]+"  # '1,234' is a number, never a list
+# Unicode mathematics. What has a decomposition (superscripts, subscripts, fractions) is translated by it.
+SYMBOLS = {"\u2212": "-", "\u2013": "-", "\u2044": "/", "\u2215": "/", "\u00f7": "/", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ",
+           "\u2217": r"\cdot ", "\u00b0": r"^\circ ", "\u221e": r"\infty ", "\u00b1": r"\pm ", "\u2264": r"\le ", "\u2265": r"\ge ",
+           "\u2260": r"\ne ", "\u2248": r"\approx ", "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ", "\u2205": r"\emptyset ",
+           "\u211d": r"\mathbb{R}", "\u2220": r"\angle ", "\u20ac": "", "\u00a3": "", "\u2032": "'", "\u2009": " ", "\u202f": " ", "\u00a0": " ",
+           **{c: rf"\{unicodedata.name(c).split()[-1].lower().replace('lamda', 'lambda')} " for c in "αβγδεζηθικμνξπρστυφχψωλ"},
+           **{c: rf"\{unicodedata.name(c).split()[-1].capitalize()} " for c in "ΓΔΘΞΠΣΦΨΩ"}}
+RAISED, LOWERED = ("".join(c for c in map(chr, range(0x80, 0x20a0)) if unicodedata.decomposition(c).startswith(kind)
+                           and c not in "\u00aa\u00ba\u2122\u2120") for kind in ("<super>", "<sub>"))
+HALVES = "".join(c for c in map(chr, range(0x80, 0x2190)) if unicodedata.decomposition(c).startswith("<fraction>") and c != "\u215f")
+
+
+def plain_digits(text):
+    return unicodedata.normalize("NFKC", text).replace("\u2212", "-")
+
+
+UNIT = ("(?:" + "|".join(sorted("""mm cm dm m km nm in inch inches ft foot feet yd yard yards mi mile miles meter meters metre metres centimeter
+    centimeters centimetre centimetres millimeter millimeters kilometer kilometers kilometre kilometres mg g gram grams kg kilogram kilograms lb
+    lbs pound pounds oz ounce ounces ton tons tonne tonnes s sec secs second seconds min mins minute minutes h hr hrs hour hours day days week
+    weeks month months year years ms deg degree degrees rad radian radians dollar dollars cent cents euro euros usd unit units mph kph km/h m/s
+    l ml liter liters litre litres gallon gallons cup cups quart quarts pint pints acre acres hectare hectares newton newtons joule joules watt
+    watts volt volts amp amps hz mol moles time times way ways people person persons student students child children men women boys girls item
+    items point points apple apples orange oranges book books page pages coin coins card cards ball balls marble marbles piece pieces problem
+    problems game games cookie cookies egg eggs""".split(), key=len, reverse=True)) + ")")
+UNITS = rf"(?:(?:square|sq\.?|cubic|cu\.?) ?)?{UNIT}\.?(?:\^\{{?[23]\}}?)?"
+UNITS = rf"{UNITS}(?:(?: per | ?/ ?| a ){UNITS})*(?: (?:squared|cubed))?"
 SPELLING = [(re.compile(pattern), replacement) for pattern, replacement in (  # applied in this order
-    ("\u2212", "-"),
-    (r"\\(?:left|right|displaystyle)(?![a-zA-Z])", ""),
+    ("[" + "".join(SYMBOLS) + "]", lambda match: SYMBOLS[match[0]]),
+    (f"[{RAISED}]+", lambda match: f"^{{{plain_digits(match[0])}}}"),
+    (f"[{LOWERED}]+", lambda match: f"_{{{plain_digits(match[0])}}}"),
+    (f"[{HALVES}]", lambda match: r"\frac{%s}{%s}" % tuple(plain_digits(match[0]).split("\u2044"))),
+    (r"\u221a *(?:([0-9]+(?:\.[0-9]+)?|[A-Za-z])|\(([^()]*)\))", lambda match: rf"\sqrt{{{match[1] or match[2]}}}"),
+    (r"\u221b *(?:([0-9]+|[A-Za-z])|\(([^()]*)\))", lambda match: rf"\sqrt[3]{{{match[1] or match[2]}}}"),
+    ("\u221a", r"\\sqrt"),
+    (r"\\(?:left|right|displaystyle|textstyle|bf|rm|it|sf)(?![a-zA-Z])", ""),
     (r"(?<!\\)\\[$()\[\]]|\$", ""),  # \$5, $5$, \(5\), \[5\]; not the row break of a matrix followed by a bracket
     (r"\{,\}", ","),
     (r"(?<!\\)\\[!,](?=[0-9])", ""),  # 1,\!000 and 1\,000
-    (r"(?:(?<!\\)\\[!,;: ]|~|\s)+", " "),
+    (r"(?:(?<!\\)\\[!,;: ]|(?<!\\)\\q?quad(?![a-zA-Z])|~|\s)+", " "),
     (r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])", ""),  # a space between letters may end a \command or a word
+    (r"(\\[A-Za-z]+) (?=[0-9])", r"\1"),
+    (r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9])", lambda match: match[0].replace(" ", "")),  # 10 000
     (r"\\%", "%"),  # but percent signs stay: 50% may be meant as 50 or as 0.5, and math-verify accepts both
-    (r"\^(?:\\circ(?![a-z])|\{\\circ\})", ""),
+    (r"(?:\^(?:\\(?:circ|degree)(?![a-z])|\{\\(?:circ|degree)\})|\\degree(?![a-z]))(?: ?(?:\\(?:text|mathrm)\{)?[CF]\b\}?)?", ""),
     (r"\\[dt]frac(?![a-z])", r"\\frac"),
-    (r"\\(?:text(?:bf|rm|it)|mathrm|mbox)\{", r"\\text{"),
+    (r"\\([nlg])eq(?![a-z])", r"\\\1e"),
+    (r"\\(?:text(?:bf|rm|it|sf|normal)?|mathrm|mbox)\{", r"\\text{"),
+    (r"\\(?:math(?:bf|it|sf|tt|normal)|bm|boldsymbol|pmb)\{([^{}]*)\}", r"{\1}"),
+    (r"\\text\{ ?([-+0-9.,/]+) ?\}", r"{\1}"),
+    (r"^\{([^{}]*)\}$", r"\1"),
+    (r"\\text\{ ?(?:and|or) ?\}|(?<=[0-9A-Za-z)}]) (?:and|or) (?=[-+0-9A-Za-z(\\])", ","),
+    (r"(?<=[0-9]) ?(?:\\text\{ ?)?(?:percent|per cent) ?\}?$", "%"),
+    *((rf"(?<=[0-9]) ?(?:\\text\{{ ?{word} ?\}}|{word})$", rf"\\times10^{{{power}}}")
+      for word, power in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))),
+    (rf"(?:(?<=[0-9A-Za-z}})]) ?\\text\{{ ?{UNITS} ?\}}(?:\^\{{?[23]\}}?)?|(?<=[0-9}})]) {UNITS})$", ""),
+    (r"^\\text\{ ?(\(?[A-Za-z]\)?) ?\}$", r"\1"),  # a choice
+    (r"(?<![A-Za-z\\])sqrt\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"(?<![A-Za-z\\])(?=(?:sin|cos|tan|log|ln|pi)(?![A-Za-z]) ?[(0-9A-Za-z\\])", r"\\"),
+    (r"(?<=[0-9)}])\\text\{ ?([A-Za-z]) ?\}", r"\1"),  # 5\text{i}
+    (r"(?<![A-Za-z0-9.])([0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE]\+?(-?[0-9]{1,3})(?![A-Za-z0-9.])", r"\1\\times10^{\2}"),
     (r"\\frac([0-9])(?=[0-9{])", r"\\frac{\1}"),  # \frac12 -> \frac{1}{2}
     (r"(\\frac\{[^{}]*\})([0-9])", r"\1{\2}"),
     (r"(\\sqrt|[_^])([0-9])(?![0-9])", r"\1{\2}"),  # but who writes 2^10 means 1024
     (r"\.+$", ""),
+    (r"^(?=\\(?:ne|le|ge|lt|gt|in)(?![a-zA-Z])|[<>])", "x"),  # a relation that lacks its left side is no number
     (r"^[A-Za-z]{3}[A-Za-z ]*$", r"\\text{\g<0>}"),  # to math-verify, 'east' is the product e*a*s*t and equals 'seat'
 )]
 
@@ -362,19 +412,52 @@ def clean(answer):
     return text or None
 
 
-def vote_key(text):
-    r"""One key for all spellings of a number: '1,000', '1000.0'; '1/2', '0.5', '\frac{1}{2}'; '5', 'x=5', '5\text{cm}'
-    (math-verify ignores units too). Any other `clean` answer is its own key. Exact, but nothing is evaluated."""
+def number_of(text):
+    r"""The Fraction that a `clean` answer is, or None: '1,000', '1/2', '\frac{1}{2}', '2\frac{1}{2}', '1 1/2', '1.5\times10^{3}', '5!',
+    'x=5'. Exact, but nothing larger than 20! or 10^300 is worked out."""
     if len(text) > 60:
-        return text
-    number = re.sub(r"^[A-Za-z]=|\\text\{[^{}]*\}$", "", text)
-    number = re.sub(r"^([-+]?)\\frac\{([^{}]+)\}\{([^{}]+)\}$", r"\1\2/\3", number)
-    match = re.fullmatch(rf"({NUMBER})(?:/({NUMBER}))?", number)
+        return None
+    text = re.sub(r"^[A-Za-z]=", "", text)
+    text = re.sub(r"\\frac\{([^{}]+)\}\{([^{}]+)\}$", r" \1/\2", text)
+    match = re.fullmatch(rf"([-+]?)(?:([0-9]+) )? ?({NUMBER})(?:/({NUMBER}))?", text)
     if match:
-        top, bottom = (Fraction((part or "1").replace(",", "")) for part in match.groups())
-        if bottom:
-            return str(top / bottom)
-    return text
+        sign, whole, top, bottom = (part and part.replace(",", "") for part in match.groups())
+        if (whole or sign) and top[0] in "+-" or whole and not (bottom and top.isdigit() and bottom.isdigit()) \
+                or Fraction(bottom or 1) == 0:
+            return None
+        value = Fraction(whole or 0) + Fraction(top) / Fraction(bottom or 1)
+        return -value if sign == "-" else value
+    match = re.fullmatch(rf"({NUMBER})(?:\\times|\\cdot)10\^(?:\{{(-?[0-9]{{1,3}})\}}|([0-9]))", text)
+    if match and abs(int(match[2] or match[3])) <= 300:
+        return Fraction(match[1].replace(",", "")) * Fraction(10) ** int(match[2] or match[3])
+    match = re.fullmatch(r"([0-9]{1,2})!", text)
+    return Fraction(math.factorial(int(match[1]))) if match and int(match[1]) <= 20 else None
+
+
+def vote_key(text):
+    r"""One key for all spellings of a number (see `number_of`). Any other `clean` answer is its own key."""
+    number = number_of(text)
+    return text if number is None else str(number)
+
+
+# What math-verify reads past (text, the base of a number, the second of two numbers) and would call equal to what is left.
+UNREAD = re.compile(r"\\text\{|[0-9A-F]_|[0-9] [0-9]+(?![0-9/])|[0-9)}] (?!sqrt|sin|cos|tan|log|ln|exp|pi)[A-Za-z]{2,}")
+
+
+def compare(gold, answer):
+    """Reward of a `clean` answer (or None) if it can be told without mathematics, else None."""
+    if answer is None or len(answer) > MAX_ANSWER:
+        return 0.0
+    if vote_key(answer).lower() == vote_key(gold).lower() if UNREAD.search(answer) else vote_key(answer) == vote_key(gold):
+        return 1.0
+    if UNREAD.search(answer) or UNREAD.search(gold):
+        return 0.0
+    a, b = number_of(answer), number_of(gold)
+    if a is None or b is None:
+        return None
+    # Six digits after the point, as math-verify has it, but six of its own where the number is smaller than one.
+    whole = a.denominator == b.denominator == 1
+    return float(not whole and abs(a - b) <= min(1, max(abs(a), abs(b))) / 10 ** 6)
 
 
 def last_box(text):
@@ -433,13 +516,13 @@ class Math(Task):
         return self.rewards([problem], [completion])[0]
 
     def rewards(self, problems, completions):
-        """1.0 where the final answer equals the gold one: by vote key, else by math-verify in the pool, each distinct
+        """1.0 where the final answer equals the gold one: by `compare`, else by math-verify in the pool, each distinct
         (gold, answer) pair once. What math-verify fails to decide scores 0.0 and is counted in `.counts`."""
         pairs = [(clean(p.answer) or "", final_answer(c)) for p, c in zip(problems, completions, strict=True)]
-        scores = {pair: self.memo.get(pair) for pair in pairs}  # None: not judged yet
-        for gold, answer in scores:
-            if answer is None or vote_key(answer) == vote_key(gold):
-                scores[gold, answer] = float(answer is not None)
+        scores = {pair: compare(*pair) for pair in dict.fromkeys(pairs)}
+        for pair, score in scores.items():
+            if score is None:
+                scores[pair] = self.memo.get(pair)  # None: not judged yet
         unjudged = [pair for pair, score in scores.items() if score is None]
         for pair, verdict in zip(unjudged, self.pool.judge(unjudged)):
             if verdict in ("timeouts", "errors"):
@@ -552,8 +635,14 @@ def verify_worker(limit):
         signal.alarm(math.ceil(limit) + 2)
         message, verdict = json.loads(line), None
         if message is not None:
-            gold, answer = (parse(f"${text}$", parsing_timeout=None) for text in message)
+            # In a box: of what stands between dollars, math-verify takes the beginning if it cannot read the rest.
+            gold, answer = (parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in message)
             verdict = bool(verify(gold, answer, timeout_seconds=None))
+            if verdict and all(getattr(side[0], "is_number", False) for side in (gold, answer)):
+                with suppress(TypeError):  # some numbers have no value, as those with a percent sign
+                    a, b = (complex(side[0].evalf()) for side in (gold, answer))
+                    size = max(abs(a), abs(b))  # it compares six digits after the point, of which small numbers have none
+                    verdict = size > 1e-3 or abs(a - b) <= 1e-5 * size
         signal.alarm(0)
         print(json.dumps(verdict), file=replies, flush=True)
 

@@ -123,7 +123,7 @@ def test_equal_answers_share_a_key_and_different_ones_do_not(task):
     ("1,000", "1,00"), ("1/2", "1/20"), ("12", "1,2"), (r"2\frac{1}{2}", r"\frac{21}{2}"), ("2^10", "210"),
     ("2^10", r"2^{1}0"), ("x+1", "x1"), ("-5", "5"), ("1/0", "0"), ("1/0", "1"), ("(1,2)", "[1,2]"), ("50%", "50"),
     ("50%", "0.5"), ("x", "X"), ("1.5", "15"), (r"\sqrt{23}", r"\sqrt{2}3"), ("x_1", "x1"), ("3\u00b2", "32"),
-    ("\u0663", "3"), (r"\pi r", r"\pir"), ("1" * 61, "1" * 60), ("1e3", "1000"), ("east", "seat"), ("5", "5!"),
+    ("\u0663", "3"), (r"\pi r", r"\pir"), ("1" * 61, "1" * 60), ("1e", "1"), ("east", "seat"), ("5", "5!"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1 2\end{pmatrix}"), ("1\\\\(2)", "12")])
 def test_different_answers_have_different_keys(task, a, b):
     assert task.extract(rf"\boxed{{{a}}}") != task.extract(rf"\boxed{{{b}}}")
@@ -158,6 +158,68 @@ def test_equal_keys_need_no_pool(fresh):
 def test_verify(task, gold, answer, reward):
     assert task.verify(problem(gold), rf"the result is \boxed{{{answer}}}") == reward
     assert not task.counts
+
+
+# gold | answer | reward, as models write them. Nothing that stands in an answer may be read past.
+WRITTEN = r"""
+    18 | 18² | 0 ; 324 | 18² | 1 ; 5 | 5√2 | 0 ; 5\sqrt{2} | 5√2 | 1 ; 4 | 4ⁿ | 0 ; 4^n | 4ⁿ | 1 ; 5 | 5·3 | 0 ;
+    15 | 5·3 | 1 ; 5 | 5\text{i} | 0 ; 5i | 5\text{i} | 1 ; 5 | 5\text{ million} | 0 ;
+    5000000 | 5\text{ million} | 1 ; 5,000,000 | 5 million | 1 ; 10 | 10_2 | 0 ; 1011_2 | 1011_{2} | 1 ;
+    1011_{2} | 1011₂ | 1 ; 1011 | 1011_2 | 0 ; 2 | \ne 2 | 0 ; 2 | x\ne 2 | 0 ; 2 | ≠2 | 0 ; x\ne 2 | x≠2 | 1 ;
+    0.0000001 | 0.0000002 | 0 ; 2\times10^{-7} | 0.0000002 | 1 ; 10^{-7} | 2\cdot10^{-7} | 0 ;
+    \frac{\pi}{10^8} | \frac{2\pi}{10^8} | 0 ; 120 | 5! | 1 ; 5 | 5! | 0 ; 3628800 | 10! | 1 ;
+    20 | \frac{6!}{36} | 1 ; 1500 | 1.5e3 | 1 ; 1500 | 1.5E+3 | 1 ; 0.0015 | 1.5e-3 | 1 ; 1.5 | 1.5e3 | 0 ;
+    1500 | 1.5×10³ | 1 ; 1500 | 1.5\times10^{3} | 1 ; 5/2 | 2½ | 1 ; 2 | 2½ | 0 ; 2.5 | 2 1/2 | 1 ;
+    \frac{5}{2} | 2\frac12 | 1 ; 21/2 | 2\frac{1}{2} | 0 ; 90 | 90° | 1 ; 90 | 90^\circ | 1 ; 90 | 90\degree | 1 ;
+    25 | 25°C | 1 ; 16 | \mathbf{16} | 1 ; 16 | {\bf 16} | 1 ; 16 | \boldsymbol{16} | 1 ; 5 | 5\mathbf{x} | 0 ;
+    5x | 5\mathbf{x} | 1 ; 5 | 5\text{ cm} | 1 ; 5 | 5\text{ cm}^2 | 1 ; 5 | 5 cm | 1 ;
+    5 | 5\text{ square feet} | 1 ; 60 | 60\text{ miles per hour} | 1 ; 60 | 60\text{ mph} | 1 ; 32 | \$32 | 1 ;
+    32 | 32\text{ dollars} | 1 ; 5 | 5\text{ zorks} | 0 ; 5\text{ zorks} | 5\text{ zorks} | 1 ; \infty | ∞ | 1 ;
+    (-\infty,2] | (−∞,2] | 1 ; (-\infty,2)\cup(3,\infty) | (-∞,2)∪(3,∞) | 1 ; 2\pi | 2π | 1 ; 2 | 2π | 0 ;
+    \frac{1}{2} | ½ | 1 ; \frac12 | 1⁄2 | 1 ; 8 | 2³ | 1 ; x^2+2x+1 | (x+1)² | 1 ; \sqrt{3} | √3 | 1 ; 3 | √3 | 0 ;
+    \sqrt[3]{2} | ∛2 | 1 ; \frac{\sqrt{3}}{2} | √3/2 | 1 ; \pm 5 | ±5 | 1 ; x\le 3 | x≤3 | 1 ;
+    x\leq 3 | x\le 3 | 1 ; \theta | θ | 1 ; 3\times 4 | 12 | 1 ; 12 | 3×4 | 1 ; 5 | 5+ | 0 ; 5 | 5\cdot | 0 ;
+    5 | 5? | 0 ; 3 | 1 2 | 0 ; 12 | 1 2 | 0 ; 10000 | 10 000 | 1 ; 1,2 | 1, 2 | 1 ; 1,2 | 2,1 | 1 ;
+    1 \text{ or } 2 | 1,2 | 1 ; 50\% | 50 | 1 ; 50\% | 0.5 | 1 ; 50 | 50 percent | 1 ; \text{(A)} | (A) | 1 ;
+    \text{A} | A | 1 ; \text{even} | even | 1 ; \text{even} | odd | 0 ; x=5 | 5 | 1 ; 5 | x=5 | 1 ;
+    y=2x+1 | y=1+2x | 1 ; \begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}1\\2\end{pmatrix} | 1 ;
+    \begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}2\\1\end{pmatrix} | 0 ; 1/3 | 0.333333 | 1 ; 1/3 | 0.33 | 0 ;
+    123456789 | 123456788 | 0 ; 1000000 | 1000001 | 0 ; 0 | 0.0000001 | 0 ; 3+4i | 4i+3 | 1 ; 3-2i | 3−2i | 1 ;
+    \frac{3}{4} | 0.75 | 1 ; -\frac{3}{4} | −3/4 | 1 ; 11\sqrt{2} | 11√2 | 1 ; 2+\sqrt{3} | 2+√3 | 1 ;
+    5^{10} | 5¹⁰ | 1 ; 1.5 | 1,5 | 0 ; 72 | 72\text{ degrees} | 1 ; 3 | 3\text{ hours} | 1 ;
+    3 | 3\text{ hours and 5 minutes} | 0 ; 5 | 5 apples and 3 pears | 0 ; 7 | 7\text{ apples} | 1 ;
+    \frac{1}{10^{7}} | 1e-7 | 1 ; 36\pi | 36π\text{ cm}² | 1 ; 2^{n} | 2ⁿ | 1 ; 2 | 2ⁿ | 0 ; \log 5 | log 5 | 1 ;
+    6.02\times10^{23} | 6.02e23 | 1 ; 6.02 | 6.02e23 | 0 ; \{1,2,3\} | {1,2,3} | 1 ; 18 | 18 2 | 0 ;
+    18 | 18^{2} | 0 ; 100 | 10^2 | 1 ; \sqrt{2} | 1.414214 | 1 ; 4 | 4₂ | 0 ; 3x | 3·x | 1 ; \alpha+1 | α + 1 | 1 ;
+    0.1 | \frac{1}{10} | 1 ; .5 | \frac12 | 1 ;
+"""
+
+
+def test_answers_as_models_write_them(task):
+    rows = [[cell.strip() for cell in row.split("|")] for row in WRITTEN.split(";") if row.strip()]
+    assert len(rows) > 120
+    found = task.rewards([problem(gold, str(i)) for i, (gold, _, _) in enumerate(rows)], [rf"so \boxed{{{a}}}" for _, a, _ in rows])
+    assert [(*row, r) for row, r in zip(rows, found) if r != float(row[2])] == []
+    assert not task.counts
+    for gold, answer, wanted in rows:  # one vote is one answer
+        assert wanted == "1" or task.extract(rf"\boxed{{{gold}}}") != task.extract(rf"\boxed{{{answer}}}")
+
+
+@pytest.mark.parametrize("group", [
+    ["18\u00b2", "18^2", "18^{2}"], ["5\u221a2", r"5\sqrt2", r"5\sqrt{2}"], ["5000000", r"5\text{ million}", "5 million", "5e6", r"5\times10^6", "5\u00d710\u2076"],
+    ["5!", "120", "120.0"], ["2\u00bd", "5/2", "2 1/2", r"2\frac12"], ["5i", r"5\text{i}"], ["1011_2", "1011\u2082"], ["1e-7", "0.0000001", "1/10000000"],
+    ["16", r"\mathbf{16}", r"{\bf 16}"], ["60", r"60\text{ mph}", "60 miles per hour", r"60\text{ m/s}"], [r"x\ne2", "x\u22602", r"x \neq 2", r"\ne 2"]], ids=lambda g: g[0])
+def test_spellings_that_are_one_vote(task, group):
+    assert len({task.extract(rf"\boxed{{{answer}}}") for answer in group}) == 1
+
+
+@pytest.mark.parametrize("answer", ["1e999999999", "9" * 50 + "!", "99!", "10^{10^{10}}", "2^{9999999999}", "1e-999", "\u00b2" * 900, "5 cm per " * 100, "\\frac{" * 140,
+                                    "\u221a(" * 400, "1 " * 400, "10 000 " * 100])
+def test_what_is_too_big_takes_no_time(task, answer):
+    started = time.perf_counter()
+    task.extract(rf"\boxed{{{answer}}}")
+    tasks.compare("5", tasks.clean(answer))
+    assert time.perf_counter() - started < 1
 
 
 def test_a_timeout_scores_zero_is_counted_and_does_not_block_the_others(fresh):
@@ -248,7 +310,7 @@ def fake(tmp_path, monkeypatch):
     """A stand-in for math-verify inside the children, which fails in ways the real one hardly can be made to."""
     (tmp_path / "math_verify.py").write_text(f'''
 import os, sys, time
-def parse(text, parsing_timeout): return text.strip("$")
+def parse(text, parsing_timeout): return text[7:-1]  # of a box
 def verify(gold, answer, timeout_seconds):
     with open({str(tmp_path / "asked")!r}, "a") as file: file.write(answer + "\\n")
     if answer == "noise": print("true"); os.write(1, b"true\\n"); sys.stderr.write("x" * 1000000); sys.stdout.flush()
