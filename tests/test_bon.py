@@ -1,4 +1,5 @@
 """bon_sft.py and bon_rl.py: their equations against brute force in float64, and real runs on the embedded model."""
+import importlib
 import itertools
 import json
 import math
@@ -323,6 +324,8 @@ def test_kl_and_entropy_coefficients():
 def test_diversity():
     found = evaluate.diversity(["1+2", "1+2", "2+1", "33"], ["a", "a", "a", None])
     assert found == {"distinct": 3, "answers": 1, "distinct-2": 5 / 7, "similarity": (1 + 0) / 2}  # 1+ +2 2+ +1 33 of 7; pairs 1-2 and 3-4
+    texts = ["ab", "ab"] * 7 + ["ab", "cd"] * 3  # ten pairs, of which eight are compared
+    assert evaluate.diversity(texts, texts)["similarity"] == pytest.approx(7 / 8)
     assert evaluate.mean_diversity(["ab"] * 2 + ["cd", "ef"], [None] * 4, 2) == {"distinct": 1.5, "answers": 0, "distinct-2": 0.75, "similarity": 0.5}
 
 
@@ -340,6 +343,16 @@ def test_auc_and_calibration():
         found = evaluate.judge_verifier([{"scores": s, "rewards": r} for s, r in zip((scale * probability.logit()).tolist(), honest.tolist())], 50)
         assert found["auc"] == pytest.approx(5 / 6, abs=0.02) and found["low"] < found["auc"] < found["high"]
         assert low <= found["calibration_error"] < high and sum(count for *_, count in found["calibration"]) == 8000
+
+
+def test_the_interval_of_the_auc():
+    """95 % over problems: each of 100 is judged all right or all wrong, so the AUC is a binomial share of problems, and its
+    quantiles over resampled problems are known; over single samples the interval would be a third as wide."""
+    pool = [{"scores": [1.0 if i < 40 else -1.0, 0.0] * 8, "rewards": [1.0, 0.0] * 8} for i in range(100)]
+    found = evaluate.judge_verifier(pool, 2000)
+    width = 1.96 * math.sqrt(0.4 * 0.6 / 100)
+    assert found["auc"] == pytest.approx(0.4)
+    assert found["low"] == pytest.approx(0.4 - width, abs=0.01) and found["high"] == pytest.approx(0.4 + width, abs=0.01)
 
 
 def test_entropies_are_those_of_the_sampled_distribution():
@@ -384,6 +397,39 @@ def test_the_fitted_verifier_knows_right_from_wrong(verifier, tmp_path):
     assert code == 0 and json.load(open(tmp_path / "f" / "result.json"))["results"][str(pool)]["bon@8"] == cells["bon@8"], err
 
 
+def test_evaluation_selects_by_the_verifier(verifier):
+    """What the training scripts report as BoN@k where they have one."""
+    policy, task, judge = common.load_policy("tiny", bits=32), tasks.load_task("countdown"), common.load_verifier(verifier)
+    found, pool = evaluate.evaluate(policy, task, task.test[:10], 8, (4,), verifier=judge)
+    by = lambda key: [common.bon_at_k(entry[key], entry["rewards"], 4) for entry in pool]
+    assert found["bon@4"] == common.mean_se(by("scores")) and by("scores") != by("logps")
+
+
+CHAT = [("ppo_passk", ["--samples", "4", "--k", "2"]), ("bon_sft", ["--scores", "verifier"]), ("bon_rl", ["--variant", "v"]), ("bon_rl", ["--fit-verifier"]),
+        ("cat_passk", []), ("cat_majority", ["--mode", "rl"]), ("cat_bon", []), ("evaluate", ["--samples", "4", "--k", "2", "--problems", "3"])]
+
+
+@pytest.mark.parametrize("script,flags", CHAT, ids=lambda f: f if isinstance(f, str) else " ".join(f))
+def test_chat_reaches_every_prompt(script, flags, verifier, tmp_path, monkeypatch):
+    """On a task whose prompts go through the chat template, those of the policy and those of the verifier all do."""
+    asked = {common.Policy: [], common.Verifier: []}
+    for kind, calls in asked.items():
+        encode = kind.encode
+        monkeypatch.setattr(kind, "encode", lambda *args, encode=encode, calls=calls: calls.append(args[-1]) or encode(*args))
+    data = tmp_path / "p.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"c{a},2:{a + 2}>", "answer": str(a + 2), "solution": f"{a}+2"}) + "\n" for a in range(1, 30)))
+    learned = ["--verifier", verifier] if script in ("bon_sft", "bon_rl", "evaluate") and "--fit-verifier" not in flags else []
+    some = ["--fit-samples", 2, "--fit-epochs", 1] if "--fit-verifier" in flags else ["--steps", 1, "--eval-samples", 4, "--eval-problems", 3]
+    common_flags = [] if script == "evaluate" else ["--prompts", 3, *some]
+    code, _, err = run(importlib.import_module(script).main, *common_flags, "--data", data, "--max-new-tokens", 5, "--out", tmp_path / "r", *learned, *flags)
+    assert code == 0, err
+    if script == "evaluate":  # a pool remembers it
+        code, _, err = run(evaluate.main, "--pool", tmp_path / "r" / "pool-1.jsonl", "--k", 2, "--out", tmp_path / "s", *learned)
+        assert code == 0, err
+    assert bool(asked[common.Verifier]) == bool(learned or "--fit-verifier" in flags)
+    assert len(asked[common.Policy]) > 3 and all(flag is True for calls in asked.values() for flag in calls)
+
+
 def test_flipped_labels_teach_the_opposite(tmp_path):
     code, _, err = run(bon_rl.main, *FIT, "--fit-epochs", 1, "--fit-problems", 400, "--verifier-noise", 1, "--bits", 4, "--out", tmp_path / "v")
     assert code == 0, err
@@ -416,7 +462,7 @@ def reward_model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_scores_of_a_reward_model(reward_model, kind):
+def test_scores_of_a_reward_model(reward_model, kind, monkeypatch):
     """Its head at the end-of-sequence token, whatever else is in the batch; and gradients where they are wanted."""
     v = common.load_verifier(reward_model[kind, 1])
     pairs = [("c7,3,2,9:23>", "7*2+9"), ("c1,2:3>", "1+2"), ("c7,3,2,9:23>", "7*2+9"), ("c1,2:3>", ""), ("c1,2:3>", "2+1")]
@@ -426,6 +472,10 @@ def test_scores_of_a_reward_model(reward_model, kind):
         hidden = getattr(v.model, v.model.base_model_prefix)(input_ids=ids).last_hidden_state[0, -1]
         assert v.model.score(hidden).item() == pytest.approx(score, abs=1e-4)
     assert found[0] == found[2] and len(set(found)) == 4
+    asked, logits = [], common.verifier_logits
+    monkeypatch.setattr(common, "verifier_logits", lambda v, rows: asked.extend(rows) or logits(v, rows))
+    assert common.verify_scores(v, *map(list, zip(*pairs))) == found and len(asked) == 4  # equal pairs once: their tie is exact
+    monkeypatch.undo()
     rows = [v.encode(x, y) for x, y in pairs]
     small = {int(i): s.item() for index, logits in common.verifier_logits(v, rows, max_tokens=20) for i, s in zip(index, logits)}
     assert [small[i] for i in range(5)] == pytest.approx(found, abs=1e-4)
@@ -533,6 +583,18 @@ def test_what_reaches_the_optimiser(script, flags, verifier, tmp_path, monkeypat
         pairs = [(x, policy.tokenizer(p.solution)["input_ids"] + end, -1 / B, T) for x, p in zip(prompts, problems)]
     assert c.numel() == 0 or c.abs().max() > 0.01
     pairs += [(x, y, -cj / B, T) for x, ys, cs in zip(prompts, rows, c.tolist()) for y, cj in zip(ys, cs) if cj]
+    line, = read_lines(tmp_path / "r")
+    assert line["loss"] == pytest.approx(sum(c * common.sequence_logps(policy, [x], [y], T).item() for x, y, c, T in pairs), rel=1e-4, abs=1e-5)
+    if script == "bon_sft":
+        assert line["gold"] == pytest.approx(sum(common.sequence_logps(policy, [x], [y], T).item() for x, y, _, T in pairs[:B]) / B, rel=1e-4)
+    if "drawn" in seen:
+        lengths = seen["drawn"].lengths
+        assert line["length"] == pytest.approx(lengths.float().mean().item()) and len(set(lengths.flatten().tolist())) > 1
+        assert line["entropy"] == pytest.approx((seen["drawn"].entropies.sum() / lengths.sum()).item())
+    if learned and script == "bon_rl":
+        assert line["score_wrong"] == pytest.approx(s[r != 1].mean().item(), rel=1e-4) and 0 < r.mean() < 1
+        best = [common.bon_at_k(a, b, n) - common.bon_at_k(b, b, n) for a, b in zip(s.tolist(), r.tolist())]
+        assert line["bon_gap"] == pytest.approx(sum(best) / B)
     wanted = plain_gradient(policy, pairs)
     assert wanted.norm() > 0 and (seen["gradient"] - wanted).norm() < 2e-3 * wanted.norm()
 

@@ -525,8 +525,11 @@ def test_what_reaches_the_optimiser_in_rl(script, flags, tmp_path, monkeypatch):
             w, z = [M * x for x in brute_bon(r, n)], [1.0] * M
         weights.append(w)
         shaped.append(z)
+    line, = read_lines(tmp_path / "r")
+    assert line["zero"] == pytest.approx(sum(w * z == 0 for ws, zs in zip(weights, shaped) for w, z in zip(ws, zs)) / 36)
     mean = sum(map(sum, weights)) / 36 if getattr(args, "normalise", False) else 1
     loss = -sum(w * z / mean / M * logp for ws, zs, ls in zip(weights, shaped, logps) for w, z, logp in zip(ws, zs, ls)) / 6
+    assert line["loss"] == pytest.approx(loss.item(), rel=1e-3, abs=1e-5)
     wanted = gradient_norm_of(policy, loss)
     assert wanted.norm() > 1e-3 and (seen["gradient"] - wanted).norm() < 2e-3 * wanted.norm()
     if script is cat_majority:
@@ -563,6 +566,16 @@ def test_what_reaches_the_optimiser_in_sft(script, flags, tmp_path, monkeypatch)
         loss = loss + float(exact_majority(logp.sum().item(), args.n, k)[1]) * logp.sum()
     wanted = gradient_norm_of(policy, loss / 6)
     assert (seen["gradient"] - wanted).norm() < 2e-3 * wanted.norm()
+
+
+def test_the_queue_keeps_the_latest_rewards(tmp_path, monkeypatch):
+    """36 rewards a step in a queue of 50: after two steps those of the second and the last 14 of the first, in order."""
+    rewards, seen = common.rewards, []
+    monkeypatch.setattr(common, "rewards", lambda *args: seen.extend(found := rewards(*args)) or found)
+    code, _, err = run(cat_bon.main, "--ranks", "fifo", "--fifo", 50, "--prompts", 6, "--samples", 6, "--steps", 2, "--eval-samples", 0, "--out", tmp_path / "r")
+    assert code == 0 and len(seen) == 72, err
+    kept = json.loads(torch.load(tmp_path / "r" / "state.pt", weights_only=True)["result"])["recent"]
+    assert kept == pytest.approx(seen[-50:], abs=1e-6) and len(set(kept)) > 20
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)

@@ -3,7 +3,9 @@ import collections
 import itertools
 import math
 import random
+import statistics
 import time
+import types
 
 import pytest
 import torch
@@ -128,7 +130,7 @@ def test_draws_do_not_depend_on_the_batch():
 
 
 def test_generation_config_has_no_say(folder_of, tmp_path):
-    """top_k, top_p and a temperature in a checkpoint's generation_config change nothing."""
+    """top_k, top_p and a temperature in a checkpoint's generation_config change nothing; every end that it names is one."""
     import json
     import shutil
     folder = folder_of("llama")
@@ -138,6 +140,8 @@ def test_generation_config_has_no_say(folder_of, tmp_path):
     a, b = (common.load_policy(str(f), bits=32) for f in (folder, tmp_path / "m"))
     prompts = [a.encode(p) for p in PROMPTS]
     assert common.sample(a, prompts, 2, range(5)).lists() == common.sample(b, prompts, 2, range(5)).lists()
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 7]}))
+    assert common.load_policy(str(tmp_path / "m"), bits=32).stop == [0, 7, 9]
 
 
 def gradient(policy, prompts, completions, weights, **options):
@@ -390,6 +394,57 @@ def test_a_tokenizer_that_appends_eos_does_not_end_the_prompt():
     assert policy.encode("c7,3>") == [0, *wanted]  # the first may be a beginning-of-sequence token that is the same id
 
 
+def test_special_tokens_come_once():
+    """A tokenizer that opens and closes every text: no token of its own inside a completion, a chat, or twice at an end."""
+    from tokenizers.processors import TemplateProcessing
+    policy = common.load_policy("tiny", bits=32)
+    ids = lambda text: policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+    start = policy.tokenizer.unk_token_id
+    policy.tokenizer._tokenizer.post_processor = TemplateProcessing(single="<unk> $A <eos>", special_tokens=[("<unk>", start), ("<eos>", 0)])
+    verifier = common.Verifier(None, policy.tokenizer, "", {})
+    assert policy.encode_solution("7*3") == [*ids("7*3"), 0]
+    assert verifier.encode("c7,3:21>", "7*3", chat=True) == [start, *ids("c7,3:21>7*3"), 0]  # it has no chat template
+    policy.tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
+    assert policy.encode("c7>", chat=True) == ids("uc7>A")
+    assert verifier.encode("c7>", "7", chat=True) == ids("uc7>a7")  # a finished turn of the assistant, with nothing to come
+    assert verifier.encode("c7>", "7") == [start, *ids("c7>7"), 0]
+
+
+def test_the_scale_of_the_adapter():
+    """alpha is twice the rank, whatever the rank: the layer adds 2 B A."""
+    for rank in (4, 16):
+        policy = shaken(common.load_policy("tiny", lora_rank=rank))
+        for _, _, layer in policy.layers:
+            product = 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+            assert torch.allclose(layer.get_delta_weight("default"), product, atol=1e-6) and product.shape[0] and product.abs().max() > 0
+
+
+def test_the_last_position_is_used(folder_of):
+    """Prompt and completion that fill the model's 128 positions exactly do fit; one token more does not."""
+    policy = common.load_policy(folder_of("gpt2"), bits=32)
+    task = types.SimpleNamespace(name="t", chat=False, target=lambda p, kind: "12")
+    problems = [types.SimpleNamespace(prompt="c" * n) for n in (118, 119, 120, 125, 126)]
+    assert common.that_fit(policy, task, problems, 9) == problems[:2]
+    assert common.sample(policy, [policy.encode(problems[1].prompt)], 4, [0], max_new_tokens=9).lengths.max() > 1
+    kept, golds = common.gold(policy, task, problems)  # two characters and the end
+    assert kept == problems[:4] and [len(y) for y in golds] == [3] * 4
+
+
+def test_shared_rows_lie_within_the_sliding_window(folder_of, tmp_path):
+    """One sample after the prompt fits the window of 40, three of them in one row do not: they are decoded apart."""
+    import json
+    import shutil
+    shutil.copytree(folder_of("gemma2"), tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "sliding_window": 40}))
+    policy = shaken(common.load_policy(str(tmp_path / "m"), bits=32))
+    prompt = policy.encode(PROMPTS[0])
+    assert policy.fast and len(prompt) + 12 < 40 < len(prompt) + 3 * 12
+    drawn = common.sample(policy, [prompt], 3, [0], max_new_tokens=12)
+    u = torch.rand(3, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert drawn.lists()[0] == [plain_sample(policy, prompt, u[i], 1.0)[0] for i in range(3)]
+
+
 def test_what_does_not_fit_is_said(folder_of):
     policy = common.load_policy(folder_of("gpt2"), bits=32)
     with pytest.raises(common.UserError):
@@ -485,6 +540,16 @@ def test_estimators_are_fast(n, limit):
 
 
 # ------------------------------------------------------------------------------------------------------------ small parts
+
+def test_means_and_spreads():
+    """The standard error is that of a sample (n - 1); the spread of weights by hand."""
+    values = [0.25, 1.0, 0.0, 0.5]
+    assert common.mean_se(values) == {"mean": pytest.approx(0.4375), "se": pytest.approx(statistics.stdev(values) / 2)}
+    assert math.isnan(common.mean_se([1.0])["se"])
+    found = common.spread(torch.tensor([[0.0, 1.0, 1.04], [0.96, 0.5, 2.5]]))
+    assert found == pytest.approx({"w_mean": 1.0, "w_min": 0.0, "w_median": 0.96, "w_max": 2.5, "w_even": 0.5})
+
+
 
 def test_batches_are_shuffled_passes():
     problems = list(range(10))

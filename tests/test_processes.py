@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -94,6 +95,36 @@ def test_verifier_and_evaluation(folders):
     one, two = (json.load(open(os.path.join(folder, "evaluate", "result.json")))["results"] for folder in folders)
     for a, b in zip(one.values(), two.values(), strict=True):
         assert a["pass@4"] == pytest.approx(b["pass@4"], abs=1e-3)
+
+
+def test_what_goes_wrong_is_added_up(monkeypatch):
+    """Two processes with their shares of five completions, played one after the other: every reward in its place, and what each
+    had counted before, plus what went wrong now on either."""
+    class Task:
+        def __init__(self):
+            self.counts = Counter(timeouts=5, lost=1)
+
+        def rewards(self, problems, completions):
+            self.counts["timeouts"] += completions.count("slow")
+            return [float(c == "right") for c in completions]
+    completions = ["right", "slow", "wrong", "slow", "right"]
+    sums, counted = {}, {}  # what each process sends, kept from a first round of both
+    monkeypatch.setattr(common, "WORLD", 2)
+    for last in (False, True):
+        for rank in (0, 1):
+            def total(x):
+                sums.setdefault(rank, x.clone())
+                return sums[0] + sums[1] if last else x
+
+            def gather(box, mine):
+                counted[rank] = mine
+                box[:] = [counted[0], counted[1]] if last else [mine, Counter()]
+            monkeypatch.setattr(common, "RANK", rank)
+            monkeypatch.setattr(common, "total", total)
+            monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+            task = Task()
+            found = common.rewards(task, list(range(5)), completions)
+            assert not last or found == [1.0, 0.0, 0.0, 0.0, 1.0] and task.counts == Counter(timeouts=7, lost=1)
 
 
 def test_resume_with_another_number_of_processes(folders, tmp_path, monkeypatch):
