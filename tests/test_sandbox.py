@@ -554,8 +554,8 @@ def test_memory_behind_a_main_thread_that_has_ended():
 
 def test_time_of_children_that_nobody_waits_for(pool):
     """Each within its own limit, all of them beyond that of the program, in both kinds of problem."""
-    burn = ("import os, time\ndef burn():\n  for _ in range(8):\n    if os.fork() == 0:\n      if os.fork() == 0:\n"
-            "        while time.process_time() < 0.3: pass\n      os._exit(0)\n  time.sleep(1.6)\n")
+    burn = ("import os, time\ndef burn():\n  for _ in range(14):\n    if os.fork() == 0:\n      if os.fork() == 0:\n"
+            "        while time.process_time() < 0.5: pass\n      os._exit(0)\n  time.sleep(4)\n")
     assert pool.judge([function(burn + "def f(x):\n  if x == 2: burn()\n  return x * x", limit=1),
                        stdio(burn + "burn()\nprint(int(input()) ** 2)", limit=1)]) == ["timeouts"] * 2
 
