@@ -11,6 +11,7 @@ Embedded (no download): `countdown`, `routes`, `program`, `peptide` (graded). Fr
 This module never imports torch: its verifier workers start in a fraction of a second.
 """
 import ast
+import gzip
 import importlib.util
 import itertools
 import json
@@ -806,36 +807,97 @@ def carve(train, test):
 
 
 def local(data, folder=""):
-    """The path of a local copy of a data set.  Raises UserError if it is not a directory."""
+    """The path of a local copy of a data set, a file or a folder.  Raises UserError if there is none."""
     path = os.path.abspath(os.path.join(data, folder))  # absolute: `datasets` would take 'json' for a file format
-    if not os.path.isdir(path):
-        raise UserError(f"--data: {path} is not a directory, but it should be a local copy of the data set")
+    if not os.path.isdir(path) and not (os.path.isfile(path) and not folder):
+        raise UserError(f"--data: {path} is not a directory or file, but it should be a local copy of the data set")
     return path
 
 
+def rows_in(path):
+    """The rows of one file: Parquet, or JSON (lines, a list or one object), gzipped or not.  Raises UserError."""
+    try:
+        if path.endswith(".parquet"):
+            import pyarrow.parquet
+            yield from (row for batch in pyarrow.parquet.ParquetFile(path).iter_batches() for row in batch.to_pylist())
+            return
+        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+            text = file.read().decode("utf-8-sig")
+    except Exception as error:  # of files that are damaged, Parquet and gzip raise too many types to list
+        raise UserError(f"cannot read {path} ({squeeze(str(error))[:100] or type(error).__name__})") from error
+    try:
+        rows = json.loads(text)
+        rows = enumerate(rows if isinstance(rows, list) else [rows], start=1)
+    except (ValueError, RecursionError):
+        rows = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+    for number, row in rows:
+        try:
+            row = json.loads(row) if isinstance(row, str) else row
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: not valid JSON") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object")
+        yield row
+
+
+def local_files(path, config, split):
+    """(files of a split, files that name no split) of a local copy; of one `config` where folders are called so. The split is the
+    first of train, test, valid(ation), val, dev and prompt that a file's name holds, or else a folder's."""
+    found = [path] if os.path.isfile(path) else sorted(
+        os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
+        if re.search(r"\.(?:jsonl|json|parquet)(?:\.gz)?$", name) and not re.match(r"dataset_infos?\.json|\.", name))
+    parts = {file: os.path.relpath(file, os.path.dirname(path) if file == path else path).split(os.sep) for file in found}
+    if any(config in part[:-1] for part in parts.values()):
+        found = [file for file in found if config in parts[file][:-1]]
+    named = {"dev": "valid", "prompt": "prompt", **SPLITS}
+    splits = {}
+    for file in found:
+        match = next(filter(None, (re.search(rf"(?<![a-z])({'|'.join(named)})(?![a-z])", part.lower())
+                                   for part in reversed(parts[file]))), None)
+        splits[file] = match and named[match[1]]
+    mine = [file for file in found if splits[file] == SPLITS[split]]
+    exact = [file for file in mine if parts[file][-1].split(".")[0].lower() == split]  # not train_socratic.jsonl beside train.jsonl
+    return exact or mine, [file for file in found if not splits[file]]
+
+
 def rows_of(path, config, split, make, first=None):
-    """make(row) of the rows of a data set on the hub or in a local directory, those that are None left out. With `first` it
+    """make(row) of the rows of a data set on the hub or in a local file or folder, those that are None left out. With `first` it
     is streamed, and no more than so many rows are.  Raises UserError."""
     try:
-        import datasets
-        datasets.disable_progress_bars()
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the errors come up as exceptions too
-        if not os.path.isdir(path) and not datasets.config.HF_HUB_OFFLINE:
-            import huggingface_hub
-            try:
-                huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
-            except Exception:  # no network: `datasets` would retry for half a minute before it looks into its cache
-                datasets.config.HF_HUB_OFFLINE = True
-        data = datasets.load_dataset(path, config, split=split, streaming=first is not None)
+        files = local_files(path, config, split)[0] if os.path.exists(path) else []
+        if files:
+            data = (row for file in files for row in rows_in(file))
+        else:
+            import datasets
+            datasets.disable_progress_bars()
+            datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the errors come up as exceptions too
+            if not os.path.isdir(path) and not datasets.config.HF_HUB_OFFLINE:
+                import huggingface_hub
+                try:
+                    huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
+                except Exception:  # no network: `datasets` would retry for half a minute before it looks into its cache
+                    datasets.config.HF_HUB_OFFLINE = True
+            data = datasets.load_dataset(path, config, split=split, streaming=first is not None)
         return [made for made in map(make, itertools.islice(data, first)) if made is not None]
     except Exception as error:  # the network, the hub, file formats and their libraries raise too many types to list
         reason = squeeze(str(error.__cause__ or error))[:200] or type(error).__name__
+        if isinstance(error, UserError):
+            reason = str(error)
+        elif isinstance(error, KeyError):
+            reason = f"a row lacks the field {error}"
         raise UserError(f"cannot load the {split} split of {path} ({reason}): check the network, or give a local copy "
                         "with --data DIR") from error
 
 
 def fetch(path, config, split, columns):
-    """Rows {column: str} of a data set on the hub or in a local directory.  Raises UserError."""
+    """Rows {column: str} of a data set on the hub or in a local file or folder; of one file none, where it is called after another
+    split.  Raises UserError."""
+    if os.path.isfile(path):
+        mine, unnamed = local_files(path, config, split)
+        if unnamed:
+            raise UserError(f"cannot tell which split {path} is: call it train.jsonl or test.jsonl")
+        if not mine:
+            return []
     rows = rows_of(path, config, split, lambda row: {column: row.get(column) for column in columns})
     if not rows or any(value is None for row in rows for value in row.values()):
         raise UserError(f"the {split} split of {path} is empty or lacks values in its columns {', '.join(columns)}")
@@ -857,18 +919,27 @@ def load_gsm8k(data=None):
 
 def load_math(data=None):
     """Competition problems of levels 1 to 5, https://arxiv.org/abs/2103.03874; test is the MATH-500 subset of the test
-    split, valid is carved out of train.  Raises UserError."""
-    path = "EleutherAI/hendrycks_math" if data is None else local(data, "hendrycks_math")
-    path_500 = "HuggingFaceH4/MATH-500" if data is None else local(data, "MATH-500")
+    split (of a local copy without a folder MATH-500 the whole), valid is carved out of train.  Raises UserError."""
+    path, path_500, subjects = "EleutherAI/hendrycks_math", "HuggingFaceH4/MATH-500", MATH_SUBJECTS
+    if data is not None:
+        path = path_500 = local(data)
+        if os.path.isdir(os.path.join(path, "hendrycks_math")):
+            path = os.path.join(path, "hendrycks_math")
+        if os.path.isdir(os.path.join(path_500, "MATH-500")):
+            path_500 = os.path.join(path_500, "MATH-500")
+        folders = {part for folder, _, _ in os.walk(path) for part in folder.split(os.sep)}
+        subjects = [s for s in MATH_SUBJECTS if s in folders] or [None]
     train, test = [], []
-    for subject in MATH_SUBJECTS:
+    for subject in subjects:
         for i, row in enumerate(fetch(path, subject, "train", ("problem", "level", "solution"))):
             answer = last_box(row["solution"])
-            train.append(Problem(f"math/train/{subject}/{i}", row["problem"] + INSTRUCTION, answer, row["solution"],
+            train.append(Problem(f"math/train/{subject or 'all'}/{i}", row["problem"] + INSTRUCTION, answer, row["solution"],
                                  row["level"].removeprefix("Level ")))
-    for row in fetch(path_500, None, "test", ("problem", "level", "solution", "answer", "unique_id")):
-        test.append(Problem(f"math/{row['unique_id']}", row["problem"] + INSTRUCTION, row["answer"], row["solution"],
-                            row["level"]))
+    released = data is not None and path_500 == local(data)
+    for subject in subjects if released else [None]:
+        for i, row in enumerate(fetch(path_500, subject, "test", ("problem", "level", "solution") + (() if released else ("answer", "unique_id")))):
+            answer, name = row.get("answer") or last_box(row["solution"]), row.get("unique_id") or f"test/{subject or 'all'}/{i}"
+            test.append(Problem(f"math/{name}", row["problem"] + INSTRUCTION, answer, row["solution"], row["level"].removeprefix("Level ")))
     return Math("math", *carve(train, test), test, max_new_tokens=1024)
 
 
@@ -883,11 +954,22 @@ def fenced(code):
     return f"```python\n{code.strip()}\n```"
 
 
+def with_fields(files, columns):
+    """The rows of files that name no split.  Raises UserError if one lacks a field."""
+    for file in files:
+        for number, row in enumerate(rows_in(file), start=1):
+            missing = [column for column in columns if row.get(column) is None]
+            if missing:
+                raise UserError(f"{file}, row {number}: lacks the field {missing[0]!r}")
+            yield row
+
+
 def load_humaneval(data=None):
     """164 functions to complete, https://arxiv.org/abs/2107.03374: all of them test problems.  Raises UserError."""
     path = "openai/openai_humaneval" if data is None else local(data)
-    test = []
-    for row in fetch(path, "openai_humaneval", "test", ("task_id", "prompt", "canonical_solution", "test", "entry_point")):
+    test, columns = [], ("task_id", "prompt", "canonical_solution", "test", "entry_point")
+    unnamed = local_files(path, "openai_humaneval", "test")[1] if data is not None else []
+    for row in [{c: str(row[c]) for c in columns} for row in with_fields(unnamed, columns)] or fetch(path, "openai_humaneval", "test", columns):
         name = row["entry_point"]
         spec = {"tests": f"{row['test']}\ncheck({name})\n", "names": {name: name}, "prefix": row["prompt"], "limit": LIMIT}
         test.append(code_problem(f"humaneval/{row['task_id']}", row["prompt"], row["canonical_solution"], spec))
@@ -900,17 +982,33 @@ def load_mbpp(data=None):
     path = "google-research-datasets/mbpp" if data is None else local(data)
 
     def make(row):
-        tests = "\n".join([*row["test_list"], *row.get("challenge_test_list", [])])
+        tests = "\n".join([*row["test_list"], *(row.get("challenge_test_list") or [])])
         used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
         defined = [node.name for node in ast.parse(row["code"]).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-        setup = row.get("test_setup_code") or ""
+        setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
         names = {name: name for name in defined if name in used or name in setup}
         if not names:  # a test that calls nothing of the program would pass or fail whatever that is
             return None
         spec = {"tests": f"{setup}\n{tests}\n", "names": names, "prefix": "", "limit": LIMIT}
-        prompt = f"{row['text'].strip()}\nYour code should pass this test:\n{row['test_list'][0]}\n\nWrite it in one ```python block."
+        text = row["text"] if row.get("text") else row["prompt"]  # as the sanitized release calls it
+        prompt = f"{text.strip()}\nYour code should pass this test:\n{row['test_list'][0]}\n\nWrite it in one ```python block."
         return code_problem(f"mbpp/{row['task_id']}", prompt, fenced(row["code"].replace("\r", "")), spec)
-    return Code("mbpp", *(rows_of(path, "full", split, make) for split in ("train", "validation", "test")))
+    unnamed = local_files(path, "full", "test")[1] if data is not None else []
+    if not unnamed:
+        return Code("mbpp", *(rows_of(path, "full", split, make) for split in ("train", "validation", "test")))
+    splits = {"train": [], "validation": [], "test": []}  # by the numbers of the release; 1 to 10 are for prompting
+    try:
+        for row in with_fields(unnamed, ("task_id", "code", "test_list")):
+            i = int(row["task_id"])
+            split = "train" if i > 600 else "validation" if i > 510 else "test"
+            made = make(row) if i > 10 else None
+            if made is not None:
+                splits[split].append(made)
+    except (KeyError, TypeError, ValueError, AttributeError, SyntaxError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--data: {unnamed[0]} is not the release of mbpp ({type(error).__name__}: {squeeze(str(error))[:100]})") from error
+    return Code("mbpp", *splits.values())
 
 
 def stdio_spec(inputs, outputs, limit):
