@@ -239,6 +239,9 @@ def main(argv=None):
 
     if args.mode == "sft":  # found once, by the policy that training starts from
         golds = common.on_first(lambda: run.read("targets.json"))
+        if golds is None and run.step:
+            raise UserError(f"{run.path('targets.json')} is damaged, and the policy that found the targets has trained "
+                            "on: begin a new run")
         if golds is None:
             golds = find_targets(policy, task, train, M, T, max_new_tokens, args.seed)
             common.write_atomic(run.path("targets.json"), json.dumps(golds))

@@ -14,6 +14,7 @@ one pool-<n>.jsonl per model and temperature, which `--pool` rescores without sa
 pass@N(T) = exp(a(T) N^b(T)) at each temperature (Chow et al. 2024, arXiv 2412.15287).
 """
 import argparse
+import io
 import json
 import math
 import os
@@ -205,9 +206,10 @@ DIVERSITY = ("distinct", "answers", "entropy", "distinct-2", "similarity", "gold
 def save_figure(figure, path):
     from matplotlib import pyplot
     figure.tight_layout()
-    if not common.RANK:
-        figure.savefig(path, dpi=110)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=110)
     pyplot.close(figure)
+    common.write_atomic(path, image.getvalue())
 
 
 def plot(results, path, title=""):
@@ -345,9 +347,11 @@ def run_flags(model):
     """Flags of a run folder, or None if `model` is none."""
     try:
         with open(os.path.join(model, "args.json")) as file:
-            return json.load(file)["flags"]
-    except (OSError, ValueError, KeyError):
+            flags = json.load(file)["flags"]
+        flags["model"], flags["task"], flags["data"], flags["levels"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return flags
 
 
 def read_pool(path):

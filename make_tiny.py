@@ -70,9 +70,9 @@ def main(argv=None):
                               "multiple of 16 and --lr positive")
     try:
         os.makedirs(args.out, exist_ok=True)
-        common.write_atomic(os.path.join(args.out, "result.json"), "{}")
     except OSError as error:
         raise tasks.UserError(f"cannot write to --out {args.out}: {error.strerror}") from error
+    common.write_atomic(os.path.join(args.out, "result.json"), "{}")
     streams = [tasks.EMBEDDED[name](sizes=(0, 0, 0)).stream(random.Random(f"pretrain {name} {args.seed}"))
                for name in names]
     if len(names) > 1 and OWN.keys() & {*names}:
@@ -117,8 +117,9 @@ def main(argv=None):
                   + f"  {time.time() - started:.0f} s", flush=True)
 
     model.generation_config = type(model.generation_config)(eos_token_id=eos, pad_token_id=eos)
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
+    with common.writing(args.out):
+        model.save_pretrained(args.out)
+        tokenizer.save_pretrained(args.out)
     seconds = time.time() - started
     policy = common.load_policy(os.path.abspath(args.out), bits=32)
     result = {"flags": {name: value for name, value in vars(args).items() if name != "out"},

@@ -145,11 +145,12 @@ def test_resume_with_another_number_of_processes(folders, tmp_path, monkeypatch)
     close(metrics(tmp_path / "whole"), metrics(tmp_path / "part"))
 
 
-def launch(rank, port, out):
+def launch(rank, port, out, *flags):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, "ppo_passk.py"), "--eval-samples", "0", "--steps", "100000",
-                             "--prompts", "4", "--out", out], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    flags = flags or ("--eval-samples", "0", "--steps", "100000", "--prompts", "4")
+    return subprocess.Popen([sys.executable, os.path.join(ROOT, "ppo_passk.py"), *flags, "--out", out], env=environment,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -195,3 +196,23 @@ def test_a_stop_asked_of_one_process_stops_all(tmp_path):
     steps = [line["step"] for line in metrics(out)]
     assert steps == list(range(1, len(steps) + 1))
     assert torch.load(os.path.join(out, "state.pt"), weights_only=True)["step"] == steps[-1]
+
+
+def test_a_damaged_checkpoint_ends_all_processes_with_one_sentence(tmp_path):
+    import ppo_passk
+    out = str(tmp_path / "run")
+    ppo_passk.main(["--steps", "2", "--prompts", "2", "--eval-samples", "0", "--save-every", "1", "--out", out])
+    with open(os.path.join(out, "state.pt"), "r+b") as file:
+        file.truncate(1000)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pair = [launch(rank, port, out, "--resume") for rank in (0, 1)]
+    try:
+        messages = [p.communicate(timeout=120)[1] for p in pair]
+    finally:
+        for p in pair:
+            p.kill()
+            p.wait()
+    assert [p.returncode for p in pair] == [2, 2]
+    assert "state.pt is damaged" in messages[0] and messages[0].count("\n") == 1 and not messages[1], messages

@@ -75,7 +75,8 @@ def test_two_steps(flags, tmp_path):
     code, out, err = run(ppo_passk.main, *SMALL, "--steps", 2, "--out", tmp_path / "r", "--temperature", "1.1", *flags)
     assert code == 0 and not err, err
     assert "before" in out and "after" in out and "pass@4" in out
-    assert set(os.listdir(tmp_path / "r")) == {"args.json", "metrics.jsonl", "samples.jsonl", "result.json", "curves.png", "adapter", "state.pt"}
+    assert set(os.listdir(tmp_path / "r")) == {"args.json", "metrics.jsonl", "samples.jsonl", "result.json",
+                                            "curves.png", "adapter", "state.pt", "state.previous.pt"}
     lines = read_lines(tmp_path / "r")
     assert [line["step"] for line in lines] == [1, 2]
     assert all(math.isfinite(v) for line in lines for name, v in line.items() if name != "valid")
