@@ -130,7 +130,7 @@ def test_draws_do_not_depend_on_the_batch():
 
 
 def test_generation_config_has_no_say(folder_of, tmp_path):
-    """top_k, top_p and a temperature in a checkpoint's generation_config change nothing; every end that it names is one."""
+    """top_k, top_p and a temperature in a checkpoint's generation_config change nothing; all ends that it names are."""
     import json
     import shutil
     folder = folder_of("llama")
@@ -395,18 +395,20 @@ def test_a_tokenizer_that_appends_eos_does_not_end_the_prompt():
 
 
 def test_special_tokens_come_once():
-    """A tokenizer that opens and closes every text: no token of its own inside a completion, a chat, or twice at an end."""
+    """A tokenizer that opens and closes every text: its tokens are in no completion or chat, nor twice at an end."""
     from tokenizers.processors import TemplateProcessing
     policy = common.load_policy("tiny", bits=32)
     ids = lambda text: policy.tokenizer(text, add_special_tokens=False)["input_ids"]
     start = policy.tokenizer.unk_token_id
-    policy.tokenizer._tokenizer.post_processor = TemplateProcessing(single="<unk> $A <eos>", special_tokens=[("<unk>", start), ("<eos>", 0)])
+    policy.tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<unk> $A <eos>", special_tokens=[("<unk>", start), ("<eos>", 0)])
     verifier = common.Verifier(None, policy.tokenizer, "", {})
     assert policy.encode_solution("7*3") == [*ids("7*3"), 0]
     assert verifier.encode("c7,3:21>", "7*3", chat=True) == [start, *ids("c7,3:21>7*3"), 0]  # it has no chat template
-    policy.tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
+    policy.tokenizer.chat_template = ("{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}"
+                                      "{% if add_generation_prompt %}A{% endif %}")
     assert policy.encode("c7>", chat=True) == ids("uc7>A")
-    assert verifier.encode("c7>", "7", chat=True) == ids("uc7>a7")  # a finished turn of the assistant, with nothing to come
+    assert verifier.encode("c7>", "7", chat=True) == ids("uc7>a7")  # the assistant's turn, finished
     assert verifier.encode("c7>", "7") == [start, *ids("c7>7"), 0]
 
 
@@ -416,7 +418,7 @@ def test_the_scale_of_the_adapter():
         policy = shaken(common.load_policy("tiny", lora_rank=rank))
         for _, _, layer in policy.layers:
             product = 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-            assert torch.allclose(layer.get_delta_weight("default"), product, atol=1e-6) and product.shape[0] and product.abs().max() > 0
+            assert torch.allclose(layer.get_delta_weight("default"), product, atol=1e-6) and product.abs().max() > 0
 
 
 def test_the_last_position_is_used(folder_of):

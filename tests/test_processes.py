@@ -98,8 +98,8 @@ def test_verifier_and_evaluation(folders):
 
 
 def test_what_goes_wrong_is_added_up(monkeypatch):
-    """Two processes with their shares of five completions, played one after the other: every reward in its place, and what each
-    had counted before, plus what went wrong now on either."""
+    """Two processes with their shares of five completions, played one after the other: every reward in its place, and
+    what had been counted before, plus what went wrong now on either."""
     class Task:
         def __init__(self):
             self.counts = Counter(timeouts=5, lost=1)
