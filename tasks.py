@@ -11,6 +11,7 @@ Embedded (no download): `countdown`, `routes`, `program`, `peptide` (graded). Fr
 This module never imports torch: its verifier workers start in a fraction of a second.
 """
 import ast
+import builtins
 import gzip
 import importlib.util
 import itertools
@@ -334,71 +335,138 @@ class Peptide(Embedded):
 
 MAX_ANSWER = 1000  # characters; anything longer is not an answer
 NUMBER = r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|[-+]?\.[0-9]+"  # '1,234' is a number, never a list
-# Unicode mathematics. What has a decomposition (superscripts, subscripts, fractions) is translated by it.
-SYMBOLS = {"\u2212": "-", "\u2013": "-", "\u2044": "/", "\u2215": "/", "\u00f7": "/", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ",
-           "\u2217": r"\cdot ", "\u00b0": r"^\circ ", "\u221e": r"\infty ", "\u00b1": r"\pm ", "\u2264": r"\le ", "\u2265": r"\ge ",
-           "\u2260": r"\ne ", "\u2248": r"\approx ", "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ", "\u2205": r"\emptyset ",
-           "\u211d": r"\mathbb{R}", "\u2220": r"\angle ", "\u20ac": "", "\u00a3": "", "\u2032": "'", "\u2009": " ", "\u202f": " ", "\u00a0": " ",
-           **{c: rf"\{unicodedata.name(c).split()[-1].lower().replace('lamda', 'lambda')} " for c in "αβγδεζηθικμνξπρστυφχψωλ"},
-           **{c: rf"\{unicodedata.name(c).split()[-1].capitalize()} " for c in "ΓΔΘΞΠΣΦΨΩ"}}
-RAISED, LOWERED = ("".join(c for c in map(chr, range(0x80, 0x20a0)) if unicodedata.decomposition(c).startswith(kind)
-                           and c not in "\u00aa\u00ba\u2122\u2120") for kind in ("<super>", "<sub>"))
-HALVES = "".join(c for c in map(chr, range(0x80, 0x2190)) if unicodedata.decomposition(c).startswith("<fraction>") and c != "\u215f")
+
+# Unicode mathematics as LaTeX. What is not in here goes by its Unicode decomposition: see `latex_of`.
+SYMBOLS = {ord(char): latex for chars, latex in (
+    ("−–‐‑‒", "-"), ("×✕⨯", r"\times "), ("·⋅∙•∗", r"\cdot "), ("÷", r"\div "), ("⁄∕", "/"), ("∶", ":"), ("±", r"\pm "),
+    ("∞", r"\infty "), ("≤⩽≦", r"\le "), ("≥⩾≧", r"\ge "), ("≠", r"\ne "), ("≈≃≅", r"\approx "), ("≡", r"\equiv "),
+    ("∪", r"\cup "), ("∩", r"\cap "), ("∈", r"\in "), ("∉", r"\notin "), ("∅", r"\emptyset "), ("∖", r"\setminus "),
+    ("⊂", r"\subset "), ("⊆", r"\subseteq "), ("→", r"\to "), ("∠", r"\angle "), ("△", r"\triangle "), ("∑", r"\sum "),
+    ("∫", r"\int "), ("∛", "√[3]"), ("∜", "√[4]"), ("°º˚", r"^\circ "), ("′’", "'"), ("″“”", '"'), ("…", r"\ldots "),
+    ("∣", "|"), ("⌊", r"\lfloor "), ("⌋", r"\rfloor "), ("⌈", r"\lceil "), ("⌉", r"\rceil "), ("€£¥₹¢", r"\$"),
+    ("ϕ", r"\phi "), ("ϵ", r"\epsilon "), ("ϑ", r"\theta "), ("\u200b\u200c\u200d\u2060\ufeff", ""),
+    *((letter, rf"\mathbb{{{plain}}}") for letter, plain in zip("ℝℤℕℚℂ", "RZNQC"))) for char in chars}
+GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau "
+         "upsilon phi chi psi omega").split()
+SYMBOLS |= {ord("α") + i: rf"\{name} " for i, name in enumerate(GREEK)}
+SYMBOLS |= {ord(name): rf"\{GREEK[ord(name) - ord('Α')].title()} " for name in "ΓΔΘΛΞΠΣΥΦΨΩ"}  # the others look Latin
+
+# Words that may follow a number without being a part of it, singular. In the plain text of an answer, too.
+UNITS = frozenset("""
+    mm cm dm m km in inch inches ft foot feet yd yard mi mile meter metre millimeter millimetre centimeter centimetre
+    decimeter decimetre kilometer kilometre mg g gm kg gram kilogram ton tonne lb pound oz ounce ml l liter litre
+    milliliter millilitre gal gallon quart pint cup tablespoon teaspoon acre hectare ms s sec second min minute h hr
+    hour day week month year old yr decade century centuries degree deg rad radian arcminute celsius fahrenheit kelvin
+    mph kph kmh kmph knot hz joule watt newton volt ampere amp ohm calorie kcal kj bit byte kb mb gb dollar cent usd
+    eur euro buck penny pennies nickel dime quarter coin rupee yen peso ruble lbs yds hrs yrs mins secs N J W V
+    square sq cubic cu squared cubed per linear unit each st nd rd th
+    people person persons man men woman women child children boy girl student teacher worker player member friend
+    guest apple orange egg cookie book page ticket marble ball card stamp sticker pencil pen toy car bike dog cat bird
+    fish cow sheep horse chicken animal tree flower plant room house seat box boxes bag piece item object part point
+    time way game match matches goal step lap turn trip round minute digit number integer solution root value term
+    factor divisor side edge vertex vertices face triangle rectangle circle line word letter question problem answer
+    mark vote combination permutation arrangement outcome subset pair team group set row column bottle can glass
+    glasses slice pizza meal serving shirt shoe sock hat dress dresses gift candle candies candy chocolate cupcake
+    cake brownie banana pear peach peaches""".split())
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 
-def plain_digits(text):
-    return unicodedata.normalize("NFKC", text).replace("\u2212", "-")
+def latex_of(text):
+    """Unicode mathematics as LaTeX: 5√2·x⁻¹ is 5√2\\cdot x^{-1} (roots get their braces in SPELLING). Digits of other
+    scripts stay what they are."""
+    def kind(char):  # of compatibility character: super, sub, fraction, font, wide, ...
+        decomposition = unicodedata.decomposition(char)
+        return decomposition[1:].split(">")[0] if decomposition[:1] == "<" and ord(char) not in SYMBOLS else ""
+
+    parts = []
+    for name, run in itertools.groupby(text, kind):
+        run = (" " if name == "fraction" else "").join(run)
+        plain = unicodedata.normalize("NFKC", run) if name else run
+        if name in ("super", "sub"):
+            plain = f"{'^' if name == 'super' else '_'}{{{plain}}}"
+        elif name == "fraction":
+            plain = re.sub("([0-9]+)\u2044([0-9]+)", r"\\frac{\1}{\2}", plain)
+        parts.append(plain)
+    return "".join(parts).translate(SYMBOLS)
 
 
-UNIT = ("(?:" + "|".join(sorted("""mm cm dm m km nm in inch inches ft foot feet yd yard yards mi mile miles meter meters metre metres centimeter
-    centimeters centimetre centimetres millimeter millimeters kilometer kilometers kilometre kilometres mg g gram grams kg kilogram kilograms lb
-    lbs pound pounds oz ounce ounces ton tons tonne tonnes s sec secs second seconds min mins minute minutes h hr hrs hour hours day days week
-    weeks month months year years ms deg degree degrees rad radian radians dollar dollars cent cents euro euros usd unit units mph kph km/h m/s
-    l ml liter liters litre litres gallon gallons cup cups quart quarts pint pints acre acres hectare hectares newton newtons joule joules watt
-    watts volt volts amp amps hz mol moles time times way ways people person persons student students child children men women boys girls item
-    items point points apple apples orange oranges book books page pages coin coins card cards ball balls marble marbles piece pieces problem
-    problems game games cookie cookies egg eggs""".split(), key=len, reverse=True)) + ")")
-UNITS = rf"(?:(?:square|sq\.?|cubic|cu\.?) ?)?{UNIT}\.?(?:\^\{{?[23]\}}?)?"
-UNITS = rf"{UNITS}(?:(?: per | ?/ ?| a ){UNITS})*(?: (?:squared|cubed))?"
+def without_unit(match):
+    r"""'' for a match of units alone: '\text{ cm}^2', ' miles per hour'; else the match as it is. One letter is a unit
+    within \text{...}, or apart from a number: 5 m has one, 5m and 2x m have none."""
+    tail = match[0]
+    words = re.findall("[A-Za-z]+", re.sub(r"\\(?:text|cdot)", " ", tail))
+    if words and len(words[0]) == 1 and "\\" not in tail:
+        if tail[0] != " " or not re.fullmatch(rf"(?:[A-Za-z]=)?(?:{NUMBER})", match.string[:match.start()]):
+            return tail
+    words = [word if len(word) == 1 and word != "L" else word.lower() for word in words]
+    known = all(word in UNITS or len(word) > 3 and word.removesuffix("s") in UNITS for word in words)
+    power = not words or words[0] in ("squared", "cubed") or re.search(r"[014-9]|(?<![A-Za-z^{-])[23]", tail)
+    return "" if known and not power else tail
+
+
+def repeating(match):
+    r"""0.1\overline{6} as \frac{15}{90}."""
+    before, after, period = match.groups()
+    top = int(before + after + period) - int("0" + before + after)
+    return rf"\frac{{{top}}}{{{(10 ** len(period) - 1) * 10 ** len(after)}}}"
+
+
+STYLE = r"\\(?:math(?:bf|rm|it|sf|tt|normal)|boldsymbol|bm|pmb)(?![A-Za-z]) *"
+TEXT_UNIT = r"\\text\{[^{}]*\}(?:\^(?:\{-?[0-9]\}|[0-9]))?"
+WORD_UNIT = r"[A-Za-z]+\.?(?:\^(?:\{-?[0-9]\}|[0-9]))?"
 SPELLING = [(re.compile(pattern), replacement) for pattern, replacement in (  # applied in this order
-    ("[" + "".join(SYMBOLS) + "]", lambda match: SYMBOLS[match[0]]),
-    (f"[{RAISED}]+", lambda match: f"^{{{plain_digits(match[0])}}}"),
-    (f"[{LOWERED}]+", lambda match: f"_{{{plain_digits(match[0])}}}"),
-    (f"[{HALVES}]", lambda match: r"\frac{%s}{%s}" % tuple(plain_digits(match[0]).split("\u2044"))),
-    (r"\u221a *(?:([0-9]+(?:\.[0-9]+)?|[A-Za-z])|\(([^()]*)\))", lambda match: rf"\sqrt{{{match[1] or match[2]}}}"),
-    (r"\u221b *(?:([0-9]+|[A-Za-z])|\(([^()]*)\))", lambda match: rf"\sqrt[3]{{{match[1] or match[2]}}}"),
-    ("\u221a", r"\\sqrt"),
-    (r"\\(?:left|right|displaystyle|textstyle|bf|rm|it|sf)(?![a-zA-Z])", ""),
+    (r"\{ *\\(?:bf|rm|it)(?![a-zA-Z]) *", r"\\mathrm{"),
+    (r"\\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|bf|rm|it|limits|tiny|small|[lL]arge|[hH]uge)"
+     "(?![a-zA-Z])", ""),
     (r"(?<!\\)\\[$()\[\]]|\$", ""),  # \$5, $5$, \(5\), \[5\]; not the row break of a matrix followed by a bracket
     (r"\{,\}", ","),
     (r"(?<!\\)\\[!,](?=[0-9])", ""),  # 1,\!000 and 1\,000
-    (r"(?:(?<!\\)\\[!,;: ]|(?<!\\)\\q?quad(?![a-zA-Z])|~|\s)+", " "),
+    (r"(?:(?<!\\)\\(?:[!,;: ]|q?quad(?![a-zA-Z]))|~|\s)+", " "),
+    (r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|mbox) *\{|\\mathrm *\{(?=[^\\{}]*\})", r"\\text{"),
+    (r"(\\text\{[^{}]*)\^\{([23])\}", r"\1^\2"),
+    (r"(?<=[0-9])\^\{? *(?:\\text\{ *)?(st|nd|rd|th) *\}{0,2}", r"\\text{\1}"),
+    (STYLE + r"\{(?= *[A-Za-z]{2}[A-Za-z ]*\})", r"\\text{"),
+    (STYLE, ""),
+    (r"^\\text\{ *([-+]?[0-9][^{}]*)\}$", r"\1"),
+    (r"\^(?:\\circ(?![a-z])|\{ *\\circ *\}) ?(?:\\text\{ *[CF] *\}|[CF](?![A-Za-z]))?", ""),
+    # Percent signs stay: 50% may be meant as 50 or as 0.5, and math-verify accepts both.
+    (r"\\?%|(?:\\text\{ *| )percent(?:\}|(?![a-z]))", "%"),
+    (rf"(?<=[0-9])(?: ?\\text\{{ *| )({'|'.join(SCALES)})(?![a-z])( *\}})?",  # 5\text{ million}
+     lambda match: rf"\times10^{{{SCALES[match[1]]}}}" + (r"\text{" if "{" in match[0] and not match[2] else "")),
+    (r"\\frac\{(\\text\{[^{}]*\})\}\{(\\text\{[^{}]*\})\}$", r"\1/\2"),
+    (rf"(?<=[0-9A-Za-z)}}!]) ?{TEXT_UNIT}(?:[ /*]*(?:\\cdot)? ?{TEXT_UNIT})*(?=$|[.,;])", without_unit),
+    (rf"(?:(?<=[0-9)}}!])|(?<=\\pi)) ?{WORD_UNIT}(?: ?[ /*] ?{WORD_UNIT})*$", without_unit),
+    (r"(?<=[0-9])['\"]$", ""),  # feet and inches
+    (r",? ?\\text\{ *,? *(?:and|or) *\} ?", ","),
+    (r"\\text\{([^{}A-Za-z]*[A-Za-z]?[^{}A-Za-z]*)\}", r" \1 "),  # \text{5}, \text{i}, \text{(A)}
+    (r"\^\{([0-9])\}√", r"√[\1]"),
+    (r"(?:√|\\?sqrt)(\[[^][{}]*\])? ?\(((?:[^()]|\([^()]*\))*)\)", r"\\sqrt\1{\2}"),
+    (r"(?:√|(?<!\\)sqrt)(\[[^][{}]*\])? ?([0-9]+(?:\.[0-9]+)?|[A-Za-z]|\\frac\{[^{}]*\}\{[^{}]*\}|\\[A-Za-z]+)",
+     r"\\sqrt\1{\2}"),
+    ("√|(?<![\\\\A-Za-z])sqrt", r"\\sqrt"),
+    (r"^-?[0-9]{1,3}(?: [0-9]{3})+(?![0-9 ])", lambda match: match[0].replace(" ", "")),
+    (r"(?<![A-Za-z0-9\\])([0-9]+) ([0-9]+)/([0-9]+)$", r"\1\\frac{\2}{\3}"),  # 2 1/2
+    (r"(?<=[0-9]) *[x*] *(?=10\^)", r"\\times"),
+    (r"(?<![A-Za-z0-9.\\}])([0-9]+\.?[0-9]*|\.[0-9]+)[eE]([-+]?)0*([0-9]+)(?![0-9A-Za-z._])",
+     lambda match: rf"{match[1]}\times10^{{{match[2].strip('+')}{match[3]}}}"),
+    (r"(?<![0-9.])([0-9]{0,99})\.([0-9]{0,99})\\(?:overline|bar|dot)\{?([0-9]{1,99})\}?(?![0-9])", repeating),
+    (r"(?<=[0-9]) +(?=\\?[A-Za-z])|(\\[A-Za-z]+) +(?=[0-9])", r"\1"),
     (r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])", ""),  # a space between letters may end a \command or a word
-    (r"(\\[A-Za-z]+) (?=[0-9])", r"\1"),
-    (r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9])", lambda match: match[0].replace(" ", "")),  # 10 000
-    (r"\\%", "%"),  # but percent signs stay: 50% may be meant as 50 or as 0.5, and math-verify accepts both
-    (r"(?:\^(?:\\(?:circ|degree)(?![a-z])|\{\\(?:circ|degree)\})|\\degree(?![a-z]))(?: ?(?:\\(?:text|mathrm)\{)?[CF]\b\}?)?", ""),
-    (r"\\[dt]frac(?![a-z])", r"\\frac"),
-    (r"\\([nlg])eq(?![a-z])", r"\\\1e"),
-    (r"\\(?:text(?:bf|rm|it|sf|normal)?|mathrm|mbox)\{", r"\\text{"),
-    (r"\\(?:math(?:bf|it|sf|tt|normal)|bm|boldsymbol|pmb)\{([^{}]*)\}", r"{\1}"),
-    (r"\\text\{ ?([-+0-9.,/]+) ?\}", r"{\1}"),
-    (r"^\{([^{}]*)\}$", r"\1"),
-    (r"\\text\{ ?(?:and|or) ?\}|(?<=[0-9A-Za-z)}]) (?:and|or) (?=[-+0-9A-Za-z(\\])", ","),
-    (r"(?<=[0-9]) ?(?:\\text\{ ?)?(?:percent|per cent) ?\}?$", "%"),
-    *((rf"(?<=[0-9]) ?(?:\\text\{{ ?{word} ?\}}|{word})$", rf"\\times10^{{{power}}}")
-      for word, power in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))),
-    (rf"(?:(?<=[0-9A-Za-z}})]) ?\\text\{{ ?{UNITS} ?\}}(?:\^\{{?[23]\}}?)?|(?<=[0-9}})]) {UNITS})$", ""),
-    (r"^\\text\{ ?(\(?[A-Za-z]\)?) ?\}$", r"\1"),  # a choice
-    (r"(?<![A-Za-z\\])sqrt\(([^()]*)\)", r"\\sqrt{\1}"),
-    (r"(?<![A-Za-z\\])(?=(?:sin|cos|tan|log|ln|pi)(?![A-Za-z]) ?[(0-9A-Za-z\\])", r"\\"),
-    (r"(?<=[0-9)}])\\text\{ ?([A-Za-z]) ?\}", r"\1"),  # 5\text{i}
-    (r"(?<![A-Za-z0-9.])([0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE]\+?(-?[0-9]{1,3})(?![A-Za-z0-9.])", r"\1\\times10^{\2}"),
+    (r"\\[dtc]frac(?![a-z])", r"\\frac"),
+    (r"\\([lg])eq?(?:slant)?(?![A-Za-z])", r"\\\1e"),
+    (r"\\not ?=|\\neq?(?![A-Za-z])", r"\\neq"),
     (r"\\frac([0-9])(?=[0-9{])", r"\\frac{\1}"),  # \frac12 -> \frac{1}{2}
     (r"(\\frac\{[^{}]*\})([0-9])", r"\1{\2}"),
-    (r"(\\sqrt|[_^])([0-9])(?![0-9])", r"\1{\2}"),  # but who writes 2^10 means 1024
-    (r"\.+$", ""),
-    (r"^(?=\\(?:ne|le|ge|lt|gt|in)(?![a-zA-Z])|[<>])", "x"),  # a relation that lacks its left side is no number
+    (r"\\sqrt([0-9])", r"\\sqrt{\1}"),
+    (r"(\\log_)([0-9])(?![0-9])", r"\1{\2}"),
+    (r"((?<!\\log)_|\^)(-?[0-9]+(?:\.[0-9]+)?)", r"\1{\2}"),  # in TeX 2^10 is 2^{1}0, but who writes it means 1024
+    (r"\(([0-9]+)\)_", r"\1_"),
+    (r"_\{\(([0-9]+)\)\}", r"_{\1}"),
+    (r"(\.[0-9]+)(?:\\[lc]?dots)$|[.,;:\\ ]+$", r"\1"),
+    (r"(?<![A-Za-z0-9\]}_^\\])\{([A-Za-z0-9.]+)\}(?![0-9])", r"\1"),  # {\bf 5}
+    (r"(?<![A-Za-z\]}_^\\])\{([A-Za-z])\}", r"\1"),
+    (r"^\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}$", r"\1"),
+    (r"^\"(.*)\"$", r"\1"),
     (r"^[A-Za-z]{3}[A-Za-z ]*$", r"\\text{\g<0>}"),  # to math-verify, 'east' is the product e*a*s*t and equals 'seat'
 )]
 
@@ -408,57 +476,31 @@ def clean(answer):
     text = answer.strip()
     if len(text) > MAX_ANSWER:
         return None
+    if not text.isascii():
+        text = latex_of(text)
     for pattern, replacement in SPELLING:
         text = pattern.sub(replacement, text)
     return text or None
 
 
-def number_of(text):
-    r"""The Fraction that a `clean` answer is, or None: '1,000', '1/2', '\frac{1}{2}', '2\frac{1}{2}', '1 1/2', '1.5\times10^{3}', '5!',
-    'x=5'. Exact, but nothing larger than 20! or 10^300 is worked out."""
-    if len(text) > 60:
-        return None
-    text = re.sub(r"^[A-Za-z]=", "", text)
-    text = re.sub(r"\\frac\{([^{}]+)\}\{([^{}]+)\}$", r" \1/\2", text)
-    match = re.fullmatch(rf"([-+]?)(?:([0-9]+) )? ?({NUMBER})(?:/({NUMBER}))?", text)
-    if match:
-        sign, whole, top, bottom = (part and part.replace(",", "") for part in match.groups())
-        if (whole or sign) and top[0] in "+-" or whole and not (bottom and top.isdigit() and bottom.isdigit()) \
-                or Fraction(bottom or 1) == 0:
-            return None
-        value = Fraction(whole or 0) + Fraction(top) / Fraction(bottom or 1)
-        return -value if sign == "-" else value
-    match = re.fullmatch(rf"({NUMBER})(?:\\times|\\cdot)10\^(?:\{{(-?[0-9]{{1,3}})\}}|([0-9]))", text)
-    if match and abs(int(match[2] or match[3])) <= 300:
-        return Fraction(match[1].replace(",", "")) * Fraction(10) ** int(match[2] or match[3])
-    match = re.fullmatch(r"([0-9]{1,2})!", text)
-    return Fraction(math.factorial(int(match[1]))) if match and int(match[1]) <= 20 else None
-
-
 def vote_key(text):
-    r"""One key for all spellings of a number (see `number_of`). Any other `clean` answer is its own key."""
-    number = number_of(text)
-    return text if number is None else str(number)
-
-
-# What math-verify reads past (text, the base of a number, the second of two numbers) and would call equal to what is left.
-UNREAD = re.compile(r"\\text\{|[0-9A-F]_|[0-9] [0-9]+(?![0-9/])|[0-9)}] (?!sqrt|sin|cos|tan|log|ln|exp|pi)[A-Za-z]{2,}")
-
-
-def compare(gold, answer):
-    """Reward of a `clean` answer (or None) if it can be told without mathematics, else None."""
-    if answer is None or len(answer) > MAX_ANSWER:
-        return 0.0
-    if vote_key(answer).lower() == vote_key(gold).lower() if UNREAD.search(answer) else vote_key(answer) == vote_key(gold):
-        return 1.0
-    if UNREAD.search(answer) or UNREAD.search(gold):
-        return 0.0
-    a, b = number_of(answer), number_of(gold)
-    if a is None or b is None:
-        return None
-    # Six digits after the point, as math-verify has it, but six of its own where the number is smaller than one.
-    whole = a.denominator == b.denominator == 1
-    return float(not whole and abs(a - b) <= min(1, max(abs(a), abs(b))) / 10 ** 6)
+    r"""One key for all spellings of a number: '1,000', '1000.0', '10^{3}'; '1/2', '0.5', '\frac{1}{2}'; '5', 'x=5';
+    also before a percent sign. Any other `clean` answer is its own key. Exact, but nothing is evaluated, save powers of
+    ten with an exponent of at most two digits."""
+    if len(text) > 60:
+        return text
+    number, percent = re.fullmatch(r"(?:[A-Za-z]=)?(.*?)(%?)", text, re.DOTALL).groups()
+    number = re.sub(r"^([-+]?)\\frac\{([^{}]+)\}\{([^{}]+)\}$", r"\1\2/\3", number)
+    if match := re.fullmatch(rf"({NUMBER})(?:/({NUMBER}))?", number):
+        top, bottom = (Fraction((part or "1").replace(",", "")) for part in match.groups())
+    elif match := re.fullmatch(r"([-+]?)([0-9]+)\\frac\{([0-9]+)\}\{([0-9]+)\}", number):  # 2\frac{1}{2}
+        whole, part, bottom = map(int, match.groups()[1:])
+        top = (whole * bottom + part) * (-1 if match[1] == "-" else 1)
+    elif match := re.fullmatch(rf"(?:({NUMBER})\\(?:times|cdot))?10\^\{{(-?[0-9]{{1,2}})\}}", number):
+        top, bottom = Fraction((match[1] or "1").replace(",", "")) * Fraction(10) ** int(match[2]), 1
+    else:
+        return text
+    return str(Fraction(top, bottom)) + percent if bottom else text
 
 
 def last_box(text):
@@ -517,13 +559,13 @@ class Math(Task):
         return self.rewards([problem], [completion])[0]
 
     def rewards(self, problems, completions):
-        """1.0 where the final answer equals the gold one: by `compare`, else by math-verify in the pool, each distinct
+        """1.0 where the final answer equals the gold one: by vote key, else by math-verify in the pool, each distinct
         (gold, answer) pair once. What math-verify fails to decide scores 0.0 and is counted in `.counts`."""
         pairs = [(clean(p.answer) or "", final_answer(c)) for p, c in zip(problems, completions, strict=True)]
-        scores = {pair: compare(*pair) for pair in dict.fromkeys(pairs)}
-        for pair, score in scores.items():
-            if score is None:
-                scores[pair] = self.memo.get(pair)  # None: not judged yet
+        scores = {pair: self.memo.get(pair) for pair in pairs}  # None: not judged yet
+        for gold, answer in scores:
+            if answer is None or vote_key(answer) == vote_key(gold):
+                scores[gold, answer] = float(answer is not None)
         unjudged = [pair for pair, score in scores.items() if score is None]
         for pair, verdict in zip(unjudged, self.pool.judge(unjudged)):
             if verdict in ("timeouts", "errors"):
@@ -621,6 +663,75 @@ def stop_all(children):
             stop(child)
 
 
+READING = [(re.compile(pattern), replacement) for pattern, replacement in (  # what math-verify would read past
+    (r"([0-9]+)_\{([^{}]*)\}", r"\\text{\1 base \2}"),  # 1011_{2} is no 1011
+    (r"(?<=[0-9]) (?=[0-9])|\\text\{[^{}]*\}(?=[0-9])|\\[lc]?dots(?![a-z])", r"\\?"),  # unreadable
+    (r"(?<=[A-Za-z0-9)}])'(?![A-Za-z])", r"^{\\prime}"),
+    (r"(?<=[A-Za-z0-9)])\^(?:T|\{T\})", "^{(T)}"),  # transposed
+)]
+
+
+def strict_math_verify():
+    r"""`parse(text)` and `verify(gold, answer)` of math-verify without what it lets pass (0.9.0, latex2sympy2 1.11.0):
+    - The parser stops where it no longer understands: 5)+1 is 5. Where it understands nothing, the first number counts,
+      so that 18² is 18. Here only the whole text counts, else it is just a string.
+    - A \text{...} or a letter behind a number is dropped as a unit. `clean` knows better.
+    - Two rationals side by side are a mixed number: 2(3) is 5. Here only 2\frac{1}{2} is one.
+    - Numbers are equal if they agree to 6 decimal places, or to 15 for expressions: 0.0000001 and 0.0000002,
+      2^{-60} and 2^{-61}. Here they must also agree to 4 digits."""
+    from latex2sympy2_extended import NormalizationConfig
+    from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy as Parser
+    from math_verify import LatexExtractionConfig, grader, parse, verify
+    from sympy import Mul, Rational, UnevaluatedExpr
+    create_parser, convert_postfix_list, numeric_eq = (
+        Parser.create_parser, Parser.convert_postfix_list, grader.sympy_numeric_eq)
+
+    def whole(self, text):
+        parser = create_parser(self, text)
+        math_rule = parser.math
+
+        def math_then_end():
+            tree = math_rule()
+            if parser.getTokenStream().LA(1) != -1:  # antlr's end of file
+                raise ValueError("not all of it is mathematics")
+            return tree
+        parser.math = math_then_end
+        return parser
+
+    def product(self, nodes, i=0):
+        if i == len(nodes) - 2 and not re.fullmatch(
+                r"[0-9]+\\frac\{[0-9]+\}\{[0-9]+\}", nodes[i].getText() + nodes[i + 1].getText()):
+            left, right = map(self.convert_postfix, nodes[i:])
+            if isinstance(left, Rational) and isinstance(right, Rational):
+                return Mul(left, right, evaluate=False)
+        return convert_postfix_list(self, nodes, i)
+
+    def close(a, b, *precision):
+        if not numeric_eq(a, b, *precision):
+            return False
+        with suppress(Exception):  # no numbers, or a percentage, which may equal the number
+            if a.is_number and b.is_number and not (a.has(UnevaluatedExpr) or b.has(UnevaluatedExpr)):
+                x, y = a.doit().evalf(), b.doit().evalf()
+                return bool(x == y or 1e4 * abs(x - y) < max(abs(x), abs(y)))
+        return True
+    Parser.create_parser, Parser.convert_postfix_list, grader.sympy_numeric_eq = whole, product, close
+    config = LatexExtractionConfig(normalization_config=NormalizationConfig(
+        units=False, malformed_operators=True, nits=True, boxed="none"))
+
+    def read(text):
+        for pattern, replacement in READING:
+            text = pattern.sub(replacement, text)
+        imaginary = text  # to the parser the imaginary unit is I, and I^2 the same as I
+        if "_{i=" not in text:
+            imaginary = re.sub(r"(?<![A-Za-z\\_])(?<!_\{)i(?![A-Za-z_])", "I", text)
+        imaginary = re.sub(r"(?<![A-Za-z\\])I(?=\^)", "{I}", imaginary)
+        for text in dict.fromkeys((imaginary, text)):  # with i a variable where I cannot stand: in pairs
+            if not isinstance((found := parse(f"${text}$", [config], parsing_timeout=None) or [""])[0], str):
+                break
+        return found
+    return read, verify
+
+
 def verify_worker(limit):
     """The life of a child: answer lines on stdin until it closes, which it does when the parent dies."""
     replies = os.fdopen(os.dup(1), "w")
@@ -628,7 +739,7 @@ def verify_worker(limit):
     with suppress(ImportError, ValueError):  # not on this system; the limit is tighter already
         import resource
         resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-    from math_verify import parse, verify
+    read, verify = strict_math_verify()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for line in sys.stdin:
         # The parent kills a child that hangs. If the parent itself is gone, nobody closes in on it but this alarm,
@@ -636,14 +747,8 @@ def verify_worker(limit):
         signal.alarm(math.ceil(limit) + 2)
         message, verdict = json.loads(line), None
         if message is not None:
-            # In a box: of what stands between dollars, math-verify takes the beginning if it cannot read the rest.
-            gold, answer = (parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in message)
+            gold, answer = map(read, message)
             verdict = bool(verify(gold, answer, timeout_seconds=None))
-            if verdict and all(getattr(side[0], "is_number", False) for side in (gold, answer)):
-                with suppress(TypeError):  # some numbers have no value, as those with a percent sign
-                    a, b = (complex(side[0].evalf()) for side in (gold, answer))
-                    size = max(abs(a), abs(b))  # it compares six digits after the point, of which small numbers have none
-                    verdict = size > 1e-3 or abs(a - b) <= 1e-5 * size
         signal.alarm(0)
         print(json.dumps(verdict), file=replies, flush=True)
 
@@ -661,34 +766,173 @@ class CodeProblem(Problem):
     prefix  the beginning of a program that the prompt is, up to the docstring of the function to write, or nothing"""
 
 
-def last_block(text):
-    """The last closed ``` block of a completion; else the open one, which was cut off; None without any. A completion that
-    begins inside a block, as that of a base model may, ends it with a bare ```. One pass over the text."""
-    block = lines = None
-    fences = [line.strip() for line in text.split("\n") if line.lstrip().startswith("```")]
-    if len(fences) == 1 and fences[0] == "```" and text[:text.index("```")].strip():
-        return None
+# Which part of a completion is the program is read off its text. Nothing is run to find out, only short text is parsed, and
+# the rest is one pass, because a completion may be a megabyte of anything.
+
+MAX_SOURCE = 10_000  # characters; no longer text of a model is parsed
+FENCE = re.compile(r"([ \t]*(?:>[ \t]?)?[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)*)(`{3,}|~{3,})[ \t]*([^\s`]*)[ \t]*(.*)")
+DEFINITION = r"(?:(?:async[ \t]+)?def|class)[ \t]+"
+STATEMENT = re.compile(  # a line that begins like code, as hardly any prose does
+    rf"^[ \t]*(?:{DEFINITION}\w|import[ \t]+\w[\w.]*[ \t]*(?:,|;|#|as\b|$)|from[ \t]+[\w.]+[ \t]+import\b|@\w|return\b|print\("
+    r"|(?:for|while|if|with|try)\b.*:[ \t]*(?:#.*)?$|\w+(?:[ \t]*,[ \t]*\w+)*[ \t]*[-+*/%|&^]?=(?!=))", re.MULTILINE)
+FUNCTION = re.compile(rf"^(?:{DEFINITION}(?!test|check\b)\w|(?:[^#\n\"']*[\s:;])?(?:return|yield)\b)", re.MULTILINE)  # or a body
+READS = re.compile(r"\binput\(|\bopen\(0|\bstdin\b(?! *=)")
+INDENTED = re.compile(r"(?:[ \t]*\n)*(?:  |\t)")  # by one space is how some tokenizers begin
+
+
+def parse(text):
+    """Syntax tree of Python.  Raises SyntaxError, also for a text that is too long or too deep."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes in strings
+            return ast.parse(text if len(text) <= MAX_SOURCE else "(")
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SyntaxError from error
+
+
+def leading(text, head=""):
+    """The first lines of a text, up to where head + text stops being Python; '' if there are none."""
+    lines = text.split("\n")
+    for _ in range(10):
+        try:
+            parse(head + "\n".join(lines))
+            return "\n".join(lines)
+        except SyntaxError as error:
+            del lines[max(0, min((error.lineno or 0) - head.count("\n"), len(lines)) - 1):]
+    return ""
+
+
+def unindent(code):
+    """The code without the indentation of its first line."""
+    margin = re.match(r"(?:[ \t]*\n)*([ \t]*)", code)[1]
+    return re.sub(f"^{margin}", "", code, flags=re.MULTILINE) if margin else code
+
+
+def bodies(code):
+    """Ways to read code as the body of a function: as it is, at another indentation, with the first line stripped."""
+    moved = "\n" + re.sub(r"^(?=[ \t]*\S)", "    ", unindent(code), flags=re.MULTILINE)
+    return (code, moved) if INDENTED.match(code) else (moved, "\n    " + code.lstrip())
+
+
+def blocks_of(text):
+    """(blocks, outside): (language, code) of each block between ``` or ~~~ fences, which may stand in lists and quotes, and the
+    runs of text around them. As in Markdown, a fence ends no block if it is shorter than the one that began it, or four columns
+    deeper. A block also ends where another begins with its language, and where the text does. A completion that begins with
+    code, as that of a base model may, begins inside a block, and a bare fence ends that."""
+    blocks, outside, lines, quoted = [], [], [], False
+    first = re.match(r"(?:\s*\n)?", text).end()
+    fence = "" if STATEMENT.match(text, first) or INDENTED.match(text, first) else None  # None: outside of blocks
+
+    def end(*line):
+        lines.extend(line)
+        if fence:
+            blocks.append((language.lower(), "\n".join(lines)))
+        elif any(map(str.strip, lines)):
+            outside.append("\n".join(lines))
+        lines.clear()
     for line in text.split("\n"):
-        if line.lstrip().startswith("```"):
-            block, lines = (block, []) if lines is None else (lines, None)
-        elif lines is not None:
+        match = FENCE.fullmatch(line) if "```" in line or "~~~" in line else None
+        if quoted:
+            line = re.sub(r"^[ \t]*>[ \t]?", "", line)
+        if match:
+            before, mark, name, rest = match.groups()
+            depth = len(before.expandtabs())
+            code = re.match(r"(?:async|class|def|from|import|return)\s", rest) is not None  # on the line of its fence
+            if not fence or depth < column + 4:
+                if fence is not None and not name + rest and mark.startswith(fence):
+                    end()
+                    fence, quoted = None, False
+                    continue
+                if (name or not fence) and (code or "`" not in rest):
+                    end()
+                    fence, language, column, quoted = mark, name, depth, ">" in before
+                    if not code:
+                        continue
+                    line = rest
+        if fence and line.endswith(fence) and line.count(fence) == 1 and line.strip() != fence:  # right after the last line
+            end(line.removesuffix(fence))
+            fence, quoted = None, False
+        else:
             lines.append(line)
-    if block is None and lines is not None and "".join(lines).strip():
-        block = lines  # cut off
-    return None if block is None else "\n".join(block)
+    end()
+    return blocks, outside
+
+
+def body_of(text):
+    """The body of a function that a base model writes, and goes on (Chen et al. 2021)."""
+    return re.split(r"\n(?=class|def|#|if|print)", text, maxsplit=1)[0]
+
+
+def unfenced(text, kind, head=""):
+    """The code in a text that may begin and end with prose; '' if none of it is of that kind."""
+    text = re.sub(r"^(?:\[\w+\]|[A-Z]\w*|-[ \t].*)[ \t]*$", "", text, flags=re.MULTILINE)  # [PYTHON], Solution, - item: no code
+    starts = re.finditer(r"^(?:  |\t)|" * bool(head) + STATEMENT.pattern, text, re.MULTILINE)
+    for start in [0, *(match.start() for match in itertools.islice(starts, 10))]:
+        rest = text[start:]
+        if head or INDENTED.match(rest):
+            rest = body_of(rest)
+        code = max([leading(body, head) for body in (bodies(rest) if head else [unindent(rest)])], key=lambda code: code.strip().count("\n"))
+        if kind.search(code):
+            return code
+    return ""
+
+
+def defines(names, *more):
+    """Pattern of a line that defines one of the names; `more` are other such patterns, with {} in place of the names."""
+    names = "|".join(map(re.escape, sorted(names))) or "(?!)"
+    patterns = (DEFINITION + r"(?:{})\b", r"(?:{})[ \t]*(?::.*)?=(?!=)", *more)
+    return re.compile("|".join("^" + pattern.replace("{}", names) for pattern in patterns), re.MULTILINE)
+
+
+def with_helpers(code, earlier, names):
+    """The code after those of the earlier blocks that define what it uses and lacks, as in the cells of a notebook."""
+    with suppress(SyntaxError):
+        for block in [code, *reversed(earlier[-20:])]:
+            if block is not code:
+                if not pattern.search(block) or leading(block) != block:
+                    continue
+                code = f"{block}\n\n{code}"
+            used, bound = set(names), set(dir(builtins))
+            for node in ast.walk(parse(code)):
+                if isinstance(node, ast.Name):
+                    (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+                bound.update(str(getattr(node, field, "")).split(".")[0] for field in ("name", "asname", "arg"))
+            pattern = defines(used - bound, r"(?:from|import)[ \t].*\b(?:{})\b")
+    return code
 
 
 def program_of(completion, prefix="", names=()):
-    """The program in a completion: its last fenced block, else all of it. Where the prompt is the beginning of a function it
-    goes before that: as it is if the completion goes on with the body (which ends where a line begins with class, def, #, if
-    or print: Chen et al. 2021), as a stub with its imports and helpers if the completion has the function itself."""
-    block = last_block(completion)
-    code = completion.split("\n```")[0] if block is None else block
-    if not prefix:
-        return code
-    if any(re.search(rf"^(?:async\s+def|def|class)\s+{re.escape(name.split('(')[0])}\b", code, re.MULTILINE) for name in names):
-        return f"{prefix}\n    pass\n\n{code}"
-    return prefix + (re.split(r"\n(?=class|def|#|if|print)", code, maxsplit=1)[0] if block is None else code)
+    """The program in a completion. If the tests reach `names` of it, it is the last fenced block that defines one, else text
+    outside of blocks that does, else (after a prefix) the same for the body of a function. Without names it is the last that
+    reads standard input, else has a function, else a statement: usage, samples and output come after. A block in another
+    language counts only if none is in Python or in no language. Where the prompt is the beginning of a function it goes before
+    that: as it is if the completion goes on with the body, at whatever indentation, as a stub with its imports and helpers if
+    the completion has the function itself."""
+    names = {name.split("(")[0] for name in names}
+    blocks, outside = blocks_of(completion.replace("\r\n", "\n"))
+    views = [unindent(code) for _, code in blocks]
+    order = sorted(range(len(blocks)), key=lambda i: (not blocks[i][0] or "py" in blocks[i][0], i))
+    own = defines(names)
+    i, code = (order[-1], blocks[order[-1]][1]) if blocks else (0, body_of(outside[0]) if prefix and outside else "".join(outside[:1]))
+    for kind in (READS, FUNCTION, STATEMENT) if not names else (own, FUNCTION) if prefix else (own,):
+        hits = [i for i in order if kind.search(views[i])]
+        if hits:
+            i, code = hits[-1], blocks[hits[-1]][1]
+            break
+        head = prefix if kind is not own and names else ""
+        texts = [text for text in outside if len(text) <= MAX_SOURCE and kind.search(re.sub(r"^[ \t]+", "", text, flags=re.MULTILINE))]
+        found = [found for text in texts[:5] + texts[5:][-5:] if (found := unfenced(text, kind, head))]
+        if found:
+            i, code = 0, found[0 if head else -1]  # after the body a base model goes on with something else
+            break
+    whole = unindent(code)
+    if not prefix or own.search(whole):
+        code = with_helpers(whole, views[:i], names)
+        return code if not prefix or code.startswith("from __future__") else f"{prefix}\n    pass\n\n{code}"
+    for body in bodies(code) if code.strip() else ():
+        if leading(prefix + body) == prefix + body:
+            return prefix + body
+    return prefix + code
 
 
 def prefix_of(prompt, name):
@@ -752,12 +996,11 @@ class Code(Task):
 
     def extract(self, completion):
         code = program_of(completion)
-        if not code.strip():
-            return None
-        for text in (code, "def body():\n" + code):  # nothing is executed, and nothing long or deep parsed
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about escapes in strings
-                return ast.unparse(ast.parse(text)) if len(text) <= 10_000 else squeeze(text)
+        if len(code) > MAX_SOURCE:
+            return squeeze(code)
+        for body in bodies(code):  # a body has one key at any indentation
+            with suppress(SyntaxError, RecursionError):
+                return ast.unparse(parse("def body():\n" + body))
         return None
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from test_scripts import run
@@ -19,13 +20,6 @@ if shutil.which("bwrap") is None:
 
 
 # ---------------------------------------------------------------------------------------- the program in a completion
-
-@pytest.mark.parametrize("text, block", [
-    ("no fence", None), ("", None), ("```python\na\n```", "a"), ("```\na\n```\nand\n```py\nb\nc\n```\nend", "b\nc"), ("x\n  ```python\n  a\n  ```", "  a"),
-    ("```python\na", "a"), ("```a\nb\n```\n```python\ncut", "b"), ("    return 1\n```\n", None), ("``` \n\n```", ""), ("```", None), ("a ```b``` c", None)])
-def test_last_block(text, block):
-    assert tasks.last_block(text) == block
-
 
 PREFIX = 'from typing import List\n\ndef helper(x):\n    return x\n\ndef f(x: int) -> int:\n    """ Twice x """\n'
 
@@ -54,6 +48,80 @@ def test_prefix_of():
     for prompt in (PREFIX + "    return 1\n)", "Write a function f.", "", "\0", "(" * 100_000, "x = 1"):
         assert tasks.prefix_of(prompt, "f") == ""
     assert tasks.prefix_of(PREFIX, "g") == ""
+
+
+SOLUTION = "def f(x: int) -> int:\n    y = x + 1\n    if y:\n        return y - 1 + x\n    return 2 * x"
+USAGE, OUTPUT = "print(f(2))  # 4", "4\n6"
+SHAPES = {  # how chat models and base models write the function, {code}, or its body, {body} and {flat}, one level out
+    "block": "```python\n{code}\n```", "block after prose": "Sure! Here it is:\n\n```python\n{code}\n```\nIt doubles x.",
+    "no language": "```\n{code}\n```", "block and usage": "```python\n{code}\n```\n\nExample:\n```python\n{usage}\n```",
+    "block and output": "```python\n{code}\n```\nOutput:\n```\n{output}\n```",
+    "usage, then block": "Use it like\n```python\n{usage}\n```\n\n```python\n{code}\n```",
+    "block, usage, output": "```python\n{code}\n```\n```python\n{usage}\n```\n```text\n{output}\n```",
+    "block and tests": "```python\n{code}\n```\n```python\ndef test_f():\n    assert f(1) == 2\n```",
+    "block and shell": "```python\n{code}\n```\n```bash\npython f.py\n```", "in a list": "1. Write it:\n\n   ```python\n{three}\n   ```\n2. Done.",
+    "in a bullet": "- Here:\n  ```python\n{two}\n  ```", "tildes": "~~~python\n{code}\n~~~", "bare tildes": "So:\n~~~\n{code}\n~~~\nDone.",
+    "four backticks": "````python\n{code}\n````", "python3": "```python3\n{code}\n```", "spaced language": "``` py\n{code}\n```",
+    "capital": "```Python\n{code}\n```", "in a quotation": "> ```python\n{quoted}\n> ```", "carriage returns": "```python\r\n{code}\r\n```\r\n",
+    "cut off": "Here:\n```python\n{code}", "wrong, then right": "```python\ndef f(x):\n    return 0\n```\nNo:\n```python\n{code}\n```",
+    "with its imports": "```python\nimport math\nfrom typing import *\n\n{code}\n```", "whole prompt again": "```python\n{prompt}{body}\n```",
+    "with main": "```python\n{code}\n\nif __name__ == '__main__':\n    print(f(3))\n```", "body in a block": "```python\n{body}\n```",
+    "body at the margin in a block": "```python\n{flat}\n```", "body at the margin after prose": "The body is\n\n```\n{flat}\n```\nas wanted.",
+    "body": "{body}", "body and more": "{body}\n\ndef g(x):\n    return 0\nprint(g(1))", "body, then a fence": "{body}\n```\nThat is all.",
+    "unfenced": "{code}", "unfenced after prose": "Here is the solution:\n\n{code}",
+    "unfenced between prose": "Here is the solution:\n\n{code}\n\nThis function doubles its argument.", "unfenced and usage": "{code}\n\n{usage}",
+    "prose and body": "The function should be:\n\n{body}"}
+
+
+def in_shape(shape, code):
+    body, margin = code.partition("\n")[2], lambda text: text + code.replace("\n", "\n" + text)
+    return SHAPES[shape].format(code=code, body=body, flat="\n".join(line[4:] for line in body.split("\n")), usage=USAGE, output=OUTPUT,
+                                prompt=PREFIX, two=margin("  "), three=margin("   "), quoted=margin("> "))
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """A task with one problem, whose tests need the function and a helper of the prompt."""
+    task = tasks.Code("t", [], [], [])
+    spec = {"tests": "assert f(2) == 4 and f(-1) == -2 and f(0) == 0", "names": {"f": "f"}, "prefix": PREFIX, "limit": 3}
+    task.test = [tasks.code_problem("p", PREFIX, None, spec), tasks.code_problem("q", "?", None, spec | {"prefix": ""})]
+    task.open()
+    return task
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_of_a_completion(shape, judged):
+    """The right function counts and a wrong one does not, however they are written. Only text is looked at to find them."""
+    completions = [in_shape(shape, code) for code in (SOLUTION, SOLUTION.replace("2 * x", "2 * x + 1").replace("- 1 + x", "+ x"))]
+    for problem in judged.test[:1 if "body" in shape else 2]:  # without the head of a function there is nothing to complete
+        assert judged.rewards([problem] * 2, completions) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("completion", [
+    f"```python\n{SOLUTION}\n```\nBetter:\n```python\ndef f(x):\n    return 0\n```", "```python\nassert f(2) == 4\n```", "```\n4\n```",
+    "I cannot do that.", "f(2) is 4, so it returns 4.", "```python\n```", "# def f(x): return 2 * x"])
+def test_shapes_that_are_not_right(completion, judged):
+    assert judged.verify(judged.test[0], completion) == 0.0
+
+
+@pytest.mark.parametrize("completion", [
+    "```python\n{code}\n```\nInput:\n```\n2\n```\nOutput:\n```\n4\n```", "Input\n```\n2\n```\n\n```python\n{code}\n```",
+    "```python\n{code}\n```\n```\n1 2 3\n```", "~~~\n{code}\n~~~\n~~~\n4\n~~~",
+    "1. Do\n   ```python\n   {code}\n   ```\n   which prints\n   ```text\n   4\n   ```", "{code}", "```python\n{code}"])
+def test_shapes_of_a_program(completion, judged):
+    spec = {"inputs": ["2\n", "3"], "outputs": ["4", "9"], "limit": 3}
+    for code, reward in (("print(int(input()) ** 2)", 1.0), ("print(int(input()) ** 2 + 1)", 0.0)):
+        assert judged.verify(tasks.code_problem("s", "?", None, spec), completion.replace("{code}", code)) == reward
+
+
+@pytest.mark.parametrize("unit", ["```\n", "```python\n", "~~~", "`", "```a ", "> ", "> ```\n", "- ", "- ```\n", "1. ", "    ", "\t", "def f(x):\n",
+                                  "return\n", "x = 1\n", "a, ", "(", "\n", "\r\n", "\"\"\"", "if x:\n "])
+def test_long_completions_take_linear_time(unit):
+    for text in (unit * (400_000 // len(unit)), "```python\n" + unit * (400_000 // len(unit)) + "\n```"):
+        started = time.process_time()
+        tasks.program_of(text, PREFIX, ["f"])
+        tasks.program_of(text)
+        assert time.process_time() - started < 4
 
 
 def test_votes_are_counted_by_the_program():

@@ -91,7 +91,8 @@ def test_extract(task, completion, answer):
 
 @pytest.mark.parametrize("unit", [
     r"\boxed{", r"\boxed", r"\boxed ", "{", "}", "\\", "\\{", " ", r"\fbox{}", "####", "answer", "answer is", "answer:",
-    "answer*", "answer ", "1", "1,000", "1.", ".", "$", "\n", "\u0663", "\x00", r"\frac{", "a "])
+    "answer*", "answer ", "1", "1,000", "1.", ".", "$", "\n", "\u0663", "\x00", r"\frac{", "a ", "√", "√(", "²", "½",
+    "π", r"\text{", r"\text{m}", r"\text{m}/", "m/", "cm ", "1e", "1e9", r"1.\overline{", "1 000 ", r"\mathrm{", r"^\circ"])
 def test_extract_in_linear_time(task, unit):
     started = time.perf_counter()
     task.extract(unit * (1_000_000 // len(unit)))
@@ -123,7 +124,7 @@ def test_equal_answers_share_a_key_and_different_ones_do_not(task):
     ("1,000", "1,00"), ("1/2", "1/20"), ("12", "1,2"), (r"2\frac{1}{2}", r"\frac{21}{2}"), ("2^10", "210"),
     ("2^10", r"2^{1}0"), ("x+1", "x1"), ("-5", "5"), ("1/0", "0"), ("1/0", "1"), ("(1,2)", "[1,2]"), ("50%", "50"),
     ("50%", "0.5"), ("x", "X"), ("1.5", "15"), (r"\sqrt{23}", r"\sqrt{2}3"), ("x_1", "x1"), ("3\u00b2", "32"),
-    ("\u0663", "3"), (r"\pi r", r"\pir"), ("1" * 61, "1" * 60), ("1e", "1"), ("east", "seat"), ("5", "5!"),
+    ("\u0663", "3"), (r"\pi r", r"\pir"), ("1" * 61, "1" * 60), ("1e3", "100"), ("east", "seat"), ("5", "5!"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1 2\end{pmatrix}"), ("1\\\\(2)", "12")])
 def test_different_answers_have_different_keys(task, a, b):
     assert task.extract(rf"\boxed{{{a}}}") != task.extract(rf"\boxed{{{b}}}")
@@ -133,6 +134,16 @@ def test_number_keys_are_exact(task):
     digits = "0." + "3" * 50
     assert task.extract(digits) == str(Fraction(digits))
     assert task.extract(rf"\boxed{{{'0' * 999}1}}") == "0" * 999 + "1"  # too long to be converted
+
+
+@pytest.mark.parametrize("answer", [
+    "{", "√", "√(", "√(()", "²", "½", r"\text{", r"\text{m}", r"\text{m}/", "m/", "cm ", "1 cm/", "1e", "1e9",
+    r"1.\overline{", "1 000 ", r"\mathrm{", r"{\bf ", "^{", "2(", "9", r"\quad ", "5 million ", "x*10^"])
+def test_clean_is_quick_on_any_answer(answer):
+    started = time.perf_counter()
+    text = tasks.clean(answer * (tasks.MAX_ANSWER // len(answer)))
+    tasks.vote_key(text or "")
+    assert time.perf_counter() - started < 0.2
 
 
 def test_row_breaks_are_not_mathematics_delimiters():
@@ -160,66 +171,89 @@ def test_verify(task, gold, answer, reward):
     assert not task.counts
 
 
-# gold | answer | reward, as models write them. Nothing that stands in an answer may be read past.
-WRITTEN = r"""
-    18 | 18² | 0 ; 324 | 18² | 1 ; 5 | 5√2 | 0 ; 5\sqrt{2} | 5√2 | 1 ; 4 | 4ⁿ | 0 ; 4^n | 4ⁿ | 1 ; 5 | 5·3 | 0 ;
-    15 | 5·3 | 1 ; 5 | 5\text{i} | 0 ; 5i | 5\text{i} | 1 ; 5 | 5\text{ million} | 0 ;
-    5000000 | 5\text{ million} | 1 ; 5,000,000 | 5 million | 1 ; 10 | 10_2 | 0 ; 1011_2 | 1011_{2} | 1 ;
-    1011_{2} | 1011₂ | 1 ; 1011 | 1011_2 | 0 ; 2 | \ne 2 | 0 ; 2 | x\ne 2 | 0 ; 2 | ≠2 | 0 ; x\ne 2 | x≠2 | 1 ;
-    0.0000001 | 0.0000002 | 0 ; 2\times10^{-7} | 0.0000002 | 1 ; 10^{-7} | 2\cdot10^{-7} | 0 ;
-    \frac{\pi}{10^8} | \frac{2\pi}{10^8} | 0 ; 120 | 5! | 1 ; 5 | 5! | 0 ; 3628800 | 10! | 1 ;
-    20 | \frac{6!}{36} | 1 ; 1500 | 1.5e3 | 1 ; 1500 | 1.5E+3 | 1 ; 0.0015 | 1.5e-3 | 1 ; 1.5 | 1.5e3 | 0 ;
-    1500 | 1.5×10³ | 1 ; 1500 | 1.5\times10^{3} | 1 ; 5/2 | 2½ | 1 ; 2 | 2½ | 0 ; 2.5 | 2 1/2 | 1 ;
-    \frac{5}{2} | 2\frac12 | 1 ; 21/2 | 2\frac{1}{2} | 0 ; 90 | 90° | 1 ; 90 | 90^\circ | 1 ; 90 | 90\degree | 1 ;
-    25 | 25°C | 1 ; 16 | \mathbf{16} | 1 ; 16 | {\bf 16} | 1 ; 16 | \boldsymbol{16} | 1 ; 5 | 5\mathbf{x} | 0 ;
-    5x | 5\mathbf{x} | 1 ; 5 | 5\text{ cm} | 1 ; 5 | 5\text{ cm}^2 | 1 ; 5 | 5 cm | 1 ;
-    5 | 5\text{ square feet} | 1 ; 60 | 60\text{ miles per hour} | 1 ; 60 | 60\text{ mph} | 1 ; 32 | \$32 | 1 ;
-    32 | 32\text{ dollars} | 1 ; 5 | 5\text{ zorks} | 0 ; 5\text{ zorks} | 5\text{ zorks} | 1 ; \infty | ∞ | 1 ;
-    (-\infty,2] | (−∞,2] | 1 ; (-\infty,2)\cup(3,\infty) | (-∞,2)∪(3,∞) | 1 ; 2\pi | 2π | 1 ; 2 | 2π | 0 ;
-    \frac{1}{2} | ½ | 1 ; \frac12 | 1⁄2 | 1 ; 8 | 2³ | 1 ; x^2+2x+1 | (x+1)² | 1 ; \sqrt{3} | √3 | 1 ; 3 | √3 | 0 ;
-    \sqrt[3]{2} | ∛2 | 1 ; \frac{\sqrt{3}}{2} | √3/2 | 1 ; \pm 5 | ±5 | 1 ; x\le 3 | x≤3 | 1 ;
-    x\leq 3 | x\le 3 | 1 ; \theta | θ | 1 ; 3\times 4 | 12 | 1 ; 12 | 3×4 | 1 ; 5 | 5+ | 0 ; 5 | 5\cdot | 0 ;
-    5 | 5? | 0 ; 3 | 1 2 | 0 ; 12 | 1 2 | 0 ; 10000 | 10 000 | 1 ; 1,2 | 1, 2 | 1 ; 1,2 | 2,1 | 1 ;
-    1 \text{ or } 2 | 1,2 | 1 ; 50\% | 50 | 1 ; 50\% | 0.5 | 1 ; 50 | 50 percent | 1 ; \text{(A)} | (A) | 1 ;
-    \text{A} | A | 1 ; \text{even} | even | 1 ; \text{even} | odd | 0 ; x=5 | 5 | 1 ; 5 | x=5 | 1 ;
-    y=2x+1 | y=1+2x | 1 ; \begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}1\\2\end{pmatrix} | 1 ;
-    \begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}2\\1\end{pmatrix} | 0 ; 1/3 | 0.333333 | 1 ; 1/3 | 0.33 | 0 ;
-    123456789 | 123456788 | 0 ; 1000000 | 1000001 | 0 ; 0 | 0.0000001 | 0 ; 3+4i | 4i+3 | 1 ; 3-2i | 3−2i | 1 ;
-    \frac{3}{4} | 0.75 | 1 ; -\frac{3}{4} | −3/4 | 1 ; 11\sqrt{2} | 11√2 | 1 ; 2+\sqrt{3} | 2+√3 | 1 ;
-    5^{10} | 5¹⁰ | 1 ; 1.5 | 1,5 | 0 ; 72 | 72\text{ degrees} | 1 ; 3 | 3\text{ hours} | 1 ;
-    3 | 3\text{ hours and 5 minutes} | 0 ; 5 | 5 apples and 3 pears | 0 ; 7 | 7\text{ apples} | 1 ;
-    \frac{1}{10^{7}} | 1e-7 | 1 ; 36\pi | 36π\text{ cm}² | 1 ; 2^{n} | 2ⁿ | 1 ; 2 | 2ⁿ | 0 ; \log 5 | log 5 | 1 ;
-    6.02\times10^{23} | 6.02e23 | 1 ; 6.02 | 6.02e23 | 0 ; \{1,2,3\} | {1,2,3} | 1 ; 18 | 18 2 | 0 ;
-    18 | 18^{2} | 0 ; 100 | 10^2 | 1 ; \sqrt{2} | 1.414214 | 1 ; 4 | 4₂ | 0 ; 3x | 3·x | 1 ; \alpha+1 | α + 1 | 1 ;
-    0.1 | \frac{1}{10} | 1 ; .5 | \frac12 | 1 ;
+CORPUS = r"""
+324: 18² 18^{2} √104976 | 18 18³
+18: √324 3√36 | 18² 18ⁿ 18₂ 18π 18½ 18→19 18+ 18) 18/ 18! 18e2 18=19
+5\sqrt{2}: 5√2 5√(2) √50 5·√2 5×√2 5*sqrt(2) \boldsymbol{5\sqrt{2}} {\bf~5√2} 10/√2 5·2^(1/2) | 5 5√3 52 10 7
+4^n: 4ⁿ 2²ⁿ 2^{2n} | 4 4n 4⁻ⁿ
+15: 5·3 5×3 5⋅3 3∙5 (5)(3) 5(3) \mathbf{15} 15\,\text{ft}^2 | 5 3 8 5~3
+5/2: 2½ 2~½ 2~1/2 2\tfrac{1}{2} 5⁄2 5÷2 5·½ 25e-1 \frac{5}{2}\text{~miles} \$2.50 | 1 2 3 5 2⅓ \frac{5}{2}x
+1500: 1.5e3 1.5E+03 1.5×10³ 1.5·10^3 1.5\times10^{3} 1.5~x~10^3 15e2 1~500 1.5\text{~thousand} | 1.5 15 1.5e4 1.5e-3 150
+120: 5! 5·4·3·2·1 5·4! 6!/6 5!\text{~ways} | 5 6! 24 5!!
+90: 90° 90º 90^\circ 90^{\circ} 90\text{~degrees} 90~degrees | 90² 9 90_2
+25\pi: 25π 5²π π·25 25\pi\text{~cm}^2 25π~cm² | 25 25π² π 5π
+3: ∛27 ³√27 ∜81 √9 √(4+5) ⌊3.5⌋ ∣−3∣ \log_2~8 | √27 27 −3 3₄
+-5: −5 –5 \mathbf{-5} −(5) | 5 −5²
+\alpha+2\theta: α+2θ 2·θ+α | α+θ α
+(-\infty,1)\cup(2,\infty): (−∞,1)∪(2,∞) (2,∞)∪(−∞,1) | (−∞,1]∪(2,∞) (−∞,1) (−∞,1)∩(2,∞)
+[0,1]: x∈[0,1] [0,½+½] | [0,1) [0,1 (0,1)
+x\le5: x≤5 x⩽5 5≥x x\leqslant~5 | x<5 x≥5 5
+\mathbb{R}: ℝ (−∞,∞) | ℤ R
+-3,3: ±3 \pm3 3\text{~and~}−3 | 3 ±9
+\frac{\sqrt{3}}{2}: √3/2 ½√3 √¾ √(3/4) \frac{√3}{2} | √3 3/2 √(3/2)
+x^2-4: x²−4 (x−2)(x+2) | x² x²−4+ (x-2)²
+a_1+x^{-1}: a₁+x⁻¹ a₁+1/x | a+1/x a₁+x
+\begin{pmatrix}1\\2\end{pmatrix}: \begin{bmatrix}1\\√4\end{bmatrix} | \begin{pmatrix}2\\1\end{pmatrix} 1
+5: ５ 𝟓 \text{5} {5} {\bf~5} 5. 5, x=5 5% 5° 5°C €5 5th 5\text{cm²} 5\,{\rm~cm} 5~cm 5cm 5~m/s 5\mathrm{m}/\mathrm{s}
+5: 5\text{~cubic~feet~per~second} \text{5~cm} 5\frac{\text{m}}{\text{s}} 5~miles~per~hour 5~m 5\text{m} 5\text{~apples}
+5: | 5i 5\text{i} 5\mathrm{i} 5\text{~million} 5~thousand 5m 5x 5\text{x} 5\text{~blorps} 5\text{~squared} 5\vec{v}
+5: | 5_3 5_{10} 5₃ 5+ 5) 5] 5& 5? 5→6 5≠6 \ne~5 x\ne5 x≠5 x\not=5 5\text{~or~}6 5,6,\ldots 5^T 5.5.5 2(3) (2)(3) 2~3
+5\text{~cm}: 5 5~cm 5\,\mathrm{cm} 5.0\text{~centimeters} | 5² 5i 5\text{~million} cm
+5\text{~million}: 5~million 5000000 5×10⁶ 5e6 \$5\text{~million} | 5 5\text{~thousand} 5\text{~billion}
+5i: 5\text{i} 5·i 5\mathbf{i} | 5 i
+-2: 2i² i²−1 2i^2 | 2i 2
+2m: m+m 2·m | 2 2h 2c
+\pi r^2 h: πr²h π~r²~h h·\pi~r^2 | \pi~r^2 πr²
+52_8: 52_{8} 52₈ | 52 52_{16} 42
+1E6_{16}: 1E6_16 | 1000000 1E6
+1011_2: 1011_{2} 1011₂ (1011)_2 1011_{(2)} | 1011 1011_3 1011_{10} 11
+10: 5·2 \binom{5}{2} | 10_2 10₂ 1e10 2\binom{5}{2}
+20: 2\binom{5}{2} 4(5) \frac{8}{2}(5) | 12 9
+x\ne2: x≠2 x\neq2 x\not=2 | 2 x=2 x≠3
+0.0000001: 1e-7 10⁻⁷ \frac{1}{10^7} 0.00000010 | 0.0000002 0.00000005 0 10^{-8} \frac{1}{20000000}
+(0.0000001,1): (1e-7,1) | (0.0000002,1) (0,1)
+1/2^{100}: 2^{-100} 2⁻¹⁰⁰ \frac{1}{4^{50}} | 2^{-101} 0 \frac{3}{2^{100}}
+6.63\times10^{-34}: 6.63e-34 0.663·10⁻³³ | 3e-34 6.64e-34 0
+1/3: 0.333333 ⅓ 0.\overline{3} 0.\bar3 3⁻¹ | 0.33 0 0.\overline{31}
+1/70: 0.014286 | 0.0143
+1024: 2^10 2¹⁰ 32² | 210 20 2
 """
 
 
-def test_answers_as_models_write_them(task):
-    rows = [[cell.strip() for cell in row.split("|")] for row in WRITTEN.split(";") if row.strip()]
-    assert len(rows) > 120
-    found = task.rewards([problem(gold, str(i)) for i, (gold, _, _) in enumerate(rows)], [rf"so \boxed{{{a}}}" for _, a, _ in rows])
-    assert [(*row, r) for row, r in zip(rows, found) if r != float(row[2])] == []
-    assert not task.counts
-    for gold, answer, wanted in rows:  # one vote is one answer
-        assert wanted == "1" or task.extract(rf"\boxed{{{gold}}}") != task.extract(rf"\boxed{{{answer}}}")
+@pytest.mark.parametrize("line", CORPUS.strip().split("\n"))
+def test_nothing_in_an_answer_is_ignored(task, line):
+    """Gold: right answers | wrong answers; ~ is a space. A wrong answer shares no vote key with the gold one either."""
+    gold, answers = line.split(":", 1)
+    gold = gold.replace("~", " ")
+    right, wrong = ([answer.replace("~", " ") for answer in side.split()] for side in f"{answers} |".split("|")[:2])
+    rewards = task.rewards([problem(gold)] * len(right + wrong), [rf"\boxed{{{answer}}}" for answer in right + wrong])
+    assert rewards == [1.0] * len(right) + [0.0] * len(wrong), list(zip(right + wrong, rewards))
+    keys = [task.extract(rf"\boxed{{{answer}}}") for answer in wrong]
+    assert tasks.vote_key(tasks.clean(gold)) not in keys and not task.counts
 
 
-@pytest.mark.parametrize("group", [
-    ["18\u00b2", "18^2", "18^{2}"], ["5\u221a2", r"5\sqrt2", r"5\sqrt{2}"], ["5000000", r"5\text{ million}", "5 million", "5e6", r"5\times10^6", "5\u00d710\u2076"],
-    ["5!", "120", "120.0"], ["2\u00bd", "5/2", "2 1/2", r"2\frac12"], ["5i", r"5\text{i}"], ["1011_2", "1011\u2082"], ["1e-7", "0.0000001", "1/10000000"],
-    ["16", r"\mathbf{16}", r"{\bf 16}"], ["60", r"60\text{ mph}", "60 miles per hour", r"60\text{ m/s}"], [r"x\ne2", "x\u22602", r"x \neq 2", r"\ne 2"]], ids=lambda g: g[0])
-def test_spellings_that_are_one_vote(task, group):
-    assert len({task.extract(rf"\boxed{{{answer}}}") for answer in group}) == 1
+@pytest.mark.parametrize("answers", [
+    r"1500 1.5e3 1.5×10³ 1.5\times10^{3} 1.5\cdot10^3 15e2 1~500", "x² x^2 x^{2}", r"π/2 \pi/2",
+    r"5/2 2.5 2½ 2\frac{1}{2} 2~1/2 5⁄2 25e-1 \mathbf{\frac52}", r"5√2 5\sqrt{2} 5\sqrt2 5√(2) 5sqrt(2)",
+    "1011_2 1011_{2} 1011₂", r"x≠2 x\ne2 x\neq~2", r"5i 5\text{i} 5~i 5\mathbf{i}", "0.0000001 1e-7 10⁻⁷",
+    r"5~million 5000000 5\text{~million} 5e6", r"1/3 0.\overline{3} ⅓",
+    r"5 5~cm 5\text{~cm}^2 5~mph 5° \text{5~cm} \$5"])
+def test_spellings_share_a_vote_key(task, answers):
+    assert len({task.extract(rf"\boxed{{{answer.replace('~', ' ')}}}") for answer in answers.split()}) == 1
 
 
-@pytest.mark.parametrize("answer", ["1e999999999", "9" * 50 + "!", "99!", "10^{10^{10}}", "2^{9999999999}", "1e-999", "\u00b2" * 900, "5 cm per " * 100, "\\frac{" * 140,
-                                    "\u221a(" * 400, "1 " * 400, "10 000 " * 100])
-def test_what_is_too_big_takes_no_time(task, answer):
+def test_unbalanced_answers_are_read_whole(task):
+    assert task.rewards([problem("5")] * 3, ["The answer is 5}", "#### 5}{", "The answer is 5²"]) == [0.0] * 3
+
+
+@pytest.mark.parametrize("answer", [
+    "1e999999999", "10^{10^{10}}", "999999999!", "1e-999999999", "9" * 900 + "e" + "9" * 50,
+    "2(" * 300 + "1" + ")" * 300])
+def test_huge_numbers_stay_out_of_the_main_process(fresh, answer):
     started = time.perf_counter()
-    task.extract(rf"\boxed{{{answer}}}")
-    tasks.compare("5", tasks.clean(answer))
-    assert time.perf_counter() - started < 1
+    assert fresh.extract(rf"\boxed{{{answer}}}")
+    assert time.perf_counter() - started < 0.1
+    assert fresh.verify(problem("5"), rf"\boxed{{{answer}}}") == 0.0
 
 
 def test_a_timeout_scores_zero_is_counted_and_does_not_block_the_others(fresh):
@@ -310,7 +344,9 @@ def fake(tmp_path, monkeypatch):
     """A stand-in for math-verify inside the children, which fails in ways the real one hardly can be made to."""
     (tmp_path / "math_verify.py").write_text(f'''
 import os, sys, time
-def parse(text, parsing_timeout): return text[7:-1]  # of a box
+class grader: sympy_numeric_eq = None
+def LatexExtractionConfig(**_): pass
+def parse(text, config, parsing_timeout): return text.strip("$")
 def verify(gold, answer, timeout_seconds):
     with open({str(tmp_path / "asked")!r}, "a") as file: file.write(answer + "\\n")
     if answer == "noise": print("true"); os.write(1, b"true\\n"); sys.stderr.write("x" * 1000000); sys.stdout.flush()
@@ -339,7 +375,9 @@ def test_children_that_die_and_children_that_print(fake):
 
 
 def test_errors_score_zero_and_are_counted(fake, fresh):
-    fake.with_name("math_verify.py").write_text("import os\nparse = lambda text, **_: os.abort()\nverify = None")
+    fake.with_name("math_verify.py").write_text(
+        "import os\nparse = lambda *_, **__: os.abort()\nverify = LatexExtractionConfig = lambda **_: None\n"
+        "class grader: sympy_numeric_eq = None")
     completions = [rf"\boxed{{{answer}}}" for answer in ("1+1", "1+1", "0+2", "2")]
     assert fresh.rewards([problem("2")] * 4, completions) == [0.0, 0.0, 0.0, 1.0]
     assert fresh.counts == {"verifier_errors": 2}
