@@ -438,6 +438,32 @@ def test_chat_reaches_every_prompt(script, flags, verifier, tmp_path, monkeypatc
     assert len(asked[common.Policy]) > 3 and all(flag is True for calls in asked.values() for flag in calls)
 
 
+def test_what_reaches_the_verifier(tmp_path, monkeypatch):
+    """The gradient of the mean binary cross-entropy over a batch, all its micro-batches, with the environment's labels,
+    from plain rows; a rate that warms up over 30 steps and falls to lr / steps."""
+    seen, rates, draw_pool = {}, [], evaluate.draw_pool
+
+    def clip(verifier, max_norm):
+        seen["verifier"] = verifier
+        seen["gradient"] = torch.cat([p.grad.flatten().clone() for p in verifier.parameters()])
+    monkeypatch.setattr(common, "clip_gradient", clip)
+    monkeypatch.setattr(common, "micro_batch", lambda lm: 100)
+    monkeypatch.setattr(evaluate, "draw_pool", lambda *args: seen.setdefault(f"pool {len(args[2])}", draw_pool(*args)))
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]))
+    code, _, err = run(bon_rl.main, "--fit-verifier", "--fit-problems", 6, "--fit-samples", 4, "--fit-epochs", 2,
+                       "--fit-lr", 0.3, "--eval-problems", 2, "--out", tmp_path / "v")
+    assert code == 0 and rates == pytest.approx([0.3 / 30, 0.3 * 2 / 30 / 2]), err
+    v, loss = seen["verifier"], 0.0  # each of the two batches holds all the samples
+    labels = [x for e in seen["pool 6"] for x in e["rewards"]]
+    texts = [(e["prompt"], y) for e in seen["pool 6"] for y in e["completions"]]
+    for (x, y), label in zip(texts, labels, strict=True):
+        logit = v.model(input_ids=torch.tensor([v.encode(x, y)])).logits[0, 0]
+        loss = loss + torch.log1p(torch.exp(-logit if label else logit)) / 24
+    assert 0 < sum(labels) < 24
+    wanted = torch.cat([g.flatten() for g in torch.autograd.grad(loss, v.parameters())])
+    assert (seen["gradient"] - wanted).norm() < 1e-3 * wanted.norm()
+
+
 def test_flipped_labels_teach_the_opposite(tmp_path):
     code, _, err = run(bon_rl.main, *FIT, "--fit-epochs", 1, "--fit-problems", 400, "--verifier-noise", 1, "--bits", 4, "--out", tmp_path / "v")
     assert code == 0, err
@@ -563,6 +589,7 @@ def test_what_reaches_the_optimiser(script, flags, verifier, tmp_path, monkeypat
     monkeypatch.setattr(common, "clip_gradient", clip)
     monkeypatch.setattr(common, "sample", sample)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
+    monkeypatch.setattr(common, "micro_batch", lambda lm: 60)  # tokens: a few micro-batches, as a large model has them
     learned = ["--verifier", verifier] if {"v", "s", "verifier"} & set(flags) else []  # s has it for its log only
     B, M, n, T = 6, 6, 1 if "1" in flags else 4, 0.7 if "0.7" in flags else 1.0
     code, _, err = run(MAIN[script], "--prompts", B, "--samples", M, "--n", n, "--steps", 1, "--eval-samples", 0, "--out", tmp_path / "r", *flags, *learned)
@@ -599,6 +626,7 @@ def test_what_reaches_the_optimiser(script, flags, verifier, tmp_path, monkeypat
     if script == "bon_sft":
         assert line["gold"] == pytest.approx(sum(logps[:B]) / B, rel=1e-4)
     if "drawn" in seen:
+        assert line[f"pass@{n}"] == pytest.approx(sum(common.pass_at_k(M, int(c), n) for c in r.sum(1)) / B)
         lengths = seen["drawn"].lengths
         assert line["length"] == pytest.approx(lengths.float().mean().item()) and lengths.min() < lengths.max()
         assert line["entropy"] == pytest.approx((seen["drawn"].entropies.sum() / lengths.sum()).item())

@@ -527,6 +527,9 @@ def test_what_reaches_the_optimiser_in_rl(script, flags, tmp_path, monkeypatch):
         weights.append(w)
         shaped.append(z)
     line, = read_lines(tmp_path / "r")
+    if script is not cat_bon:
+        right = [sum(x == 1 for x in r) for r in rewards]
+        assert line["pass@4"] == pytest.approx(sum(common.pass_at_k(M, c, 4) for c in right) / 6)
     products = [w * z for ws, zs in zip(weights, shaped) for w, z in zip(ws, zs)]
     assert line["zero"] == pytest.approx(products.count(0) / 36)
     mean = sum(map(sum, weights)) / 36 if getattr(args, "normalise", False) else 1

@@ -116,6 +116,7 @@ def test_what_reaches_the_optimiser(flags, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "sample", keep("sample", sample))
     monkeypatch.setattr(ppo_passk, "advantages", keep("advantages", advantages))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]))  # the policy stays
+    monkeypatch.setattr(common, "micro_batch", lambda lm: 300)  # tokens: a few micro-batches, as a large model has them
     # from an adapter that has moved: a fresh one equals the base, and a KL of zero could not show a mistake
     code, _, err = run(ppo_passk.main, "--adapter", whole, "--prompts", 12, "--samples", 6, "--k", 3, "--steps", 2, "--lr", 0.5,
                        "--eval-samples", 0, "--out", tmp_path / "r", *flags)
@@ -272,6 +273,10 @@ def test_the_second_epoch_is_clipped(tmp_path, monkeypatch):
     line, = read_lines(tmp_path / "r")
     assert line["loss"] == pytest.approx((first + second.item()) / 2, abs=1e-5)
     assert line["length"] == pytest.approx(drawn.lengths.float().mean().item())
+    task = tasks.load_task("countdown")
+    right = [sum(task.verify(p, policy.decode(row)) for row in rows)
+             for p, rows in zip(common.batch_of(task.train, 8, 1, 0), drawn.lists())]
+    assert line["pass@3"] == pytest.approx(sum(common.pass_at_k(6, int(c), 3) for c in right) / 8) and sum(right) > 0
 
 
 def test_clip_gradient():
@@ -523,6 +528,18 @@ def test_metrics_of_graded_rewards():
     assert evaluate.numbers("2,1,1", int, "--k") == [1, 2]
     pool = [{"rewards": [1.0, 0.0, 1.0], "answers": ["a", "b", "c"], "logps": [-1.0, -3.0, -2.0], "lengths": [2, 3, 4], "kl": 0.3}]
     assert evaluate.metrics(pool, [3])["maj@3"] == pytest.approx([2 / 3]) and evaluate.metrics(pool, [3])["kl"] == [0.3]
+
+
+def test_table():
+    """The columns asked for, by kind and then budget, what repeats pass@1 left out; "-" where a row has no value."""
+    cell = lambda mean, se: {"mean": mean, "se": se}
+    a = {"maj@1": cell(0.5, 0.1), "pass@1": cell(0.5, 0.1), "maj@4": cell(0.625, 0.0625), "pass@2": cell(0.6, 0.1),
+         "pass@4": cell(0.75, 0.05), "length": cell(7, 1)}
+    text = evaluate.table({"first": a, "b": {"pass@4": cell(1.0, 0.0)}}, ("pass", "maj"), (1, 4))
+    header, first, second = (re.split(r"\s{2,}", line.strip()) for line in text.split("\n"))
+    assert header == ["pass@1", "pass@4", "maj@4"]
+    assert first == ["first", "0.500 ±0.100", "0.750 ±0.050", "0.625 ±0.062"]
+    assert second == ["b", "-", "1.000 ±0.000", "-"]
 
 
 def test_table_of_runs(whole, tmp_path):
