@@ -428,7 +428,7 @@ SPELLING = [(re.compile(pattern), replacement) for pattern, replacement in (  # 
     (STYLE + r"\{(?= *[A-Za-z]{2}[A-Za-z ]*\})", r"\\text{"),
     (STYLE, ""),
     (r"^\\text\{ *([-+]?[0-9][^{}]*)\}$", r"\1"),
-    (r"\^(?:\\circ(?![a-z])|\{ *\\circ *\}) ?(?:\\text\{ *[CF] *\}|[CF](?![A-Za-z]))?", ""),
+    (r"(?:\^(?:\\circ(?![a-z])|\{ *\\circ *\})|\^?\\degree(?![a-z])) ?(?:\\text\{ *[CF] *\}|[CF](?![A-Za-z]))?", ""),
     # Percent signs stay: 50% may be meant as 50 or as 0.5, and math-verify accepts both.
     (r"\\?%|(?:\\text\{ *| )percent(?:\}|(?![a-z]))", "%"),
     (rf"(?<=[0-9])(?: ?\\text\{{ *| )({'|'.join(SCALES)})(?![a-z])( *\}})?",  # 5\text{ million}
