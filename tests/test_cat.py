@@ -542,7 +542,9 @@ def test_what_reaches_the_optimiser_in_rl(script, flags, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("script,flags", [(cat_passk, []), (cat_passk, ["--n", "1"]), (cat_majority, ["--task", "countdown", "--temperature", "0.8"]),
-                                          (cat_majority, ["--contrastive"]), (cat_bon, ["--mode", "sft", "--train-problems", "8"])], ids=name_of)
+                                          (cat_majority, ["--contrastive"]),
+                                          (cat_majority, ["--contrastive", "--task", "countdown"]),
+                                          (cat_bon, ["--mode", "sft", "--train-problems", "8"])], ids=name_of)
 def test_what_reaches_the_optimiser_in_sft(script, flags, tmp_path, monkeypatch):
     """-(1/B) sum_prompts w grad log pi(y*), y* the gold completion with its end-of-sequence token."""
     args, seen = observed(script, flags, tmp_path / "r", monkeypatch)

@@ -183,6 +183,21 @@ def test_loss_and_gradient_do_not_depend_on_batching(folder_of, kind):
     assert (found - plain).norm() < 1e-5 * plain.norm()
 
 
+def test_long_completions_share_rows_in_parts(folder_of):
+    """More of them than fit a row of PACK tokens: two to a row, the fifth alone, each scored once and as by itself."""
+    policy, rng = shaken(common.load_policy(folder_of("llama"), bits=32)), random.Random(0)
+    prompt = policy.encode(PROMPTS[0])
+    completions = [[rng.randrange(1, 20) for _ in range(n)] for n in (60, 50, 64, 55, 58)]
+    parts = list(common.score(policy, [prompt] * 5, completions, 1.3))
+    assert policy.fast and sorted(i for index, *_ in parts for i in index.tolist()) == list(range(5))
+    for index, logps, mask in parts:
+        for i, row, own in zip(index.tolist(), logps, mask):
+            y = completions[i]
+            logits = policy.lm(input_ids=torch.tensor([prompt + y])).logits[0, len(prompt) - 1:-1] / 1.3
+            assert torch.allclose(row[:len(y)], torch.log_softmax(logits, -1)[torch.arange(len(y)), y], atol=1e-4)
+            assert own.sum() == len(y) and (row[len(y):] == 0).all()
+
+
 # ------------------------------------------------------------------------------------------------------------- precision
 
 @pytest.mark.parametrize("kind,fast", [("llama", True), ("qwen2", True), ("gemma", True), ("gpt2", True), ("opt", True), ("gemma2", None)])
@@ -210,6 +225,19 @@ def test_fast_path_equals_plain(folder_of, kind, fast):
     policy.fast = fast
     found, grads = gradient(policy, *args)
     assert found == pytest.approx(plain, rel=1e-5) and (grads - wanted).norm() <= 1e-5 * wanted.norm()  # norms stay in float32
+
+
+def test_a_product_keeps_the_bias():
+    """With weights as [out, in] and as GPT-2 has them, few rows and enough for a convolution."""
+    from transformers.pytorch_utils import Conv1D
+    for base in (torch.nn.Linear(16, 24), Conv1D(24, 16)):
+        weight = torch.randn_like(base.weight)
+        torch.nn.init.normal_(base.bias)  # the biases of the random models above are zeros
+        product = common.Product(base, weight - base.weight)
+        for shape in ((2, 3, 16), (32, 64, 16)):
+            x = torch.randn(shape)
+            wanted = x @ (weight if isinstance(base, Conv1D) else weight.T) + base.bias
+            assert torch.allclose(product(x), wanted, atol=1e-4) and x.numel() in (96, 2 ** 15)
 
 
 def test_reference_is_folded_too(tmp_path):
