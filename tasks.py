@@ -400,7 +400,7 @@ def without_unit(match):
             return tail
     words = [word if len(word) == 1 and word != "L" else word.lower() for word in words]
     known = all(word in UNITS or len(word) > 3 and word.removesuffix("s") in UNITS for word in words)
-    power = not words or words[0] in ("squared", "cubed") or re.search(r"[014-9]|(?<![A-Za-z^{-])[23]", tail)
+    power = not words or words[0] in ("squared", "cubed") or re.search(r"[04-9]|(?<!-)1|(?<![A-Za-z^{-])[23]", tail)
     return "" if known and not power else tail
 
 
@@ -428,7 +428,7 @@ SPELLING = [(re.compile(pattern), replacement) for pattern, replacement in (  # 
     (STYLE + r"\{(?= *[A-Za-z]{2}[A-Za-z ]*\})", r"\\text{"),
     (STYLE, ""),
     (r"^\\text\{ *([-+]?[0-9][^{}]*)\}$", r"\1"),
-    (r"(?:\^(?:\\circ(?![a-z])|\{ *\\circ *\})|\^?\\degree(?![a-z])) ?(?:\\text\{ *[CF] *\}|[CF](?![A-Za-z]))?", ""),
+    (r"(?:\^(?:\\circ(?![a-z])|\{ *\\circ *\})|\^?\\(?:text)?degree(?![a-z])) ?(?:\\text\{ *[CF] *\}|[CF](?![A-Za-z]))?", ""),
     # Percent signs stay: 50% may be meant as 50 or as 0.5, and math-verify accepts both.
     (r"\\?%|(?:\\text\{ *| )percent(?:\}|(?![a-z]))", "%"),
     (rf"(?<=[0-9])(?: ?\\text\{{ *| )({'|'.join(SCALES)})(?![a-z])( *\}})?",  # 5\text{ million}
@@ -437,6 +437,7 @@ SPELLING = [(re.compile(pattern), replacement) for pattern, replacement in (  # 
     (rf"(?<=[0-9A-Za-z)}}!]) ?{TEXT_UNIT}(?:[ /*]*(?:\\cdot)? ?{TEXT_UNIT})*(?=$|[.,;])", without_unit),
     (rf"(?:(?<=[0-9)}}!])|(?<=\\pi)) ?{WORD_UNIT}(?: ?[ /*] ?{WORD_UNIT})*$", without_unit),
     (r"(?<=[0-9])['\"]$", ""),  # feet and inches
+    (r"^ ?(?:\\approx(?![a-z])|=)", ""),
     (r",? ?\\text\{ *,? *(?:and|or) *\} ?", ","),
     (r"\\text\{([^{}A-Za-z]*[A-Za-z]?[^{}A-Za-z]*)\}", r" \1 "),  # \text{5}, \text{i}, \text{(A)}
     (r"\^\{([0-9])\}√", r"√[\1]"),
