@@ -46,7 +46,11 @@ def below(pid):
     """Process ids of all descendants."""
     found = []
     for thread in os.listdir(f"/proc/{pid}/task"):
-        for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split():
+        try:
+            children = Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            continue
+        for child in children:
             try:
                 found += [int(child), *below(child)]
             except (FileNotFoundError, ProcessLookupError):
