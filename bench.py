@@ -2,9 +2,9 @@
 
     python bench.py                              embedded model on the CPU: base, LoRA and 4-bit, 16 to 512 rows
     python bench.py --against trl                whole training step against TRL's GRPOTrainer (pip install trl==1.16.0)
-    python bench.py --scaling                    time and peak memory of a step against k, prompts, length and vocabulary
+    python bench.py --scaling                    time and peak memory of a step against k, prompts, length, vocabulary
     python bench.py --shape 7b --rows 128 --new-tokens 512     random weights of a 7b model, meant for a GPU
-    python bench.py --sandbox 1000               verdicts per second on small programs, each in a fresh sandbox, and nothing else
+    python bench.py --sandbox 1000               verdicts per second on small programs, each in a fresh sandbox
 
 The two sides of a ratio alternate in one process on the same prompts; the median of the pairwise ratios is printed.
 Tokens per second count useful tokens only (up to the end-of-sequence token, that one included). Random weights of a
@@ -26,20 +26,29 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--shape", default="tiny", choices=["tiny", "0.1b", "0.5b", "1.5b", "7b"],
-                        help="the embedded model, or random weights in the shape of Qwen2.5 0.5b, 1.5b, 7b (0.1b: a small one)")
-    parser.add_argument("--rows", default=None, help="batch sizes, prompts x k, comma-separated; default 16,64,256,512 or 64")
+                        help="the embedded model, or random weights in the shape of Qwen2.5 0.5b, 1.5b, 7b (0.1b: a "
+                             "small one)")
+    parser.add_argument("--rows", default=None,
+                        help="batch sizes, prompts x k, comma-separated; default 16,64,256,512 or 64")
     parser.add_argument("--k", type=int, default=8, help="samples per prompt")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="prompt length for random shapes")
-    parser.add_argument("--new-tokens", type=int, default=0, help="longest completion; 0 = the task's own, or 256 for random shapes")
-    parser.add_argument("--precision", default=None, help="of base (no adapter), lora, 4bit (NF4 + LoRA), comma-separated; "
-                                                          "default all for tiny, lora,4bit otherwise (16-bit on a GPU)")
-    parser.add_argument("--repeat", type=int, default=7, help="timed repetitions of each side, after one that is not counted")
-    parser.add_argument("--against", default=None, choices=["trl"], help="compare whole training steps with another library's")
-    parser.add_argument("--micro", default="8,64,128,256,512", help="--against: TRL's per_device_train_batch_size; 8 is its default")
-    parser.add_argument("--scaling", action="store_true", help="how the cost of a step grows; table, fitted exponents and a picture")
+    parser.add_argument("--new-tokens", type=int, default=0,
+                        help="longest completion; 0 = the task's own, or 256 for random shapes")
+    parser.add_argument("--precision", default=None,
+                        help="of base (no adapter), lora, 4bit (NF4 + LoRA), comma-separated; default all for tiny, "
+                             "lora,4bit otherwise (16-bit on a GPU)")
+    parser.add_argument("--repeat", type=int, default=7,
+                        help="timed repetitions of each side, after one that is not counted")
+    parser.add_argument("--against", default=None, choices=["trl"],
+                        help="compare whole training steps with another library's")
+    parser.add_argument("--micro", default="8,64,128,256,512",
+                        help="--against: TRL's per_device_train_batch_size; 8 is its default")
+    parser.add_argument("--scaling", action="store_true",
+                        help="how the cost of a step grows; table, fitted exponents and a picture")
     parser.add_argument("--out", default="scaling.png", help="--scaling: where the picture goes")
     parser.add_argument("--skip-generate", action="store_true", help="do not run the comparison with generate")
-    parser.add_argument("--sandbox", type=int, default=0, help="time this many verdicts of the sandbox instead; 0 = do not")
+    parser.add_argument("--sandbox", type=int, default=0,
+                        help="time this many verdicts of the sandbox instead; 0 = do not")
     parser.add_argument("--seed", type=int, default=0, help="weights, prompts and draws")
     return parser.parse_args(argv)
 
@@ -50,16 +59,23 @@ if __name__ == "__main__":
 import random
 import statistics
 
-import common  # before torch: it sets the thread policy
-import evaluate
+import common
 import ppo_passk
 import tasks
 import torch
-from common import UserError
+from support import ROOT, fast, load
+from support.errors import UserError
+from support.flags import cli, numbers
+from support.folder import versions
+from support.plots import save_figure
+from support.run import batch_of
+
+TINY = ROOT + "/models/tiny"
 
 SHAPES = {  # hidden, feed-forward, layers, heads, key-value heads
     "micro": (64, 192, 4, 4, 4),  # the size of the embedded model, for --scaling
-    "0.1b": (512, 1536, 8, 8, 2), "0.5b": (896, 4864, 24, 14, 2), "1.5b": (1536, 8960, 28, 12, 2), "7b": (3584, 18944, 28, 28, 4)}
+    "0.1b": (512, 1536, 8, 8, 2), "0.5b": (896, 4864, 24, 14, 2), "1.5b": (1536, 8960, 28, 12, 2),
+    "7b": (3584, 18944, 28, 28, 4)}
 
 
 def build(shape, folder, seed, vocabulary=151936):
@@ -71,11 +87,12 @@ def build(shape, folder, seed, vocabulary=151936):
     torch.manual_seed(seed)
     with torch.device("cuda" if gpu else "cpu"):
         model = transformers.AutoModelForCausalLM.from_config(transformers.Qwen2Config(
-            vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed, num_hidden_layers=layers, num_attention_heads=heads,
-            num_key_value_heads=kv, tie_word_embeddings=shape != "7b", bos_token_id=None, eos_token_id=0, pad_token_id=0,
-            max_position_embeddings=8192), dtype=torch.bfloat16 if gpu else torch.float32)
+            vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed, num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=kv, tie_word_embeddings=shape != "7b", bos_token_id=None,
+            eos_token_id=0, pad_token_id=0, max_position_embeddings=8192),
+            dtype=torch.bfloat16 if gpu else torch.float32)
     model.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(common.HERE + "/tiny").save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
     del model
     if gpu:
         torch.cuda.empty_cache()
@@ -108,8 +125,9 @@ def generate(policy, prompts, k, max_new_tokens, seed):
     """The same draw by transformers' generate -> number of useful tokens."""
     ids, mask = common.left_pad(prompts, device=policy.device)
     torch.manual_seed(seed)
-    out = policy.lm.generate(input_ids=ids, attention_mask=mask, do_sample=True, num_return_sequences=k, temperature=1.0, top_k=0,
-                             top_p=1.0, max_new_tokens=max_new_tokens, eos_token_id=policy.stop, pad_token_id=policy.stop[0])
+    out = policy.lm.generate(input_ids=ids, attention_mask=mask, do_sample=True, num_return_sequences=k,
+                             temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens,
+                             eos_token_id=policy.stop, pad_token_id=policy.stop[0])
     ended = torch.isin(out[:, ids.shape[1]:], torch.tensor(policy.stop, device=policy.device)).long()
     return int((ended.cumsum(1) - ended == 0).sum())  # tokens up to the first end-of-sequence token, inclusive
 
@@ -128,20 +146,21 @@ def bench_sampler(policy, prompts, args, new_tokens, label):
     """One line: tokens per second of both samplers and the ratio."""
     rows, seeds = len(prompts) * args.k, iter(range(10 ** 9))
     reset_peak(policy)
-    ours = lambda: int(common.sample(policy, prompts, args.k, [common.seed_of(next(seeds), b) for b in range(len(prompts))],
-                                     max_new_tokens=new_tokens).lengths.sum())
-    bare = common.folded if label == "base" else lambda _: contextlib.nullcontext()  # without adapter, without its wrappers
+    def ours():
+        draws = [common.seed_of(next(seeds), b) for b in range(len(prompts))]
+        return int(common.sample(policy, prompts, args.k, draws, max_new_tokens=new_tokens).lengths.sum())
 
-    def theirs():
-        with bare(policy):
+    def theirs():  # without an adapter, without its wrappers
+        with fast.folded(fast.lora_layers(policy)) if label == "base" else contextlib.nullcontext():
             return generate(policy, prompts, args.k, new_tokens, next(seeds))
     runs = alternate(policy, args.repeat, ours, *([] if args.skip_generate else [theirs]))
     rates = [[tokens / seconds for seconds, tokens in side] for side in runs]
     line = {"what": "sampler", "precision": label, "rows": rows, "tokens_per_s": statistics.median(rates[0]),
-            "memory_gb": common.peak_memory(policy)}
+            "memory_gb": load.peak_memory(policy.device)}
     text = f"sampler  {label:5} {rows:5} rows  {line['tokens_per_s']:10,.0f} tokens/s"
     if not args.skip_generate:
-        line |= {"generate_tokens_per_s": statistics.median(rates[1]), "ratio": statistics.median(a / b for a, b in zip(*rates))}
+        line |= {"generate_tokens_per_s": statistics.median(rates[1]),
+                 "ratio": statistics.median(a / b for a, b in zip(*rates))}
         text += f"   generate {line['generate_tokens_per_s']:10,.0f}   ratio {line['ratio']:.2f}"
     print(text + peak(policy, line), flush=True)
     return line
@@ -149,7 +168,8 @@ def bench_sampler(policy, prompts, args, new_tokens, label):
 
 def bench_update(policy, prompts, rewards_of, args, new_tokens, label):
     """One line per objective: the update with zero-weight samples dropped against the same update with all of them."""
-    drawn = common.sample(policy, prompts, args.k, [common.seed_of(args.seed, b) for b in range(len(prompts))], max_new_tokens=new_tokens)
+    seeds = [common.seed_of(args.seed, b) for b in range(len(prompts))]
+    drawn = common.sample(policy, prompts, args.k, seeds, max_new_tokens=new_tokens)
     tokens, rewards, lines = drawn.lists(), rewards_of(drawn), []
 
     def update(A, rows):
@@ -165,24 +185,28 @@ def bench_update(policy, prompts, rewards_of, args, new_tokens, label):
         rows = [(b, i) for b, i in A.nonzero().tolist()]
         reset_peak(policy)
         dropped, full = alternate(policy, args.repeat, lambda: update(A, rows), lambda: update(A, every))
-        line = {"what": "update", "precision": label, "objective": objective, "rows": len(every), "zero": 1 - len(rows) / len(every),
+        line = {"what": "update", "precision": label, "objective": objective, "rows": len(every),
+                "zero": 1 - len(rows) / len(every),
                 "dropped_s": statistics.median(s for s, _ in dropped), "all_s": statistics.median(s for s, _ in full),
                 "ratio": statistics.median(b / a for (a, _), (b, _) in zip(dropped, full)),
-                "tokens_per_s": int(drawn.lengths.sum()) / statistics.median(s for s, _ in full), "memory_gb": common.peak_memory(policy)}
+                "memory_gb": load.peak_memory(policy.device)}
+        line["update_tokens_per_s"] = int(drawn.lengths.sum()) / line["all_s"]
         lines.append(line)
-        print(f"update   {label:5} {len(every):5} rows  {objective:5} {line['zero']:4.0%} zero weights  dropped {line['dropped_s']:.3f} s"
-              f"   all {line['all_s']:.3f} s   ratio {line['ratio']:.2f}" + peak(policy, line), flush=True)
+        print(f"update   {label:5} {len(every):5} rows  {objective:5} {line['zero']:4.0%} zero weights  "
+              f"dropped {line['dropped_s']:.3f} s   all {line['all_s']:.3f} s   ratio {line['ratio']:.2f}"
+              + peak(policy, line), flush=True)
     return lines
 
 
-POINT = {"k": 8, "prompts": 32, "length": 32, "vocabulary": 2048}  # one step of --scaling, and what is varied around it:
+# one step of --scaling, and what is varied around it
+POINT = {"k": 8, "prompts": 32, "length": 32, "vocabulary": 2048}
 SWEEPS = {"k": (2, 4, 8, 16, 32), "prompts": (8, 16, 32, 64, 128), "length": (8, 16, 32, 64, 128),
           "vocabulary": (512, 2048, 8192, 32768)}
 
 
 def point(k, prompts, length, vocabulary, seed=0, repeat=3):
-    """Run in a process of its own: a step (sample k completions of exactly `length` tokens, update with all of them) on random
-    weights -> (median seconds, peak memory in GB beyond what building and loading the model took)."""
+    """Run in a process of its own: a step (sample k completions of exactly `length` tokens, update with all of them) on
+    random weights -> (median seconds, peak memory in GB beyond what building and loading the model took)."""
     with tempfile.TemporaryDirectory() as folder:
         build("micro", folder, seed, vocabulary)
         policy = common.load_policy(folder, seed=seed)
@@ -197,9 +221,9 @@ def point(k, prompts, length, vocabulary, seed=0, repeat=3):
         rows = [y for ys in drawn.lists() for y in ys]
         for _, logps, _ in common.score(policy, [x for x in xs for _ in range(k)], rows):
             (logps.sum() / len(rows)).backward()
-    before = common.peak_memory(policy)
+    before = load.peak_memory(policy.device)
     runs, = alternate(policy, repeat, step)
-    return statistics.median(seconds for seconds, _ in runs), common.peak_memory(policy) - before
+    return statistics.median(seconds for seconds, _ in runs), load.peak_memory(policy.device) - before
 
 
 def memory(micro):
@@ -207,11 +231,11 @@ def memory(micro):
     if micro:
         with contextlib.redirect_stdout(io.StringIO()):
             against_trl(argparse.Namespace(micro=str(micro), repeat=1), ours={})
-        return common.peak_memory(common.Policy(None, None, torch.device("cuda" if torch.cuda.is_available() else "cpu"), "", []))
+        return load.peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     step = Stepper("mean")
     step()
     step()
-    return common.peak_memory(step.policy)
+    return load.peak_memory(step.policy.device)
 
 
 def alone(call, *args, **options):
@@ -227,7 +251,8 @@ def scaling(args):
     matplotlib.use("Agg")
     from matplotlib import pyplot
     lines, (figure, axes) = [], pyplot.subplots(2, len(SWEEPS), figsize=(3.4 * len(SWEEPS), 5.6), squeeze=False)
-    print("a step on random weights (0.2 M parameters without the vocabulary), around " + ", ".join(f"{n} {v}" for n, v in POINT.items()))
+    print("a step on random weights (0.2 M parameters without the vocabulary), around "
+          + ", ".join(f"{n} {v}" for n, v in POINT.items()))
     for column, (name, values) in enumerate(SWEEPS.items()):
         found = [alone(point, **{**POINT, name: value}, seed=args.seed) for value in values]
         for row, (what, unit) in enumerate((("seconds", "s"), ("memory_gb", "GB"))):
@@ -236,13 +261,14 @@ def scaling(args):
             mx, my = statistics.mean(x), statistics.mean(y)
             exponent = sum((a - mx) * (b - my) for a, b in zip(x, y)) / sum((a - mx) ** 2 for a in x)
             lines.append({"what": what, "sweep": name, "values": values, "found": ys, "exponent": exponent})
-            print(f"{what:9} against {name:10} exponent {exponent:5.2f}   " + "  ".join(f"{v}: {u:.3g} {unit}" for v, u in zip(values, ys)), flush=True)
+            print(f"{what:9} against {name:10} exponent {exponent:5.2f}   "
+                  + "  ".join(f"{v}: {u:.3g} {unit}" for v, u in zip(values, ys)), flush=True)
             axes[row][column].loglog(values, ys, "o-", ms=4)
             axes[row][column].set(xlabel=name, ylabel=what, title=f"exponent {exponent:.2f}")
             axes[row][column].grid(alpha=0.3)
-    evaluate.save_figure(figure, args.out)
+    save_figure(figure, args.out)
     if importlib.util.find_spec("trl"):
-        for micro in (0, *evaluate.numbers(args.micro, int, "--micro")):
+        for micro in (0, *numbers(args.micro, int, "--micro")):
             lines.append({"what": "memory", "micro": micro, "memory_gb": alone(memory, micro)})
             print(f"peak memory of the process, 128 prompts x 8 of countdown: {lines[-1]['memory_gb']:.2f} GB "
                   + (f"(TRL, micro-batch {micro})" if micro else "(ours)"), flush=True)
@@ -253,41 +279,32 @@ def scaling(args):
 
 
 class Stepper:
-    """One training step of ppo_passk.py at a time, without its log: 128 prompts x 8 samples of countdown, no KL."""
+    """One step of ppo_passk.py at a time, by its own `step`: 128 prompts x 8 samples of countdown, and as its users can
+    ask, no KL measured, which TRL does not measure either."""
 
     def __init__(self, objective, B=128, k=8):
-        self.objective, self.B, self.k, self.step = objective, B, k, 0
-        self.policy, self.task = common.load_policy("tiny"), tasks.load_task("countdown")
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-4, weight_decay=0.0)
+        self.args = ppo_passk.parser().parse_args(["--objective", objective, "--k", str(k), "--samples", str(k),
+                                                   "--prompts", str(B), "--lr", "1e-4", "--kl-prompts", "0",
+                                                   "--steps", "1000000"])
+        self.policy, self.task, self.number = common.load_policy("tiny"), tasks.load_task("countdown"), 0
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=self.args.lr, weight_decay=0.0)
 
     def __call__(self):
-        policy, B, k = self.policy, self.B, self.k
-        self.step += 1
-        problems = common.batch_of(self.task.train, B, self.step, 0)
-        prompts = [policy.encode(p.prompt, self.task.chat) for p in problems]
-        drawn = common.sample(policy, prompts, k, [common.seed_of(0, self.step, b) for b in range(B)], 1.0, self.task.max_new_tokens)
-        y, old_logps = [row for rows in drawn.lists() for row in rows], drawn.logps.flatten(0, 1)
-        texts = [policy.decode(row) for row in y]
-        rewards = torch.tensor(common.rewards(self.task, [p for p in problems for _ in range(k)], texts)).view(B, k)
-        A = ppo_passk.advantages(rewards, k, self.objective).flatten()
-        kept = A.nonzero()[:, 0]
-        self.optimizer.zero_grad()
-        for index, logps, mask in common.score(policy, [prompts[j // k] for j in kept], [y[j] for j in kept]):
-            j = kept[index]
-            (ppo_passk.ppo_loss(logps, old_logps[j, :logps.shape[1]], mask, A[j], 0.2) / B).backward()
-        common.clip_gradient(policy, 1.0)
-        self.optimizer.step()
+        self.number += 1
+        problems = batch_of(self.task.train, self.args.prompts, self.number, self.args.seed)
+        return ppo_passk.step(self.policy, self.task, self.optimizer, problems, self.number, self.args)
 
 
 def against_trl(args, ours=None):
-    """Lines of samples per second: our step under two objectives and a step of TRL's GRPOTrainer in turns, in one process. Same
-    base, same LoRA, same batch, same verifier, temperature 1, no KL; TRL's other settings are its defaults."""
+    """Lines of samples per second: our step under two objectives and a step of TRL's GRPOTrainer in turns, in one
+    process. Same base, LoRA, batch and verifier, temperature 1, no KL; TRL's other settings are its defaults."""
     logging.disable(logging.WARNING)  # TRL's imports and its trainer have much to say
     warnings.simplefilter("ignore")
     try:
         import trl
     except ImportError as error:
-        raise UserError("--against trl needs TRL, which this project does not install: pip install trl==1.16.0") from error
+        raise UserError("--against trl needs TRL, which this project does not install: pip install trl==1.16.0"
+                        ) from error
     import datasets
     import peft
     import transformers
@@ -298,7 +315,7 @@ def against_trl(args, ours=None):
 
     def reward(prompts, completions, **_):
         return [task.verify(problem[x], y) for x, y in zip(prompts, completions)]
-    sizes = [(micro, True) for micro in evaluate.numbers(args.micro, int, "--micro")]
+    sizes = [(micro, True) for micro in numbers(args.micro, int, "--micro")]
     for micro, checkpointing in sizes:
         if rows % micro or micro % 8:
             raise UserError(f"--micro {micro}: give multiples of 8 that divide {rows}")
@@ -316,36 +333,41 @@ def against_trl(args, ours=None):
         turns = Turns()
         with tempfile.TemporaryDirectory() as folder:
             trainer = trl.GRPOTrainer(
-                model=transformers.AutoModelForCausalLM.from_pretrained(common.HERE + "/tiny", dtype=torch.float32),
-                processing_class=transformers.AutoTokenizer.from_pretrained(common.HERE + "/tiny"), reward_funcs=reward,
+                model=transformers.AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32),
+                processing_class=transformers.AutoTokenizer.from_pretrained(TINY), reward_funcs=reward,
                 train_dataset=datasets.Dataset.from_list([{"prompt": p.prompt} for p in task.train]), callbacks=[turns],
                 peft_config=peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-                args=trl.GRPOConfig(output_dir=folder, per_device_train_batch_size=micro, gradient_accumulation_steps=rows // micro,
-                                    num_generations=8, gradient_checkpointing=checkpointing, max_completion_length=task.max_new_tokens, temperature=1.0, beta=0.0,
-                                    learning_rate=1e-4, max_steps=args.repeat + 1, use_cpu=True, bf16=False, report_to=[],
-                                    save_strategy="no", logging_strategy="no", disable_tqdm=True))
+                args=trl.GRPOConfig(
+                    output_dir=folder, per_device_train_batch_size=micro, gradient_accumulation_steps=rows // micro,
+                    num_generations=8, gradient_checkpointing=checkpointing, max_completion_length=task.max_new_tokens,
+                    temperature=1.0, beta=0.0, learning_rate=1e-4, max_steps=args.repeat + 1, use_cpu=True, bf16=False,
+                    report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True))
             trainer.remove_callback(transformers.PrinterCallback)
-            common.set_threads(1)
+            load.set_threads(1)
             turns.mark = time.perf_counter()
             trainer.train()
         for objective in ours:
             a, b = times[objective][1:], times["trl"][1:]
-            lines.append({"what": "step", "objective": objective, "micro": micro, "checkpointing": checkpointing, "samples_per_s": rows / statistics.median(a),
-                          "trl_samples_per_s": rows / statistics.median(b), "ratio": statistics.median(y / x for x, y in zip(a, b))})
-            print("step  {objective:5}  {samples_per_s:7,.0f} samples/s   TRL, micro-batch {micro:4} {trl_samples_per_s:7,.0f}   "
-                  "ratio {ratio:.2f}".format(**lines[-1]) + ("" if checkpointing else "   (without gradient checkpointing)"), flush=True)
-        if ours and (micro, checkpointing) == sizes[-1] and checkpointing:  # once more at its best, without a default that costs it time
+            lines.append({"what": "step", "objective": objective, "micro": micro, "checkpointing": checkpointing,
+                          "samples_per_s": rows / statistics.median(a), "trl_samples_per_s": rows / statistics.median(b),
+                          "ratio": statistics.median(y / x for x, y in zip(a, b))})
+            print("step  {objective:5}  {samples_per_s:7,.0f} samples/s   TRL, micro-batch {micro:4} "
+                  "{trl_samples_per_s:7,.0f}   ratio {ratio:.2f}".format(**lines[-1])
+                  + ("" if checkpointing else "   (without gradient checkpointing)"), flush=True)
+        # once more at its best, without a default that costs it time
+        if ours and (micro, checkpointing) == sizes[-1] and checkpointing:
             sizes.append((max(lines, key=lambda line: line["trl_samples_per_s"])["micro"], False))
     return lines
 
 
 def bench_sandbox(count):
-    """One line per kind of program: verdicts per second with all workers, and the seconds of CPU that one verdict takes."""
+    """One line per kind of program: verdicts per second with all workers, the seconds of CPU that one verdict takes."""
     import resource
     lines, spent = [], lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     spec = {"tests": "assert f(2) == 4 and f(3) == 9", "names": {"f": "f"}, "prefix": "", "limit": 3.0}
+    stdio = {"inputs": ["2\n"], "outputs": ["4\n"], "limit": 3.0}
     for kind, spec, program in (("function", spec, "def f(x): return x * x  # {}"),
-                                ("program", {"inputs": ["2\n"], "outputs": ["4\n"], "limit": 3.0}, "print(int(input()) ** 2)  # {}")):
+                                ("program", stdio, "print(int(input()) ** 2)  # {}")):
         problem, before = tasks.code_problem("bench", "square", None, spec), spent()
         task = tasks.Code("bench", [], [], [problem])
         task.open()
@@ -356,31 +378,31 @@ def bench_sandbox(count):
         rewards = task.rewards([problem] * count, [program.format(i) for i in range(count)])
         seconds = time.perf_counter() - started
         del task  # its workers end, and their time and that of all sandboxes counts as this process's children's
-        line = {"what": "sandbox", "kind": kind, "workers": workers, "verdicts": count, "verdicts_per_s": count / seconds,
-                "cpu_ms": 1000 * (spent() - before) / (count + warm), "right": sum(rewards)}
+        line = {"what": "sandbox", "kind": kind, "workers": workers, "verdicts": count,
+                "verdicts_per_s": count / seconds, "cpu_ms": 1000 * (spent() - before) / (count + warm), "right": sum(rewards)}
         lines.append(line)
-        print(f"sandbox  {kind:8} {workers} workers  {line['verdicts_per_s']:7.1f} verdicts/s   {line['cpu_ms']:.1f} ms of CPU each"
-              f"   {line['right']:.0f} of {count} right", flush=True)
+        print(f"sandbox  {kind:8} {workers} workers  {line['verdicts_per_s']:7.1f} verdicts/s   "
+              f"{line['cpu_ms']:.1f} ms of CPU each   {line['right']:.0f} of {count} right", flush=True)
     return lines
 
 
-@common.cli
+@cli
 def main(argv=None):
     args = parse_args(argv)
     if args.against:
         lines = against_trl(args)
-        print(json.dumps({"against": args.against, "lines": lines, **common.versions()}))
+        print(json.dumps({"against": args.against, "lines": lines, **versions()}))
         return
     if args.scaling:
-        print(json.dumps({"scaling": POINT, "lines": scaling(args), **common.versions()}))
+        print(json.dumps({"scaling": POINT, "lines": scaling(args), **versions()}))
         return
     if args.sandbox < 0:
         raise UserError(f"--sandbox must not be negative, it is {args.sandbox}")
     if args.sandbox:
-        print(json.dumps({"lines": bench_sandbox(args.sandbox), **common.versions()}))
+        print(json.dumps({"lines": bench_sandbox(args.sandbox), **versions()}))
         return
     tiny = args.shape == "tiny"
-    sizes = evaluate.numbers(args.rows or ("16,64,256,512" if tiny else "64"), int, "--rows")
+    sizes = numbers(args.rows or ("16,64,256,512" if tiny else "64"), int, "--rows")
     if args.repeat < 1 or args.k < 1 or any(rows % args.k for rows in sizes):
         raise UserError(f"--rows must be multiples of --k {args.k}, and --repeat at least 1")
     precisions = (args.precision or ("base,lora,4bit" if tiny else "lora,4bit")).split(",")
@@ -392,7 +414,8 @@ def main(argv=None):
         if not tiny:
             build(args.shape, folder, args.seed)
         for precision in precisions:
-            policy = common.load_policy("tiny" if tiny else folder, 4 if precision == "4bit" else 16 if gpu else 32, seed=args.seed)
+            bits = 4 if precision == "4bit" else 16 if gpu else 32
+            policy = common.load_policy("tiny" if tiny else folder, bits, seed=args.seed)
             if precision == precisions[0]:
                 print(f"{args.shape}, {policy.note}; medians of {args.repeat}", flush=True)
             if precision == "base":
@@ -406,8 +429,9 @@ def main(argv=None):
 
             def rewards_of(drawn):
                 if tiny:
-                    return torch.tensor(task.rewards([p for p in task.train[:len(drawn.tokens)] for _ in range(args.k)],
-                                                     [policy.decode(row) for rows in drawn.lists() for row in rows])).view(-1, args.k)
+                    texts = [policy.decode(row) for rows in drawn.lists() for row in rows]
+                    problems = [p for p in task.train[:len(drawn.tokens)] for _ in range(args.k)]
+                    return torch.tensor(task.rewards(problems, texts)).view(-1, args.k)
                 generator = torch.Generator().manual_seed(args.seed)  # random weights solve nothing: rewards at p = 0.2
                 return (torch.rand(drawn.lengths.shape, generator=generator) < 0.2).float()
             lines += [bench_sampler(policy, prompts_for(rows), args, new_tokens, precision) for rows in sizes]
@@ -416,7 +440,7 @@ def main(argv=None):
             del policy
             if gpu:
                 torch.cuda.empty_cache()
-    print(json.dumps({"shape": args.shape, "device": "cuda" if gpu else "cpu", "lines": lines, **common.versions()}))
+    print(json.dumps({"shape": args.shape, "device": "cuda" if gpu else "cpu", "lines": lines, **versions()}))
 
 
 if __name__ == "__main__":

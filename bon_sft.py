@@ -20,7 +20,8 @@ With N = 1 nothing is sampled and this is plain supervised fine-tuning, the twin
 plain fine-tuning becomes overconfident: few gold completions, many epochs (--train-problems).
 
 Symbols: B prompts per step, M samples per prompt (--samples), N the test-time budget trained for (--n), s the score of the
-verifier (--scores: the environment's reward, or a learned one), lambda_N the tilt whose KL to pi is that of best-of-N.
+verifier (--scores: the environment's reward, or a learned one), lambda_N the tilt whose KL to pi is that of best-of-N,
+tau the temperature.
 
 What to know: with finite M the estimate is biased, by O(1/M). Q depends on the policy and its gradient is kept: without
 it a large part is lost (in enumerated cases about 20 % at N = 2, 80 % at N = 32). The tilt is a poor model of best-of-N
@@ -29,42 +30,20 @@ Differences from the paper: 1) LoRA instead of all weights; 2) the M samples of 
 
     CPU, embedded model:  python bon_sft.py
     plain fine-tuning:    python bon_sft.py --n 1
-    GPU, 4-bit LoRA:      python bon_sft.py --model Qwen/Qwen2.5-1.5B-Instruct --task gsm8k --train-problems 0 --prompts 16 --lr 2e-5
+    GPU, 4-bit LoRA:      python bon_sft.py --model Qwen/Qwen2.5-1.5B-Instruct --task gsm8k --train-problems 0 --lr 2e-5
 """
-import argparse
+from support import flags
 
 
 def parser():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--n", type=int, default=16, help="test-time budget N that is trained for; 1 = plain supervised fine-tuning")
+    p = flags.parser(__doc__, "bon_sft", samples=8, prompts=64, steps=125, kl=False)
+    p.add_argument("--n", type=int, default=16,
+                   help="test-time budget N that is trained for; 1 = plain supervised fine-tuning, without --samples")
     p.add_argument("--scores", choices=["reward", "verifier"], default="reward", help="what best-of-N selects by")
-    p.add_argument("--verifier", default=None, help="folder of bon_rl.py --fit-verifier, or a reward model of one label: --scores "
-                                                    "verifier selects by it, and best-of-N by it is evaluated")
-    p.add_argument("--train-problems", type=int, default=200, help="training problems whose gold completions are used; 0 = all")
-    p.add_argument("--task", default=None, help="countdown, routes, program, gsm8k, math, humaneval, mbpp, codecontests, taco; default countdown, or that of --data")
-    p.add_argument("--data", default=None, help="your own problems, FILE.jsonl, or a local copy of the task's data set")
-    p.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
-    p.add_argument("--allow-unsandboxed-code", action="store_true", help="run model-written programs even where there is no sandbox")
-    p.add_argument("--model", default=None, help="hub id, local directory, or an embedded model; default that of the task")
-    p.add_argument("--adapter", default=None, help="run folder or LoRA directory to continue from")
-    p.add_argument("--bits", type=int, choices=[4, 8, 16, 32], default=None,
-                   help="precision of the frozen base; default 4 (NF4) on a GPU, 32 on a CPU")
-    p.add_argument("--lora-rank", type=int, default=16, help="rank of the LoRA adapter (alpha is twice that)")
-    p.add_argument("--samples", type=int, default=8, help="samples per prompt M, none at N = 1")
-    p.add_argument("--prompts", type=int, default=64, help="prompts per step B")
-    p.add_argument("--steps", type=int, default=125, help="optimiser steps")
-    p.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (AdamW), decays to 0; large models: 1e-5 to 5e-5")
-    p.add_argument("--max-grad-norm", type=float, default=1.0, help="clip the gradient's norm; 0 = never")
-    p.add_argument("--temperature", type=float, default=1.0, help="sampling and scoring temperature T")
-    p.add_argument("--max-new-tokens", type=int, default=0, help="longest completion in tokens; 0 = the task's own")
-    p.add_argument("--reference", choices=["start", "base"], default="start", help="reference of the measured KL: the start of this run, or the base")
-    p.add_argument("--eval-samples", type=int, default=64, help="samples per test problem before and after; 0 = no evaluation")
-    p.add_argument("--eval-problems", type=int, default=0, help="test problems to evaluate on; 0 = all")
-    p.add_argument("--eval-every", type=int, default=0, help="evaluate on validation problems every so many steps; 0 = never")
-    p.add_argument("--save-every", type=int, default=25, help="steps between checkpoints")
-    p.add_argument("--seed", type=int, default=0, help="initialisation, data order and sampling")
-    p.add_argument("--out", default=None, help="run folder; default runs/bon_sft-<task>-<n>-<number>")
-    p.add_argument("--resume", action="store_true", help="continue the run in --out")
+    p.add_argument("--verifier", help="folder of bon_rl.py --fit-verifier, or a reward model of one label: --scores "
+                                      "verifier selects by it, and best-of-N by it is evaluated")
+    p.add_argument("--train-problems", type=int, default=200,
+                   help="training problems whose gold completions are used; 0 = all")
     return p
 
 
@@ -74,14 +53,18 @@ if __name__ == "__main__":
 import math
 import time
 
-import common  # before torch: it sets the thread policy
+import common
 import evaluate
-import tasks
 import torch
-from common import UserError
+from support import processes
+from support.errors import UserError
+from support.folder import Run
+from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, gold_completions, sample_stats,
+                         set_up, weight_stats)
+from support.verifier import load_verifier, verify_scores
 
 
-# -------------------------------------------------------------------------------------------------- the paper's equations
+# ------------------------------------------------------------------------------------------------ the paper's equations
 
 def lambda_n(n):
     """lambda_N, at which the tilt's KL to pi equals that of best-of-N (scores without ties); 0.0 at N = 1. Equation 11:
@@ -114,7 +97,8 @@ def bon_sft_coefficients(sample_scores, gold_scores, n):
     Source: arXiv 2412.15287, equations 10-11.
     """
     if sample_scores.dim() != 2 or gold_scores.shape != sample_scores.shape[:1]:
-        raise ValueError(f"scores must be [prompts, samples] and [prompts], not {tuple(sample_scores.shape)} and {tuple(gold_scores.shape)}")
+        raise ValueError("scores must be [prompts, samples] and [prompts], not "
+                         f"{tuple(sample_scores.shape)} and {tuple(gold_scores.shape)}")
     s, gold = (x if x.is_floating_point() else x.float() for x in (sample_scores, gold_scores))  # [B, M], [B]
     lam, M = lambda_n(n), s.shape[1]
     if n == 1:
@@ -129,136 +113,80 @@ def bon_sft_coefficients(sample_scores, gold_scores, n):
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    common.check_flags(args, positive=("n",), not_negative=("max_grad_norm", "train_problems"))
+    flags.check(args, positive=("n",), not_negative=("train_problems",))
     if args.scores == "verifier" and not args.verifier:
-        raise UserError("--scores verifier needs --verifier: make one with bon_rl.py --fit-verifier, or give a reward model of one label")
+        raise UserError("--scores verifier needs --verifier: make one with bon_rl.py --fit-verifier, or give a reward "
+                        "model of one label")
 
 
-@common.cli
+def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
+    """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
+    B, M, n, tau = len(problems), args.samples if args.n > 1 else 0, args.n, args.temperature
+    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+
+    # Sample, unless N = 1. The seed alone fixes the M draws of each prompt.
+    started = time.time()
+    prompts = [policy.encode(p.prompt, task.chat) for p in problems]
+    y = [[golds[p.id]] for p in problems]  # of each prompt the gold completion and then M samples
+    if M:
+        seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
+        drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
+        y = [gold + rows for gold, rows in zip(y, drawn.lists())]
+    y = [row for rows in y for row in rows]  # B (1 + M) completions; completion j belongs to prompt j // (1 + M)
+    sampled = time.time()
+
+    # Verify gold completions and samples alike.
+    texts, owners = [policy.decode(row) for row in y], [p for p in problems for _ in range(1 + M)]
+    for b, p in enumerate(problems):
+        texts[b * (1 + M)] = p.solution
+    rewards = processes.rewards(task, owners, texts).float().view(B, 1 + M)
+    scores = rewards
+    if args.scores == "verifier":
+        found = verify_scores(verifier, [p.prompt for p in owners], texts, task.chat)
+        scores = torch.tensor(found).view(B, 1 + M)
+
+    # Weight.
+    gold, c = bon_sft_coefficients(scores[:, 1:], scores[:, 0], n)  # [B], [B, M]
+    coefficients = torch.cat([gold[:, None], c], 1)  # [B, 1 + M]
+
+    # Update. Samples of zero weight never enter a forward pass. The divisor counts every prompt.
+    loss, gold_logp = 0.0, 0.0
+    optimizer.zero_grad()
+    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):
+        total = logps.sum(-1)  # log pi(y|x)  [r]
+        part_loss = -(coefficients.flatten()[j].to(total) * total).sum() / B
+        part_loss.backward()
+        loss += part_loss.item()
+        gold_logp += total.detach()[(j % (1 + M) == 0).to(total.device)].sum().item() / B
+    norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
+    optimizer.step()
+
+    line = {"loss": processes.all_reduce(loss), "gold": processes.all_reduce(gold_logp),
+            "zero": (coefficients == 0).float().mean().item(), "grad_norm": norm,
+            "samples_per_s": len(y) / (time.time() - started)}
+    if M:
+        samples = [text for j, text in enumerate(texts) if j % (1 + M)]
+        line |= {**sample_stats(task, drawn, rewards[:, 1:], n, None, sampled - started), **weight_stats(c, "c"),
+                 "diversity": evaluate.mean_diversity(samples, [task.extract(text) for text in samples], M)}
+    return line, [{"prompt": problems[b].prompt, "completion": texts[b * (1 + M) + (M > 0)],
+                   "gold": problems[b].solution, "reward": rewards[b, int(M > 0)].item()} for b in (0, B - 1)]
+
+
+@flags.cli
 def main(argv=None):
-    args = parser().parse_args(argv)
-    run = common.Run(args, parser(), argv)
+    run = Run("bon_sft", parser(), argv)
+    args = run.args
     check(args)
-    B, M, n, T = args.prompts, args.samples if args.n > 1 else 0, args.n, args.temperature
-
-    # Set up: task, run folder, policy, verifier, optimiser, and the last checkpoint if there is one.
-    args.task = args.task or (None if args.data else "countdown")
-    task = tasks.load_task(args.task, data=args.data, levels=args.levels, allow_unsandboxed=args.allow_unsandboxed_code)
-    args.model = args.model or task.base
-    kind = "max" if task.graded else "pass"
-    run.create("bon_sft", f"{task.name}-{n}")
-    policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed)
-    verifier = common.load_verifier(args.verifier, args.bits) if args.verifier else None
-    max_new_tokens = args.max_new_tokens or task.max_new_tokens
-    golds = {p.id: policy.encode_solution(p.solution) for p in task.need("train") if p.solution}
-    golds = {name: gold for name, gold in golds.items() if len(gold) <= max_new_tokens}
-    train = [p for p in task.train if p.id in golds]
-    if len(train) < len(task.train):
-        print(f"left out {len(task.train) - len(train)} of {len(task.train)} training problems: no gold solution of at most "
-              f"{max_new_tokens} tokens", flush=True)
-    if not train:
-        raise UserError(f"task {task.name} has no training problem with a gold solution of at most {max_new_tokens} tokens: "
-                        "add \"solution\" to its data, or raise --max-new-tokens")
-    train = common.that_fit(policy, task, train, max_new_tokens)[:args.train_problems or None]
-    valid = common.that_fit(policy, task, task.need("valid"), max_new_tokens) if args.eval_every else []
-    test = common.that_fit(policy, task, task.need("test"), max_new_tokens) if args.eval_samples else []
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
-    run.begin(policy, optimizer)
-    print(f"{run.folder}: {args.model}, {task.name}, N {n}, M {M}, {len(train)} gold solutions\n{policy.note}", flush=True)
-
-    def judge(problems, row=None):
-        ks = sorted(budget for budget in {1, 2, 4, 8, 16, 32, n} if budget <= args.eval_samples)
-        found, pool = evaluate.evaluate(policy, task, problems[:args.eval_problems or None], args.eval_samples, ks, T, args.seed,
-                                        max_new_tokens, kl=True, verifier=verifier)
-        if verifier and row:  # on samples of this policy, which may have learned to deceive it
-            run.result[f"verifier {row}"] = evaluate.judge_verifier(pool)
-        return found
-
-    if args.eval_samples and "before" not in run.result:
-        run.result["before"] = judge(test, "before")
-        run.save(policy, optimizer)
-
-    for step in range(run.step + 1, args.steps + 1):
-        started = time.time()
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * (1 - (step - 1) / args.steps)
-
-        # Sample, unless N = 1. The seed alone fixes which problems a step has, and the M draws of each.
-        problems = common.batch_of(train, B, step, args.seed)
-        prompts = [policy.encode(p.prompt, task.chat) for p in problems]
-        y, texts = [golds[p.id] for p in problems], []  # the gold completions, and after them B M samples
-        if M:
-            drawn = common.sample(policy, prompts, M, [common.seed_of(args.seed, step, b) for b in range(B)], T, max_new_tokens)
-            y += [row for rows in drawn.lists() for row in rows]  # sample j belongs to prompt j // M
-            texts = [policy.decode(row) for row in y[B:]]
-
-        # Verify gold completions and samples alike.
-        owners = problems + [p for p in problems for _ in range(M)]
-        answers = [p.solution for p in problems] + texts
-        rewards = torch.tensor(common.rewards(task, owners, answers))  # [B + B M]
-        scores = rewards
-        if args.scores == "verifier":
-            scores = torch.tensor(common.verify_scores(verifier, [p.prompt for p in owners], answers, task.chat))
-
-        # Weight.
-        gold, c = bon_sft_coefficients(scores[B:].view(B, M), scores[:B], n)  # [B], [B, M]
-        c = torch.cat([gold, c.flatten()])  # [B + B M]
-
-        # Update. Samples of zero weight have no gradient: they never enter a forward pass. The divisor counts every prompt.
-        rows, loss, gold_logp = prompts + [x for x in prompts for _ in range(M)], 0.0, 0.0
-        kept = c.nonzero()[:, 0]
-        mine = common.own(kept, torch.cat([torch.arange(B), torch.arange(B).repeat_interleave(M)])[kept])
-        optimizer.zero_grad()
-        for index, logps, _ in common.score(policy, [rows[j] for j in mine], [y[j] for j in mine], T):
-            j = mine[index]  # [r]
-            sums = logps.sum(-1)  # log pi(y|x)  [r]
-            part_loss = -(c[j].to(sums) * sums).sum() / B
-            part_loss.backward()
-            loss += part_loss.item()
-            gold_logp += sums.detach().cpu()[j < B].sum().item() / B
-        norm = common.clip_gradient(policy, args.max_grad_norm)
-        optimizer.step()
-
-        # Log.
-        run.step = step
-        seconds = time.time() - started
-        line = {"step": step, "loss": common.total(loss), "gold": common.total(gold_logp), "zero": (c == 0).float().mean().item(), "grad_norm": norm, **task.counts,
-                "samples_per_s": len(y) / seconds, "memory_gb": common.peak_memory(policy), "seconds": run.seconds()}
-        if M:
-            r, counted = rewards[B:].view(B, M), int(drawn.lengths.sum())
-            line |= {"reward": r.mean().item(),
-                     **{f"{kind}@{b}": sum(common.bon_at_k(x, x, b) for x in r.tolist()) / B for b in sorted({1, min(n, M)})},
-                     "length": counted / (B * M), "entropy": drawn.entropies.sum().item() / counted,  # nats per token
-                     **common.spread(c[B:]), "diversity": evaluate.mean_diversity(texts, [task.extract(t) for t in texts], M)}
-        if args.eval_every and step % args.eval_every == 0:
-            line["valid"] = judge(valid)
-            print(evaluate.table({f"validation, step {step}": line["valid"]}, ks=(1, n, 32)))
-        run.log("metrics.jsonl", **line)
-        if step == 1 or step % 25 == 0 or step == args.steps:
-            shown = (texts or answers)[0]
-            run.log("samples.jsonl", step=step, prompt=problems[0].prompt, completion=shown, gold=answers[0],
-                    reward=rewards[B if M else 0].item())
-            print(f"  {problems[0].prompt} -> {shown}   gold {answers[0]}")
-        if step == 1 or step % 10 == 0 or step == args.steps:
-            common.print_line(line, args.steps, seconds)
-        stopping = run.stopping
-        if step % args.save_every == 0 or step == args.steps or stopping:
-            run.save(policy, optimizer)
-        if stopping and step < args.steps:
-            print(f"stopped after step {step}; continue with --out {run.folder} --resume", flush=True)
-            raise SystemExit(130)
-
-    # Save and compare.
-    if args.eval_samples:
-        run.result["after"] = judge(test, "after")
-        rows = {row: run.result[row] for row in ("before", "after")}
-        print(evaluate.table(rows, ks=(1, n, 32)), evaluate.table(rows, evaluate.DIVERSITY), sep="\n")
-        for row in rows if verifier else ():
-            found = run.result[f"verifier {row}"]
-            print(f"verifier on samples {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
-    run.finish()
-    evaluate.plot_run(run.folder)
-    print(f"{run.result['seconds']:.0f} s; everything is in {run.folder}/", flush=True)
+    set_up(run, "countdown", args.n)
+    verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
+    train, golds = gold_completions(run.policy, run.task, run.train, longest=run.task.max_new_tokens)
+    train = train[:args.train_problems or None]
+    begin(run, f"N {args.n}, M {args.samples}, {len(train)} gold solutions", budget=args.n, verifier=verifier)
+    evaluate_before(run)
+    for number in range(run.step + 1, args.steps + 1):
+        problems = batch_of(train, args.prompts, number, args.seed)
+        end_of_step(run, *step(run.policy, run.task, run.optimizer, problems, number, args, golds, verifier))
+    evaluate_after(run)
 
 
 if __name__ == "__main__":

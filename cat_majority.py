@@ -20,8 +20,8 @@ read it). An inference strategy maps the probability p of success of one sample 
 
 The threshold k is fixed (floor(N/2) + 1, or --threshold), or in rl read off the rollouts per prompt: just above the
 votes of the strongest wrong answer. Symbols: B prompts per step (--prompts), M samples per prompt (--samples), N the
-budget trained for (--n), r the reward in {0, 1}, standardised within the prompt; -0.5 for all samples of a prompt that
-nobody solved (--all-wrong). Both forms are biased: p is estimated from the same rollouts, and no threshold is the plurality
+budget trained for (--n), tau the temperature, r the reward in {0, 1}, standardised within the prompt; -0.5 for all samples
+of a prompt that nobody solved (--all-wrong). Both forms are biased: p is estimated from the same rollouts, and no threshold is the plurality
 vote itself (ppo_passk.py --objective majority estimates that one).
 
 Differences from the paper: 1) --normalise divides by the mean weight over all samples of the batch; 2) KL is in the
@@ -30,50 +30,38 @@ gold completion, w is k and sft is cross-entropy: the step line shows the weight
 
     CPU, embedded model:  python cat_majority.py --train-problems 50
     weights, no training: python cat_majority.py --n 16 --plot-weights
-    GPU, 4-bit LoRA:      python cat_majority.py --mode rl --model mistralai/Mistral-7B-Instruct-v0.2 --task math --samples 8 --lr 2e-5
+    GPU, 4-bit LoRA:      python cat_majority.py --mode rl --model mistralai/Mistral-7B-Instruct-v0.2 --task math --lr 2e-5
 """
 import argparse
 
+from support import flags
+
 
 def parser():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--mode", choices=["sft", "rl"], default="sft", help="imitate gold completions, or learn from sampled ones")
-    p.add_argument("--n", type=int, default=16, help="test-time budget N that is trained for; 1 = cross-entropy, or plain RL")
-    p.add_argument("--threshold", default="auto", help="votes k that win, a number; auto: floor(n/2) + 1 in sft, from the rollouts in rl")
-    p.add_argument("--contrastive", action="store_true", help="sft: the token-level contrastive hybrid in place of the majority loss")
-    p.add_argument("--target", choices=["answer", "solution"], default="answer", help="sft: the gold completion, answer only (the paper's) or in full")
-    p.add_argument("--train-problems", type=int, default=0, help="use the first so many training problems; 0 = all")
-    p.add_argument("--form", choices=["raw", "log"], default="raw", help="rl: the weight; the paper's majority runs use raw")
-    p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised", help="rl: rewards within the prompt; the paper standardises")
-    p.add_argument("--all-wrong", type=float, default=-0.5, help="rl: reward of every sample of a prompt that nobody solved, never standardised")
-    p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True, help="rl: divide by the mean weight over all samples of the batch")
-    p.add_argument("--task", default=None, help="countdown, routes, program, gsm8k, math, humaneval, mbpp, codecontests, taco; default routes, or that of --data")
-    p.add_argument("--data", default=None, help="your own problems, FILE.jsonl, or a local copy of the task's data set")
-    p.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
-    p.add_argument("--allow-unsandboxed-code", action="store_true", help="run model-written programs even where there is no sandbox")
-    p.add_argument("--model", default=None, help="hub id, local directory, or an embedded model; default that of the task")
-    p.add_argument("--adapter", default=None, help="run folder or LoRA directory to continue from, e.g. an SFT warm-up before RL")
-    p.add_argument("--bits", type=int, choices=[4, 8, 16, 32], default=None,
-                   help="precision of the frozen base; default 4 (NF4) on a GPU, 32 on a CPU")
-    p.add_argument("--lora-rank", type=int, default=16, help="rank of the LoRA adapter (alpha is twice that)")
-    p.add_argument("--samples", type=int, default=16, help="rl: samples per prompt M (the paper: 8)")
-    p.add_argument("--prompts", type=int, default=64, help="prompts per step B")
-    p.add_argument("--steps", type=int, default=100, help="optimiser steps")
-    p.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (AdamW), decays to 0; large models: 1e-5 to 5e-5")
-    p.add_argument("--max-grad-norm", type=float, default=1.0, help="clip the gradient's norm; 0 = never")
-    p.add_argument("--temperature", type=float, default=1.0, help="sampling and scoring temperature T")
-    p.add_argument("--max-new-tokens", type=int, default=0, help="longest completion in tokens; 0 = the task's own")
-    p.add_argument("--kl-coef", type=float, default=0.0, help="rl: beta of KL(pi || reference); 0 = measured only")
-    p.add_argument("--reference", choices=["start", "base"], default="start", help="KL reference: the start of this run, or the base")
-    p.add_argument("--eval-samples", type=int, default=64, help="samples per test problem before and after; 0 = no evaluation")
-    p.add_argument("--eval-problems", type=int, default=0, help="test problems to evaluate on; 0 = all")
-    p.add_argument("--eval-every", type=int, default=0, help="evaluate on validation problems every so many steps; 0 = never")
-    p.add_argument("--save-every", type=int, default=25, help="steps between checkpoints")
-    p.add_argument("--seed", type=int, default=0, help="initialisation, data order and sampling")
-    p.add_argument("--plot-weights", action="store_true", help="no training: picture and numbers of the weight against test budgets")
+    p = flags.parser(__doc__, "cat_majority", task="routes", samples=16, prompts=64, steps=100)
+    p.add_argument("--mode", choices=["sft", "rl"], default="sft",
+                   help="imitate gold completions, or learn from sampled ones")
+    p.add_argument("--n", type=int, default=16,
+                   help="test-time budget N that is trained for; 1 = cross-entropy, or plain RL")
+    p.add_argument("--threshold", default="auto",
+                   help="votes k that win, a number; auto: floor(n/2) + 1 in sft, from the rollouts in rl")
+    p.add_argument("--contrastive", action="store_true",
+                   help="sft: the token-level contrastive hybrid in place of the majority loss")
+    p.add_argument("--target", choices=["answer", "solution"], default="answer",
+                   help="sft: the gold completion, answer only (the paper's) or in full")
+    p.add_argument("--train-problems", type=int, default=0,
+                   help="use the first so many training problems; 0 = all")
+    p.add_argument("--form", choices=["raw", "log"], default="raw",
+                   help="rl: the weight; the paper's majority runs use raw")
+    p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
+                   help="rl: rewards within the prompt; the paper standardises")
+    p.add_argument("--all-wrong", type=float, default=-0.5,
+                   help="rl: reward of every sample of a prompt that nobody solved, never standardised")
+    p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True,
+                   help="rl: divide by the mean weight over all samples of the batch")
+    p.add_argument("--plot-weights", action="store_true",
+                   help="no training: picture and numbers of the weight against test budgets")
     p.add_argument("--test-n", default="1,4,16,64", help="test budgets of --plot-weights, comma-separated")
-    p.add_argument("--out", default=None, help="run folder; default runs/cat_majority-<task>-<mode>-<number>")
-    p.add_argument("--resume", action="store_true", help="continue the run in --out")
     return p
 
 
@@ -84,20 +72,19 @@ import math
 import time
 from collections import Counter
 
-import common  # before torch: it sets the thread policy
-import evaluate
-import tasks
+import common
 import torch
 import torch.nn.functional as F
-from common import UserError
+from common import elementwise, kl_coefficients, log1mexp
+from support import processes
+from support.errors import UserError
+from support.folder import Run, new_folder
+from support.plots import weight_report
+from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, gold_completions, sample_stats,
+                         set_up, weight_stats)
 
 
-# -------------------------------------------------------------------------------------------------- the paper's equations
-
-def log1mexp(x):
-    """log(1 - e^x) for x < 0; its value only, the gradients below are closed forms."""
-    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
-
+# ------------------------------------------------------------------------------------------------ the paper's equations
 
 def check_vote(n, k):
     for name, value in (("n", n), ("k", k)):
@@ -128,11 +115,11 @@ def log_weight(logp, logf, n, k):
 def majority_sft_loss(logp, n, k):
     """-log T with T = P(Bin(n, p) >= k) and p = e^logp, the probability of the whole gold completion: the target gets at
     least k of n votes. Any shape, tensor or float. Its gradient with respect to logp is minus the SFT weight
-    k C(n,k) p^k (1-p)^(n-k) / T (equation 7; Table 1, as we read it, has it without the factor k/T): never weigh this loss again.
-    First derivatives only. n = 1 is -logp. A logp of up to 1e-3 counts as rounding of 0; NaN passes through.
+    k C(n,k) p^k (1-p)^(n-k) / T (equation 7; Table 1, as we read it, has it without the factor k/T): never weigh this
+    loss again. First derivatives only. n = 1 is -logp. A logp of up to 1e-3 counts as rounding of 0; NaN passes through.
     Raises ValueError for more, and unless 1 <= k <= n."""
     check_vote(n, k)
-    logp, back = common.elementwise(logp, -math.inf, 1e-3, "logp")
+    logp, back = elementwise(logp, -math.inf, 1e-3, "logp")
     if n == 1:
         return back(-logp)
     with torch.no_grad():
@@ -157,7 +144,7 @@ def majority_weight(p, n, k, form):
     if form not in ("raw", "log"):
         raise ValueError(f"unknown form {form!r}: choose raw or log")
     check_vote(n, k)
-    p, back = common.elementwise(p, 0, 1, "p")
+    p, back = elementwise(p, 0, 1, "p")
     # log p and log(1-p), -inf where it must be; the inner `where` keeps the NaN of the other branch out of the gradient
     logp = torch.where(p > 0, torch.log(torch.where(p > 0, p, 1.0)), -math.inf)
     logf = torch.where(p < 1, torch.log1p(-torch.where(p < 1, p, 0.0)), -math.inf)
@@ -180,7 +167,8 @@ def dynamic_threshold(answers, correct, n):
         right = correct if isinstance(correct, (set, frozenset)) else {correct}
         correct = [a in right for a in answers]
     if not answers or len(correct) != len(answers):
-        raise ValueError(f"a threshold needs at least one answer and as many truth values, not {len(answers)} and {len(correct)}")
+        raise ValueError("a threshold needs at least one answer and as many truth values, not "
+                         f"{len(answers)} and {len(correct)}")
     wrong = Counter(a for a, right in zip(answers, correct) if a is None or not right)
     strongest = max(wrong.values(), default=0)
     return min(n, max(2, min(n // 2 + 1, n * strongest // len(answers) + 1)))
@@ -206,8 +194,8 @@ def rl_weights(right, thresholds, n, form):
 
 
 def shaped(rewards, standardised, all_wrong):
-    """Rewards [B, M] as the update sees them: (r - mean) / standard deviation within each prompt if `standardised`, 0 where
-    all are right (the deviation is rounding), and all_wrong where nobody is right: it bypasses the standardisation."""
+    """Rewards [B, M] as the update sees them: (r - mean) / standard deviation within each prompt if `standardised`, 0
+    where all are right (the deviation is rounding), and all_wrong where nobody is right: it is not standardised."""
     r = rewards
     if standardised:
         centred = rewards - rewards.mean(1, keepdim=True)
@@ -216,20 +204,12 @@ def shaped(rewards, standardised, all_wrong):
     return torch.where((rewards == 1).any(1, keepdim=True), r, all_wrong)
 
 
-def kl_coefficients(gap):
-    """Coefficients of grad log pi(y_i) whose expected sum is grad KL(pi || ref), as the score-function form has it:
-    (1/M) (gap_i - mean_{j != i} gap_j), gap = log pi(y) - log ref(y) [B, M], detached."""
-    M = gap.shape[1]
-    baseline = (gap.sum(1, keepdim=True) - gap) / (M - 1) if M > 1 else 0.0
-    return (gap - baseline) / M
-
-
 # ------------------------------------------------------------------------------------------------------------- training
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    common.check_flags(args, positive=("n",), not_negative=("max_grad_norm", "train_problems"))
-    evaluate.numbers(args.test_n, int, "--test-n")
+    flags.check(args, positive=("n",), not_negative=("train_problems",))
+    flags.numbers(args.test_n, int, "--test-n")
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "rl" and args.contrastive:
@@ -244,156 +224,124 @@ def check(args):
         raise UserError("--normalise over a single prompt cancels its weight: use more --prompts, or --no-normalise")
 
 
+def fixed_threshold(args):
+    """The threshold k of sft, and of rl where it is not read off the rollouts."""
+    return args.n // 2 + 1 if args.threshold == "auto" else int(args.threshold)
+
+
 def plot_weights(args):
     """--plot-weights: the weight trained with over p, against those of the test budgets."""
-    folder = common.new_folder(args.out, "cat_majority-weights")
+    folder = new_folder(args.out, "cat_majority-weights")
     p = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    form, k = "log" if args.mode == "sft" else args.form, args.n // 2 + 1 if args.threshold == "auto" else int(args.threshold)
-    evaluate.weight_report((f"majority@{args.n}, {k} votes, {form}", majority_weight(p, args.n, k, form)),
-                           {f"majority@{n}": majority_weight(p, n, n // 2 + 1, form) for n in evaluate.numbers(args.test_n, int, "--test-n")},
-                           folder, "p")
+    form, k = "log" if args.mode == "sft" else args.form, fixed_threshold(args)
+    tests = {f"majority@{n}": majority_weight(p, n, n // 2 + 1, form)
+             for n in flags.numbers(args.test_n, int, "--test-n")}
+    weight_report((f"majority@{args.n}, {k} votes, {form}", majority_weight(p, args.n, k, form)), tests, folder, "p")
 
 
-@common.cli
+def contrastive_part(logits, mask, j, y, seed):
+    """contrastive_loss of gold completions y[j] (logits [r, t, V], mask [r, t]), summed, with rivals of their own for each
+    seed -> (scalar, log-probabilities of their tokens [r, t], detached)."""
+    width = mask.shape[1]
+    gold = torch.tensor([y[i] + [0] * (width - len(y[i])) for i in j.tolist()], device=mask.device)  # [r, t]
+    draws = [torch.Generator().manual_seed(common.seed_of("rivals", *seed, i)) for i in j.tolist()]
+    u = torch.stack([torch.rand(width, 4, generator=generator) for generator in draws]).to(mask.device)  # [r, t, 4]
+    logps = torch.log_softmax(logits.detach(), -1).gather(-1, gold[..., None])[..., 0]
+    return (contrastive_loss(logits, gold, u) * mask).sum(), logps * mask
+
+
+def step(policy, task, optimizer, problems, number, args, golds=None):
+    """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
+    B, M, n, tau, beta = len(problems), args.samples, args.n, args.temperature, args.kl_coef
+    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    started, line = time.time(), {}
+    prompts = [policy.encode(p.prompt, task.chat) for p in problems]
+
+    if args.mode == "sft":
+        y, coef = [golds[p.id] for p in problems], torch.ones(B, 1)
+    else:
+        # Sample. The seed alone fixes the M draws of each prompt.
+        seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
+        drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
+        y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
+        sampled = time.time()
+
+        # Verify.
+        texts = [policy.decode(row) for row in y]
+        rewards = processes.rewards(task, [p for p in problems for _ in range(M)], texts).float().view(B, M)
+
+        # Weight.
+        thresholds = [fixed_threshold(args)] * B
+        if args.threshold == "auto":
+            answers = [[task.extract(text) for text in texts[b * M:b * M + M]] for b in range(B)]
+            thresholds = [dynamic_threshold(answers[b], rewards[b] == 1, n) for b in range(B)]
+        w = rl_weights((rewards == 1).double(), thresholds, n, args.form)  # [B, M]
+        if args.normalise:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
+            w = w / w.mean().clamp_min(1e-6)
+        coef = (w * shaped(rewards, args.rewards == "standardised", args.all_wrong) / M).float()  # [B, M]
+        zero, gap = (coef == 0).float().mean().item(), None
+        if beta or args.kl_prompts:  # log pi - log ref
+            gap = common.kl_gap(policy, prompts, drawn, tau, None if beta else (args.kl_prompts, 1))
+        if beta:
+            coef = coef - beta * kl_coefficients(gap).to(coef)
+        line = {**sample_stats(task, drawn, rewards, n, gap, sampled - started), "zero": zero,
+                "threshold": sum(thresholds) / B}
+
+    # Update. Completions of zero weight never enter a forward pass. The divisor counts every prompt.
+    loss, norm, gold = 0.0, 0.0, torch.zeros(B, dtype=torch.float64)  # log pi of the gold completions
+    optimizer.zero_grad()
+    for j, values, mask in common.score_weighted(policy, prompts, y, coef, tau, logits=args.contrastive):
+        if args.contrastive:
+            part_loss, values = contrastive_part(values, mask, j, y, (args.seed, number))
+        logp = values.sum(-1)  # log pi(y|x)  [r]
+        if args.mode == "sft":
+            gold[j] = logp.detach().double().cpu()
+        if args.mode == "rl":
+            part_loss = -(coef.flatten()[j].to(logp) * logp).sum()
+        elif not args.contrastive:
+            part_loss = majority_sft_loss(logp, n, fixed_threshold(args)).sum()
+        part_loss = part_loss / B
+        part_loss.backward()
+        loss += part_loss.item()
+    if coef.any():
+        norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
+        optimizer.step()
+
+    if args.mode == "sft":
+        gold = processes.all_reduce(gold)
+        w = majority_weight(gold.exp().clamp(max=1), n, fixed_threshold(args), "log")  # [B]
+        w = torch.ones(B) if args.contrastive else w  # the hybrid weighs no sequence
+        line = {"gold": gold.mean().item(), "zero": 0.0}
+        shown = [{"logp": gold[b].item()} for b in (0, B - 1)]
+    else:
+        shown = [{"reward": rewards[b, 0].item()} for b in (0, B - 1)]
+    line = {"loss": processes.all_reduce(loss), **line, **weight_stats(w, "w"), "grad_norm": norm,
+            "samples_per_s": len(y) / (time.time() - started)}
+    return line, [{"prompt": problems[b].prompt, "completion": policy.decode(y[b * len(y) // B]), **found}
+                  for b, found in zip((0, B - 1), shown)]
+
+
+@flags.cli
 def main(argv=None):
-    args = parser().parse_args(argv)
-    run = common.Run(args, parser(), argv)
+    run = Run("cat_majority", parser(), argv)
+    args = run.args
     check(args)
     if args.plot_weights:
         return plot_weights(args)
-    B, M, n, T, beta = args.prompts, args.samples, args.n, args.temperature, args.kl_coef
-    fixed = n // 2 + 1 if args.threshold == "auto" else int(args.threshold)
-
-    # Set up: task, run folder, policy, optimiser, and the last checkpoint if there is one.
-    args.task = args.task or (None if args.data else "routes")
-    task = tasks.load_task(args.task, data=args.data, levels=args.levels, allow_unsandboxed=args.allow_unsandboxed_code)
-    args.model = args.model or task.base
-    if task.graded:
-        raise UserError(f"task {task.name} has graded rewards, and a vote needs right or wrong: use cat_bon.py")
-    run.create("cat_majority", f"{task.name}-{args.mode}")
-    policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed)
-    max_new_tokens = args.max_new_tokens or task.max_new_tokens
-    train = common.that_fit(policy, task, task.need("train"), max_new_tokens)[:args.train_problems or None]
+    set_up(run, "routes", args.mode, "a vote needs right or wrong, use cat_bon.py")
+    train, golds = run.train[:args.train_problems or None], None
     if args.mode == "sft":
-        train, golds = common.gold(policy, task, train, args.target)
-        golds = {p.id: y for p, y in zip(train, golds)}
-    valid = common.that_fit(policy, task, task.need("valid"), max_new_tokens) if args.eval_every else []
-    test = common.that_fit(policy, task, task.need("test"), max_new_tokens) if args.eval_samples else []
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
-    run.begin(policy, optimizer)
-    print(f"{run.folder}: {args.model}, {task.name}, {args.mode} for majority@{n}\n{policy.note}", flush=True)
-
-    def judge(problems):
-        problems, ks = problems[:args.eval_problems or None], sorted(budget for budget in {1, 2, 4, 8, 16, 32, 64, n} if budget <= args.eval_samples)
-        return evaluate.evaluate(policy, task, problems, args.eval_samples, ks, T, args.seed, max_new_tokens, kl=True,
-                                 target=args.target)[0]
-
-    if args.eval_samples and "before" not in run.result:
-        run.result["before"] = judge(test)
-        run.save(policy, optimizer)
-
-    for step in range(run.step + 1, args.steps + 1):
-        started = time.time()
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * (1 - (step - 1) / args.steps)
-        problems = common.batch_of(train, B, step, args.seed)
-        prompts = [policy.encode(p.prompt, task.chat) for p in problems]
-
-        if args.mode == "sft":
-            y, c = [golds[p.id] for p in problems], torch.ones(B)  # [B]
-        else:
-            # Sample. The seed alone fixes which problems a step has, and the M draws of each.
-            drawn = common.sample(policy, prompts, M, [common.seed_of(args.seed, step, b) for b in range(B)], T, max_new_tokens)
-            y = [row for rows in drawn.lists() for row in rows]  # B M completions; sample j belongs to prompt j // M
-            logp = drawn.logps.double().sum(-1).cpu()  # [B, M]
-
-            # Verify.
-            texts = [policy.decode(row) for row in y]
-            rewards = torch.tensor(common.rewards(task, [p for p in problems for _ in range(M)], texts)).view(B, M)
-
-            # Weight.
-            ks = [fixed] * B
-            if args.threshold == "auto":
-                ks = [dynamic_threshold([task.extract(t) for t in texts[b * M:b * M + M]], rewards[b] == 1, n) for b in range(B)]
-            w = rl_weights((rewards == 1).double(), ks, n, args.form)  # [B, M]
-            if args.normalise:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
-                w = w / w.mean().clamp_min(1e-6)
-            c = (w * shaped(rewards, args.rewards == "standardised", args.all_wrong) / M).float()  # [B, M]
-            zero = (c == 0).float().mean().item()
-            # KL to the reference: with beta > 0 on every sample, otherwise measured on the first sample of up to 32.
-            m, some = (M, B) if beta else (1, min(B, 32))
-            with policy.reference():
-                ref = common.sequence_logps(policy, [x for x in prompts[:some] for _ in range(m)], [row for b in range(some) for row in y[b * M:b * M + m]], T)
-            gap = logp[:some, :m] - ref.view(some, m)  # log pi - log ref  [some, m]
-            if beta:
-                c = c - beta * kl_coefficients(gap).to(c)
-            c = c.flatten()  # [B M]
-
-        # Update. Samples of zero weight have no gradient: they never enter a forward pass. The divisor counts every prompt.
-        per, loss, norm, seen = len(y) // B, 0.0, 0.0, torch.zeros(len(y))
-        kept = c.nonzero()[:, 0]
-        mine = common.own(kept, kept // per)
-        optimizer.zero_grad()
-        for index, logps, mask, *logits in common.score(policy, [prompts[j // per] for j in mine], [y[j] for j in mine], T, logits=args.contrastive):
-            j = mine[index]  # [r]
-            total = logps.sum(-1)  # log pi(y|x)  [r]
-            if args.contrastive:
-                width = mask.shape[1]
-                gold = torch.tensor([y[i] + [0] * (width - len(y[i])) for i in j]).to(mask.device)  # [r, T']
-                u = torch.stack([torch.rand(width, 4, generator=torch.Generator().manual_seed(common.seed_of("rivals", args.seed, step, i.item())))
-                                 for i in j]).to(mask.device)  # [r, T', 4]
-                part_loss = (contrastive_loss(logits[0], gold, u) * mask).sum() / B
-            else:
-                part_loss = (majority_sft_loss(total, n, fixed) if args.mode == "sft" else -c[j].to(total) * total).sum() / B
-            part_loss.backward()
-            loss += part_loss.item()
-            seen[j] = total.detach().float().cpu()
-        seen = common.total(seen)
-        if len(kept):
-            norm = common.clip_gradient(policy, args.max_grad_norm)
-            optimizer.step()
-
-        # Log.
-        run.step = step
-        seconds, counted = time.time() - started, sum(map(len, y))
-        if args.mode == "sft":
-            w = majority_weight(seen.double().exp().clamp(max=1), n, fixed, "log")  # [B]
-            w = torch.ones(B) if args.contrastive else w  # the hybrid weighs no sequence
-            line = {"step": step, "loss": common.total(loss), "gold": seen.mean().item(), "zero": (w < 0.01).double().mean().item()}
-        else:
-            line = {"step": step, "loss": common.total(loss), "reward": rewards.mean().item(),
-                    **{f"pass@{b}": sum(common.bon_at_k(r, r, b) for r in rewards.tolist()) / B for b in sorted({1, min(n, M)})},
-                    "threshold": sum(ks) / B, "zero": zero, "kl": gap.mean().item()}
-        line |= {**common.spread(w), "grad_norm": norm, "length": counted / len(y), **task.counts, "tokens_per_s": counted / seconds,
-                 "samples_per_s": len(y) / seconds, "memory_gb": common.peak_memory(policy), "seconds": run.seconds()}
-        if args.eval_every and step % args.eval_every == 0:
-            line["valid"] = judge(valid)
-            print(evaluate.table({f"validation, step {step}": line["valid"]}, ks=(1, n, 64)))
-        run.log("metrics.jsonl", **line)
-        if step == 1 or step % 25 == 0 or step == args.steps:
-            for b in (0, B - 1):
-                shown = {"logp": seen[b].item()} if args.mode == "sft" else {"reward": rewards[b, 0].item()}
-                run.log("samples.jsonl", step=step, prompt=problems[b].prompt, completion=policy.decode(y[b * per]), **shown)
-            print(f"  {problems[b].prompt} -> {policy.decode(y[b * per])}   " + "  ".join(f"{k} {v:.3g}" for k, v in shown.items()))
-        if step == 1 and n > 1 and line["w_even"] > 0.95:
-            print("note: the weights are all alike, so this objective is that of no weighting: shorter targets or a smaller --n tell prompts apart", flush=True)
-        if step == 1 or step % 10 == 0 or step == args.steps:
-            common.print_line(line, args.steps, seconds)
-        stopping = run.stopping
-        if step % args.save_every == 0 or step == args.steps or stopping:
-            run.save(policy, optimizer)
-        if stopping and step < args.steps:
-            print(f"stopped after step {step}; continue with --out {run.folder} --resume", flush=True)
-            raise SystemExit(130)
-
-    # Save and compare.
-    if args.eval_samples:
-        run.result["after"] = judge(test)
-        rows = {row: run.result[row] for row in ("before", "after")}
-        print(evaluate.table(rows, ks=(1, n, 64)), evaluate.table(rows, evaluate.DIVERSITY), sep="\n")
-    run.finish()
-    evaluate.plot_run(run.folder)
-    print(f"{run.result['seconds']:.0f} s; everything is in {run.folder}/", flush=True)
+        train, golds = gold_completions(run.policy, run.task, train, args.target)
+    begin(run, f"{args.mode} for majority@{args.n}", budget=args.n, target=args.target)
+    evaluate_before(run)
+    for number in range(run.step + 1, args.steps + 1):
+        problems = batch_of(train, args.prompts, number, args.seed)
+        line, shown = step(run.policy, run.task, run.optimizer, problems, number, args, golds)
+        if number == 1 and args.n > 1 and line["w_even"] > 0.95:
+            print("note: the weights are all alike, so this objective is that of no weighting: shorter targets or a "
+                  "smaller --n tell prompts apart", flush=True)
+        end_of_step(run, line, shown)
+    evaluate_after(run)
 
 
 if __name__ == "__main__":

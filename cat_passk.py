@@ -19,7 +19,8 @@ read it). An inference strategy maps the probability p of success of one sample 
 
 p is the smoothed success rate (c+1)/(M+2) of the prompt (--probability success) or pi(y_i|x) of the sample itself
 (sequence, as in the paper's runs). raw and log with an estimated p are biased; pool with --rewards raw is not. Symbols:
-B prompts per step, M samples per prompt (--samples), N the budget trained for (--n), r the reward in {0, 1}.
+B prompts per step, M samples per prompt (--samples), N the budget trained for (--n), r the reward in {0, 1}, tau the
+temperature.
 
 Differences from the paper: 1) the pool form; 2) --normalise divides by the mean weight over all samples of the batch;
 3) KL is in the reward, with a leave-one-out baseline. If p << 1/N for every gold completion, w is 1 and this is
@@ -27,48 +28,34 @@ cross-entropy: short targets (--target answer) keep p up, and the step line show
 
     CPU, embedded model:  python cat_passk.py --train-problems 50
     weights, no training: python cat_passk.py --n 16 --plot-weights
-    GPU, 4-bit LoRA:      python cat_passk.py --mode rl --model mistralai/Mistral-7B-Instruct-v0.2 --task math --samples 4 --lr 2e-5
+    GPU, 4-bit LoRA:      python cat_passk.py --mode rl --model mistralai/Mistral-7B-Instruct-v0.2 --task math --lr 2e-5
 """
 import argparse
 
+from support import flags
+
 
 def parser():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--mode", choices=["sft", "rl"], default="sft", help="imitate gold completions, or learn from sampled ones")
-    p.add_argument("--n", type=int, default=16, help="test-time budget N that is trained for; 1 = cross-entropy, or plain RL")
-    p.add_argument("--target", choices=["answer", "solution"], default="answer", help="sft: the gold completion, answer only (the paper's) or in full")
-    p.add_argument("--train-problems", type=int, default=0, help="use the first so many training problems; 0 = all")
-    p.add_argument("--form", choices=["raw", "log", "pool"], default="log", help="rl: the weight; the paper's Pass@N runs use log")
-    p.add_argument("--probability", choices=["success", "sequence"], default="sequence", help="rl: what p is; pool needs success")
-    p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised", help="rl: rewards within the prompt; the paper standardises, pool is exact with raw")
-    p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True, help="rl: divide by the mean weight over all samples of the batch")
-    p.add_argument("--task", default=None, help="countdown, routes, program, gsm8k, math, humaneval, mbpp, codecontests, taco; default countdown, or that of --data")
-    p.add_argument("--data", default=None, help="your own problems, FILE.jsonl, or a local copy of the task's data set")
-    p.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
-    p.add_argument("--allow-unsandboxed-code", action="store_true", help="run model-written programs even where there is no sandbox")
-    p.add_argument("--model", default=None, help="hub id, local directory, or an embedded model; default that of the task")
-    p.add_argument("--adapter", default=None, help="run folder or LoRA directory to continue from, e.g. an SFT warm-up before RL")
-    p.add_argument("--bits", type=int, choices=[4, 8, 16, 32], default=None,
-                   help="precision of the frozen base; default 4 (NF4) on a GPU, 32 on a CPU")
-    p.add_argument("--lora-rank", type=int, default=16, help="rank of the LoRA adapter (alpha is twice that)")
-    p.add_argument("--samples", type=int, default=16, help="rl: samples per prompt M (the paper: 4); pool needs at least n")
-    p.add_argument("--prompts", type=int, default=64, help="prompts per step B")
-    p.add_argument("--steps", type=int, default=100, help="optimiser steps")
-    p.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (AdamW), decays to 0; large models: 1e-5 to 5e-5")
-    p.add_argument("--max-grad-norm", type=float, default=1.0, help="clip the gradient's norm; 0 = never")
-    p.add_argument("--temperature", type=float, default=1.0, help="sampling and scoring temperature T")
-    p.add_argument("--max-new-tokens", type=int, default=0, help="longest completion in tokens; 0 = the task's own")
-    p.add_argument("--kl-coef", type=float, default=0.0, help="rl: beta of KL(pi || reference); 0 = measured only")
-    p.add_argument("--reference", choices=["start", "base"], default="start", help="KL reference: the start of this run, or the base")
-    p.add_argument("--eval-samples", type=int, default=64, help="samples per test problem before and after; 0 = no evaluation")
-    p.add_argument("--eval-problems", type=int, default=0, help="test problems to evaluate on; 0 = all")
-    p.add_argument("--eval-every", type=int, default=0, help="evaluate on validation problems every so many steps; 0 = never")
-    p.add_argument("--save-every", type=int, default=25, help="steps between checkpoints")
-    p.add_argument("--seed", type=int, default=0, help="initialisation, data order and sampling")
-    p.add_argument("--plot-weights", action="store_true", help="no training: picture and numbers of the weight against test budgets")
+    p = flags.parser(__doc__, "cat_passk", samples=16, prompts=64, steps=100)
+    p.add_argument("--mode", choices=["sft", "rl"], default="sft",
+                   help="imitate gold completions, or learn from sampled ones")
+    p.add_argument("--n", type=int, default=16,
+                   help="test-time budget N that is trained for; 1 = cross-entropy, or plain RL")
+    p.add_argument("--target", choices=["answer", "solution"], default="answer",
+                   help="sft: the gold completion, answer only (the paper's) or in full")
+    p.add_argument("--train-problems", type=int, default=0,
+                   help="use the first so many training problems; 0 = all")
+    p.add_argument("--form", choices=["raw", "log", "pool"], default="log",
+                   help="rl: the weight; the paper's Pass@N runs use log; pool needs --samples of at least --n")
+    p.add_argument("--probability", choices=["success", "sequence"], default="sequence",
+                   help="rl: what p is; pool needs success")
+    p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
+                   help="rl: rewards within the prompt; the paper standardises, pool is exact with raw")
+    p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True,
+                   help="rl: divide by the mean weight over all samples of the batch")
+    p.add_argument("--plot-weights", action="store_true",
+                   help="no training: picture and numbers of the weight against test budgets")
     p.add_argument("--test-n", default="1,4,16,64", help="test budgets of --plot-weights, comma-separated")
-    p.add_argument("--out", default=None, help="run folder; default runs/cat_passk-<task>-<mode>-<number>")
-    p.add_argument("--resume", action="store_true", help="continue the run in --out")
     return p
 
 
@@ -78,22 +65,18 @@ if __name__ == "__main__":
 import math
 import time
 
-import common  # before torch: it sets the thread policy
-import evaluate
-import tasks
+import common
 import torch
-from common import UserError
+from common import elementwise, kl_coefficients, log1mexp
+from support import processes
+from support.errors import UserError
+from support.folder import Run, new_folder
+from support.plots import weight_report
+from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, gold_completions, sample_stats,
+                         set_up, weight_stats)
 
 
-# -------------------------------------------------------------------------------------------------- the paper's equations
-
-def log1mexp(x):
-    """log(1 - e^x) for x < 0, value and gradient: each branch of a `where` needs an input that is safe for it, because a
-    NaN of the branch not taken would reach the gradient."""
-    near = x > -math.log(2)
-    return torch.where(near, torch.log(-torch.expm1(torch.where(near, x, -1.0))),
-                       torch.log1p(-torch.exp(torch.where(near, -1.0, x))))
-
+# ------------------------------------------------------------------------------------------------ the paper's equations
 
 def check_budget(n, name="n"):
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -108,7 +91,7 @@ def passn_sft_loss(logp, n):
     A logp of up to 1e-3 counts as rounding of 0; NaN passes through.  Raises ValueError for more, and for n < 1.
     """
     check_budget(n)
-    logp, back = common.elementwise(logp, -math.inf, 1e-3, "logp")
+    logp, back = elementwise(logp, -math.inf, 1e-3, "logp")
     if n == 1:
         return back(-logp)
     x = logp.clamp(max=-1e-30)
@@ -127,7 +110,7 @@ def passn_weight(p, n, form):
     if form not in ("raw", "log"):
         raise ValueError(f"unknown form {form!r}: choose raw or log")
     check_budget(n)
-    p, back = common.elementwise(p, 0, 1, "p")
+    p, back = elementwise(p, 0, 1, "p")
     f = 1 - p
     raw = n * f ** (n - 1)
     # T(p) / p = sum_{j<n} f^j: no 0/0 at p = 0, where the weight is 1
@@ -150,7 +133,7 @@ def pool_weight(c, m, n):
     check_budget(m, "m")
     if n > m:
         raise ValueError(f"the pool form needs at least n = {n} samples per prompt, not {m}")
-    count, back = common.elementwise(c, 0, m, "c")
+    count, back = elementwise(c, 0, m, "c")
     if (count != count.round()).any():
         raise ValueError("c counts samples: it must be whole")
     table = [n * math.comb(m - i, n - 1) / math.comb(m - 1, n - 1) for i in range(m + 1)]
@@ -161,7 +144,7 @@ def operator_weight(T, p):
     """p T'(p) / T(p) by autograd, the SFT weight of any inference strategy given as an operator T on a tensor of
     probabilities; any shape, tensor or float. At p = 0 the limit, to about 1e-6 (it is taken at p = 1e-6).
     Raises ValueError for p outside [0, 1] or where T is not positive."""
-    p, back = common.elementwise(p, 0, 1, "p")
+    p, back = elementwise(p, 0, 1, "p")
     with torch.enable_grad():
         x = torch.where(p == 0, 1e-6, p.detach().double()).requires_grad_()
         value = T(x)
@@ -190,20 +173,12 @@ def standardise(rewards):
     return torch.where(equal, 0.0, centred / rewards.std(1, correction=0, keepdim=True).clamp_min(1e-6))
 
 
-def kl_coefficients(gap):
-    """Coefficients of grad log pi(y_i) whose expected sum is grad KL(pi || ref), as the score-function form has it:
-    (1/M) (gap_i - mean_{j != i} gap_j), gap = log pi(y) - log ref(y) [B, M], detached."""
-    M = gap.shape[1]
-    baseline = (gap.sum(1, keepdim=True) - gap) / (M - 1) if M > 1 else 0.0
-    return (gap - baseline) / M
-
-
 # ------------------------------------------------------------------------------------------------------------- training
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    common.check_flags(args, positive=("n",), not_negative=("max_grad_norm", "train_problems"))
-    evaluate.numbers(args.test_n, int, "--test-n")
+    flags.check(args, positive=("n",), not_negative=("train_problems",))
+    flags.numbers(args.test_n, int, "--test-n")
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "rl" and args.form == "pool" and args.probability != "success":
@@ -216,141 +191,94 @@ def check(args):
 
 def plot_weights(args):
     """--plot-weights: the weight trained with over p, against those of the test budgets."""
-    folder = common.new_folder(args.out, "cat_passk-weights")
+    folder = new_folder(args.out, "cat_passk-weights")
     p = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     form = "log" if args.mode == "sft" else "raw" if args.form == "pool" else args.form  # pool estimates raw
-    evaluate.weight_report((f"Pass@{args.n} {form}", passn_weight(p, args.n, form)),
-                           {f"Pass@{n}": passn_weight(p, n, form) for n in evaluate.numbers(args.test_n, int, "--test-n")}, folder, "p")
+    tests = {f"Pass@{n}": passn_weight(p, n, form) for n in flags.numbers(args.test_n, int, "--test-n")}
+    weight_report((f"Pass@{args.n} {form}", passn_weight(p, args.n, form)), tests, folder, "p")
 
 
-@common.cli
+def step(policy, task, optimizer, problems, number, args, golds=None):
+    """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
+    B, M, n, tau, beta = len(problems), args.samples, args.n, args.temperature, args.kl_coef
+    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    started, line = time.time(), {}
+    prompts = [policy.encode(p.prompt, task.chat) for p in problems]
+
+    if args.mode == "sft":
+        y, coef = [golds[p.id] for p in problems], torch.ones(B, 1)
+    else:
+        # Sample. The seed alone fixes the M draws of each prompt.
+        seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
+        drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
+        y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
+        sampled = time.time()
+
+        # Verify.
+        texts = [policy.decode(row) for row in y]
+        rewards = processes.rewards(task, [p for p in problems for _ in range(M)], texts).float().view(B, M)
+
+        # Weight.
+        w = rl_weights((rewards == 1).double(), drawn.logps.double().sum(-1).cpu(), n, args.form, args.probability)
+        if args.normalise:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
+            w = w / w.mean().clamp_min(1e-6)
+        coef = w * (standardise(rewards) if args.rewards == "standardised" else rewards) / M  # [B, M]
+        zero, gap = (coef == 0).float().mean().item(), None
+        if beta or args.kl_prompts:  # log pi - log ref
+            gap = common.kl_gap(policy, prompts, drawn, tau, None if beta else (args.kl_prompts, 1))
+        if beta:
+            coef = coef - beta * kl_coefficients(gap).to(coef)
+        line = {**sample_stats(task, drawn, rewards, n, gap, sampled - started), "zero": zero}
+
+    # Update. Completions of zero weight never enter a forward pass. The divisor counts every prompt.
+    loss, norm, gold = 0.0, 0.0, torch.zeros(B, dtype=torch.float64)  # log pi of the gold completions
+    optimizer.zero_grad()
+    for j, logps, _ in common.score_weighted(policy, prompts, y, coef, tau):
+        logp = logps.sum(-1)  # log pi(y|x)  [r]
+        if args.mode == "sft":
+            gold[j], part_loss = logp.detach().double().cpu(), passn_sft_loss(logp, n).sum() / B
+        else:
+            part_loss = -(coef.flatten()[j].to(logp) * logp).sum() / B
+        part_loss.backward()
+        loss += part_loss.item()
+    if coef.any():
+        norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
+        optimizer.step()
+
+    if args.mode == "sft":
+        gold = processes.all_reduce(gold)
+        w = passn_weight(gold.exp().clamp(max=1), n, "log")  # [B]
+        line = {"gold": gold.mean().item(), "zero": 0.0}
+        shown = [{"logp": gold[b].item()} for b in (0, B - 1)]
+    else:
+        shown = [{"reward": rewards[b, 0].item()} for b in (0, B - 1)]
+    line = {"loss": processes.all_reduce(loss), **line, **weight_stats(w, "w"), "grad_norm": norm,
+            "samples_per_s": len(y) / (time.time() - started)}
+    return line, [{"prompt": problems[b].prompt, "completion": policy.decode(y[b * len(y) // B]), **found}
+                  for b, found in zip((0, B - 1), shown)]
+
+
+@flags.cli
 def main(argv=None):
-    args = parser().parse_args(argv)
-    run = common.Run(args, parser(), argv)
+    run = Run("cat_passk", parser(), argv)
+    args = run.args
     check(args)
     if args.plot_weights:
         return plot_weights(args)
-    B, M, n, T, beta = args.prompts, args.samples, args.n, args.temperature, args.kl_coef
-
-    # Set up: task, run folder, policy, optimiser, and the last checkpoint if there is one.
-    args.task = args.task or (None if args.data else "countdown")
-    task = tasks.load_task(args.task, data=args.data, levels=args.levels, allow_unsandboxed=args.allow_unsandboxed_code)
-    args.model = args.model or task.base
-    if task.graded:
-        raise UserError(f"task {task.name} has graded rewards, and Pass@N needs right or wrong: use cat_bon.py")
-    run.create("cat_passk", f"{task.name}-{args.mode}")
-    policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed)
-    max_new_tokens = args.max_new_tokens or task.max_new_tokens
-    train = common.that_fit(policy, task, task.need("train"), max_new_tokens)[:args.train_problems or None]
+    set_up(run, "countdown", args.mode, "Pass@N needs right or wrong, use cat_bon.py")
+    train, golds = run.train[:args.train_problems or None], None
     if args.mode == "sft":
-        train, golds = common.gold(policy, task, train, args.target)
-        golds = {p.id: y for p, y in zip(train, golds)}
-    valid = common.that_fit(policy, task, task.need("valid"), max_new_tokens) if args.eval_every else []
-    test = common.that_fit(policy, task, task.need("test"), max_new_tokens) if args.eval_samples else []
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
-    run.begin(policy, optimizer)
-    print(f"{run.folder}: {args.model}, {task.name}, {args.mode} for Pass@{n}\n{policy.note}", flush=True)
-
-    def judge(problems):
-        problems, ks = problems[:args.eval_problems or None], sorted(budget for budget in {1, 2, 4, 8, 16, 32, 64, n} if budget <= args.eval_samples)
-        return evaluate.evaluate(policy, task, problems, args.eval_samples, ks, T, args.seed, max_new_tokens, kl=True,
-                                 target=args.target)[0]
-
-    if args.eval_samples and "before" not in run.result:
-        run.result["before"] = judge(test)
-        run.save(policy, optimizer)
-
-    for step in range(run.step + 1, args.steps + 1):
-        started = time.time()
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * (1 - (step - 1) / args.steps)
-        problems = common.batch_of(train, B, step, args.seed)
-        prompts = [policy.encode(p.prompt, task.chat) for p in problems]
-
-        if args.mode == "sft":
-            y, c = [golds[p.id] for p in problems], torch.ones(B)  # [B]
-        else:
-            # Sample. The seed alone fixes which problems a step has, and the M draws of each.
-            drawn = common.sample(policy, prompts, M, [common.seed_of(args.seed, step, b) for b in range(B)], T, max_new_tokens)
-            y = [row for rows in drawn.lists() for row in rows]  # B M completions; sample j belongs to prompt j // M
-            logp = drawn.logps.double().sum(-1).cpu()  # [B, M]
-
-            # Verify.
-            texts = [policy.decode(row) for row in y]
-            rewards = torch.tensor(common.rewards(task, [p for p in problems for _ in range(M)], texts)).view(B, M)
-
-            # Weight.
-            w = rl_weights((rewards == 1).double(), logp, n, args.form, args.probability)  # [B, M]
-            if args.normalise:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
-                w = w / w.mean().clamp_min(1e-6)
-            c = w * (standardise(rewards) if args.rewards == "standardised" else rewards) / M  # [B, M]
-            zero = (c == 0).float().mean().item()
-            # KL to the reference: with beta > 0 on every sample, otherwise measured on the first sample of up to 32.
-            m, some = (M, B) if beta else (1, min(B, 32))
-            with policy.reference():
-                ref = common.sequence_logps(policy, [x for x in prompts[:some] for _ in range(m)], [row for b in range(some) for row in y[b * M:b * M + m]], T)
-            gap = logp[:some, :m] - ref.view(some, m)  # log pi - log ref  [some, m]
-            if beta:
-                c = c - beta * kl_coefficients(gap).to(c)
-            c = c.flatten()  # [B M]
-
-        # Update. Samples of zero weight have no gradient: they never enter a forward pass. The divisor counts every prompt.
-        per, loss, norm, seen = len(y) // B, 0.0, 0.0, torch.zeros(len(y))
-        kept = c.nonzero()[:, 0]
-        mine = common.own(kept, kept // per)
-        optimizer.zero_grad()
-        for index, logps, _ in common.score(policy, [prompts[j // per] for j in mine], [y[j] for j in mine], T):
-            j = mine[index]  # [r]
-            total = logps.sum(-1)  # log pi(y|x)  [r]
-            part_loss = (passn_sft_loss(total, n) if args.mode == "sft" else -c[j].to(total) * total).sum() / B
-            part_loss.backward()
-            loss += part_loss.item()
-            seen[j] = total.detach().float().cpu()
-        seen = common.total(seen)
-        if len(kept):
-            norm = common.clip_gradient(policy, args.max_grad_norm)
-            optimizer.step()
-
-        # Log.
-        run.step = step
-        seconds, counted = time.time() - started, sum(map(len, y))
-        if args.mode == "sft":
-            w = passn_weight(seen.double().exp().clamp(max=1), n, "log")  # [B]
-            line = {"step": step, "loss": common.total(loss), "gold": seen.mean().item(), "zero": (w < 0.01).double().mean().item()}
-        else:
-            line = {"step": step, "loss": common.total(loss), "reward": rewards.mean().item(),
-                    **{f"pass@{b}": sum(common.bon_at_k(r, r, b) for r in rewards.tolist()) / B for b in sorted({1, min(n, M)})},
-                    "zero": zero, "kl": gap.mean().item()}
-        line |= {**common.spread(w), "grad_norm": norm, "length": counted / len(y), **task.counts, "tokens_per_s": counted / seconds,
-                 "samples_per_s": len(y) / seconds, "memory_gb": common.peak_memory(policy), "seconds": run.seconds()}
-        if args.eval_every and step % args.eval_every == 0:
-            line["valid"] = judge(valid)
-            print(evaluate.table({f"validation, step {step}": line["valid"]}, ks=(1, n, 64)))
-        run.log("metrics.jsonl", **line)
-        if step == 1 or step % 25 == 0 or step == args.steps:
-            for b in (0, B - 1):
-                shown = {"logp": seen[b].item()} if args.mode == "sft" else {"reward": rewards[b, 0].item()}
-                run.log("samples.jsonl", step=step, prompt=problems[b].prompt, completion=policy.decode(y[b * per]), **shown)
-            print(f"  {problems[b].prompt} -> {policy.decode(y[b * per])}   " + "  ".join(f"{k} {v:.3g}" for k, v in shown.items()))
-        if step == 1 and n > 1 and line["w_even"] > 0.95:
-            print("note: the weights are all alike, so this objective is that of --n 1: --target answer, a smaller --n, or --probability success tells prompts apart", flush=True)
-        if step == 1 or step % 10 == 0 or step == args.steps:
-            common.print_line(line, args.steps, seconds)
-        stopping = run.stopping
-        if step % args.save_every == 0 or step == args.steps or stopping:
-            run.save(policy, optimizer)
-        if stopping and step < args.steps:
-            print(f"stopped after step {step}; continue with --out {run.folder} --resume", flush=True)
-            raise SystemExit(130)
-
-    # Save and compare.
-    if args.eval_samples:
-        run.result["after"] = judge(test)
-        rows = {row: run.result[row] for row in ("before", "after")}
-        print(evaluate.table(rows, ks=(1, n, 64)), evaluate.table(rows, evaluate.DIVERSITY), sep="\n")
-    run.finish()
-    evaluate.plot_run(run.folder)
-    print(f"{run.result['seconds']:.0f} s; everything is in {run.folder}/", flush=True)
+        train, golds = gold_completions(run.policy, run.task, train, args.target)
+    begin(run, f"{args.mode} for Pass@{args.n}", budget=args.n, target=args.target)
+    evaluate_before(run)
+    for number in range(run.step + 1, args.steps + 1):
+        problems = batch_of(train, args.prompts, number, args.seed)
+        line, shown = step(run.policy, run.task, run.optimizer, problems, number, args, golds)
+        if number == 1 and args.n > 1 and line["w_even"] > 0.95:
+            print("note: the weights are all alike, so this objective is that of --n 1: --target answer, a smaller --n, or "
+                  "--probability success tells prompts apart", flush=True)
+        end_of_step(run, line, shown)
+    evaluate_after(run)
 
 
 if __name__ == "__main__":

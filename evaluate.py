@@ -14,7 +14,6 @@ one pool-<n>.jsonl per model and temperature, which `--pool` rescores without sa
 pass@N(T) = exp(a(T) N^b(T)) at each temperature (Chow et al. 2024, arXiv 2412.15287).
 """
 import argparse
-import io
 import json
 import math
 import os
@@ -25,12 +24,13 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("models", nargs="*", default=[],
-                        help="run folders, hub ids, local model directories or embedded models (tiny, tiny_program, tiny_peptide); "
-                             "BASE+ADAPTER puts an adapter on a base; default the embedded model of the task")
+                        help="run folders, hub ids, local model directories or embedded models (tiny, tiny_program, "
+                             "tiny_peptide); BASE+ADAPTER puts an adapter on a base; default the task's own")
     parser.add_argument("--task", default=None, help="task name; default: that of the first run folder, else countdown")
     parser.add_argument("--data", default=None, help="problems from FILE.jsonl, or a local copy of the task's data set")
     parser.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
-    parser.add_argument("--allow-unsandboxed-code", action="store_true", help="run model-written programs even where there is no sandbox")
+    parser.add_argument("--allow-unsandboxed-code", action="store_true",
+                        help="run model-written programs even where there is no sandbox")
     parser.add_argument("--split", default="test", choices=["train", "valid", "test"], help="problems to use")
     parser.add_argument("--problems", type=int, default=0, help="how many problems; 0 = all of the split")
     parser.add_argument("--samples", type=int, default=64, help="samples per problem n")
@@ -39,7 +39,8 @@ def parse_args(argv=None):
     parser.add_argument("--max-new-tokens", type=int, default=0, help="longest completion in tokens; 0 = the task's own")
     parser.add_argument("--score", default=None, choices=["logp", "oracle", "verifier"],
                         help="what best-of-N selects by; default the verifier if there is one, else logp")
-    parser.add_argument("--verifier", default=None, help="folder of bon_rl.py --fit-verifier, or a reward model of one label")
+    parser.add_argument("--verifier", default=None,
+                        help="folder of bon_rl.py --fit-verifier, or a reward model of one label")
     parser.add_argument("--bits", type=int, default=None, choices=[4, 8, 16, 32],
                         help="precision of the base; default 4 (NF4) on a GPU, 32 on a CPU")
     parser.add_argument("--pool", nargs="+", default=None, help="rescore these pool files instead of sampling")
@@ -54,17 +55,23 @@ if __name__ == "__main__":
 
 import common
 import tasks
-from common import UserError
+from support import plots, processes
+from support.errors import UserError
+from support.flags import cli, numbers
+from support.folder import new_folder, versions, write_atomic
+from support.verifier import load_verifier, verify_scores
 
 
-def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_tokens=0, kl=False, label="", target="solution"):
+def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_tokens=0, kl=False, label="",
+              target="solution"):
     """Sample and verify: one dict per problem with id, prompt, completions, rewards, answers, logps (mean per token),
     lengths (tokens), entropy (of the sampled distribution, nats per token), gold (log pi of the gold completion, if there
     is one), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
     Problems are taken in blocks of about 8,192 samples; the draws do not depend on the blocks."""
     from tqdm import tqdm
-    pool, size, m = [], max(1, 8192 // samples), min(8, samples)
-    for first in tqdm(range(0, len(problems), size), desc=label or "evaluate", leave=False, disable=common.RANK > 0 or None):  # silent in a pipe
+    pool, size = [], max(1, 8192 // samples)
+    for first in tqdm(range(0, len(problems), size), desc=label or "evaluate", leave=False,
+                      disable=processes.RANK > 0 or None):  # None: silent in a pipe
         block = problems[first:first + size]
         prompts = [policy.encode(p.prompt, task.chat) for p in block]
         drawn = common.sample(policy, prompts, samples, [common.seed_of("evaluate", seed, p.id) for p in block],
@@ -72,23 +79,23 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
         tokens, sums, lengths = drawn.lists(), drawn.logps.double().sum(-1).cpu(), drawn.lengths.cpu()  # [b][n], [b, n], [b, n]
         entropies = (drawn.entropies.sum((1, 2)).cpu() / lengths.sum(1)).tolist()
         texts = [[policy.decode(row) for row in rows] for rows in tokens]
-        flat = common.rewards(task, [p for p in block for _ in range(samples)], [t for rows in texts for t in rows])
+        rewards = processes.rewards(task, [p for p in block for _ in range(samples)], [t for rows in texts for t in rows])
         for b, p in enumerate(block):
-            pool.append({"id": p.id, "prompt": p.prompt, "completions": texts[b], "rewards": flat[b * samples:(b + 1) * samples],
+            pool.append({"id": p.id, "prompt": p.prompt, "completions": texts[b],
+                         "rewards": rewards.view(-1, samples)[b].tolist(),
                          "answers": [task.extract(t) for t in texts[b]], "logps": (sums[b] / lengths[b]).tolist(),
                          "lengths": lengths[b].tolist(), "entropy": entropies[b]})
         solutions = [task.target(p, target) for p in block]
-        golds = [(entry, x, policy.encode_solution(text)) for entry, x, text in zip(pool[first:], prompts, solutions) if text is not None]
-        golds = [row for row in golds if len(row[1]) + len(row[2]) <= common.positions(policy)]
+        golds = [(entry, x, policy.encode_solution(text)) for entry, x, text in zip(pool[first:], prompts, solutions)
+                 if text is not None]
+        golds = [row for row in golds if len(row[1]) + len(row[2]) <= policy.positions]
         if golds:
             found = common.sequence_logps(policy, [x for _, x, _ in golds], [y for _, _, y in golds], temperature)
             for (entry, *_), value in zip(golds, found.tolist()):
                 entry["gold"] = value
         if kl:
-            with policy.reference():
-                reference = common.sequence_logps(policy, [x for x in prompts for _ in range(m)],
-                                                  [row for rows in tokens for row in rows[:m]], temperature)
-            for entry, gap in zip(pool[first:], (sums[:, :m] - reference.view(-1, m)).mean(-1).tolist()):
+            gaps = common.kl_gap(policy, prompts, drawn, temperature, (len(prompts), 8))
+            for entry, gap in zip(pool[first:], gaps.mean(-1).tolist()):
                 entry["kl"] = gap
     return pool
 
@@ -101,7 +108,8 @@ def diversity(texts, answers):
     pairs = [text[i:i + 2] for text in texts for i in range(len(text) - 1)]
     ratios = [SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in list(zip(texts[::2], texts[1::2]))[:8]]
     return {"distinct": len(set(texts)), "answers": len(set(answers) - {None}),
-            "distinct-2": len(set(pairs)) / max(1, len(pairs)), "similarity": sum(ratios) / len(ratios) if ratios else math.nan}
+            "distinct-2": len(set(pairs)) / max(1, len(pairs)),
+            "similarity": sum(ratios) / len(ratios) if ratios else math.nan}
 
 
 def mean_diversity(texts, answers, n):
@@ -113,7 +121,7 @@ def mean_diversity(texts, answers, n):
 def add_scores(pool, verifier, chat=False):
     """Give every entry of a pool `scores`, those of the verifier for its completions."""
     pairs = [(entry["prompt"], text) for entry in pool for text in entry["completions"]]
-    scores = common.verify_scores(verifier, *map(list, zip(*pairs)), chat)
+    scores = verify_scores(verifier, *map(list, zip(*pairs)), chat)
     for entry in pool:
         entry["scores"], scores = scores[:len(entry["rewards"])], scores[len(entry["rewards"]):]
 
@@ -145,7 +153,8 @@ def judge_verifier(pool, resamples=200):
     low, high = np.nanquantile(draws, [0.025, 0.975]) if not np.isnan(draws).all() else (math.nan, math.nan)
     return {"auc": auc(s, r), "low": float(low), "high": float(high), "calibration": calibration,
             "calibration_error": sum(abs(p - q) * n for p, q, n in calibration) / len(s),
-            "score_right": float(s[r].mean()) if r.any() else None, "score_wrong": float(s[~r].mean()) if (~r).any() else None}
+            "score_right": float(s[r].mean()) if r.any() else None,
+            "score_wrong": float(s[~r].mean()) if (~r).any() else None}
 
 
 def metrics(pool, ks, graded=False, score="logp"):
@@ -173,6 +182,28 @@ def metrics(pool, ks, graded=False, score="logp"):
     return values
 
 
+def that_fit(policy, task, problems):
+    """The problems whose prompt leaves room for the task's max_new_tokens in the model's positions; says how many it
+    left out.  Raises UserError if none is left."""
+    if policy.positions == math.inf:
+        return problems
+    longest = policy.positions - task.max_new_tokens
+    kept = [p for p in problems if len(policy.encode(p.prompt, task.chat)) <= longest]
+    if not kept and problems:
+        raise UserError(f"no problem leaves room for --max-new-tokens {task.max_new_tokens} in the model's "
+                        f"{policy.positions} positions: lower it or take a model with more")
+    if len(kept) < len(problems):
+        print(f"left out {len(problems) - len(kept)} of {len(problems)} problems: prompts too long for the model",
+              flush=True)
+    return kept
+
+
+def mean_se(values):
+    """{"mean", "se"}: mean and standard error over problems (nan for one problem)."""
+    n, mean = len(values), sum(values) / len(values)
+    return {"mean": mean, "se": math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else math.nan}
+
+
 def evaluate(policy, task, problems, samples=64, ks=(1, 8, 32), temperature=1.0, seed=0, max_new_tokens=0, kl=False,
              score="logp", verifier=None, target="solution"):
     """What the training scripts call before the first and after the last update. With a verifier best-of-N selects by it.
@@ -183,12 +214,12 @@ def evaluate(policy, task, problems, samples=64, ks=(1, 8, 32), temperature=1.0,
     if verifier:
         add_scores(pool, verifier, task.chat)
         score = "verifier"
-    return {name: common.mean_se(v) for name, v in metrics(pool, ks, task.graded, score).items()}, pool
+    return {name: mean_se(v) for name, v in metrics(pool, ks, task.graded, score).items()}, pool
 
 
 def table(results, kinds=("pass", "max", "maj", "bon", "kl", "length"), ks=None):
-    """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}: pass@k, maj@k, bon@k, KL and length, or other kinds; for the
-    budgets ks only (None: all). maj@1 and bon@1 are the mean reward, which pass@1 is as well, so they are left out."""
+    """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}: pass@k, maj@k, bon@k, KL and length, or other kinds; for
+    the budgets ks only (None: all). maj@1 and bon@1 are the mean reward, as is pass@1, so they are left out."""
     names = [n for n in next(iter(results.values())) if n not in ("maj@1", "bon@1") and n.split("@")[0] in kinds
              and (ks is None or "@" not in n or int(n.split("@")[1]) in ks)]
     names.sort(key=lambda n: kinds.index(n.split("@")[0]))  # stable: k stays in order
@@ -201,118 +232,6 @@ def table(results, kinds=("pass", "max", "maj", "bon", "kl", "length"), ks=None)
 
 
 DIVERSITY = ("distinct", "answers", "entropy", "distinct-2", "similarity", "gold")  # the columns of the second table
-
-
-def save_figure(figure, path):
-    from matplotlib import pyplot
-    figure.tight_layout()
-    image = io.BytesIO()
-    figure.savefig(image, dpi=110)
-    pyplot.close(figure)
-    common.write_atomic(path, image.getvalue())
-
-
-def plot(results, path, title=""):
-    """Picture of pass@k (max@k), maj@k and BoN@k against k, one line per row of `results`, bars of one standard error."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    kinds = [kind for kind in ("pass", "max", "maj", "bon") if any(f"{kind}@" in n for r in results.values() for n in r)]
-    figure, axes = pyplot.subplots(1, len(kinds), figsize=(4.2 * len(kinds), 3.4), squeeze=False)
-    for axis, kind in zip(axes[0], kinds):
-        for row, result in results.items():
-            ks = sorted(int(n.split("@")[1]) for n in result if n.startswith(kind + "@"))
-            cells = [result[f"{kind}@{k}"] for k in ks]
-            axis.errorbar(ks, [c["mean"] for c in cells], [c["se"] for c in cells], marker="o", ms=3, label=row)
-        axis.set_xscale("log", base=2)
-        axis.set_xlabel("k")
-        axis.set_title({"pass": "pass@k", "max": "max@k", "maj": "maj@k", "bon": "BoN@k"}[kind], fontsize=10)
-        axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
-    figure.suptitle(title, fontsize=10)
-    save_figure(figure, path)
-
-
-def plot_run(folder):
-    """curves.png of a run folder: the training curves from metrics.jsonl, and k-curves before and after from result.json."""
-    if common.RANK:
-        return
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    with open(os.path.join(folder, "metrics.jsonl")) as file:
-        lines = [json.loads(line) for line in file]
-    with open(os.path.join(folder, "result.json")) as file:
-        result = json.load(file)
-    curves = [name for name in lines[0] if name.startswith(("pass@", "max@", "reward", "gold"))]
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
-    for name in curves:
-        smooth, width = [], max(1, len(lines) // 20)
-        for i in range(len(lines)):
-            window = [line[name] for line in lines[max(0, i - width):i + width + 1]]
-            smooth.append(sum(window) / len(window))
-        axes[0].plot([line["step"] for line in lines], smooth, label=name)
-    axes[0].set(xlabel="step", title="training batches (smoothed)")
-    for name, label in (("kl", "KL to the reference (nats)"), ("zero", "share of zero weights"), ("w_even", "share of weights within 5 % of their mean")):
-        if name in lines[0]:
-            axes[1].plot([line["step"] for line in lines], [line[name] for line in lines], label=label)
-    axes[1].set(xlabel="step")
-    for axis in axes[:2]:
-        axis.legend(fontsize=7)
-        axis.grid(alpha=0.3)
-    for kind, style in (("pass", "-"), ("max", "-"), ("maj", "--")):
-        for row, color in (("before", "tab:gray"), ("after", "tab:blue")):
-            ks = sorted(int(n.split("@")[1]) for n in result.get(row, {}) if n.startswith(kind + "@"))
-            if ks:
-                cells = [result[row][f"{kind}@{k}"] for k in ks]
-                axes[2].errorbar(ks, [c["mean"] for c in cells], [c["se"] for c in cells], marker="o", ms=3,
-                                 linestyle=style, color=color, label=f"{kind}@k {row}")
-    if axes[2].has_data():
-        axes[2].set_xscale("log", base=2)
-        axes[2].legend(fontsize=7)
-    axes[2].set(xlabel="k", title="test problems, before and after")
-    axes[2].grid(alpha=0.3)
-    save_figure(figure, os.path.join(folder, "curves.png"))
-
-
-def weight_report(train, tests, folder, xlabel):
-    """weights.png, weights.json and a table: what a training weight pays attention to, against what a test budget needs.
-
-    train  (label, w [G]): the training weight at x = (i + 1/2) / G, so uniform on (0, 1)
-    tests  {label: w [G]}: the same for each test budget
-    alignment   cosine of the two weights over x
-    waste       x where training pushes and the test weight has gone (below 5 % of its maximum)
-    starvation  x where the test weight is there and training is silent (below 5 % of its maximum)
-    As we read the diagnostics of arXiv 2604.24957; the 5 % are ours. Returns {label: {"alignment", "waste", "starvation"}},
-    regions as lists of [from, to].
-    """
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    name, w = train
-    G = len(w)
-
-    def region(mask):
-        edges = [i for i in range(G + 1) if (i < G and bool(mask[i])) != (i > 0 and bool(mask[i - 1]))]
-        return [[a / G, b / G] for a, b in zip(edges[::2], edges[1::2])]
-    report, on = {}, w > 0.05 * w.max()
-    print(f"training weight {name}: mean {w.mean():.3g}, at {xlabel} = .1, .5, .9: " + ", ".join(f"{w[int(x * G)]:.3g}" for x in (.1, .5, .9)))
-    figure, axis = pyplot.subplots(figsize=(6, 3.8))
-    for label, v in tests.items():
-        want = v > 0.05 * v.max()
-        report[label] = {"alignment": float((w * v).sum() / (w.norm() * v.norm())), "waste": region(on & ~want),
-                         "starvation": region(want & ~on)}
-        spans = {k: " ".join(f"{a:.2f}-{b:.2f}" for a, b in report[label][k]) or "none" for k in ("waste", "starvation")}
-        print(f"  {label:14} alignment {report[label]['alignment']:.3f}   waste {spans['waste']:12} starvation {spans['starvation']}")
-        axis.plot([(i + .5) / G for i in range(G)], v / v.max(), label=label, lw=1)
-    axis.plot([(i + .5) / G for i in range(G)], w / w.max(), "k--", label=f"training: {name}")
-    axis.set(xlabel=xlabel, ylabel="weight / its maximum")
-    axis.legend(fontsize=7)
-    axis.grid(alpha=0.3)
-    save_figure(figure, os.path.join(folder, "weights.png"))
-    common.write_atomic(os.path.join(folder, "weights.json"), json.dumps({"training": name, "weights": w.tolist(), "tests": report}))
-    print(f"written to {folder}/")
-    return report
 
 
 def co_scaling(results):
@@ -330,17 +249,6 @@ def co_scaling(results):
         errors = [math.exp(a * math.exp(b * x)) - p for x, _, p in points]
         fits[temperature] = {"a": a, "b": b, "rmse": math.sqrt(sum(e * e for e in errors) / len(errors))}
     return fits
-
-
-def numbers(text, kind, flag):
-    """The distinct positive numbers of a comma-separated flag, in order.  Raises UserError."""
-    try:
-        values = sorted({kind(part) for part in text.split(",")})
-    except ValueError:
-        values = []
-    if not values or not 0 < values[0] <= values[-1] < math.inf:
-        raise UserError(f"{flag} {text!r}: give positive numbers separated by commas")
-    return values
 
 
 def run_flags(model):
@@ -368,7 +276,7 @@ def read_pool(path):
     return pool
 
 
-@common.cli
+@cli
 def main(argv=None):
     args = parse_args(argv)
     ks, temperatures = numbers(args.k, int, "--k"), numbers(args.temperature, float, "--temperature")
@@ -383,40 +291,44 @@ def main(argv=None):
         raise UserError(f"--k {max(ks)} exceeds the {samples} samples per problem: draw more samples or lower k")
 
     if args.score == "verifier" and not args.verifier:
-        raise UserError("--score verifier needs --verifier: a folder of bon_rl.py --fit-verifier, or a reward model of one label")
-    verifier = common.load_verifier(args.verifier, args.bits) if args.verifier else None
+        raise UserError("--score verifier needs --verifier: a folder of bon_rl.py --fit-verifier, or a reward model of "
+                        "one label")
+    verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
     args.score = args.score or ("verifier" if verifier else "logp")
     if args.pool:
         kinds = {(entry["task"], entry["graded"]) for pool in pools.values() for entry in pool}
         if len(kinds) > 1:
             raise UserError("--pool: the files are of different tasks: rescore them one by one")
         (name, graded), = kinds
-        out = common.new_folder(args.out, f"evaluate-{name}")
+        out = new_folder(args.out, f"evaluate-{name}")
     else:
         first = run_flags(args.models[0]) if args.models else None
         own = first and not args.data and args.task in (None, first["task"])  # the problems of the first run itself
         task = tasks.load_task(first["task"] if own else args.task or (None if args.data else "countdown"),
-                               data=first["data"] if own else args.data, levels=args.levels or (first["levels"] if own else None),
+                               data=first["data"] if own else args.data,
+                               levels=args.levels or (first["levels"] if own else None),
                                allow_unsandboxed=args.allow_unsandboxed_code)
+        task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
         args.models = args.models or [task.base]
         name, graded = task.name, task.graded
-        out = common.new_folder(args.out, f"evaluate-{name}")
+        out = new_folder(args.out, f"evaluate-{name}")
         for model in args.models:
             flags = run_flags(model)
             base, _, adapter = ((flags["model"], "", model) if flags else (model, "", "") if os.path.exists(model)
                                 else model.partition("+"))
-            policy = common.load_policy(base, args.bits or (flags or {}).get("bits"), adapter=adapter or None, reference="base")
+            policy = common.load_policy(base, args.bits or (flags or {}).get("bits"), adapter=adapter or None,
+                                        reference="base")
             print(f"{model}: {policy.note}", flush=True)
-            problems = common.that_fit(policy, task, task.need(args.split), args.max_new_tokens or task.max_new_tokens)
+            problems = that_fit(policy, task, task.need(args.split))
             for temperature in temperatures:
                 row = model + (f" T={temperature:g}" if len(temperatures) > 1 else "")
                 pool = draw_pool(policy, task, problems[:args.problems or None], args.samples, temperature, args.seed,
-                                 args.max_new_tokens, label=row)
+                                 label=row)
                 if verifier:
                     add_scores(pool, verifier, task.chat)
                 pools[row] = [{"task": name, "graded": graded, "chat": task.chat, **entry} for entry in pool]
-                common.write_atomic(os.path.join(out, f"pool-{len(pools)}.jsonl"),  # at once: the next model may fail
-                                    "".join(json.dumps(entry) + "\n" for entry in pools[row]))
+                write_atomic(os.path.join(out, f"pool-{len(pools)}.jsonl"),  # at once: the next model may fail
+                             "".join(json.dumps(entry) + "\n" for entry in pools[row]))
             del policy
 
     if verifier and args.pool:
@@ -425,20 +337,21 @@ def main(argv=None):
                 raise UserError(f"--verifier: the pool file {path} has no completions to score")
             add_scores(pool, verifier, pool[0].get("chat", False))
     values = {row: metrics(pool, ks, graded, args.score) for row, pool in pools.items()}
-    results = {row: {n: common.mean_se(v) for n, v in value.items()} for row, value in values.items()}
-    report = {"task": name, "flags": {**vars(args), "out": out}, "results": results, **common.versions()}
+    results = {row: {n: mean_se(v) for n, v in value.items()} for row, value in values.items()}
+    report = {"task": name, "flags": {**vars(args), "out": out}, "results": results, **versions()}
     print(table(results))
     if "distinct" in results[next(iter(results))]:
         print(table(results, DIVERSITY))
     if verifier:
         report["verifier"] = {row: judge_verifier(pool) for row, pool in pools.items()}
         for row, found in report["verifier"].items():
-            print(f"verifier on {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}], calibration error "
-                  f"{found['calibration_error']:.3f}")
+            print(f"verifier on {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}], calibration "
+                  f"error {found['calibration_error']:.3f}")
     first, *others = values
     for row in others:
         if [e["id"] for e in pools[row]] == [e["id"] for e in pools[first]]:
-            paired = {n: common.mean_se([b - a for a, b in zip(values[first][n], values[row][n])]) for n in values[row] if n in values[first]}
+            paired = {n: mean_se([b - a for a, b in zip(values[first][n], values[row][n])])
+                      for n in values[row] if n in values[first]}
             report.setdefault("paired", {})[f"{row} - {first}"] = paired
             print(table({f"{row} - {first} (paired)": paired}))
     if not args.pool and task.counts:
@@ -448,24 +361,10 @@ def main(argv=None):
         report["co_scaling"] = fits = co_scaling(results)
         for row, fit in fits.items():
             print(f"co-scaling {row}: pass@N = exp({fit['a']:.3f} N^{fit['b']:.3f}), rmse {fit['rmse']:.4f}")
-        plot_co_scaling(results, fits, os.path.join(out, "co_scaling.png"))
-    plot(results, os.path.join(out, "curves.png"), name)
-    common.write_atomic(os.path.join(out, "result.json"), json.dumps(report, indent=1))
+        plots.plot_co_scaling(results, fits, os.path.join(out, "co_scaling.png"))
+    plots.plot(results, os.path.join(out, "curves.png"), name)
+    write_atomic(os.path.join(out, "result.json"), json.dumps(report, indent=1))
     print(f"written to {out}/")
-
-
-def plot_co_scaling(results, fits, path):
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    figure, axis = pyplot.subplots(figsize=(5, 3.6))
-    for row, fit in fits.items():
-        cells = {int(n[5:]): c["mean"] for n, c in results[row].items() if n.startswith("pass@")}
-        line = axis.plot(list(cells), list(cells.values()), "o", ms=4, label=row)[0]
-        axis.plot(list(cells), [math.exp(fit["a"] * n ** fit["b"]) for n in cells], "-", color=line.get_color())
-    axis.set(xscale="log", xlabel="N", ylabel="pass@N", title="dots: measured, lines: exp(a N^b)")
-    axis.legend(fontsize=7)
-    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,113 @@
+"""The command line: flags that all scripts share, their limits, and mistakes that end in one sentence.
+
+Imports nothing heavy: --help and a wrong flag answer at once.
+"""
+import argparse
+import errno
+import functools
+import math
+import os
+import sys
+
+from support.errors import UserError
+
+TASKS = "countdown, routes, program, peptide, gsm8k, math, humaneval, mbpp, codecontests, taco"
+
+
+def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, kl=True):
+    """A parser for a training script, with the flags that all of them share and this script's defaults; the script adds
+    its paper's. doc: the script's docstring.  kl: whether it can penalise KL, which needs sampled completions."""
+    p = argparse.ArgumentParser(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    g = p.add_argument_group("problems, base and adapter")
+    g.add_argument("--task", help=f"{TASKS}; default {task}, or that of --data")
+    g.add_argument("--data", help="your own problems, FILE.jsonl, or a local copy of the task's data set")
+    g.add_argument("--levels", help="difficulty levels of the task `math`, e.g. 1-3")
+    g.add_argument("--allow-unsandboxed-code", action="store_true",
+                   help="run model-written programs even where there is no sandbox")
+    g.add_argument("--model", help="hub id, local directory, or an embedded model; default that of the task")
+    g.add_argument("--adapter", help="run folder or LoRA directory to continue from, e.g. an SFT warm-up before RL")
+    g.add_argument("--bits", type=int, choices=[4, 8, 16, 32],
+                   help="precision of the frozen base; default 4 (NF4) on a GPU, 32 on a CPU")
+    g.add_argument("--lora-rank", type=int, default=16, help="rank of the LoRA adapter (alpha is twice that)")
+    g = p.add_argument_group("training")
+    g.add_argument("--samples", type=int, default=samples, help="samples per prompt, where the policy is sampled")
+    g.add_argument("--prompts", type=int, default=prompts, help="prompts per step B")
+    g.add_argument("--steps", type=int, default=steps, help="steps: batches of prompts")
+    g.add_argument("--lr", type=float, default=2e-3,
+                   help="peak learning rate (AdamW), decays to 0; large models: 1e-5 to 5e-5")
+    g.add_argument("--max-grad-norm", type=float, default=1.0, help="clip the gradient's norm; 0 = never")
+    g.add_argument("--temperature", type=float, default=1.0, help="sampling and scoring temperature T")
+    g.add_argument("--max-new-tokens", type=int, default=0, help="longest completion in tokens; 0 = the task's own")
+    if kl:
+        g.add_argument("--kl-coef", type=float, default=0.0, help="beta of KL(pi || reference); 0 = measured only")
+        g.add_argument("--kl-prompts", type=int, default=32,
+                       help="without --kl-coef: measure KL on a sample of so many prompts of a step; 0 = do not")
+    g.add_argument("--reference", choices=["start", "base"], default="start",
+                   help="KL reference: the start of this run, or the base")
+    g.add_argument("--seed", type=int, default=0, help="initialisation, data order and sampling")
+    g = p.add_argument_group("evaluation and run folder")
+    g.add_argument("--eval-samples", type=int, default=64,
+                   help="samples per test problem before and after; 0 = no evaluation")
+    g.add_argument("--eval-problems", type=int, default=0, help="test problems to evaluate on; 0 = all")
+    g.add_argument("--eval-every", type=int, default=0,
+                   help="evaluate on validation problems every so many steps; 0 = never")
+    g.add_argument("--save-every", type=int, default=25, help="steps between checkpoints")
+    g.add_argument("--out", help=f"run folder; default runs/{script}-<task>-<what>-<number>")
+    g.add_argument("--resume", action="store_true", help="continue the run in --out")
+    return p
+
+
+def check(args, positive=(), not_negative=()):
+    """What argparse cannot judge about the flags that all scripts share, and of a script's own that they are at least 1,
+    or not negative.  Raises UserError."""
+    for name in ("samples", "prompts", "steps", "lora_rank", "save_every", *positive):
+        if not getattr(args, name) >= 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    for name in ("lr", "max_grad_norm", "kl_coef", "kl_prompts", "max_new_tokens", "eval_samples", "eval_problems",
+                 "eval_every", "seed", *not_negative):
+        if not 0 <= getattr(args, name, 0) < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} must not be negative, and finite; it is {getattr(args, name)}")
+    if not 0 < args.temperature < math.inf:
+        raise UserError(f"--temperature must be positive, not {args.temperature}")
+    if args.eval_every and not args.eval_samples:
+        raise UserError("--eval-every needs --eval-samples of at least 1")
+
+
+def numbers(text, kind, flag):
+    """The distinct positive numbers of a comma-separated flag, in order.  Raises UserError."""
+    try:
+        values = sorted({kind(part) for part in text.split(",")})
+    except ValueError:
+        values = []
+    if not values or not 0 < values[0] <= values[-1] < math.inf:
+        raise UserError(f"{flag} {text!r}: give positive numbers separated by commas")
+    return values
+
+
+def cli(main):
+    """Decorator of every script's main(argv): a mistake of the user ends in one sentence and exit code 2."""
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        import torch
+        from support import processes
+        try:
+            processes.init_processes()
+            return main(argv)
+        except UserError as error:
+            message = error
+        except torch.OutOfMemoryError:
+            message = "out of GPU memory: lower --max-new-tokens, load the base with --bits 4, or take a smaller model"
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            message = (f"{error.strerror}: what was saved is intact; make room and run the command again, a training "
+                       "run with --resume")
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+        who = f"process {processes.RANK}: " if processes.RANK else ""
+        print(f"{os.path.basename(sys.argv[0])}: error: {who}{message}", file=sys.stderr)
+        raise SystemExit(2)
+    return wrapped

@@ -1,0 +1,415 @@
+"""The run folder: args.json, metrics.jsonl, samples.jsonl, result.json, curves.png, adapter/, state.pt.
+
+Everything is written so that a kill at any moment, or a full disk, leaves the last checkpoint whole.
+"""
+import argparse
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from contextlib import contextmanager, suppress
+from itertools import accumulate
+
+import safetensors
+import torch
+
+from support import ROOT, processes
+from support.errors import UserError
+from support.processes import on_first
+
+
+@contextmanager
+def writing(path):
+    """Turns a full disk, a read-only folder and whatever else keeps `path` from being written into one sentence."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path} ({reason}): what was saved before is intact, the last checkpoint too; "
+                        "put that right and run the command again, a training run with --resume") from error
+
+
+def write_atomic(path, data, keep=None):
+    """Write a file (text or bytes) so that a reader, or a kill at any moment, meets the old one or the new one. `keep`
+    is a name under which the old one stays.  Raises UserError if it cannot be written; the old one is then in place."""
+    if processes.RANK:
+        return
+    with writing(path):
+        try:
+            with open(path + ".tmp", "wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())  # some file systems say only here that they are full
+            if keep and os.path.exists(path):
+                second_name(path, keep)
+            os.replace(path + ".tmp", path)
+        except OSError:
+            for rest in (path + ".tmp", f"{keep}.tmp"):
+                with suppress(OSError):
+                    os.remove(rest)
+            raise
+
+
+def second_name(path, name):
+    """Give the file `path` another name too, in place of the file that has it. Never is `path` missing."""
+    spare = name + ".tmp"
+    with suppress(FileNotFoundError):
+        os.remove(spare)
+    try:
+        os.link(path, spare)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, spare)
+    os.replace(spare, name)
+    with suppress(FileNotFoundError):  # a kill between here and the next write: both were names of one file, and
+        os.remove(spare)               # renaming one to the other did nothing
+
+
+def save_adapter(model, folder):
+    """Write the adapter "default" as peft reads it, equal adapters in equal bytes.  Raises UserError if it cannot."""
+    for name, value in vars(model.peft_config["default"]).items():
+        if isinstance(value, set):  # its order, and so the order in the file, is another in every process
+            setattr(model.peft_config["default"], name, sorted(value))
+    shutil.rmtree(folder + ".tmp", ignore_errors=True)  # what a killed run left would be taken over
+    with writing(folder):
+        try:
+            model.save_pretrained(folder + ".tmp", selected_adapters=["default"], save_embedding_layers=False)
+            os.makedirs(folder, exist_ok=True)
+            for name in os.listdir(folder + ".tmp"):
+                os.replace(os.path.join(folder + ".tmp", name), os.path.join(folder, name))
+        finally:
+            shutil.rmtree(folder + ".tmp", ignore_errors=True)
+
+
+def step_of(line):
+    """The step of a line of a log (bytes), or None if it is no such line."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if type(step) is int and line.endswith(b"\n") else None
+
+
+def log_until(data, step, name):
+    """What of a log (bytes) was written up to `step` -> (its size in bytes, number of its first broken line or None).
+    metrics.jsonl has one line per step, samples.jsonl some for some steps."""
+    lines = data.splitlines(keepends=True)
+    steps = [step_of(line) for line in lines]
+    if name == "metrics.jsonl":
+        count, wanted = step, range(1, step + 1)
+    else:
+        count = max((i for i, s in enumerate(steps, 1) if s is not None and s <= step), default=0)
+        wanted = accumulate((s if s is not None and s <= step else 0 for s in steps[:count]), max)  # steps never fall
+    found = (steps + [None] * count)[:count]
+    broken = next((i for i, (s, w) in enumerate(zip(found, wanted), 1) if s != w), None)
+    return len(b"".join(lines[:count])), broken
+
+
+def fits(action, value):
+    """Whether a flag of argparse can have this value."""
+    if value is None:
+        return action.default is None
+    if action.nargs == 0:
+        return type(value) is bool
+    types = {int: (int,), float: (int, float)}.get(action.type, (str,))
+    return type(value) in types and value in (action.choices or [value])
+
+
+# What a checkpoint knows the bytes of, the name of the one before, and the flags that may differ from the checkpoint's:
+# folders move.
+LOGGED = ("metrics.jsonl", "samples.jsonl", "targets.json")
+PREVIOUS = "state.previous.pt"
+MAY_CHANGE = ("model", "data", "adapter", "verifier", "out", "resume", "save_every")
+
+
+def new_folder(folder, label):
+    """Create the folder, or runs/<label>-<number> if it is None, and see that it can be written.  Raises UserError."""
+    return on_first(lambda: make_folder(folder, label))
+
+
+def make_folder(folder, label):
+    number = 1
+    while folder is None:
+        try:
+            os.makedirs(os.path.join("runs", f"{label}-{number}"))
+            folder = os.path.join("runs", f"{label}-{number}")
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UserError(f"cannot create the folder runs/{label}-{number}: {error.strerror}; give another with "
+                            "--out") from error
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if not all(name.endswith(".tmp") for name in os.listdir(folder)):  # a command killed early leaves no others
+            raise UserError(f"--out {folder} is not empty: choose another folder, or continue a run with --resume")
+    except OSError as error:
+        raise UserError(f"cannot write to --out {folder}: {error.strerror}") from error
+    try_folder(folder)
+    return folder
+
+
+def try_folder(folder):
+    """See that files can be made in the folder, before any work is done.  Raises UserError."""
+    probe = os.path.join(folder, "args.json.tmp")
+    try:
+        with open(probe, "w") as file:
+            file.write("{}")
+    except OSError as error:
+        raise UserError(f"cannot write to --out {folder}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            os.remove(probe)
+
+
+class Damage(UserError):
+    """A file of a run folder is not what the run wrote."""
+
+
+class Run:
+    """One training run on disk: args.json, metrics.jsonl, samples.jsonl, result.json, curves.png, adapter/, state.pt.
+
+    `--resume` takes every flag from args.json (a flag given again must agree), cuts what was logged after the last
+    checkpoint, and goes on from it. Nothing random is stored: every draw has its own seed (seed_of).
+    state.pt is what torch.save writes, and then the SHA-256 of that. It holds size and SHA-256 of the logs up to its
+    step, and the flags. What does not agree ends in one sentence with the command that goes on from state.previous.pt,
+    the checkpoint before; nothing falls back to it unasked.
+    Ctrl-C or SIGTERM sets `stopping`; the loop then saves after the current step. A second Ctrl-C leaves at once.
+    Of several processes the first one reads and writes.
+    """
+
+    def __init__(self, script, parser, argv):
+        """Read the flags; with --resume those of the run in --out.  Raises UserError."""
+        self.script, self.args = script, parser.parse_args(argv)
+        self.folder, self.resumed = self.args.out, self.args.resume
+        self.started, self.asked_to_stop, self.step = time.time(), False, 0
+        self.result = {}  # what result.json will hold
+        self.kept = {}  # what else a script wants to find again after a resume
+        if self.resumed:
+            self.read_args(self.args, parser, argv)
+
+    @property
+    def stopping(self):
+        """Whether any process was asked to stop: all of them have to ask at the same place of the loop."""
+        return processes.all_reduce(float(self.asked_to_stop)) > 0
+
+    def create(self, label):
+        """Make the folder, runs/<script>-<label>-<number> unless --out names one.  Raises UserError if it is in use."""
+        if not self.resumed:
+            self.folder = self.args.out = new_folder(self.args.out, f"{self.script}-{label}")
+        elif self.made_by != self.script:
+            raise UserError(f"--resume: {self.folder} is a run of {self.made_by}.py, not of {self.script}.py")
+        else:
+            on_first(lambda: try_folder(self.folder))
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def read(self, name):
+        """A JSON file of the folder, or None if there is none that can be read."""
+        try:
+            with open(self.path(name)) as file:
+                return json.load(file)
+        except (OSError, ValueError, RecursionError):
+            return None
+
+    def read_args(self, args, parser, argv):
+        if not args.out:
+            raise UserError("--resume needs --out DIR, the run folder to continue")
+        found = on_first(lambda: self.read("args.json"))
+        flags = found.get("flags") if isinstance(found, dict) else None
+        if not isinstance(flags, dict):
+            raise UserError(f"--resume: {self.folder} has no readable args.json, so it is no run folder, or of a run "
+                            "killed before it wrote anything: then give the command that started it again")
+        self.made_by, known = found.get("script"), {action.dest: action for action in parser._actions}
+        for name, value in flags.items():
+            if name not in known or not fits(known[name], value):
+                raise UserError(f"--resume: args.json in {self.folder} has --{name.replace('_', '-')} {value}, which "
+                                f"this script does not take: it is a run of {found.get('script')}.py, or damaged")
+        absent = object()  # parsed once more with this in the place of every default: what is left was given
+        given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent))))
+        given = {name: value for name, value in given.items() if value is not absent}
+        for name, value in given.items():
+            if name not in ("out", "resume", "save_every") and flags.get(name) != value:
+                raise UserError(f"--resume continues with the flags of args.json, where --{name.replace('_', '-')} is "
+                                f"{flags.get(name)}, not {value}: leave the flag out, or start a new run (--adapter)")
+        vars(args).update({k: v for k, v in flags.items() if k not in ("out", "resume") and k not in given})
+
+    def begin(self, policy, optimizer):
+        """Write args.json, load the last checkpoint if resuming, listen for Ctrl-C. Sets `step`, that of the checkpoint."""
+        if not self.resumed:
+            found = {"script": self.script, "flags": vars(self.args), "processes": processes.WORLD, **versions()}
+            on_first(lambda: write_atomic(self.path("args.json"), json.dumps(found, indent=1)))
+        else:
+            state = on_first(lambda: self.restore(policy, optimizer))
+            if state and processes.RANK:
+                self.load(state, policy, optimizer)
+
+        def stop(number, frame):
+            if self.asked_to_stop:
+                raise KeyboardInterrupt
+            self.asked_to_stop = True
+            print("stopping after this step (Ctrl-C again to leave at once)", flush=True)
+        try:
+            signal.signal(signal.SIGINT, stop)
+            signal.signal(signal.SIGTERM, stop)
+        except ValueError:
+            pass  # not the main thread: the caller looks after signals
+
+    def restore(self, policy, optimizer):
+        """Load the last checkpoint and cut the logs to its step -> the checkpoint, None if there was none yet.  Raises
+        UserError: damage, with the way on; flags other than the checkpoint's; files that cannot be written."""
+        try:
+            state = self.read_checkpoint("state.pt")
+            if state is None and os.path.exists(self.path(PREVIOUS)):
+                raise Damage(f"{self.path('state.pt')} is missing")
+            if state:
+                self.load(state, policy, optimizer)
+            sizes = self.check_logs(state)
+        except Damage as error:
+            raise UserError(f"{error}: {self.way_on()}") from error
+        for name, size in sizes.items():
+            with writing(self.path(name)), suppress(FileNotFoundError), open(self.path(name), "r+b") as file:
+                file.truncate(size)  # in place: a full disk has no room for a copy
+        if state:  # a kill may have left an adapter/ that is ahead of the checkpoint, or half of one
+            save_adapter(policy.model, self.path("adapter"))
+        return state
+
+    def load(self, state, policy, optimizer):
+        """Put a checkpoint into policy, optimiser and run.  Raises UserError if its flags or tensors are others."""
+        for name, value in json.loads(state.get("flags", "{}")).items():
+            now = vars(self.args).get(name)
+            if name not in MAY_CHANGE and now != value:
+                raise UserError(f"{name} is {json.dumps(now)} in {self.path('args.json')} and {json.dumps(value)} in "
+                                "the state.pt beside it, so one of them was changed: put it back")
+        try:
+            mine, start = policy.parameters(), policy.start_parameters()
+            for p, saved in zip(mine + start, state["parameters"] + state["start"], strict=True):
+                if p.shape != saved.shape:
+                    raise ValueError(f"{tuple(saved.shape)} for {tuple(p.shape)}")
+                p.data.copy_(saved)  # of the start, too: the folder it came from may have trained on since
+            optimizer.load_state_dict(state["optimizer"])
+            for p in mine:
+                for name, moment in optimizer.state[p].items():
+                    if name != "step" and moment.shape != p.shape:
+                        raise ValueError(f"{name} {tuple(moment.shape)} for {tuple(p.shape)}")
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise Damage(f"{self.path('state.pt')} is of another run, its tensors do not fit ({error})") from error
+        self.step, self.result, self.kept = state["step"], json.loads(state["result"])
+        self.kept = json.loads(state.get("kept", "{}"))
+        if "recent" in self.result:  # where older versions put it
+            self.kept["recent"] = self.result.pop("recent")
+        self.started -= state["seconds"]
+
+    def bytes_of(self, name):
+        """What is in a file of the folder, None if there is no such file.  Raises Damage if it cannot be read."""
+        try:
+            with open(self.path(name), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise Damage(f"{self.path(name)} cannot be read ({error.strerror})") from error
+
+    def read_checkpoint(self, name):
+        """The checkpoint in a file, None if there is no such file.  Raises Damage."""
+        data = self.bytes_of(name)
+        if data is None:
+            return None
+        whole = hashlib.sha256(data[:-32]).digest() == data[-32:]
+        try:
+            if not whole and zipfile.ZipFile(io.BytesIO(data)).testzip():
+                raise ValueError("a record with another checksum")
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            if "files" in state and not whole:  # older versions wrote neither digest nor "files"
+                raise ValueError("another SHA-256")
+            state["step"] + state["seconds"], json.loads(state["result"])
+        except Exception as error:  # there is no end to what zipfile and the unpickler raise at damaged bytes
+            raise Damage(f"{self.path(name)} is damaged") from error
+        return state
+
+    def check_logs(self, state):
+        """{file: its size in bytes at a checkpoint, None: at the start}.  Raises Damage if it changed up to there."""
+        sizes = dict.fromkeys(LOGGED, 0)
+        for name in LOGGED if state else ():
+            data = self.bytes_of(name) or b""
+            sizes[name], broken = (len(data), None) if name == "targets.json" else log_until(data, state["step"], name)
+            whole = not broken
+            if "files" in state:
+                sizes[name], digest = state["files"][name]
+                whole = hashlib.sha256(data[:sizes[name]]).hexdigest() == digest
+            if not whole:
+                line = f" in line {broken}" if broken else ""
+                raise Damage(f"{self.path(name)} is damaged{line}, before the checkpoint of step {state['step']}")
+        return sizes
+
+    def way_on(self):
+        """The words that say how to go on where the last checkpoint, or what was logged before it, is damaged."""
+        script = os.path.join(ROOT, self.script + ".py")
+        resume = shlex.join([sys.executable, script, "--out", self.folder, "--resume"])
+        state, previous = self.path("state.pt"), self.path(PREVIOUS)
+        try:
+            found = self.read_checkpoint(PREVIOUS)
+            self.check_logs(found)
+        except Damage:
+            found = None
+        if found:
+            move = shlex.join(["mv", previous, state])
+            return f"go on from the checkpoint before it, of step {found['step']}, with: {move} && {resume}"
+        remove = shlex.join(["rm", "-f", state, previous])
+        return f"no checkpoint before it is whole; begin this run again with: {remove} && {resume}"
+
+    def log(self, name, **values):
+        """Append one line to metrics.jsonl or samples.jsonl.  Raises UserError if it cannot be written."""
+        if processes.RANK:
+            return
+        with writing(self.path(name)), open(self.path(name), "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def seconds(self):
+        """Seconds that the run has taken, interruptions not counted."""
+        return time.time() - self.started
+
+    def save(self, policy, optimizer):
+        """Checkpoint: adapter/ for any user of peft, state.pt for --resume. A kill leaves the last one intact.  Raises
+        UserError if it cannot be written, which leaves the last one intact too."""
+        def write():
+            save_adapter(policy.model, self.path("adapter"))
+            logged = {name: self.bytes_of(name) or b"" for name in LOGGED}
+            buffer = io.BytesIO()
+            torch.save({"step": self.step, "seconds": self.seconds(), "result": json.dumps(self.result),
+                        "kept": json.dumps(self.kept),
+                        "files": {name: [len(data), hashlib.sha256(data).hexdigest()] for name, data in logged.items()},
+                        "flags": json.dumps(vars(self.args)),
+                        "parameters": [p.detach() for p in policy.parameters()],
+                        "start": [p.detach() for p in policy.start_parameters()],
+                        "optimizer": optimizer.state_dict()}, buffer)
+            body = buffer.getvalue()
+            write_atomic(self.path("state.pt"), body + hashlib.sha256(body).digest(), keep=self.path(PREVIOUS))
+        on_first(write)
+
+    def finish(self):
+        self.result["seconds"] = round(self.seconds(), 1)
+        on_first(lambda: write_atomic(self.path("result.json"), json.dumps(self.result, indent=1)))
+
+
+def versions():
+    """Versions of what matters and the commit of this checkout, for args.json."""
+    packages = {}
+    for name in ("torch", "transformers", "peft", "bitsandbytes"):
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = None
+    try:
+        commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"],
+                                capture_output=True, text=True).stdout
+    except OSError:  # no git here
+        commit = ""
+    return {"versions": packages, "commit": commit.strip() or None}

@@ -1,0 +1,116 @@
+"""Loading a frozen base in any precision, and how much of it memory holds."""
+import logging
+import os
+import sys
+import warnings
+
+import torch
+
+from support import ROOT
+from support.errors import UserError
+
+EMBEDDED = ("tiny", "tiny_program", "tiny_peptide")  # in models/
+
+
+def set_threads(parameters):
+    """One thread for a tiny model on a CPU, where two are slower even on an idle machine; torch's default otherwise."""
+    if parameters < 5e6:
+        torch.set_num_threads(1)
+
+
+def first_line(error):
+    """What the first line of an error says: for libraries that raise a dozen types, with a page of advice each."""
+    return str(error).strip().split("\n")[0]
+
+
+def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **options):
+    """Load a frozen model of a transformers auto class, quantised if asked, and its tokenizer.
+    Returns (model, tokenizer, note on device and precision).  Raises UserError as load_policy does."""
+    # bitsandbytes warns that an optional kernel is absent, and of a cast in every 8-bit product.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import transformers
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if device is None:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device} was asked for but torch sees no GPU: check the driver or use the CPU")
+    gpu = device.type == "cuda"
+    why = "as asked" if bits is not None else "default on a GPU" if gpu else "default on a CPU"
+    if bits is None:
+        bits = 4 if gpu else 32
+    if bits not in (4, 8, 16, 32):
+        raise UserError(f"--bits {bits}: choose 4, 8, 16 or 32")
+    # bf16 where the hardware has it. Never float16: without loss scaling its gradients vanish.
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else bits == 16
+    dtype = torch.bfloat16 if bf16 and bits != 32 else torch.float32
+    quantisation = None
+    if bits == 4:
+        quantisation = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    elif bits == 8:
+        quantisation = transformers.BitsAndBytesConfig(load_in_8bit=True)
+
+    path = os.path.join(ROOT, "models", model) if model in EMBEDDED else model
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            transformers.AutoConfig.from_pretrained(path)  # one small file first: no network shows here
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            lm = getattr(transformers, kind).from_pretrained(path, dtype=dtype, quantization_config=quantisation,
+                                                             device_map={"": device}, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # transformers raises a dozen types here; the first line says which file or id it was
+        raise UserError(f"cannot load model {model!r} ({type(error).__name__}: {first_line(error)}): give a hub id "
+                        "that this machine can reach, or a local directory with config, weights and tokenizer"
+                        ) from error
+    for module in lm.modules():
+        # bitsandbytes 0.50 on a CPU with AVX512-BF16 repacks the weights in the first forward without gradient (the
+        # sampler's), after which gradients are silently wrong. Refuse that path.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    if not gpu:
+        set_threads(sum(p.numel() for p in lm.parameters()))
+    lm.requires_grad_(False)
+    hardware = torch.cuda.get_device_name(device) if gpu else f"{torch.get_num_threads()} thread(s)"
+    return lm, tokenizer, f"{device.type} ({hardware}), {bits}-bit base ({why}), compute {str(dtype).split('.')[-1]}"
+
+
+def free_memory(device):
+    """Bytes that a GPU has free, the unused part of torch's own cache included."""
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
+def most_rows(lm, tokens):
+    """Rows of so many tokens that the sampler decodes at once: on a GPU those whose keys, values and logits half the
+    free memory holds; on a CPU 1024, less for a large vocabulary."""
+    c = lm.config.get_text_config()
+    if lm.device.type != "cuda":
+        return max(1, min(1024, 2 ** 26 // c.vocab_size))
+    heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+    width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    # bytes of keys and values in 16 bits, and of one row of logits, probabilities and their float64 sums
+    row = 4 * c.num_hidden_layers * heads * width * tokens + 24 * c.vocab_size
+    return max(1, free_memory(lm.device) // 2 // row)
+
+
+def micro_batch(lm):
+    """Tokens of one micro-batch of the update: 2048 on a CPU, 8192 on a GPU, less for a large model."""
+    c, gpu = lm.config.get_text_config(), lm.device.type == "cuda"
+    # Bytes that autograd keeps per token: activations of each layer (LoRA inputs in float32), logits in two precisions.
+    token = 100 * c.num_hidden_layers * c.hidden_size + 24 * c.vocab_size
+    return max(256, min(8192 if gpu else 2048, (free_memory(lm.device) // 2 if gpu else 2 ** 32) // token))
+
+
+def peak_memory(device):
+    """Peak memory in GB: allocated on the GPU, resident in the process on a CPU; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -1,0 +1,211 @@
+"""What every script does around its step: set up a run, hand out batches, log and save a step, compare in the end.
+
+These are functions over a plain object, the run folder; the loop itself, and all of a paper, stands in its script.
+"""
+import functools
+import random
+import time
+
+import torch
+
+import common
+import evaluate
+import tasks
+from support import load, processes
+from support.errors import UserError
+from support.plots import plot_run
+
+# Every key of a line of metrics.jsonl, and of a row of result.json (before, after, and `valid` in metrics.jsonl). <k>
+# is a budget. A script writes those that exist in it: without samples no reward, without weights no w_mean.
+METRICS = {
+    "step": "steps done, this one included",
+    "loss": "what was descended in this step, before its update; nats, per prompt",
+    "reward": "mean reward of the samples",
+    "pass@<k>": "chance that k samples hold a right one, exact over the samples of a prompt; mean over prompts",
+    "max@<k>": "the same for graded rewards: expected maximum of k samples",
+    "zero": "share of completions whose coefficient is exactly 0, so that they enter no forward pass",
+    "kl": "mean of log pi(y) - log ref(y) over samples, nats: an estimate of KL(pi || reference)",
+    "gold": "mean log pi of the gold completions, nats",
+    "grad_norm": "norm of the gradient before clipping",
+    "length": "mean tokens of a completion, end-of-sequence token included",
+    "entropy": "mean entropy of what each token was drawn from, nats per token",
+    "diversity": "how different the completions of a prompt are: distinct, answers, distinct-2, similarity",
+    "threshold": "mean number of votes k that win",
+    "score_wrong": "mean score that the verifier gives to wrong samples",
+    "bon_gap": "expected reward of the best of N by the verifier, minus that by the reward itself",
+    **{f"{kind}_{name}": f"{name} of the {what}" for kind, what in (
+        ("w", "operator's weights, of samples or gold completions, never negative"),
+        ("c", "coefficients of grad log pi, of samples, signed")) for name in ("mean", "min", "median", "max")},
+    "w_even": "share of weights within 5 % of their mean: at 1 they do nothing",
+    "c_even": "share of coefficients within 5 % of their mean",
+    "w_small": "share of weights below 0.01",
+    "c_small": "share of coefficients below 0.01 in size",
+    "tokens_per_s": "completion tokens per second of sampling",
+    "samples_per_s": "completions, sampled or gold, per second of the whole step",
+    "memory_gb": "peak memory since the start of the process, GB: allocated on a GPU, resident on a CPU",
+    "seconds": "seconds since the start of the run, interruptions not counted",
+    "valid": "result row on validation problems (--eval-every)",
+    "verifier_timeouts": "answers that the verifier did not decide in time, since the start of the process",
+    "verifier_errors": "what could not be judged at all, since the start of the process",
+    "program_timeouts": "programs stopped at a limit, since the start of the process",
+    "unsupported": "tests that need more than plain values, since the start of the process",
+    "maj@<k>": "chance that a plurality vote of k samples is right, ties shared, exact",
+    "bon@<k>": "expected reward of the best of k samples by log-probability, or by the verifier if there is one",
+    "distinct": "different completions of a problem", "answers": "different answers of a problem",
+    "distinct-2": "different pairs of neighbouring characters over all of them",
+    "similarity": "mean difflib ratio of up to 8 pairs of completions, 1 = equal",
+}
+
+
+def set_up(run, task, label, binary=None):
+    """Set task, folder, policy and problems of a run: run.task, policy, train, valid, test.  task: where neither --task
+    nor --data is given; label: of the folder's name; binary: what to say of graded rewards where they have no meaning.
+    Raises UserError."""
+    args = run.args
+    args.task = args.task or (None if args.data else task)
+    run.task = task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code)
+    args.model = args.model or task.base
+    if task.graded and binary:
+        raise UserError(f"task {task.name} has graded rewards: {binary}")
+    task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
+    run.create(f"{task.name}-{label}")
+    run.policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed)
+    run.train = evaluate.that_fit(run.policy, task, task.need("train"))
+    run.valid = evaluate.that_fit(run.policy, task, task.need("valid")) if args.eval_every else []
+    run.test = evaluate.that_fit(run.policy, task, task.need("test")) if args.eval_samples else []
+
+
+def begin(run, words, budget, verifier=None, target="solution"):
+    """Make the optimiser, load the last checkpoint if there is one, print the first lines.  budget: the k or N trained
+    for; verifier: what best-of-k is evaluated by; target: the kind of gold completion whose log pi is."""
+    run.budget, run.verifier, run.target = budget, verifier, target
+    run.optimizer = torch.optim.AdamW(run.policy.parameters(), lr=run.args.lr, weight_decay=0.0)
+    run.begin(run.policy, run.optimizer)
+    print(f"{run.folder}: {run.args.model}, {run.task.name}, {words}\n{run.policy.note}", flush=True)
+    run.mark = time.time()  # when the next step begins
+
+
+def evaluate_before(run):
+    """The row `before` of result.json, unless a resumed run has it."""
+    if run.args.eval_samples and "before" not in run.result:
+        run.result["before"] = judge(run, run.test, "before")
+        run.save(run.policy, run.optimizer)
+    run.mark = time.time()
+
+
+def judge(run, problems, row=None):
+    """A row of result.json: the policy as it is now on these problems."""
+    args, budgets = run.args, {1, 2, 4, 8, 16, 32, 64, run.budget}
+    found, pool = evaluate.evaluate(
+        run.policy, run.task, problems[:args.eval_problems or None], args.eval_samples,
+        sorted(k for k in budgets if k <= args.eval_samples), args.temperature, args.seed, kl=True,
+        verifier=run.verifier, target=run.target)
+    if run.verifier and row:  # on samples of this policy, which may have learned to deceive it
+        run.result[f"verifier {row}"] = evaluate.judge_verifier(pool)
+    return found
+
+
+def show(run, rows):
+    """Print result rows: the same columns in all scripts."""
+    print(evaluate.table(rows, ks=(1, run.budget, 32)), evaluate.table(rows, evaluate.DIVERSITY), sep="\n")
+
+
+def gold_completions(policy, task, problems, target="solution", longest=torch.inf):
+    """Gold completions for supervised fine-tuning -> (problems that have one of at most `longest` tokens, {problem id:
+    its token ids with end-of-sequence}); says how many were left out.  Raises UserError if none is left."""
+    golds = {}
+    for p in problems:
+        text = task.target(p, target)
+        ids = [] if text is None else policy.encode_solution(text)
+        room = policy.positions - len(policy.encode(p.prompt, task.chat))
+        if text is not None and len(ids) <= min(longest, room):
+            golds[p.id] = ids
+    what = f"no gold completion ({target})" + f" of at most {longest} tokens" * (longest < torch.inf)
+    if not golds:
+        raise UserError(f"task {task.name} has no problem to learn from: {what} that fits the model; add \"solution\" "
+                        "to its data, or raise --max-new-tokens")
+    if len(golds) < len(problems):
+        print(f"left out {len(problems) - len(golds)} of {len(problems)} problems: {what}, or too long for the model",
+              flush=True)
+    return [p for p in problems if p.id in golds], golds
+
+
+@functools.lru_cache(maxsize=2)
+def permutation(n, seed, epoch):
+    order = list(range(n))
+    random.Random(common.seed_of("order", seed, epoch)).shuffle(order)
+    return order
+
+
+def batch_of(problems, size, step, seed):
+    """The `size` problems of step 1, 2, ...: one shuffled pass over `problems` after the other, nothing dropped."""
+    places = (divmod(j, len(problems)) for j in range((step - 1) * size, step * size))
+    return [problems[permutation(len(problems), seed, epoch)[place]] for epoch, place in places]
+
+
+def sample_stats(task, drawn, rewards, budget, gap, seconds):
+    """Keys of METRICS that samples have. rewards [B, n]; gap: log pi - log ref, None where not measured; seconds: what
+    sampling took."""
+    (B, n), counted, kind = rewards.shape, int(drawn.lengths.sum()), "max" if task.graded else "pass"
+    best = {f"{kind}@{k}": sum(common.bon_at_k(r, r, k) for r in rewards.tolist()) / B
+            for k in sorted({1, min(budget, n)})}
+    return {"reward": rewards.mean().item(), **best, **({} if gap is None else {"kl": gap.mean().item()}),
+            "length": counted / (B * n), "entropy": drawn.entropies.sum().item() / counted,
+            "tokens_per_s": counted / seconds}
+
+
+def weight_stats(weights, name):
+    """How the weights ("w") or signed coefficients ("c") of a batch are distributed, for the step line."""
+    w = weights.double().flatten()
+    return {f"{name}_mean": w.mean().item(), f"{name}_min": w.min().item(), f"{name}_median": w.median().item(),
+            f"{name}_max": w.max().item(), f"{name}_small": (w.abs() < 0.01).double().mean().item(),
+            f"{name}_even": ((w - w.mean()).abs() <= 0.05 * w.mean().abs()).double().mean().item()}
+
+
+def end_of_step(run, line, shown):
+    """Log, validate, show, save, and stop if asked.  line: the step's keys of METRICS; shown: for samples.jsonl."""
+    args, run.step, took = run.args, run.step + 1, time.time() - run.mark
+    step, last = run.step, run.step == args.steps
+    line = {"step": step, **line, **run.task.counts, "memory_gb": load.peak_memory(run.policy.device),
+            "seconds": run.seconds()}
+    if args.eval_every and step % args.eval_every == 0:
+        line["valid"] = judge(run, run.valid)
+        show(run, {f"validation, step {step}": line["valid"]})
+    run.log("metrics.jsonl", **line)
+    if step == 1 or step % 25 == 0 or last:
+        for example in shown:
+            run.log("samples.jsonl", step=step, **example)
+            prompt, completion, *rest = example.items()
+            rest = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in rest)
+            print(f"  {prompt[1]} -> {completion[1]}   {'  '.join(rest)}")
+    if step == 1 or step % 10 == 0 or last:
+        print_line(line, args.steps, took)
+    stopping = run.stopping
+    if step % args.save_every == 0 or last or stopping:
+        run.save(run.policy, run.optimizer)
+    if stopping and not last:
+        print(f"stopped after step {step}; continue with --out {run.folder} --resume", flush=True)
+        raise SystemExit(130)
+    run.mark = time.time()
+
+
+def print_line(line, steps, seconds):
+    """The step line: the keys of metrics.jsonl, rounded, and the time left at `seconds` per step."""
+    left = seconds * (steps - line["step"])
+    hidden = ("step", "seconds", "samples_per_s", "grad_norm")  # in metrics.jsonl only, as is what is no number
+    shown = {k: v for k, v in line.items() if k not in hidden and isinstance(v, (int, float))}
+    text = "  ".join(f"{k} {v:,.0f}" if abs(v) >= 100 else f"{k} {v:.3g}" for k, v in shown.items())
+    print(f"step {line['step']}/{steps}  {text}  eta {left:.0f} s", flush=True)
+
+
+def evaluate_after(run):
+    """The row `after` of result.json, both rows printed, curves.png."""
+    if run.args.eval_samples:
+        run.result["after"] = judge(run, run.test, "after")
+        show(run, {row: run.result[row] for row in ("before", "after")})
+        for row in ("before", "after") if run.verifier else ():
+            found = run.result[f"verifier {row}"]
+            print(f"verifier on samples {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
+    run.finish()
+    plot_run(run.folder)
+    print(f"{run.result['seconds']:.0f} s; everything is in {run.folder}/", flush=True)

@@ -1,0 +1,102 @@
+"""The learned verifier: a decoder with one scalar output that says how likely a completion is right."""
+import inspect
+import json
+import os
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+import common
+from support import load, processes
+from support.errors import UserError
+from support.folder import save_adapter, write_atomic
+
+
+@dataclass
+class Verifier:
+    """A decoder with one scalar output, read at the last token of prompt + completion: a logit of being right."""
+    model: torch.nn.Module
+    tokenizer: object
+    note: str
+    extra: dict  # what is known about it: base, precision, how it was fitted
+
+    def parameters(self):
+        """The trainable tensors: head and adapter."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def encode(self, prompt, completion, chat=False):
+        """Token ids of prompt and completion as a finished answer, end-of-sequence token included."""
+        if chat and self.tokenizer.chat_template:
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        ids = self.tokenizer(prompt + completion)["input_ids"]
+        return ids if ids[-1:] == end else ids + end
+
+    def save(self, folder):
+        """adapter/ (for peft) and verifier.json, which load_verifier reads."""
+        def write():
+            save_adapter(self.model, os.path.join(folder, "adapter"))
+            write_atomic(os.path.join(folder, "verifier.json"), json.dumps(self.extra, indent=1))
+        processes.on_first(write)
+
+
+def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
+    """A verifier from a folder of `bon_rl.py --fit-verifier`, or a reward model (hub id or directory: a decoder that
+    AutoModelForSequenceClassification loads with one label). With lora_rank: a new one to be fitted, a fresh head and
+    adapter on the base `path`.  Raises UserError if it is none of these."""
+    own = os.path.join(path, "verifier.json")
+    extra = {"model": path, "bits": bits}
+    if lora_rank is None and os.path.exists(own):
+        with open(own) as file:
+            extra = json.load(file)
+    torch.manual_seed(seed)  # of a fresh head
+    labels = {"num_labels": 1} if lora_rank or extra["model"] != path else {}
+    model, tokenizer, note = load.load_base(extra["model"], bits or extra["bits"], device,
+                                            "AutoModelForSequenceClassification", **labels)
+    if model.config.num_labels != 1 or not hasattr(model, "score"):
+        raise UserError(f"{path!r} is no verifier: give a folder of bon_rl.py --fit-verifier, or a decoder with one label")
+    import peft
+    # transformers reads the output at the last token that is no padding, and the padding token is often the
+    # end-of-sequence token; rows are padded on the left here, so the last column it is
+    model.config.pad_token_id = -1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if lora_rank:  # SEQ_CLS: the head is trained and saved with the adapter
+                model = peft.get_peft_model(model, peft.LoraConfig(
+                    r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="SEQ_CLS"))
+            elif extra["model"] != path:
+                model = peft.PeftModel.from_pretrained(model, os.path.join(path, "adapter"))
+    except Exception as error:  # as in load_policy
+        raise UserError(f"cannot put the verifier's adapter on {extra['model']!r} ({load.first_line(error)}): fit it "
+                        "again with --fit-verifier") from error
+    return Verifier(model.eval(), tokenizer, note, extra)
+
+
+def verifier_logits(verifier, rows, max_tokens=None):
+    """Outputs for R rows of token ids in micro-batches, with gradient if it is enabled: yields (index [r], logits [r])."""
+    inner = verifier.model.get_base_model() if hasattr(verifier.model, "get_base_model") else verifier.model
+    max_tokens = max_tokens or load.micro_batch(inner)
+    placed = "position_ids" in inspect.signature(inner.forward).parameters
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    while order:
+        size = max(1, max_tokens // len(rows[order[-1]]))
+        index, order = order[-size:], order[:-size]
+        ids, mask = common.left_pad([rows[i] for i in index], verifier.model.device)
+        places = {"position_ids": common.positions_of(mask)} if placed else {}
+        out = verifier.model(input_ids=ids, attention_mask=mask, use_cache=False, **places)
+        yield torch.tensor(index), out.logits[:, 0].float()
+
+
+@torch.no_grad()
+def verify_scores(verifier, prompts, completions, chat=False):
+    """Scores of R pairs of texts -> list of float. Equal pairs are scored once, so that they tie exactly."""
+    pairs = list(dict.fromkeys(zip(prompts, completions, strict=True)))
+    scores, share = torch.zeros(len(pairs), dtype=torch.float64), slice(processes.RANK, None, processes.WORLD)
+    for index, logits in verifier_logits(verifier, [verifier.encode(p, c, chat) for p, c in pairs[share]]):
+        scores[share][index] = logits.double().cpu()
+    scores = dict(zip(pairs, processes.all_reduce(scores).tolist()))
+    return [scores[pair] for pair in zip(prompts, completions)]
