@@ -58,7 +58,8 @@ def main():
         for seed, result in runs:
             if "before" in result:
                 flags = dict(key[1])
-                what = tuple(flags[name] for name in ("task", "data", "model", "adapter", "bits", "temperature", "eval_samples"))
+                what = tuple(flags[name] for name in
+                             ("task", "data", "model", "adapter", "bits", "temperature", "eval_samples"))
                 base.setdefault(what, {})[seed] = result["before"]
     for what, results in base.items():
         row(f"before ({what[0] or what[1]})", list(results.values()))
