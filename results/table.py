@@ -1,71 +1,109 @@
-"""Markdown table over run folders, runs that differ only in --seed put together.
+"""Markdown table over runs, those that differ only in --seed put together.
 
     python results/table.py runs/a runs/b ... --columns pass@1,pass@8,pass@32,maj@8,kl,seconds
+    python results/table.py results/ppo_passk.json --where task=countdown,steps=250 --columns pass@1,pass@8,kl,zero
 
-A cell is the mean over seeds ± the standard deviation over seeds, or of one run ± the standard error over
-problems. Folders without a result are named, not hidden.
+A run is a folder or an entry of a file like those in results/: a JSON list of {"script", "flags", "commit", "before",
+"after": {metric: {"mean", "se"}}, "zero", "seconds", ...}. A flag that a file leaves out has its default; what a file
+names after the run's own seed (adapter runs/a-0 of seed 0) counts as one, runs/a-SEED. A cell is the mean over seeds ±
+the standard deviation over seeds, or of one run ± the standard error over problems. What has no result is named.
 """
 import argparse
 import json
 import os
+import re
 import statistics
 
 IGNORED = {"seed", "out", "resume", "save_every"}
 
 
+def load(path):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def read(path):
+    """The runs of a folder or file.  Raises FileNotFoundError without a result, OSError or ValueError if unreadable."""
+    try:
+        if os.path.isfile(path):
+            runs = load(path)
+            for run in runs:
+                run["flags"] = {name: re.sub(f"-{run['flags']['seed']}$", "-SEED", value) if isinstance(value, str)
+                                else value for name, value in run["flags"].items()}
+        else:
+            runs = [{**load(os.path.join(path, "args.json")), **load(os.path.join(path, "result.json"))}]
+            with open(os.path.join(path, "metrics.jsonl"), encoding="utf-8") as file:
+                runs[0]["zero"] = statistics.mean(json.loads(line)["zero"] for line in file)
+        for run in runs:  # what the table needs of each
+            hash((run["script"], run["flags"]["seed"], *run["flags"].values()))
+            sum(cell["mean"] + cell["se"] for row in ("before", "after") for cell in run.get(row, {}).values())
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not a run or list of runs ({error})") from error
+    if not runs:
+        raise FileNotFoundError(path)
+    return runs
+
+
+def select(runs, where):
+    """The runs recorded with every flag=value (or script=name) of `where`."""
+    wanted = [part.partition("=")[::2] for part in where.split(",") if part]
+    return [run for run in runs if all(str({**run, **run["flags"]}.get(name)) == value for name, value in wanted)]
+
+
+def spread(values):
+    """Of cells: mean, and standard deviation over seeds or the one run's standard error; of numbers: mean, None."""
+    if not isinstance(values[0], dict):
+        return statistics.mean(values), None
+    means = [v["mean"] for v in values]
+    return statistics.mean(means), statistics.stdev(means) if len(means) > 1 else values[0]["se"]
+
+
+def rows(runs, columns):
+    """The table as [(name, number of runs, {column: spread})], the bases first."""
+    groups, base = {}, {}
+    for run in runs:
+        flags = {name: value for name, value in sorted(run["flags"].items()) if name not in IGNORED}
+        groups.setdefault((run["script"], tuple(flags.items())), []).append(run)
+        if "before" in run:
+            what = tuple(flags.get(name) for name in
+                         ("task", "data", "model", "adapter", "bits", "temperature", "eval_samples"))
+            base.setdefault(what, {})[run["flags"]["seed"]] = run["before"]
+    table = [(f"before ({what[0] or what[1]})", list(results.values())) for what, results in base.items()]
+    for (script, flags), members in groups.items():
+        others = [dict(key[1]) for key in groups if key[0] == script]
+        name = [f"{n}={v}" for n, v in flags if len({str(f.get(n)) for f in others}) > 1]  # those that vary
+        results = []
+        for run in members:  # beside the metrics: numbers, also those one level down
+            parts = {f"{n}.{p}": v for n, value in run.items() if isinstance(value, dict) for p, v in value.items()}
+            numbers = {n: v for n, v in {**run, **parts}.items() if isinstance(v, (int, float))}
+            results.append({**numbers, **run.get("after", {})})
+        table.append((" ".join([str(script), *name]), results))
+    return [(name, len(results), {column: spread([r[column] for r in results if column in r]) for column in columns
+                                  if any(column in r for r in results)}) for name, results in table]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folders", nargs="+", help="run folders")
-    parser.add_argument("--columns", default="pass@1,pass@8,pass@32,maj@8,kl,seconds", help="entries of result.json")
+    parser.add_argument("runs", nargs="+", help="run folders, and files of runs")
+    parser.add_argument("--columns", default="pass@1,pass@8,pass@32,maj@8,kl,seconds", help="metrics, zero, seconds")
+    parser.add_argument("--where", default="", help="only these runs: flag=value,flag=value, as recorded")
     args = parser.parse_args()
-    groups = {}
-    for folder in args.folders:
+    runs, columns = [], args.columns.split(",")
+    for path in args.runs:
         try:
-            with open(os.path.join(folder, "args.json")) as file:
-                recorded = json.load(file)
-            with open(os.path.join(folder, "result.json")) as file:
-                result = json.load(file)
-        except OSError:
-            print(f"(no result in {folder})")
-            continue
-        with open(os.path.join(folder, "metrics.jsonl")) as file:
-            result["zero"] = statistics.mean(json.loads(line)["zero"] for line in file)
-        key = (recorded["script"], tuple(sorted((k, v) for k, v in recorded["flags"].items() if k not in IGNORED)))
-        groups.setdefault(key, []).append((recorded["flags"]["seed"], result))
-    varying = {}  # flags that differ among the runs of one script
-    for script in {key[0] for key in groups}:
-        flags = [dict(key[1]) for key in groups if key[0] == script]
-        varying[script] = [name for name in flags[0] if len({str(f[name]) for f in flags}) > 1]
-    columns = args.columns.split(",")
+            runs += read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            print(f"(no result in {path})")
+        except (OSError, ValueError, RecursionError) as error:
+            parser.exit(2, f"table.py: error: {path} cannot be read: {error}\n")
+    chosen = select(runs, args.where)
+    if runs and not chosen:
+        parser.exit(2, f"table.py: error: --where {args.where}: no run is recorded with that\n")
     print("| run | seeds | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 2))
-
-    def row(name, results):
-        cells = []
-        for column in columns:
-            values = [r[column] for r in results if column in r]
-            if not values:
-                cells.append("")
-            elif not isinstance(values[0], dict):
-                cells.append(f"{statistics.mean(values):.3g}")
-            elif len(values) == 1:
-                cells.append(f"{values[0]['mean']:.3f} ±{values[0]['se']:.3f}")
-            else:
-                means = [v["mean"] for v in values]
-                cells.append(f"{statistics.mean(means):.3f} ±{statistics.stdev(means):.3f}")
-        print(f"| {name} | {len(results)} | " + " | ".join(cells) + " |")
-    base = {}
-    for key, runs in groups.items():
-        for seed, result in runs:
-            if "before" in result:
-                flags = dict(key[1])
-                what = tuple(flags[name] for name in ("task", "data", "model", "adapter", "bits", "temperature", "eval_samples"))
-                base.setdefault(what, {})[seed] = result["before"]
-    for what, results in base.items():
-        row(f"before ({what[0] or what[1]})", list(results.values()))
-    for key, runs in groups.items():
-        flags = dict(key[1])
-        row(" ".join([key[0]] + [f"{name}={flags[name]}" for name in varying[key[0]]]),
-            [{**result.get("after", {}), "seconds": result["seconds"], "zero": result["zero"]} for _, result in runs])
+    for name, seeds, cells in rows(chosen, columns):
+        print(f"| {name} | {seeds} | " + " | ".join(
+            "" if c not in cells else f"{cells[c][0]:.3g}" if cells[c][1] is None
+            else f"{cells[c][0]:.3f} ±{cells[c][1]:.3f}" for c in columns) + " |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Run by torchrun: several scripts one after the other in one group of processes. argv[1]: JSON of [script, its argv] pairs."""
+"""Run by torchrun: several scripts one after the other in one group of processes. argv[1]: JSON of [script, its argv]
+pairs."""
 import importlib
 import json
 import os
@@ -10,4 +11,5 @@ import common  # before torch: it sets the thread policy
 
 common.join()
 for script, argv in json.loads(sys.argv[1]):
-    importlib.import_module(script).main.__wrapped__(argv)  # the command line's wrapper would leave the group after each
+    # the command line's wrapper would leave the group after each
+    importlib.import_module(script).main.__wrapped__(argv)

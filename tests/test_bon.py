@@ -57,8 +57,9 @@ def counts_of(V, M):
 
 
 def expected_estimate(theta, M, coefficients):
-    """Exact expectation of sum_j c_j grad log pi(y_j) over M draws, by multinomial counts (the coefficients do not depend
-    on the order of the samples). coefficients: completions [R, M] -> (c [R, M], gold coefficient times gradient or 0)."""
+    """Exact expectation of sum_j c_j grad log pi(y_j) over M draws, by multinomial counts (the coefficients do not
+    depend on the order of the samples). coefficients: completions [R, M] -> (c [R, M], gold coefficient times gradient
+    or 0)."""
     p = torch.softmax(theta, 0)
     V = len(p)
     counts = counts_of(V, M)
@@ -70,7 +71,7 @@ def expected_estimate(theta, M, coefficients):
     return (weight[:, None] * torch.einsum("rm,rmv->rv", coefficients(y), grads[y])).sum(0)
 
 
-# ---------------------------------------------------------------------------------------------------------------- lambda
+# --------------------------------------------------------------------------------------------------------------- lambda
 
 def residual(l, n):
     """Left minus right side of the equation as printed, in 60 digits."""
@@ -100,10 +101,11 @@ def test_the_tilt_is_as_far_from_the_policy_as_best_of_n():
         tilt = torch.softmax(lambda_n(n) * q, 0)
         kl = (tilt * (tilt * len(q)).log()).sum().item()
         bon = n * q ** (n - 1)
-        assert kl == pytest.approx((bon * bon.log()).mean().item(), abs=1e-6) == pytest.approx(math.log(n) - (n - 1) / n, abs=1e-6)
+        assert (kl == pytest.approx((bon * bon.log()).mean().item(), abs=1e-6)
+                == pytest.approx(math.log(n) - (n - 1) / n, abs=1e-6))
 
 
-# ------------------------------------------------------------------------------------------------- the variational forms
+# ------------------------------------------------------------------------------------------------ the variational forms
 
 def brute_rl(s, r, n):
     """The docstring of bon_rl_coefficients for one prompt, by loops."""
@@ -139,7 +141,9 @@ def test_finite_M_has_its_own_expectation(name, scores, rewards, n):
                 for y, cj in zip(ys, c):
                     total += weight * cj * ((torch.arange(V) == y).double() - p)
         assert torch.allclose(expected_estimate(theta, M, lambda y: bon_rl_coefficients(s[y], r[y], n)), rl, atol=1e-12)
-        assert torch.allclose(expected_estimate(theta, M, lambda y: bon_sft_coefficients(s[y], s[gold].expand(len(y)), n)[1]), sft, atol=1e-12)
+        assert torch.allclose(
+            expected_estimate(theta, M, lambda y: bon_sft_coefficients(s[y], s[gold].expand(len(y)), n)[1]),
+            sft, atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [2, 4])
@@ -162,22 +166,24 @@ def test_the_bias_vanishes_with_M(name, scores, rewards, n):
 
 
 def test_scale_across_prompts():
-    """Two prompts that share theta: one alone cannot show a wrong scale. The limit of the sum is the sum of the limits, and
-    a batch is weighted row by row."""
+    """Two prompts that share theta: one alone cannot show a wrong scale. The limit of the sum is the sum of the limits,
+    and a batch is weighted row by row."""
     theta = theta_of(3, 4)
     easy, hard = tensor([1.0, 1.0, 0.0]), tensor([0.0, 0.0, 1.0])
-    for function in (lambda y: bon_rl_coefficients(hard[y], hard[y], 4), lambda y: bon_rlb_coefficients(hard[y], 4, "minus")):
+    for function in (lambda y: bon_rl_coefficients(hard[y], hard[y], 4),
+                     lambda y: bon_rlb_coefficients(hard[y], 4, "minus")):
         y = torch.tensor([[0, 1, 2, 2], [2, 0, 0, 0]])
         assert torch.equal(function(y), torch.cat([function(y[:1]), function(y[1:])]))
     exact = gradient(lambda t: sum(1 - (torch.softmax(t, 0) * (1 - r)).sum() ** 3 for r in (easy, hard)), theta)
-    found = sum(expected_estimate(theta, 4, lambda y: bon_rlb_coefficients(r[y], 3, "positive", "pool")) for r in (easy, hard))
+    found = sum(expected_estimate(theta, 4, lambda y: bon_rlb_coefficients(r[y], 3, "positive", "pool"))
+                for r in (easy, hard))
     assert torch.allclose(found, exact, atol=1e-12)
     exact = gradient(lambda t: sum((log_bon(t, r.tolist(), 3).exp() * r).sum() for r in (easy, hard)), theta)
     found = sum(expected_estimate(theta, 64, lambda y: bon_rl_coefficients(r[y], r[y], 3)) for r in (easy, hard))
     assert torch.allclose(found, exact, rtol=0.03, atol=0.003)
 
 
-# -------------------------------------------------------------------------------------------------------- binary rewards
+# ------------------------------------------------------------------------------------------------------- binary rewards
 
 @pytest.mark.parametrize("n", [1, 2, 8, 64])
 def test_binary_weights_give_the_exact_gradient(n):
@@ -195,7 +201,8 @@ def test_binary_weights_give_the_exact_gradient(n):
             # as the paper prints them, for best-of-N samples: E_bon = the right ones with probability 1 - f^N
             bon = torch.where(r == 1, p * (1 - f ** n) / (1 - f), p * f ** (n - 1))
             printed = torch.where(r == 1, n * f ** (n - 1) / (1 - f ** n), -n * f / (1 - f))
-            assert torch.allclose((bon * printed) @ (torch.eye(3, dtype=torch.float64) - p), (1 + f) / (1 - f) * exact, rtol=1e-9, atol=1e-13)
+            assert torch.allclose((bon * printed) @ (torch.eye(3, dtype=torch.float64) - p), (1 + f) / (1 - f) * exact,
+                                  rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("M,n", [(1, 1), (4, 1), (4, 4), (6, 3), (32, 8)])
@@ -203,16 +210,19 @@ def test_the_pool_estimate_is_unbiased(M, n):
     r = tensor([1.0, 0.0, 0.0])
     for theta in (theta_of(3, 1), theta_of(3, 2) * 3):
         exact = gradient(lambda t: 1 - (torch.softmax(t, 0) * (1 - r)).sum() ** n, theta)
-        assert torch.allclose(expected_estimate(theta, M, lambda y: bon_rlb_coefficients(r[y], n, "positive", "pool")), exact, atol=1e-12)
+        assert torch.allclose(expected_estimate(theta, M, lambda y: bon_rlb_coefficients(r[y], n, "positive", "pool")),
+                              exact, atol=1e-12)
 
 
 @pytest.mark.parametrize("variant", ["minus", "exact", "positive"])
 def test_the_plugin_estimate(variant):
-    """Its own exact expectation over all tuples by loops; and the exact gradient (times the factor of minus) as M grows."""
+    """Its own exact expectation over all tuples by loops; and the exact gradient (times the factor of minus) as M
+    grows."""
     n, r, theta = 3, tensor([1.0, 0.0, 0.0]), theta_of(3, 1)
     p = torch.softmax(theta, 0)
     for M in (1, 2, 5):
-        found, wanted = expected_estimate(theta, M, lambda y: bon_rlb_coefficients(r[y], n, variant)), torch.zeros(3, dtype=torch.float64)
+        found, wanted = (expected_estimate(theta, M, lambda y: bon_rlb_coefficients(r[y], n, variant)),
+                         torch.zeros(3, dtype=torch.float64))
         for ys in itertools.product(range(3), repeat=M):
             f = sum(r[y].item() == 0 for y in ys) / M
             if variant != "positive":
@@ -223,12 +233,14 @@ def test_the_plugin_estimate(variant):
                 wanted += p[list(ys)].prod() * (right if r[y] else wrong) / M * ((torch.arange(3) == y).double() - p)
         assert torch.allclose(found, wanted, atol=1e-12)
     f = (p * (1 - r)).sum()
-    exact = gradient(lambda t: 1 - (torch.softmax(t, 0) * (1 - r)).sum() ** n, theta) * ((1 + f) / (1 - f) if variant == "minus" else 1)
-    errors = [(expected_estimate(theta, M, lambda y: bon_rlb_coefficients(r[y], n, variant)) - exact).norm() / exact.norm() for M in (8, 16, 32, 64)]
+    exact = (gradient(lambda t: 1 - (torch.softmax(t, 0) * (1 - r)).sum() ** n, theta)
+             * ((1 + f) / (1 - f) if variant == "minus" else 1))
+    errors = [(expected_estimate(theta, M, lambda y: bon_rlb_coefficients(r[y], n, variant)) - exact).norm()
+              / exact.norm() for M in (8, 16, 32, 64)]
     assert all(b < 0.75 * a for a, b in zip(errors, errors[1:])) and errors[-1] < 0.2, errors
 
 
-# --------------------------------------------------------------------------------------------------- limits, types, errors
+# ------------------------------------------------------------------------------------------------ limits, types, errors
 
 def test_limits_at_one():
     """N = 1: plain SFT without samples, the mean reward with its mean, positives only, and the factor of minus."""
@@ -272,8 +284,10 @@ def test_extremes_are_finite(n):
                 assert (c == 0).all()
             gold, c = bon_sft_coefficients(r, r[:, 0], n)
             assert c.isfinite().all() and c.dtype == gold.dtype == dtype
-    # all wrong: minus pushes everything down and positive does nothing; all right: minus pushes up, by little at large N
-    assert (bon_rlb_coefficients(torch.zeros(1, M), n, "minus") < 0).all() and (bon_rlb_coefficients(torch.zeros(1, M), n, "positive") == 0).all()
+    # all wrong: minus pushes everything down and positive does nothing;
+    # all right: minus pushes up, by little at large N
+    assert ((bon_rlb_coefficients(torch.zeros(1, M), n, "minus") < 0).all()
+            and (bon_rlb_coefficients(torch.zeros(1, M), n, "positive") == 0).all())
     assert (bon_rlb_coefficients(torch.ones(1, M), n, "minus") >= 0).all()
 
 
@@ -287,21 +301,27 @@ def test_equal_rewards_weigh_exactly_nothing():
 def test_types():
     r = torch.tensor([[1, 0, 0, 1]])
     assert bon_rl_coefficients(r, r, 4).dtype == bon_rlb_coefficients(r, 4, "minus").dtype == torch.float32
-    assert torch.equal(bon_rl_coefficients(r.bool(), r.bool(), 4), bon_rl_coefficients(r, r, 4)) and bon_rl_coefficients(r, r, 4).abs().sum() > 0
+    assert (torch.equal(bon_rl_coefficients(r.bool(), r.bool(), 4), bon_rl_coefficients(r, r, 4))
+            and bon_rl_coefficients(r, r, 4).abs().sum() > 0)
     assert torch.equal(bon_rlb_coefficients(r.bool(), 4, "minus"), bon_rlb_coefficients(r, 4, "minus"))
     assert isinstance(rlb_weights(0.5, 4, "minus")[0], float)
     one, both = tensor([[0.2, 0.4]]), tensor([[0.2, 0.4], [5.0, 1.0]])
-    assert torch.equal(bon_sft_coefficients(both, tensor([0.3, 0.0]), 4)[1][:1], bon_sft_coefficients(one, tensor([0.3]), 4)[1])
+    assert torch.equal(bon_sft_coefficients(both, tensor([0.3, 0.0]), 4)[1][:1],
+                       bon_sft_coefficients(one, tensor([0.3]), 4)[1])
 
 
 @pytest.mark.parametrize("call", [
-    lambda r: lambda_n(0), lambda r: lambda_n(2.5), lambda r: lambda_n(math.nan), lambda r: bon_sft.lambda_n(-1), lambda r: lambda_n(math.inf),
-    lambda r: bon_rl_coefficients(r, r[:, :2], 4), lambda r: bon_rl_coefficients(r[0], r[0], 4), lambda r: bon_rl_coefficients(r, r, 0),
-    lambda r: bon_sft_coefficients(r, r, 4), lambda r: bon_sft_coefficients(r[0], r[0], 4), lambda r: bon_sft_coefficients(r, r[:, 0], 0),
-    lambda r: rlb_weights(-0.1, 4, "minus"), lambda r: rlb_weights(1.1, 4, "positive"), lambda r: rlb_weights(0.5, 0, "positive"),
-    lambda r: rlb_weights(0.5, 4, "plus"), lambda r: rlb_weights(math.nan, 4, "minus"), lambda r: bon_rlb_coefficients(r * 0.5, 4, "minus"),
-    lambda r: bon_rlb_coefficients(r, 0, "minus"), lambda r: bon_rlb_coefficients(r, 4, "other"), lambda r: bon_rlb_coefficients(r, 5, "positive", "pool"),
-    lambda r: bon_rlb_coefficients(r, 2, "minus", "pool"), lambda r: bon_rlb_coefficients(r, 2, "minus", "guess"), lambda r: bon_rlb_coefficients(r[0], 2, "minus")])
+    lambda r: lambda_n(0), lambda r: lambda_n(2.5), lambda r: lambda_n(math.nan), lambda r: bon_sft.lambda_n(-1),
+    lambda r: lambda_n(math.inf), lambda r: bon_rl_coefficients(r, r[:, :2], 4),
+    lambda r: bon_rl_coefficients(r[0], r[0], 4), lambda r: bon_rl_coefficients(r, r, 0),
+    lambda r: bon_sft_coefficients(r, r, 4), lambda r: bon_sft_coefficients(r[0], r[0], 4),
+    lambda r: bon_sft_coefficients(r, r[:, 0], 0), lambda r: rlb_weights(-0.1, 4, "minus"),
+    lambda r: rlb_weights(1.1, 4, "positive"), lambda r: rlb_weights(0.5, 0, "positive"),
+    lambda r: rlb_weights(0.5, 4, "plus"), lambda r: rlb_weights(math.nan, 4, "minus"),
+    lambda r: bon_rlb_coefficients(r * 0.5, 4, "minus"), lambda r: bon_rlb_coefficients(r, 0, "minus"),
+    lambda r: bon_rlb_coefficients(r, 4, "other"), lambda r: bon_rlb_coefficients(r, 5, "positive", "pool"),
+    lambda r: bon_rlb_coefficients(r, 2, "minus", "pool"), lambda r: bon_rlb_coefficients(r, 2, "minus", "guess"),
+    lambda r: bon_rlb_coefficients(r[0], 2, "minus")])
 def test_bad_arguments(call):
     with pytest.raises(ValueError) as error:
         call(torch.tensor([[1.0, 0.0, 0.0, 1.0]]))
@@ -309,24 +329,29 @@ def test_bad_arguments(call):
 
 
 def test_kl_and_entropy_coefficients():
-    """The expected gradient is that of KL(pi || ref); with log pi itself in place of the gap, that of minus the entropy."""
+    """The expected gradient is that of KL(pi || ref); with log pi itself in place of the gap, that of minus the
+    entropy."""
     theta, ref = theta_of(3), torch.log_softmax(theta_of(3, 1), 0)
     logp = torch.log_softmax(theta, 0)
     for M in (1, 2, 3):
         found = expected_estimate(theta, M, lambda y: kl_coefficients((logp - ref)[y]))
-        assert torch.allclose(found, gradient(lambda t: (torch.softmax(t, 0) * (torch.log_softmax(t, 0) - ref)).sum(), theta), atol=1e-12)
+        assert torch.allclose(
+            found, gradient(lambda t: (torch.softmax(t, 0) * (torch.log_softmax(t, 0) - ref)).sum(), theta), atol=1e-12)
         found = expected_estimate(theta, M, lambda y: kl_coefficients(logp[y]))
-        assert torch.allclose(found, gradient(lambda t: (torch.softmax(t, 0) * torch.log_softmax(t, 0)).sum(), theta), atol=1e-12)
+        assert torch.allclose(
+            found, gradient(lambda t: (torch.softmax(t, 0) * torch.log_softmax(t, 0)).sum(), theta), atol=1e-12)
 
 
-# ---------------------------------------------------------------------------------------------- diversity, AUC, entropies
+# -------------------------------------------------------------------------------------------- diversity, AUC, entropies
 
 def test_diversity():
     found = evaluate.diversity(["1+2", "1+2", "2+1", "33"], ["a", "a", "a", None])
-    assert found == {"distinct": 3, "answers": 1, "distinct-2": 5 / 7, "similarity": (1 + 0) / 2}  # 1+ +2 2+ +1 33 of 7; pairs 1-2 and 3-4
+    # 1+ +2 2+ +1 33 of 7; pairs 1-2 and 3-4
+    assert found == {"distinct": 3, "answers": 1, "distinct-2": 5 / 7, "similarity": (1 + 0) / 2}
     texts = ["ab", "ab"] * 7 + ["ab", "cd"] * 3  # ten pairs, of which eight are compared
     assert evaluate.diversity(texts, texts)["similarity"] == pytest.approx(7 / 8)
-    assert evaluate.mean_diversity(["ab"] * 2 + ["cd", "ef"], [None] * 4, 2) == {"distinct": 1.5, "answers": 0, "distinct-2": 0.75, "similarity": 0.5}
+    assert evaluate.mean_diversity(["ab"] * 2 + ["cd", "ef"], [None] * 4, 2) == {
+        "distinct": 1.5, "answers": 0, "distinct-2": 0.75, "similarity": 0.5}
 
 
 def test_auc_and_calibration():
@@ -340,7 +365,8 @@ def test_auc_and_calibration():
     probability = torch.rand(500, 16, generator=generator)
     honest = (torch.rand(500, 16, generator=generator) < probability).float()
     for scale, low, high in ((1.0, 0.0, 0.03), (4.0, 0.1, 1.0)):  # an overconfident verifier has the same AUC
-        found = evaluate.judge_verifier([{"scores": s, "rewards": r} for s, r in zip((scale * probability.logit()).tolist(), honest.tolist())], 50)
+        found = evaluate.judge_verifier([{"scores": s, "rewards": r} for s, r in
+                                         zip((scale * probability.logit()).tolist(), honest.tolist())], 50)
         assert found["auc"] == pytest.approx(5 / 6, abs=0.02) and found["low"] < found["auc"] < found["high"]
         assert low <= found["calibration_error"] < high and sum(count for *_, count in found["calibration"]) == 8000
 
@@ -364,11 +390,12 @@ def test_entropies_are_those_of_the_sampled_distribution():
     assert padding.any() and (drawn.entropies[padding] == 0).all()  # also where a finished row stays in the batch
     for b, rows in enumerate(drawn.lists()):
         for i, row in enumerate(rows[:3]):
-            logp = torch.log_softmax(policy.lm(input_ids=torch.tensor([prompts[b] + row])).logits[0, len(prompts[b]) - 1:-1] / 0.8, -1)
+            logp = torch.log_softmax(
+                policy.lm(input_ids=torch.tensor([prompts[b] + row])).logits[0, len(prompts[b]) - 1:-1] / 0.8, -1)
             assert torch.allclose(drawn.entropies[b, i, :len(row)], -(logp.exp() * logp).sum(-1), atol=1e-4)
 
 
-# ----------------------------------------------------------------------------------------------------------- the verifier
+# --------------------------------------------------------------------------------------------------------- the verifier
 
 SMALL = ["--prompts", "6", "--samples", "6", "--n", "4", "--eval-samples", "8", "--eval-problems", "20"]
 FIT = ["--fit-verifier", "--fit-problems", "600", "--fit-samples", "8", "--fit-epochs", "2", "--eval-problems", "100"]
@@ -387,15 +414,18 @@ def test_the_fitted_verifier_knows_right_from_wrong(verifier, tmp_path):
     fitted = json.load(open(os.path.join(verifier, "verifier.json")))
     assert fitted["model"] == "tiny" and fitted["low"] < fitted["auc"] < fitted["high"] and fitted["auc"] > 0.58
     assert fitted["score_right"] > fitted["score_wrong"]
-    code, out, err = run(evaluate.main, "tiny", "--samples", 16, "--k", "1,8", "--problems", 100, "--verifier", verifier, "--out", tmp_path / "e")
+    code, out, err = run(evaluate.main, "tiny", "--samples", 16, "--k", "1,8", "--problems", 100,
+                         "--verifier", verifier, "--out", tmp_path / "e")
     assert code == 0 and "AUC" in out and "similarity" in out, err
     report = json.load(open(tmp_path / "e" / "result.json"))
     assert report["verifier"]["tiny"]["auc"] == pytest.approx(fitted["auc"], abs=1e-6)
     cells = report["results"]["tiny"]
-    assert cells["pass@8"]["mean"] > cells["bon@8"]["mean"] > cells["bon@1"]["mean"] + 0.02  # selection by it beats none
+    # selection by it beats none
+    assert cells["pass@8"]["mean"] > cells["bon@8"]["mean"] > cells["bon@1"]["mean"] + 0.02
     pool = tmp_path / "e" / "pool-1.jsonl"
     code, _, err = run(evaluate.main, "--pool", pool, "--k", "1,8", "--verifier", verifier, "--out", tmp_path / "f")
-    assert code == 0 and json.load(open(tmp_path / "f" / "result.json"))["results"][str(pool)]["bon@8"] == cells["bon@8"], err
+    assert (code == 0 and json.load(open(tmp_path / "f" / "result.json"))["results"][str(pool)]["bon@8"]
+            == cells["bon@8"]), err
 
 
 def test_evaluation_selects_by_the_verifier(verifier):
@@ -465,7 +495,8 @@ def test_what_reaches_the_verifier(tmp_path, monkeypatch):
 
 
 def test_flipped_labels_teach_the_opposite(tmp_path):
-    code, _, err = run(bon_rl.main, *FIT, "--fit-epochs", 1, "--fit-problems", 400, "--verifier-noise", 1, "--bits", 4, "--out", tmp_path / "v")
+    code, _, err = run(bon_rl.main, *FIT, "--fit-epochs", 1, "--fit-problems", 400, "--verifier-noise", 1, "--bits", 4,
+                       "--out", tmp_path / "v")
     assert code == 0, err
     fitted = json.load(open(tmp_path / "v" / "verifier.json"))
     assert fitted["auc"] < 0.45 and fitted["bits"] == 4
@@ -482,8 +513,10 @@ def reward_model(tmp_path_factory):
     for kind, labels in (("llama", 1), ("gpt2", 1), ("llama", 2)):
         tokenizer = transformers.AutoTokenizer.from_pretrained(common.HERE + "/tiny")
         eos = tokenizer.eos_token_id
-        shape = dict(vocab_size=len(tokenizer), num_labels=labels, pad_token_id=eos, eos_token_id=eos, bos_token_id=None)
-        config = (transformers.LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, **shape)
+        shape = dict(vocab_size=len(tokenizer), num_labels=labels, pad_token_id=eos, eos_token_id=eos,
+                     bos_token_id=None)
+        config = (transformers.LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+                                           num_attention_heads=2, **shape)
                   if kind == "llama" else transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, **shape))
         torch.manual_seed(0)
         model = transformers.AutoModelForSequenceClassification.from_config(config)
@@ -499,7 +532,8 @@ def reward_model(tmp_path_factory):
 def test_scores_of_a_reward_model(reward_model, kind, monkeypatch):
     """Its head at the end-of-sequence token, whatever else is in the batch; and gradients where they are wanted."""
     v = common.load_verifier(reward_model[kind, 1])
-    pairs = [("c7,3,2,9:23>", "7*2+9"), ("c1,2:3>", "1+2"), ("c7,3,2,9:23>", "7*2+9"), ("c1,2:3>", ""), ("c1,2:3>", "2+1")]
+    pairs = [("c7,3,2,9:23>", "7*2+9"), ("c1,2:3>", "1+2"), ("c7,3,2,9:23>", "7*2+9"), ("c1,2:3>", ""),
+             ("c1,2:3>", "2+1")]
     found = common.verify_scores(v, *map(list, zip(*pairs)))
     for (x, y), score in zip(pairs, found):
         ids = torch.tensor([v.tokenizer(x + y, add_special_tokens=False)["input_ids"] + [v.tokenizer.eos_token_id]])
@@ -512,24 +546,28 @@ def test_scores_of_a_reward_model(reward_model, kind, monkeypatch):
     assert len(asked) == 4  # equal pairs are scored once: their tie is exact
     monkeypatch.undo()
     rows = [v.encode(x, y) for x, y in pairs]
-    small = {int(i): s.item() for index, logits in common.verifier_logits(v, rows, max_tokens=20) for i, s in zip(index, logits)}
+    small = {int(i): s.item() for index, logits in common.verifier_logits(v, rows, max_tokens=20)
+             for i, s in zip(index, logits)}
     assert [small[i] for i in range(5)] == pytest.approx(found, abs=1e-4)
 
 
 def test_a_verifier_has_one_label(reward_model, tmp_path):
     with pytest.raises(common.UserError, match="one label"):
         common.load_verifier(reward_model["llama", 2])
-    code, _, err = run(bon_rl.main, *SMALL, "--steps", 1, "--variant", "v", "--verifier", reward_model["gpt2", 1], "--out", tmp_path / "r")
+    code, _, err = run(bon_rl.main, *SMALL, "--steps", 1, "--variant", "v", "--verifier", reward_model["gpt2", 1],
+                       "--out", tmp_path / "r")
     assert code == 0, err
-    code, _, err = run(bon_sft.main, *SMALL, "--steps", 1, "--scores", "verifier", "--verifier", reward_model["llama", 1], "--out", tmp_path / "s")
+    code, _, err = run(bon_sft.main, *SMALL, "--steps", 1, "--scores", "verifier",
+                       "--verifier", reward_model["llama", 1], "--out", tmp_path / "s")
     assert code == 0, err
 
 
-# ------------------------------------------------------------------------------------------------------------ the scripts
+# ---------------------------------------------------------------------------------------------------------- the scripts
 
-RUNS = [("bon_rl", f) for f in (["--variant", "v"], ["--variant", "s"], ["--variant", "b"], ["--variant", "b", "--negatives", "exact"],
-                                ["--variant", "bp"], ["--estimate", "pool"], ["--variant", "rl", "--entropy-coef", "0.1"],
-                                ["--variant", "star"], ["--kl-coef", "0.1", "--bits", "4"])]
+RUNS = [("bon_rl", f) for f in (["--variant", "v"], ["--variant", "s"], ["--variant", "b"],
+                                ["--variant", "b", "--negatives", "exact"], ["--variant", "bp"], ["--estimate", "pool"],
+                                ["--variant", "rl", "--entropy-coef", "0.1"], ["--variant", "star"],
+                                ["--kl-coef", "0.1", "--bits", "4"])]
 RUNS += [("bon_sft", f) for f in ([], ["--n", "1"], ["--scores", "verifier"], ["--bits", "4", "--train-problems", "0"])]
 MAIN = {"bon_rl": bon_rl.main, "bon_sft": bon_sft.main}
 
@@ -538,7 +576,8 @@ MAIN = {"bon_rl": bon_rl.main, "bon_sft": bon_sft.main}
 def test_two_steps(script, flags, verifier, tmp_path):
     """The adapter moves, the files are there, the numbers are finite, and the tables are printed."""
     learned = ["--verifier", verifier] if "v" in flags or "verifier" in flags else []
-    code, out, err = run(MAIN[script], *SMALL, "--steps", 2, "--out", tmp_path / "r", "--temperature", "1.1", "--eval-every", 2, *flags, *learned)
+    code, out, err = run(MAIN[script], *SMALL, "--steps", 2, "--out", tmp_path / "r", "--temperature", "1.1",
+                         "--eval-every", 2, *flags, *learned)
     assert code == 0 and not err, err
     assert "before" in out and "pass@1" in out and "similarity" in out and ("AUC" in out) == bool(learned)
     assert set(os.listdir(tmp_path / "r")) == {"args.json", "metrics.jsonl", "samples.jsonl", "result.json",
@@ -547,12 +586,14 @@ def test_two_steps(script, flags, verifier, tmp_path):
     assert [line["step"] for line in lines] == [1, 2] and "pass@1" in lines[1]["valid"]
     assert all(math.isfinite(v) for line in lines for v in line.values() if not isinstance(v, dict))
     if "1" not in flags:
-        assert {"w_mean", "w_min", "w_median", "w_max"} <= set(lines[0]) and lines[0]["diversity"]["distinct"] > 1 and lines[0]["entropy"] > 0
+        assert ({"w_mean", "w_min", "w_median", "w_max"} <= set(lines[0]) and lines[0]["diversity"]["distinct"] > 1
+                and lines[0]["entropy"] > 0)
     if learned and script == "bon_rl":
         assert lines[0]["bon_gap"] <= 0 and "score_wrong" in lines[0]
     result = json.load(open(tmp_path / "r" / "result.json"))
     for row in ("before", "after"):
-        assert {"pass@1", "pass@8", "maj@8", "bon@8", "gold", "distinct", "answers", "entropy", "distinct-2", "similarity", "kl"} <= set(result[row])
+        assert {"pass@1", "pass@8", "maj@8", "bon@8", "gold", "distinct", "answers", "entropy", "distinct-2",
+                "similarity", "kl"} <= set(result[row])
         assert not learned or 0 < result[f"verifier {row}"]["auc"] < 1
     adapter = safetensors.torch.load_file(tmp_path / "r" / "adapter" / "adapter_model.safetensors")
     assert max(t.abs().max() for n, t in adapter.items() if "lora_B" in n) > 0  # a fresh adapter has B = 0
@@ -570,12 +611,14 @@ def plain_gradient(policy, pairs):
 
 @pytest.mark.parametrize("script,flags", [
     ("bon_rl", ["--variant", "s"]), ("bon_rl", ["--variant", "v"]), ("bon_rl", ["--variant", "b"]),
-    ("bon_rl", ["--variant", "rl", "--entropy-coef", "0.3", "--kl-coef", "0.2"]), ("bon_rl", ["--estimate", "pool", "--temperature", "0.7"]),
-    ("bon_sft", []), ("bon_sft", ["--n", "1"]), ("bon_sft", ["--scores", "verifier", "--temperature", "0.7"])],
+    ("bon_rl", ["--variant", "rl", "--entropy-coef", "0.3", "--kl-coef", "0.2"]),
+    ("bon_rl", ["--estimate", "pool", "--temperature", "0.7"]), ("bon_sft", []), ("bon_sft", ["--n", "1"]),
+    ("bon_sft", ["--scores", "verifier", "--temperature", "0.7"])],
     ids=lambda f: f if isinstance(f, str) else " ".join(f))
 def test_what_reaches_the_optimiser(script, flags, verifier, tmp_path, monkeypatch):
-    """The gradient is -(1/B) sum_prompts sum_j c_j grad log pi(y_j), with the coefficients of the pure functions applied to
-    rewards and scores that are computed here again, prompts without signal counted; plain SFT is cross-entropy alone."""
+    """The gradient is -(1/B) sum_prompts sum_j c_j grad log pi(y_j), with the coefficients of the pure functions
+    applied to rewards and scores that are computed here again, prompts without signal counted; plain SFT is
+    cross-entropy alone."""
     seen, original = {}, common.sample
 
     def clip(policy, max_norm):
@@ -592,7 +635,8 @@ def test_what_reaches_the_optimiser(script, flags, verifier, tmp_path, monkeypat
     monkeypatch.setattr(common, "micro_batch", lambda lm: 60)  # tokens: a few micro-batches, as a large model has them
     learned = ["--verifier", verifier] if {"v", "s", "verifier"} & set(flags) else []  # s has it for its log only
     B, M, n, T = 6, 6, 1 if "1" in flags else 4, 0.7 if "0.7" in flags else 1.0
-    code, _, err = run(MAIN[script], "--prompts", B, "--samples", M, "--n", n, "--steps", 1, "--eval-samples", 0, "--out", tmp_path / "r", *flags, *learned)
+    code, _, err = run(MAIN[script], "--prompts", B, "--samples", M, "--n", n, "--steps", 1, "--eval-samples", 0,
+                       "--out", tmp_path / "r", *flags, *learned)
     assert code == 0, err
     task, policy = tasks.load_task("countdown"), seen["policy"]
     train = task.train if script == "bon_rl" else task.train[:200]
@@ -604,15 +648,18 @@ def test_what_reaches_the_optimiser(script, flags, verifier, tmp_path, monkeypat
     r = torch.tensor([[task.verify(p, t) for t in ts] for p, ts in zip(problems, texts)])
     s, gold_scores = r, torch.ones(B)
     if learned:  # in one call: a sample that equals the gold completion ties with it exactly
-        pairs = [(p.prompt, text) for p, ts in zip(problems, texts) for text in ([p.solution] * (script == "bon_sft") + ts)]
+        pairs = [(p.prompt, text) for p, ts in zip(problems, texts)
+                 for text in ([p.solution] * (script == "bon_sft") + ts)]
         s = torch.tensor(common.verify_scores(common.load_verifier(verifier), *map(list, zip(*pairs)))).view(B, -1)
         gold_scores, s = (s[:, 0], s[:, 1:]) if script == "bon_sft" else (None, s)
     if script == "bon_rl":
         logp = seen["drawn"].logps.sum(-1)
         variant = flags[1] if flags[0] == "--variant" else "bp"
-        c = {"s": lambda: bon_rl_coefficients(r, r, n), "v": lambda: bon_rl_coefficients(s, r, n), "b": lambda: bon_rlb_coefficients(r, n, "minus"),
+        c = {"s": lambda: bon_rl_coefficients(r, r, n), "v": lambda: bon_rl_coefficients(s, r, n),
+             "b": lambda: bon_rlb_coefficients(r, n, "minus"),
              "bp": lambda: bon_rlb_coefficients(r, n, "positive", "pool"),
-             "rl": lambda: bon_rl_coefficients(r, r, 1) - 0.3 * kl_coefficients(logp)}[variant]()  # the KL to the start is zero, and so is its gradient
+             # the KL to the start is zero, and so is its gradient
+             "rl": lambda: bon_rl_coefficients(r, r, 1) - 0.3 * kl_coefficients(logp)}[variant]()
         pairs = []
     else:
         c = bon_sft_coefficients(s, gold_scores, n)[1]
@@ -638,7 +685,8 @@ def test_what_reaches_the_optimiser(script, flags, verifier, tmp_path, monkeypat
     assert wanted.norm() > 0 and (seen["gradient"] - wanted).norm() < 2e-3 * wanted.norm()
 
 
-@pytest.mark.parametrize("script,flags", [("bon_rl", ["--variant", "v"]), ("bon_sft", ["--train-problems", "20"])], ids=["bon_rl", "bon_sft"])
+@pytest.mark.parametrize("script,flags", [("bon_rl", ["--variant", "v"]), ("bon_sft", ["--train-problems", "20"])],
+                         ids=["bon_rl", "bon_sft"])
 def test_resume_bit_for_bit(script, flags, verifier, tmp_path, monkeypatch):
     """Killed in step 4 of 5, the log ahead of the checkpoint of step 2."""
     flags = [*SMALL, "--steps", 5, "--save-every", 2, "--verifier", verifier, *flags]
@@ -661,7 +709,8 @@ def test_resume_bit_for_bit(script, flags, verifier, tmp_path, monkeypatch):
 
 
 def test_a_gold_completion_ends():
-    """On countdown the end is all but certain once the numbers are used up, so no gradient would show that it is missing."""
+    """On countdown the end is all but certain once the numbers are used up, so no gradient would show that it is
+    missing."""
     policy = common.load_policy("tiny", bits=32)
     ids = policy.encode_solution("7*2+9")
     assert ids[-1] == policy.tokenizer.eos_token_id and policy.decode(ids) == "7*2+9" and len(ids) == 6
@@ -669,9 +718,11 @@ def test_a_gold_completion_ends():
 
 def test_problems_without_a_gold_solution_are_left_out(tmp_path):
     data = tmp_path / "p.jsonl"
-    lines = [{"prompt": f"c{a},2>", "answer": str(a), "split": "train", **({"solution": str(a)} if a % 3 else {})} for a in range(1, 10)]
+    lines = [{"prompt": f"c{a},2>", "answer": str(a), "split": "train", **({"solution": str(a)} if a % 3 else {})}
+             for a in range(1, 10)]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    flags = ["--data", data, "--prompts", 4, "--samples", 2, "--n", 2, "--steps", 2, "--max-new-tokens", 4, "--eval-samples", 0]
+    flags = ["--data", data, "--prompts", 4, "--samples", 2, "--n", 2, "--steps", 2, "--max-new-tokens", 4,
+             "--eval-samples", 0]
     code, out, err = run(bon_sft.main, *flags, "--out", tmp_path / "r")
     assert code == 0 and "left out 3 of 9" in out and "6 gold" in out, err
     assert all(line["gold"].isdigit() and int(line["gold"]) % 3 for line in read_lines(tmp_path / "r", "samples.jsonl"))
@@ -682,7 +733,8 @@ def test_problems_without_a_gold_solution_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("script", ["bon_rl.py", "bon_sft.py"])
 def test_in_a_process_of_its_own(script, tmp_path):
-    done = subprocess.run(command(script, *SMALL, "--steps", 1, "--out", tmp_path / "r"), capture_output=True, text=True)
+    done = subprocess.run(command(script, *SMALL, "--steps", 1, "--out", tmp_path / "r"), capture_output=True,
+                          text=True)
     assert done.returncode == 0 and done.stderr == "" and "everything is in" in done.stdout, done.stderr
     times = []
     for _ in range(3):
@@ -694,14 +746,21 @@ def test_in_a_process_of_its_own(script, tmp_path):
 
 
 @pytest.mark.parametrize("script,flags,words", [
-    ("bon_rl", ["--variant", "v"], "--verifier"), ("bon_rl", ["--n", "0"], "--n"), ("bon_rl", ["--estimate", "pool", "--variant", "b"], "pool"),
-    ("bon_rl", ["--estimate", "pool", "--n", "32", "--samples", "16"], "pool"), ("bon_rl", ["--negatives", "exact"], "--negatives"),
-    ("bon_rl", ["--variant", "v", "--verifier", "no/such"], "no/such"), ("bon_rl", ["--fit-verifier", "--verifier-noise", "2"], "--verifier-noise"),
-    ("bon_rl", ["--fit-verifier", "--resume", "--out", "no-such"], "no-such"), ("bon_rl", ["--entropy-coef", "-1"], "--entropy-coef"),
-    ("bon_rl", ["--fit-verifier", "--verifier", "x"], "--fit-verifier"), ("bon_rl", ["--fit-verifier", "--fit-epochs", "0"], "--fit-epochs"),
-    ("bon_rl", ["--out", "/proc/no/run"], "/proc/no/run"), ("bon_rl", ["--fit-verifier", "--out", "/proc/no/run"], "/proc/no/run"),
-    ("bon_sft", ["--scores", "verifier"], "--verifier"), ("bon_sft", ["--n", "-1"], "--n"), ("bon_sft", ["--train-problems", "-1"], "--train-problems"),
-    ("bon_sft", ["--task", "chess"], "chess"), ("bon_sft", ["--resume"], "--out"), ("evaluate", ["--score", "verifier"], "--verifier"),
+    ("bon_rl", ["--variant", "v"], "--verifier"), ("bon_rl", ["--n", "0"], "--n"),
+    ("bon_rl", ["--estimate", "pool", "--variant", "b"], "pool"),
+    ("bon_rl", ["--estimate", "pool", "--n", "32", "--samples", "16"], "pool"),
+    ("bon_rl", ["--negatives", "exact"], "--negatives"),
+    ("bon_rl", ["--variant", "v", "--verifier", "no/such"], "no/such"),
+    ("bon_rl", ["--fit-verifier", "--verifier-noise", "2"], "--verifier-noise"),
+    ("bon_rl", ["--fit-verifier", "--resume", "--out", "no-such"], "no-such"),
+    ("bon_rl", ["--entropy-coef", "-1"], "--entropy-coef"),
+    ("bon_rl", ["--fit-verifier", "--verifier", "x"], "--fit-verifier"),
+    ("bon_rl", ["--fit-verifier", "--fit-epochs", "0"], "--fit-epochs"),
+    ("bon_rl", ["--out", "/proc/no/run"], "/proc/no/run"),
+    ("bon_rl", ["--fit-verifier", "--out", "/proc/no/run"], "/proc/no/run"),
+    ("bon_sft", ["--scores", "verifier"], "--verifier"), ("bon_sft", ["--n", "-1"], "--n"),
+    ("bon_sft", ["--train-problems", "-1"], "--train-problems"), ("bon_sft", ["--task", "chess"], "chess"),
+    ("bon_sft", ["--resume"], "--out"), ("evaluate", ["--score", "verifier"], "--verifier"),
     ("evaluate", ["--verifier", "no/such"], "no/such")], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_errors_are_one_sentence(script, flags, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

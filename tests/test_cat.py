@@ -1,4 +1,5 @@
-"""cat_passk.py, cat_majority.py, cat_bon.py: equations against enumeration and high precision, and the scripts as run."""
+"""cat_passk.py, cat_majority.py, cat_bon.py: equations against enumeration and high precision, and the scripts as
+run."""
 import itertools
 import json
 import math
@@ -25,8 +26,8 @@ from cat_passk import operator_weight, passn_sft_loss, passn_weight, pool_weight
 from test_scripts import command, read_lines, run, same_run
 
 mpmath.mp.dps = 60
-LOGPS = [-1e4, -3000.0, -300.0, -104.0, -88.0, -60.5, -59.5, -40.0, -20.0, -16.5, -9.0, -3.0, -1.0, -0.7, -0.69, -0.2, -0.01, -1e-4,
-         -1e-6, -1e-8]
+LOGPS = [-1e4, -3000.0, -300.0, -104.0, -88.0, -60.5, -59.5, -40.0, -20.0, -16.5, -9.0, -3.0, -1.0, -0.7, -0.69, -0.2,
+         -0.01, -1e-4, -1e-6, -1e-8]
 BUDGETS = [(2, 1), (2, 2), (5, 3), (16, 9), (16, 16), (64, 33), (64, 2), (300, 151)]
 
 
@@ -55,7 +56,8 @@ def test_sft_losses_and_gradients_at_any_scale(n, k, dtype, tolerance):
         assert loss.dtype == dtype
         for logp, value, gradient in zip(x.tolist(), loss.tolist(), slope.tolist()):
             wanted = exact_majority(logp, n, k)
-            assert close(value, wanted[0], tolerance) and close(gradient, wanted[1], tolerance), (logp, value, gradient, wanted)
+            assert (close(value, wanted[0], tolerance)
+                    and close(gradient, wanted[1], tolerance)), (logp, value, gradient, wanted)
 
 
 @pytest.mark.parametrize("loss", [lambda x: passn_sft_loss(x, 16), lambda x: majority_sft_loss(x, 16, 9),
@@ -111,10 +113,12 @@ def test_limits_types_and_shapes():
     assert majority_weight(1.0, 4, 4, "log") == majority_weight(1.0, 4, 4, "raw") == pytest.approx(4)
     assert operator_weight(lambda p: 1 - (1 - p) ** 4, 0.0) == pytest.approx(1, abs=1e-5)
     for x in (torch.tensor(-0.5), torch.full((2, 0), -0.5), torch.full((2, 3, 4), -0.5)):
-        for found in (passn_sft_loss(x, 4), majority_sft_loss(x, 4, 2), passn_weight(x.exp(), 4, "log"), majority_weight(x.exp(), 4, 2, "raw"),
-                      operator_weight(lambda p: p ** 2, x.exp()), pool_weight(torch.zeros_like(x, dtype=torch.long), 4, 2)):
+        for found in (passn_sft_loss(x, 4), majority_sft_loss(x, 4, 2), passn_weight(x.exp(), 4, "log"),
+                      majority_weight(x.exp(), 4, 2, "raw"), operator_weight(lambda p: p ** 2, x.exp()),
+                      pool_weight(torch.zeros_like(x, dtype=torch.long), 4, 2)):
             assert found.shape == x.shape and found.dtype == torch.float32
-    assert isinstance(passn_sft_loss(-0.5, 4), float) and isinstance(majority_weight(0.5, 4, 2, "raw"), float) and isinstance(pool_weight(2, 4, 2), float)
+    assert (isinstance(passn_sft_loss(-0.5, 4), float) and isinstance(majority_weight(0.5, 4, 2, "raw"), float)
+            and isinstance(pool_weight(2, 4, 2), float))
     for loss in (lambda x: passn_sft_loss(x, 8), lambda x: majority_sft_loss(x, 8, 5)):  # log p = +1e-7 by rounding
         x = torch.tensor([1e-7, 0.0], requires_grad=True)
         value = loss(x)
@@ -146,19 +150,24 @@ def test_operator_weight_finds_every_closed_form(n, k):
     assert torch.allclose(p * majority_weight(p, n, k, "raw") / tail(p), majority_weight(p, n, k, "log"), atol=1e-9)
     if k == 1:
         assert torch.allclose(operator_weight(lambda x: 1 - (1 - x) ** n, p), passn_weight(p, n, "log"), atol=1e-9)
-    assert operator_weight(lambda x: x ** 2 * (3 - 2 * x), 0.3) == pytest.approx(6 * 0.7 / (3 - 0.6))  # a new one: majority of 3
+    # a new one: majority of 3
+    assert operator_weight(lambda x: x ** 2 * (3 - 2 * x), 0.3) == pytest.approx(6 * 0.7 / (3 - 0.6))
 
 
 @pytest.mark.parametrize("call", [
-    lambda: passn_sft_loss(-1.0, 0), lambda: passn_sft_loss(-1.0, 2.5), lambda: passn_sft_loss(0.5, 4), lambda: passn_sft_loss(torch.tensor([-1.0, 2.0]), 4),
-    lambda: passn_weight(0.5, 4, "pool"), lambda: passn_weight(1.2, 4, "raw"), lambda: passn_weight(-0.1, 4, "log"), lambda: passn_weight(0.5, 0, "raw"),
-    lambda: pool_weight(1, 4, 5), lambda: pool_weight(5, 4, 2), lambda: pool_weight(-1, 4, 2), lambda: pool_weight(1.5, 4, 2),
-    lambda: operator_weight(lambda p: p - 0.5, 0.2), lambda: operator_weight(lambda p: p, 1.5),
-    lambda: majority_sft_loss(-1.0, 4, 5), lambda: majority_sft_loss(-1.0, 4, 0), lambda: majority_sft_loss(1.0, 4, 2),
-    lambda: majority_weight(0.5, 4, 2, "x"), lambda: majority_weight(0.5, 2, 4, "raw"), lambda: majority_weight(1.5, 4, 2, "raw"),
-    lambda: dynamic_threshold([], "a", 4), lambda: dynamic_threshold(["a"], [True, False], 4), lambda: dynamic_threshold(["a"], "a", 0),
-    lambda: bon_weight(torch.ones(4), 2, "rank"), lambda: bon_weight(torch.ones(1, 4), 5, "exact"), lambda: bon_weight(torch.ones(1, 4), 0, "rank"),
-    lambda: bon_weight(torch.ones(1, 4), 2, "best"), lambda: bon_weight(torch.ones(1, 4), 2, "exact", recent=[1.0]),
+    lambda: passn_sft_loss(-1.0, 0), lambda: passn_sft_loss(-1.0, 2.5), lambda: passn_sft_loss(0.5, 4),
+    lambda: passn_sft_loss(torch.tensor([-1.0, 2.0]), 4), lambda: passn_weight(0.5, 4, "pool"),
+    lambda: passn_weight(1.2, 4, "raw"), lambda: passn_weight(-0.1, 4, "log"), lambda: passn_weight(0.5, 0, "raw"),
+    lambda: pool_weight(1, 4, 5), lambda: pool_weight(5, 4, 2), lambda: pool_weight(-1, 4, 2),
+    lambda: pool_weight(1.5, 4, 2), lambda: operator_weight(lambda p: p - 0.5, 0.2),
+    lambda: operator_weight(lambda p: p, 1.5), lambda: majority_sft_loss(-1.0, 4, 5),
+    lambda: majority_sft_loss(-1.0, 4, 0), lambda: majority_sft_loss(1.0, 4, 2),
+    lambda: majority_weight(0.5, 4, 2, "x"), lambda: majority_weight(0.5, 2, 4, "raw"),
+    lambda: majority_weight(1.5, 4, 2, "raw"), lambda: dynamic_threshold([], "a", 4),
+    lambda: dynamic_threshold(["a"], [True, False], 4), lambda: dynamic_threshold(["a"], "a", 0),
+    lambda: bon_weight(torch.ones(4), 2, "rank"), lambda: bon_weight(torch.ones(1, 4), 5, "exact"),
+    lambda: bon_weight(torch.ones(1, 4), 0, "rank"), lambda: bon_weight(torch.ones(1, 4), 2, "best"),
+    lambda: bon_weight(torch.ones(1, 4), 2, "exact", recent=[1.0]),
     lambda: bon_weight(torch.ones(1, 4), 2, "rank", recent=[])])
 def test_bad_arguments(call):
     with pytest.raises(ValueError) as error:
@@ -175,7 +184,8 @@ GRADED = [0.3, -1.2, 2.5, 0.3]  # with a tie
 
 
 def expected_sum(theta, rewards, m, coefficients):
-    """Exact expectation of sum_i c_i grad log pi(y_i) over all tuples of m draws; coefficients(r [1, m], p_i [1, m]) -> [1, m]."""
+    """Exact expectation of sum_i c_i grad log pi(y_i) over all tuples of m draws;
+    coefficients(r [1, m], p_i [1, m]) -> [1, m]."""
     p = torch.softmax(theta, 0)
     tuples = torch.tensor(list(itertools.product(range(len(rewards)), repeat=m)))
     r = torch.tensor(rewards, dtype=torch.float64)[tuples]
@@ -203,7 +213,8 @@ def test_pool_form_is_exact(n):
         assert torch.allclose(found, exact, atol=1e-12), m
     for p in (Fraction(1, 10), Fraction(1, 2), Fraction(9, 10)):
         m = n + 3
-        mean = sum(math.comb(m, c) * p ** c * (1 - p) ** (m - c) * Fraction(c, m) * Fraction(pool_weight(c, m, n)) for c in range(m + 1))
+        mean = sum(math.comb(m, c) * p ** c * (1 - p) ** (m - c) * Fraction(c, m) * Fraction(pool_weight(c, m, n))
+                   for c in range(m + 1))
         assert float(mean) == pytest.approx(float(p * n * (1 - p) ** (n - 1)), rel=1e-12)
 
 
@@ -216,19 +227,24 @@ def test_raw_weight_at_the_true_probability_is_exact_and_log_has_a_factor_p(n, k
         log = expected_sum(THETA, RIGHT, m, lambda r, _: r / m * majority_weight(p, n, k, "log"))
         assert torch.allclose(raw, gradient_of(lambda pi: tail(success(RIGHT)(pi)), THETA), atol=1e-12)
         log_gradient = gradient_of(lambda pi: tail(success(RIGHT)(pi)).log(), THETA)
-        assert torch.allclose(log, p * log_gradient, atol=1e-12) and not torch.allclose(log, log_gradient, rtol=0.1, atol=0)
+        assert (torch.allclose(log, p * log_gradient, atol=1e-12)
+                and not torch.allclose(log, log_gradient, rtol=0.1, atol=0))
         if k == 1:
-            assert torch.allclose(raw, expected_sum(THETA, RIGHT, m, lambda r, _: r / m * passn_weight(p, n, "raw")), atol=1e-12)
+            assert torch.allclose(raw, expected_sum(THETA, RIGHT, m, lambda r, _: r / m * passn_weight(p, n, "raw")),
+                                  atol=1e-12)
 
 
 def test_the_bias_of_the_plug_in_forms():
     """Biased by design: with the smoothed p of the same rollouts the expectation is E[(c/M) w((c+1)/(M+2))] grad log p;
     unsmoothed, at p = .9 and M = N = 8, the raw form is 588 times too large. The sequence form weighs each right
-    completion by its own probability: grad of sum_right pi - pi-dependent, not of pass@N, unless one completion is right."""
+    completion by its own probability: grad of sum_right pi - pi-dependent, not of pass@N, unless one completion is
+    right."""
     m, n = 4, 3
     p = success(RIGHT)(torch.softmax(THETA, 0)).item()
-    found = expected_sum(THETA, RIGHT, m, lambda r, _: r / m * passn_weight((r.sum(1, keepdim=True) + 1) / (m + 2), n, "raw"))
-    scale = sum(math.comb(m, c) * p ** c * (1 - p) ** (m - c) * c / m * passn_weight((c + 1) / (m + 2), n, "raw") for c in range(m + 1))
+    found = expected_sum(THETA, RIGHT, m,
+                         lambda r, _: r / m * passn_weight((r.sum(1, keepdim=True) + 1) / (m + 2), n, "raw"))
+    scale = sum(math.comb(m, c) * p ** c * (1 - p) ** (m - c) * c / m * passn_weight((c + 1) / (m + 2), n, "raw")
+                for c in range(m + 1))
     direction = gradient_of(lambda pi: success(RIGHT)(pi).log(), THETA)
     exact = gradient_of(lambda pi: 1 - (1 - success(RIGHT)(pi)) ** n, THETA)
     assert torch.allclose(found, scale * direction, atol=1e-12)
@@ -237,18 +253,21 @@ def test_the_bias_of_the_plug_in_forms():
     assert plug_in / (.9 * passn_weight(.9, 8, "raw")) == pytest.approx(588, abs=1)
     sequence = lambda rewards: expected_sum(THETA, rewards, 2, lambda r, q: r / 2 * passn_weight(q, n, "raw"))
     assert torch.allclose(sequence([0, 1.0, 0, 0]), gradient_of(lambda pi: 1 - (1 - pi[1]) ** n, THETA), atol=1e-12)
-    assert torch.allclose(sequence(RIGHT), gradient_of(lambda pi: 2 - (1 - pi[0]) ** n - (1 - pi[2]) ** n, THETA), atol=1e-12)
+    assert torch.allclose(sequence(RIGHT), gradient_of(lambda pi: 2 - (1 - pi[0]) ** n - (1 - pi[2]) ** n, THETA),
+                          atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("rewards", [RIGHT, GRADED, [-1.0, -1.0, -2.0, -1.0]])
 def test_exact_best_of_n(n, rewards):
     """The expected sum is the gradient of E[max of n], ties included, for every M >= n."""
-    table = torch.tensor([max(rewards[i] for i in ys) for ys in itertools.product(range(4), repeat=n)], dtype=torch.float64)
+    table = torch.tensor([max(rewards[i] for i in ys) for ys in itertools.product(range(4), repeat=n)],
+                         dtype=torch.float64)
     index = torch.tensor(list(itertools.product(range(4), repeat=n)))
     exact = gradient_of(lambda pi: (pi[index].prod(1) * table).sum(), THETA)
     for m in range(n, 6):
-        assert torch.allclose(expected_sum(THETA, rewards, m, lambda r, _: bon_weight(r, n, "exact")), exact, atol=1e-12), m
+        assert torch.allclose(expected_sum(THETA, rewards, m, lambda r, _: bon_weight(r, n, "exact")), exact,
+                              atol=1e-12), m
 
 
 def brute_bon(r, n):
@@ -268,11 +287,15 @@ def test_bon_weight_by_definition():
         for b in range(3):
             assert exact[b].tolist() == pytest.approx(brute_bon(r[b].tolist(), n), abs=1e-12)
             q = [sum(s < x for s in r[b].tolist()) / (M - 1) for x in r[b].tolist()]
-            assert rank[b].tolist() == pytest.approx([n / M * a ** (n - 1) * x for a, x in zip(q, r[b].tolist())], abs=1e-12)
+            assert rank[b].tolist() == pytest.approx([n / M * a ** (n - 1) * x for a, x in zip(q, r[b].tolist())],
+                                                     abs=1e-12)
     tied = bon_weight(torch.tensor([[2, 2, 1, 0]]), 2, "rank")
-    assert tied.dtype == torch.float32 and tied[0].tolist() == pytest.approx([4 / 4 * (2 / 3), 4 / 4 * (2 / 3), 2 / 4 * (1 / 3), 0])
-    assert bon_weight(torch.tensor([[3.0, 1.0]]), 3, "rank", recent=[0.0, 1.0, 2.0, 3.0])[0].tolist() == pytest.approx([3 / 2 * .75 ** 2 * 3, 3 / 2 * .25 ** 2])
-    assert bon_weight(torch.tensor([[5.0]]), 4, "rank").item() == 0 and bon_weight(torch.ones(2, 64), 32, "exact").abs().max() == 0
+    assert (tied.dtype == torch.float32
+            and tied[0].tolist() == pytest.approx([4 / 4 * (2 / 3), 4 / 4 * (2 / 3), 2 / 4 * (1 / 3), 0]))
+    assert (bon_weight(torch.tensor([[3.0, 1.0]]), 3, "rank", recent=[0.0, 1.0, 2.0, 3.0])[0].tolist()
+            == pytest.approx([3 / 2 * .75 ** 2 * 3, 3 / 2 * .25 ** 2]))
+    assert (bon_weight(torch.tensor([[5.0]]), 4, "rank").item() == 0
+            and bon_weight(torch.ones(2, 64), 32, "exact").abs().max() == 0)
     # a property of the rank form, not a mistake: a shift of the rewards changes it, and may change its sign
     r = torch.tensor([[1.0, 2.0, 3.0]])
     assert (bon_weight(r, 2, "rank") >= 0).all() and (bon_weight(r - 4, 2, "rank") <= 0).all()
@@ -297,7 +320,8 @@ def test_scale_across_prompts():
     """Two prompts that share theta: one prompt alone could not show a wrong scale."""
     easy, hard = [1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]
     m, n = 4, 3
-    for coefficients in (lambda r, _: r / m * pool_weight(r.sum(1, keepdim=True), m, n), lambda r, _: bon_weight(r, n, "exact")):
+    for coefficients in (lambda r, _: r / m * pool_weight(r.sum(1, keepdim=True), m, n),
+                         lambda r, _: bon_weight(r, n, "exact")):
         found = sum(expected_sum(THETA, r, m, coefficients) for r in (easy, hard))
         exact = gradient_of(lambda pi: sum(1 - (1 - success(r)(pi)) ** n for r in (easy, hard)), THETA)
         assert torch.allclose(found, exact, atol=1e-12)
@@ -320,8 +344,9 @@ def ascend(coefficients, prompts, steps=4000, lr=0.2, m=4):
 
 
 def test_tabular_policies_reach_each_optimum():
-    """Prompt 1 is solved by completion 0, prompts 2 and 3 by completion 1. The mean reward is best at pi = (0, 1, 0, 0).
-    E over prompts of pass@4 is best where (1-a)^3 = 2 (1-b)^3, a + b = 1. A majority of 3 is best at (0, 1, 0, 0)."""
+    """Prompt 1 is solved by completion 0, prompts 2 and 3 by completion 1. The mean reward is best at
+    pi = (0, 1, 0, 0). E over prompts of pass@4 is best where (1-a)^3 = 2 (1-b)^3, a + b = 1. A majority of 3 is best
+    at (0, 1, 0, 0)."""
     prompts = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 1.0, 0, 0]])
     share = 2 ** (1 / 3) / (1 + 2 ** (1 / 3))
     pool = ascend(lambda r, _: r / 4 * pool_weight(r.sum(1, keepdim=True), 4, 4), prompts)
@@ -330,7 +355,8 @@ def test_tabular_policies_reach_each_optimum():
     assert best[1] == pytest.approx(share, abs=0.06) and best[2:].max() < 0.03
     sequence = ascend(lambda r, q: r / 4 * passn_weight(q, 4, "raw"), prompts)  # one right completion: exact as well
     assert sequence[1] == pytest.approx(share, abs=0.06)
-    log = ascend(lambda r, q: r / 4 * passn_weight(q, 4, "log"), prompts)  # ascends sum of p grad log T: another optimum
+    # ascends sum of p grad log T: another optimum
+    log = ascend(lambda r, q: r / 4 * passn_weight(q, 4, "log"), prompts)
     assert 0.5 < log[1] < 0.9 and log[0] > 0.1
     mean = ascend(lambda r, _: bon_weight(r, 1, "exact"), prompts)
     assert mean[1] > 0.9
@@ -340,8 +366,9 @@ def test_tabular_policies_reach_each_optimum():
     assert one_max[2] > 0.8
 
 
-@pytest.mark.parametrize("loss,target", [(lambda x: x.new_zeros(()) - x, (1 / 3, 2 / 3)), (lambda x: passn_sft_loss(x, 4), None),
-                                         (lambda x: majority_sft_loss(x, 5, 3), None)])
+@pytest.mark.parametrize("loss,target", [
+    (lambda x: x.new_zeros(()) - x, (1 / 3, 2 / 3)), (lambda x: passn_sft_loss(x, 4), None),
+    (lambda x: majority_sft_loss(x, 5, 3), None)])
 def test_sft_reaches_the_minimum_of_its_loss(loss, target):
     """Gold answers a, b, b for one prompt: descent ends where a scan of the loss has its minimum. Cross-entropy matches
     the frequencies, Pass@4 is more even; majority is more one-sided."""
@@ -365,23 +392,28 @@ def test_dynamic_threshold():
     assert dynamic_threshold(["b"] * 8, "a", 16) == 9  # never more than a majority
     assert dynamic_threshold(["a", None, None, None, "b", "c", "d", "e"], "a", 8) == 4
     assert dynamic_threshold(["a", "b", "b", "c"], {"b", "c"}, 8) == 3
-    assert dynamic_threshold(["a", "b", "b", "c"], [0, 1, 1, 1], 8) == dynamic_threshold(["a", "b", "b", "c"], torch.tensor([0., 1, 1, 1]), 8) == 3
+    assert (dynamic_threshold(["a", "b", "b", "c"], [0, 1, 1, 1], 8)
+            == dynamic_threshold(["a", "b", "b", "c"], torch.tensor([0., 1, 1, 1]), 8) == 3)
     assert dynamic_threshold([None, "a"], [1, 1], 8) == 5  # None cannot be right
     assert [dynamic_threshold(["a", "b"], "a", n) for n in (1, 2, 3)] == [1, 2, 2]
     assert isinstance(dynamic_threshold(["a"], "a", 4), int)
 
 
-# -------------------------------------------------------------------------------------------- the scripts, as users run them
+# --------------------------------------------------------------------------------------- the scripts, as users run them
 
 SMALL = ["--prompts", "6", "--samples", "6", "--n", "4", "--eval-samples", "4", "--eval-problems", "5"]
 MODES = [(cat_passk, ["--train-problems", "20"]), (cat_passk, ["--target", "solution", "--task", "routes"]),
-         (cat_passk, ["--mode", "rl"]), (cat_passk, ["--mode", "rl", "--form", "raw", "--probability", "success", "--kl-coef", "0.1"]),
-         (cat_passk, ["--mode", "rl", "--form", "pool", "--probability", "success", "--rewards", "raw", "--no-normalise"]),
+         (cat_passk, ["--mode", "rl"]),
+         (cat_passk, ["--mode", "rl", "--form", "raw", "--probability", "success", "--kl-coef", "0.1"]),
+         (cat_passk, ["--mode", "rl", "--form", "pool", "--probability", "success", "--rewards", "raw",
+                      "--no-normalise"]),
          (cat_majority, ["--train-problems", "20"]), (cat_majority, ["--threshold", "2", "--task", "countdown"]),
          (cat_majority, ["--contrastive"]), (cat_majority, ["--mode", "rl"]),
-         (cat_majority, ["--mode", "rl", "--threshold", "2", "--form", "log", "--rewards", "raw", "--all-wrong", "0", "--no-normalise"]),
-         (cat_bon, []), (cat_bon, ["--form", "exact", "--rewards", "raw", "--kl-coef", "0.1"]), (cat_bon, ["--ranks", "fifo", "--fifo", "50"]),
-         (cat_bon, ["--mode", "sft", "--train-problems", "8"]), (cat_bon, ["--task", "countdown", "--model", "tiny"])]
+         (cat_majority, ["--mode", "rl", "--threshold", "2", "--form", "log", "--rewards", "raw", "--all-wrong", "0",
+                         "--no-normalise"]),
+         (cat_bon, []), (cat_bon, ["--form", "exact", "--rewards", "raw", "--kl-coef", "0.1"]),
+         (cat_bon, ["--ranks", "fifo", "--fifo", "50"]), (cat_bon, ["--mode", "sft", "--train-problems", "8"]),
+         (cat_bon, ["--task", "countdown", "--model", "tiny"])]
 SCRIPTS = [cat_passk, cat_majority, cat_bon]
 
 
@@ -407,7 +439,8 @@ def test_every_mode_runs_reports_its_weights_and_resumes(script, flags, tmp_path
     assert code == 0 and not err and "before" in out and "after" in out, err
     lines = read_lines(tmp_path / "a")
     assert [line["step"] for line in lines] == [1, 2] and all(math.isfinite(v) for line in lines for v in line.values())
-    assert {"loss", "zero", "w_mean", "w_min", "w_median", "w_max", "w_even", "grad_norm", "tokens_per_s", "memory_gb"} <= set(lines[0])
+    assert {"loss", "zero", "w_mean", "w_min", "w_median", "w_max", "w_even", "grad_norm", "tokens_per_s",
+            "memory_gb"} <= set(lines[0])
     assert ("gold" in lines[0]) != ("reward" in lines[0] and "kl" in lines[0])
     result = json.load(open(tmp_path / "a" / "result.json"))
     assert ("gold" in result["before"]) == (script is not cat_bon or "countdown" in flags)  # peptides have no gold
@@ -437,7 +470,8 @@ def test_every_mode_runs_reports_its_weights_and_resumes(script, flags, tmp_path
 
 
 def observed(script, flags, folder, monkeypatch):
-    """One step with everything that its gradient depends on: (args, gradient, policy, prompts, completions, task, rewards)."""
+    """One step with everything that its gradient depends on: (args, gradient, policy, prompts, completions, task,
+    rewards)."""
     seen = {}
     score, load_task, rewards = common.score, tasks.load_task, tasks.Task.rewards
 
@@ -463,7 +497,8 @@ def observed(script, flags, folder, monkeypatch):
     monkeypatch.setattr(tasks, "load_task", keep("task", load_task))
     monkeypatch.setattr(tasks.Task, "rewards", keep("rewards", rewards))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
-    code, _, err = run(script.main, "--prompts", 6, "--samples", 6, "--n", 4, "--steps", 1, "--eval-samples", 0, "--out", folder, *flags)
+    code, _, err = run(script.main, "--prompts", 6, "--samples", 6, "--n", 4, "--steps", 1, "--eval-samples", 0,
+                       "--out", folder, *flags)
     assert code == 0, err
     return script.parser().parse_args([*map(str, ["--prompts", 6, "--samples", 6, "--n", 4]), *flags]), seen
 
@@ -479,10 +514,14 @@ def gradient_norm_of(policy, loss):
 
 
 @pytest.mark.parametrize("script,flags", [
-    (cat_passk, ["--mode", "rl"]), (cat_passk, ["--mode", "rl", "--form", "raw", "--probability", "success", "--temperature", "0.8"]),
+    (cat_passk, ["--mode", "rl"]),
+    (cat_passk, ["--mode", "rl", "--form", "raw", "--probability", "success", "--temperature", "0.8"]),
     (cat_passk, ["--mode", "rl", "--form", "pool", "--probability", "success", "--rewards", "raw", "--no-normalise"]),
-    (cat_majority, ["--mode", "rl", "--task", "countdown"]), (cat_majority, ["--mode", "rl", "--task", "countdown", "--threshold", "2", "--form", "log", "--no-normalise", "--rewards", "raw"]),
-    (cat_bon, []), (cat_bon, ["--form", "exact", "--rewards", "raw"]), (cat_bon, ["--ranks", "fifo", "--fifo", "20"])], ids=name_of)
+    (cat_majority, ["--mode", "rl", "--task", "countdown"]),
+    (cat_majority, ["--mode", "rl", "--task", "countdown", "--threshold", "2", "--form", "log",
+                    "--no-normalise", "--rewards", "raw"]),
+    (cat_bon, []), (cat_bon, ["--form", "exact", "--rewards", "raw"]),
+    (cat_bon, ["--ranks", "fifo", "--fifo", "20"])], ids=name_of)
 def test_what_reaches_the_optimiser_in_rl(script, flags, tmp_path, monkeypatch):
     """-(1/B) sum_prompts sum_i (w_i r_i / M) grad log pi(y_i|x), all written out again from the docstrings, prompt by
     prompt, in plain rows."""
@@ -491,7 +530,8 @@ def test_what_reaches_the_optimiser_in_rl(script, flags, tmp_path, monkeypatch):
     rewards = [seen["rewards"][b * M:b * M + M] for b in range(6)]
     rows = seen["drawn"].lists()
     prompts = [policy.encode(p.prompt) for p in seen["problems"]]
-    logps = [[plain(policy, prompts[b], y, args.temperature)[torch.arange(len(y)), y].sum() for y in rows[b]] for b in range(6)]
+    logps = [[plain(policy, prompts[b], y, args.temperature)[torch.arange(len(y)), y].sum() for y in rows[b]]
+             for b in range(6)]
 
     def standard(values, pool):
         mean = sum(pool) / len(pool)
@@ -533,7 +573,8 @@ def test_what_reaches_the_optimiser_in_rl(script, flags, tmp_path, monkeypatch):
     products = [w * z for ws, zs in zip(weights, shaped) for w, z in zip(ws, zs)]
     assert line["zero"] == pytest.approx(products.count(0) / 36)
     mean = sum(map(sum, weights)) / 36 if getattr(args, "normalise", False) else 1
-    loss = -sum(w * z / mean / M * logp for ws, zs, ls in zip(weights, shaped, logps) for w, z, logp in zip(ws, zs, ls)) / 6
+    loss = -sum(w * z / mean / M * logp for ws, zs, ls in zip(weights, shaped, logps)
+                for w, z, logp in zip(ws, zs, ls)) / 6
     assert line["loss"] == pytest.approx(loss.item(), rel=1e-3, abs=1e-5)
     wanted = gradient_norm_of(policy, loss)
     assert wanted.norm() > 1e-3 and (seen["gradient"] - wanted).norm() < 2e-3 * wanted.norm()
@@ -541,7 +582,8 @@ def test_what_reaches_the_optimiser_in_rl(script, flags, tmp_path, monkeypatch):
         assert any(sum(r) == 0 for r in rewards) and any(sum(r) for r in rewards)  # both branches were met
 
 
-@pytest.mark.parametrize("script,flags", [(cat_passk, []), (cat_passk, ["--n", "1"]), (cat_majority, ["--task", "countdown", "--temperature", "0.8"]),
+@pytest.mark.parametrize("script,flags", [(cat_passk, []), (cat_passk, ["--n", "1"]),
+                                          (cat_majority, ["--task", "countdown", "--temperature", "0.8"]),
                                           (cat_majority, ["--contrastive"]),
                                           (cat_majority, ["--contrastive", "--task", "countdown"]),
                                           (cat_bon, ["--mode", "sft", "--train-problems", "8"])], ids=name_of)
@@ -552,7 +594,8 @@ def test_what_reaches_the_optimiser_in_sft(script, flags, tmp_path, monkeypatch)
     if script is cat_bon:
         golds = json.load(open(tmp_path / "r" / "targets.json"))
         for p in seen["problems"]:  # the best of the samples of the starting policy
-            again = common.sample(policy, [policy.encode(p.prompt)], 6, [common.seed_of("target", 0, p.id)], 1.0, 16).lists()[0]
+            again = common.sample(policy, [policy.encode(p.prompt)], 6, [common.seed_of("target", 0, p.id)],
+                                  1.0, 16).lists()[0]
             values = [seen["task"].verify(p, policy.decode(y)) for y in again]
             assert golds[p.id] == again[values.index(max(values))]
     for i, p in enumerate(seen["problems"]):
@@ -562,13 +605,15 @@ def test_what_reaches_the_optimiser_in_sft(script, flags, tmp_path, monkeypatch)
         logp = table[torch.arange(len(y)), y]
         golden += logp.sum().item() / 6
         if getattr(args, "contrastive", False):
-            u = torch.rand(max(len(row) for _, row in seen["rows"]), 4, generator=torch.Generator().manual_seed(common.seed_of("rivals", 0, 1, i)))
+            u = torch.rand(max(len(row) for _, row in seen["rows"]), 4,
+                           generator=torch.Generator().manual_seed(common.seed_of("rivals", 0, 1, i)))
             for t, gold in enumerate(y):
                 rest = table[t].exp().detach().double()
                 rest[gold] = 0
                 rivals = [int((rest.cumsum(0) / rest.sum() <= v).sum()) for v in u[t].tolist()]
                 assert gold not in rivals
-                loss = loss - 0.5 * logp[t] - 0.5 * sum(torch.log(torch.sigmoid(logp[t] - table[t, v])) for v in rivals) / 4
+                loss = (loss - 0.5 * logp[t]
+                        - 0.5 * sum(torch.log(torch.sigmoid(logp[t] - table[t, v])) for v in rivals) / 4)
             continue
         k = args.n // 2 + 1 if script is cat_majority else 1
         loss = loss + float(exact_majority(logp.sum().item(), args.n, k)[1]) * logp.sum()
@@ -624,7 +669,8 @@ def test_warm_up_then_rl_and_the_sign_of_degeneration(tmp_path):
     """--adapter chains the stages; at n = 1 every weight is 1, and w_even says so."""
     assert run(cat_passk.main, *SMALL, "--n", 1, "--steps", 1, "--out", tmp_path / "a")[0] == 0
     assert read_lines(tmp_path / "a")[0]["w_even"] == 1
-    code, _, err = run(cat_passk.main, *SMALL, "--mode", "rl", "--steps", 1, "--adapter", tmp_path / "a", "--out", tmp_path / "b")
+    code, _, err = run(cat_passk.main, *SMALL, "--mode", "rl", "--steps", 1, "--adapter", tmp_path / "a",
+                       "--out", tmp_path / "b")
     assert code == 0, err
     after, before = (json.load(open(tmp_path / x / "result.json"))[row] for x, row in (("a", "after"), ("b", "before")))
     assert before["gold"] == after["gold"] and abs(before["kl"]["mean"]) < 1e-4
@@ -642,7 +688,8 @@ def test_a_degenerate_objective_is_named(tmp_path, capsys):
 
 def test_problems_without_a_gold_completion_are_counted(tmp_path):
     data = tmp_path / "p.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"c{a},2>", "answer": str(a), "split": "train", **({"solution": f"{a}+2"} if a < 6 else {})}) + "\n"
+    data.write_text("".join(json.dumps({"prompt": f"c{a},2>", "answer": str(a), "split": "train",
+                                        **({"solution": f"{a}+2"} if a < 6 else {})}) + "\n"
                             for a in range(1, 9)))
     flags = ["--data", data, "--steps", 1, "--prompts", 4, "--eval-samples", 0, "--max-new-tokens", 4]
     code, out, err = run(cat_passk.main, *flags, "--target", "solution", "--out", tmp_path / "a")
@@ -655,11 +702,14 @@ def test_problems_without_a_gold_completion_are_counted(tmp_path):
 @pytest.mark.parametrize("script,flags,words", [
     (cat_passk, ["--mode", "rl", "--form", "pool"], "--probability success"),
     (cat_passk, ["--mode", "rl", "--form", "pool", "--probability", "success", "--samples", "4"], "--samples 4"),
-    (cat_passk, ["--n", "0"], "--n"), (cat_passk, ["--kl-coef", "1"], "--kl-coef"), (cat_passk, ["--task", "peptide", "--model", "tiny_peptide"], "graded"),
-    (cat_passk, ["--mode", "rl", "--prompts", "1"], "--normalise"), (cat_passk, ["--test-n", "a"], "--test-n"), (cat_passk, ["--train-problems", "-1"], "--train-problems"),
-    (cat_majority, ["--threshold", "17"], "--threshold"), (cat_majority, ["--threshold", "x"], "--threshold"), (cat_majority, ["--threshold", "0"], "--threshold"),
-    (cat_majority, ["--contrastive", "--mode", "rl"], "--contrastive"), (cat_majority, ["--all-wrong", "nan"], "--all-wrong"),
-    (cat_bon, ["--form", "exact", "--ranks", "fifo"], "fifo"), (cat_bon, ["--form", "exact", "--samples", "4"], "--samples 4"), (cat_bon, ["--fifo", "0"], "--fifo"),
+    (cat_passk, ["--n", "0"], "--n"), (cat_passk, ["--kl-coef", "1"], "--kl-coef"),
+    (cat_passk, ["--task", "peptide", "--model", "tiny_peptide"], "graded"),
+    (cat_passk, ["--mode", "rl", "--prompts", "1"], "--normalise"), (cat_passk, ["--test-n", "a"], "--test-n"),
+    (cat_passk, ["--train-problems", "-1"], "--train-problems"), (cat_majority, ["--threshold", "17"], "--threshold"),
+    (cat_majority, ["--threshold", "x"], "--threshold"), (cat_majority, ["--threshold", "0"], "--threshold"),
+    (cat_majority, ["--contrastive", "--mode", "rl"], "--contrastive"),
+    (cat_majority, ["--all-wrong", "nan"], "--all-wrong"), (cat_bon, ["--form", "exact", "--ranks", "fifo"], "fifo"),
+    (cat_bon, ["--form", "exact", "--samples", "4"], "--samples 4"), (cat_bon, ["--fifo", "0"], "--fifo"),
     (cat_passk, ["--plot-weights", "--out", "/proc/no/w"], "/proc/no/w")], ids=name_of)
 def test_errors_are_one_sentence(script, flags, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -673,7 +723,8 @@ def test_the_peptide_base_is_small_and_as_good_as_it_says(tmp_path):
     assert sum(os.path.getsize(os.path.join(folder, n)) for n in os.listdir(folder)) < 1e6
     recorded = json.load(open(os.path.join(folder, "result.json")))["peptide"]
     task = tasks.load_task("peptide")
-    found, _ = evaluate.evaluate(common.load_policy("tiny_peptide", bits=32), task, task.valid[:100], samples=16, ks=(1, 8), seed=5)
+    found, _ = evaluate.evaluate(common.load_policy("tiny_peptide", bits=32), task, task.valid[:100], samples=16,
+                                 ks=(1, 8), seed=5)
     for name in ("max@1", "max@8"):
         assert abs(found[name]["mean"] - recorded[name]["mean"]) < 4 * found[name]["se"]
     assert recorded["max@8"]["mean"] > recorded["max@1"]["mean"] + 0.3

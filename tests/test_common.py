@@ -16,14 +16,16 @@ import common
 def tiny_config(kind, vocabulary=30):
     """Random-weight configs of the common shapes, a few thousand parameters each."""
     import transformers as t
-    small = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                 vocab_size=vocabulary, max_position_embeddings=128, bos_token_id=None, eos_token_id=0, pad_token_id=0)
+    small = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, vocab_size=vocabulary, max_position_embeddings=128, bos_token_id=None,
+                 eos_token_id=0, pad_token_id=0)
     return {"llama": lambda: t.LlamaConfig(**small),
             "qwen2": lambda: t.Qwen2Config(**small),
             "gemma": lambda: t.GemmaConfig(**small, head_dim=16),
             "gemma2": lambda: t.Gemma2Config(**small, head_dim=16, sliding_window=8),
-            "opt": lambda: t.OPTConfig(hidden_size=64, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=64,
-                                       vocab_size=vocabulary, max_position_embeddings=128, bos_token_id=0, eos_token_id=0, pad_token_id=1),
+            "opt": lambda: t.OPTConfig(hidden_size=64, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+                                       word_embed_proj_dim=64, vocab_size=vocabulary, max_position_embeddings=128,
+                                       bos_token_id=0, eos_token_id=0, pad_token_id=1),
             "gpt2": lambda: t.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=vocabulary, n_positions=128,
                                          bos_token_id=0, eos_token_id=0)}[kind]()
 
@@ -77,12 +79,13 @@ def plain_sample(policy, prompt, u, temperature):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma", "gemma2", "gpt2", "opt"])
 def test_sampler_equals_plain_decoding(folder_of, kind):
-    """Same uniforms, same tokens and log-probabilities as decoding each row by itself: cache, unequal prompts, rows that
-    leave the batch, chunks. And the scorer gives the sampler's log-probabilities."""
+    """Same uniforms, same tokens and log-probabilities as decoding each row by itself: cache, unequal prompts, rows
+    that leave the batch, chunks. And the scorer gives the sampler's log-probabilities."""
     policy = shaken(common.load_policy(folder_of(kind), bits=32))
     prompts = [policy.encode(p) for p in PROMPTS]
     for temperature, max_rows in ((1.0, None), (0.7, 7), (1.0, 2)):  # 2: the samples of one prompt in two turns
-        drawn = common.sample(policy, prompts, 3, seeds=range(5), temperature=temperature, max_new_tokens=12, max_rows=max_rows)
+        drawn = common.sample(policy, prompts, 3, seeds=range(5), temperature=temperature, max_new_tokens=12,
+                              max_rows=max_rows)
         tokens = drawn.lists()
         assert len({len(row) for rows in tokens for row in rows}) > 2  # rows did end at different times
         for b, prompt in enumerate(prompts):
@@ -179,7 +182,8 @@ def test_loss_and_gradient_do_not_depend_on_batching(folder_of, kind):
         assert (found - plain).norm() < 1e-5 * plain.norm()
     order = list(range(9))
     rng.shuffle(order)
-    value, found = gradient(policy, [prompts[i] for i in order], [completions[i] for i in order], weights[order], temperature=T)
+    value, found = gradient(policy, [prompts[i] for i in order], [completions[i] for i in order], weights[order],
+                            temperature=T)
     assert (found - plain).norm() < 1e-5 * plain.norm()
 
 
@@ -198,18 +202,20 @@ def test_long_completions_share_rows_in_parts(folder_of):
             assert own.sum() == len(y) and (row[len(y):] == 0).all()
 
 
-# ------------------------------------------------------------------------------------------------------------- precision
+# ------------------------------------------------------------------------------------------------------------ precision
 
-@pytest.mark.parametrize("kind,fast", [("llama", True), ("qwen2", True), ("gemma", True), ("gpt2", True), ("opt", True), ("gemma2", None)])
+@pytest.mark.parametrize("kind,fast", [("llama", True), ("qwen2", True), ("gemma", True), ("gpt2", True), ("opt", True),
+                                       ("gemma2", None)])
 def test_fast_path_equals_plain(folder_of, kind, fast):
-    """The adapter folded into the weights, and rows that hold several completions of a prompt: the log-probabilities and the
-    gradients of plain peft, one completion to a row."""
+    """The adapter folded into the weights, and rows that hold several completions of a prompt: the log-probabilities
+    and the gradients of plain peft, one completion to a row."""
     policy = shaken(common.load_policy(folder_of(kind), bits=32))
     assert policy.small and (fast is None or policy.fast is fast)
     prompts = [policy.encode(p) for p in PROMPTS * 5]  # enough for the products that become convolutions
     drawn = common.sample(policy, prompts, 8, seeds=range(25), max_new_tokens=10).lists()
     rows = [(b, i) for b in range(25) for i in range(8) if (3 * b + i) % 4]  # not every completion of every prompt
-    args = [prompts[b] for b, _ in rows], [drawn[b][i] for b, i in rows], torch.randn(len(rows), generator=torch.Generator().manual_seed(0))
+    args = ([prompts[b] for b, _ in rows], [drawn[b][i] for b, i in rows],
+            torch.randn(len(rows), generator=torch.Generator().manual_seed(0)))
     found, grads = gradient(policy, *args)
     few, grads_few = gradient(policy, *args, max_tokens=64)
     fast, policy.fast = policy.fast, False
@@ -224,7 +230,8 @@ def test_fast_path_equals_plain(folder_of, kind, fast):
     plain, wanted = gradient(policy, *args)
     policy.fast = fast
     found, grads = gradient(policy, *args)
-    assert found == pytest.approx(plain, rel=1e-5) and (grads - wanted).norm() <= 1e-5 * wanted.norm()  # norms stay in float32
+    # norms stay in float32
+    assert found == pytest.approx(plain, rel=1e-5) and (grads - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 def test_a_product_keeps_the_bias():
@@ -274,7 +281,8 @@ def test_only_plain_lora_is_folded(tmp_path):
         assert policy.small and not policy.fast
     import peft
     lm, *_ = common.load_base("tiny")
-    peft.get_peft_model(lm, peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])).save_pretrained(tmp_path)
+    peft.get_peft_model(lm, peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"],
+                                           feedforward_modules=[])).save_pretrained(tmp_path)
     policy = common.load_policy("tiny", adapter=str(tmp_path))
     layers = len(policy.parameters())
     assert not policy.fast and len(policy.parameters()) == layers == 4
@@ -303,16 +311,19 @@ def test_rollouts_leave_the_base_untouched():
     for step in range(100):
         drawn = common.sample(policy, prompts[:2], 2, [step, step], max_new_tokens=4).lists()
         optimizer.zero_grad()
-        for _, logps, _ in common.score(policy, [x for x in prompts[:2] for _ in range(2)], [y for ys in drawn for y in ys]):
+        for _, logps, _ in common.score(policy, [x for x in prompts[:2] for _ in range(2)],
+                                        [y for ys in drawn for y in ys]):
             logps.sum().backward()
         optimizer.step()
-    assert policy.fast and all(getattr(parent, name) is layer for (parent, name, _), layer in zip(policy.layers, layers))
+    assert policy.fast and all(getattr(parent, name) is layer
+                               for (parent, name, _), layer in zip(policy.layers, layers))
     after = dict(policy.model.named_parameters())
     assert len(base) > 30 and all(torch.equal(after[n], p) for n, p in base.items())
 
 
 def dequantised(policy):
-    """The same policy with every quantised linear layer replaced by a float32 one of the same (de-quantised) weights."""
+    """The same policy with every quantised linear layer replaced by a float32 one of the same (de-quantised)
+    weights."""
     import bitsandbytes as bnb
     for module in policy.lm.modules():
         base = getattr(module, "base_layer", None)
@@ -356,7 +367,8 @@ def test_adapter_moves_and_base_does_not(bits):
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     for step in range(3):
         drawn = common.sample(policy, prompts, 2, [common.seed_of(step, i) for i in range(5)], max_new_tokens=12)
-        rows = [p for p in prompts for _ in range(2)], [row for pair in drawn.lists() for row in pair], torch.linspace(-1, 1, 10)
+        rows = ([p for p in prompts for _ in range(2)], [row for pair in drawn.lists() for row in pair],
+                torch.linspace(-1, 1, 10))
         gradient(policy, *rows)
         optimizer.step()
     assert all(torch.equal(p, base[n]) for n, p in policy.lm.named_parameters() if not p.requires_grad)
@@ -364,7 +376,7 @@ def test_adapter_moves_and_base_does_not(bits):
     assert all(p.isfinite().all() for p in policy.parameters())
 
 
-# ------------------------------------------------------------------------------------------------ adapters and reference
+# ----------------------------------------------------------------------------------------------- adapters and reference
 
 def test_reference_start_and_base(tmp_path):
     policy = shaken(common.load_policy("tiny", bits=32))
@@ -386,7 +398,8 @@ def test_reference_start_and_base(tmp_path):
         assert names and all("default" in n for n in names)
 
 
-@pytest.mark.parametrize("options", [dict(model="no/such-model"), dict(adapter="no/such/adapter"), dict(bits=5), dict(model="tests")])
+@pytest.mark.parametrize("options", [dict(model="no/such-model"), dict(adapter="no/such/adapter"), dict(bits=5),
+                                     dict(model="tests")])
 def test_load_errors_are_one_sentence(options):
     with pytest.raises(common.UserError) as error:
         common.load_policy(**options)
@@ -405,7 +418,8 @@ def test_an_adapter_of_another_base_is_refused(folder_of, tmp_path):
 def test_models_without_an_attention_cache_are_refused(tmp_path):
     import transformers
     model = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(
-        hidden_size=32, num_hidden_layers=1, vocab_size=30, state_size=4, eos_token_id=0, bos_token_id=None, pad_token_id=0))
+        hidden_size=32, num_hidden_layers=1, vocab_size=30, state_size=4, eos_token_id=0, bos_token_id=None,
+        pad_token_id=0))
     model.save_pretrained(tmp_path)
     transformers.AutoTokenizer.from_pretrained(common.HERE + "/tiny").save_pretrained(tmp_path)
     with pytest.raises(common.UserError):
@@ -417,7 +431,8 @@ def test_a_tokenizer_that_appends_eos_does_not_end_the_prompt():
     from tokenizers.processors import TemplateProcessing
     policy = common.load_policy("tiny", bits=32)
     wanted = policy.encode("c7,3>")
-    policy.tokenizer._tokenizer.post_processor = TemplateProcessing(single="<eos> $A <eos>", special_tokens=[("<eos>", 0)])
+    policy.tokenizer._tokenizer.post_processor = TemplateProcessing(single="<eos> $A <eos>",
+                                                                    special_tokens=[("<eos>", 0)])
     assert policy.tokenizer("c7,3>")["input_ids"] == [0, *wanted, 0]
     assert policy.encode("c7,3>") == [0, *wanted]  # the first may be a beginning-of-sequence token that is the same id
 
@@ -487,16 +502,18 @@ def test_what_does_not_fit_is_said(folder_of):
 def test_chat_template_and_stop_tokens(folder_of):
     policy = common.load_policy(folder_of("llama"), bits=32)
     plain = policy.encode("c7>", chat=True)
-    policy.tokenizer.chat_template = "{% for m in messages %}r{{ m.content }}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
+    policy.tokenizer.chat_template = ("{% for m in messages %}r{{ m.content }}{% endfor %}"
+                                      "{% if add_generation_prompt %}A{% endif %}")
     assert policy.tokenizer.decode(policy.encode("c7>", chat=True)) == "rc7>A" != policy.tokenizer.decode(plain)
     assert policy.encode("c7>", chat=False) == plain
     policy.stop = [0, 7]
     for row in common.sample(policy, [plain], 50, [0], max_new_tokens=30).lists()[0]:
         assert not {0, 7} & set(row[:-1]) and (row[-1] in (0, 7) or len(row) == 30)
-        assert policy.decode(row) == policy.tokenizer.decode(row[:-1] if row[-1] in (0, 7) else row, skip_special_tokens=True)
+        assert policy.decode(row) == policy.tokenizer.decode(row[:-1] if row[-1] in (0, 7) else row,
+                                                             skip_special_tokens=True)
 
 
-# ------------------------------------------------------------------------------------------------------------ estimators
+# ----------------------------------------------------------------------------------------------------------- estimators
 
 def subsets(n, k):
     return list(itertools.combinations(range(n), k))
@@ -528,7 +545,8 @@ def test_maj_at_k_by_enumeration():
             for key in wins:
                 assert common.maj_at_k(answers, key, k) == pytest.approx(wins[key] / math.comb(n, k), abs=1e-12)
     assert common.maj_at_k([None, None], "a", 2) == 0.0
-    for bad in (lambda: common.maj_at_k(["a"], "a", 2), lambda: common.maj_at_k(["a"], "a", 0), lambda: common.maj_at_k(["a"], None, 1)):
+    for bad in (lambda: common.maj_at_k(["a"], "a", 2), lambda: common.maj_at_k(["a"], "a", 0),
+                lambda: common.maj_at_k(["a"], None, 1)):
         with pytest.raises(ValueError):
             bad()
 
@@ -537,7 +555,8 @@ def test_bon_at_k_by_enumeration():
     rng = random.Random(0)
     for trial in range(40):
         n = rng.randint(1, 7)
-        scores, rewards = [rng.choice([0.1, 0.2, 0.3]) for _ in range(n)], [rng.choice([0.0, 1.0, -0.5]) for _ in range(n)]
+        scores, rewards = ([rng.choice([0.1, 0.2, 0.3]) for _ in range(n)],
+                           [rng.choice([0.0, 1.0, -0.5]) for _ in range(n)])
         for k in range(1, n + 1):
             total = 0.0
             for s in subsets(n, k):
@@ -569,7 +588,7 @@ def test_estimators_are_fast(n, limit):
                 assert min(times) < limit, (len(set(pool)), k)
 
 
-# ------------------------------------------------------------------------------------------------------------ small parts
+# ---------------------------------------------------------------------------------------------------------- small parts
 
 def test_means_and_spreads():
     """The standard error is that of a sample (n - 1); the spread of weights by hand."""

@@ -42,7 +42,8 @@ def exact_gradient(theta, rewards, answers, k, objective):
     """Autograd gradient of the exact objective: sum over all V^k tuples."""
     theta = theta.clone().requires_grad_()
     logp = torch.log_softmax(theta, 0)
-    J = sum(torch.stack([logp[y] for y in ys]).sum().exp() * brute_f([rewards[y] for y in ys], [answers[y] for y in ys], objective)
+    J = sum(torch.stack([logp[y] for y in ys]).sum().exp()
+            * brute_f([rewards[y] for y in ys], [answers[y] for y in ys], objective)
             for ys in itertools.product(range(len(rewards)), repeat=k))
     return torch.autograd.grad(J, theta)[0] if J.requires_grad else torch.zeros_like(theta)
 
@@ -102,7 +103,8 @@ def brute_advantages(r, k, objective, answers, estimator):
     """The docstring's definitions, literally, for one prompt."""
     n = len(r)
     f = lambda I: brute_f([r[i] for i in I], [answers[i] for i in I], objective)
-    subsets = list(itertools.combinations(range(n), k)) if objective != "majority" else [tuple(range(g, g + k)) for g in range(0, n, k)]
+    subsets = (list(itertools.combinations(range(n), k)) if objective != "majority"
+               else [tuple(range(g, g + k)) for g in range(0, n, k)])
     out = []
     for i in range(n):
         within, without = [I for I in subsets if i in I], [I for I in subsets if i not in I]
@@ -124,12 +126,14 @@ def test_single_draws_match_the_definition(objective, estimator):
         k = rng.choice([k for k in range(1, n + 1) if objective != "majority" or n % k == 0])
         if estimator == "centred" and n == k:
             continue
-        draw = rng.choice([lambda: float(rng.random() < 0.4), lambda: rng.choice([-1.0, 0.5, 0.5, 2.0]), lambda: rng.gauss(0, 3)])
+        draw = rng.choice([lambda: float(rng.random() < 0.4), lambda: rng.choice([-1.0, 0.5, 0.5, 2.0]),
+                           lambda: rng.gauss(0, 3)])
         r = [[draw() for _ in range(n)] for _ in range(B)]
         answers = [[rng.choice(["a", "b", "c", None]) for _ in range(n)] for _ in range(B)]
         found = advantages(torch.tensor(r, dtype=torch.float64), k, objective, answers, estimator)
         for b in range(B):
-            assert torch.allclose(found[b], brute_advantages(r[b], k, objective, answers[b], estimator), atol=1e-12), (k, n, r[b])
+            assert torch.allclose(found[b], brute_advantages(r[b], k, objective, answers[b], estimator),
+                                  atol=1e-12), (k, n, r[b])
 
 
 def test_closed_form_of_binary_passk():
@@ -137,7 +141,8 @@ def test_closed_form_of_binary_passk():
     for n, k in ((16, 8), (9, 3), (64, 32)):
         for c in range(n + 1):
             A = advantages(torch.tensor([[1.0] * c + [0.0] * (n - c)], dtype=torch.float64), k, "passk")[0]
-            assert torch.allclose(A[:c], torch.full((c,), math.comb(n - c, k - 1) / math.comb(n, k), dtype=torch.float64))
+            assert torch.allclose(
+                A[:c], torch.full((c,), math.comb(n - c, k - 1) / math.comb(n, k), dtype=torch.float64))
             assert (A[c:] == 0).all()
 
 
@@ -149,7 +154,8 @@ def test_equal_rewards_weigh_exactly_nothing(dtype):
         for k in (2, 3, 6):
             for estimator in ("loo", "centred"):
                 for objective in ("mean", "passk"):
-                    assert (advantages(r, k, objective, estimator=estimator) == 0).all(), (value, k, estimator, objective)
+                    assert (advantages(r, k, objective, estimator=estimator) == 0).all(), (
+                        value, k, estimator, objective)
 
 
 def test_types_and_limits():
@@ -181,7 +187,7 @@ def test_vote():
     assert vote([None, None], [1.0, 1.0]) == 0.0
 
 
-# ------------------------------------------------------------------------------------------------------------ PPO and KL
+# ----------------------------------------------------------------------------------------------------------- PPO and KL
 
 def test_ppo_gradient_at_ratio_one():
     """Sum over samples AND tokens: -sum_i A_i grad log pi(y_i), whatever the padding holds."""
@@ -196,7 +202,8 @@ def test_ppo_gradient_at_ratio_one():
 
 
 @pytest.mark.parametrize("ratio,A,value,slope", [
-    (1.5, 1.0, -1.2, 0.0), (1.5, -1.0, 1.5, 1.5), (0.5, 1.0, -0.5, -0.5), (0.5, -1.0, 0.8, 0.0), (1.1, 1.0, -1.1, -1.1)])
+    (1.5, 1.0, -1.2, 0.0), (1.5, -1.0, 1.5, 1.5), (0.5, 1.0, -0.5, -0.5), (0.5, -1.0, 0.8, 0.0),
+    (1.1, 1.0, -1.1, -1.1)])
 def test_the_corners_of_the_clip(ratio, A, value, slope):
     logp = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
     one = torch.ones(1, 1, dtype=torch.float64)

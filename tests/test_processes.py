@@ -42,8 +42,9 @@ def jobs(folder):
 
 
 def torchrun(work, *argv):
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *argv],
-                          capture_output=True, text=True, timeout=300, cwd=work, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *argv],
+        capture_output=True, text=True, timeout=300, cwd=work, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,8 @@ def metrics(folder):
 
 
 def close(a, b):
-    """The same numbers under the same keys, but for the rounding of sums taken in another order, and for what measures time."""
+    """The same numbers under the same keys, but for the rounding of sums taken in another order, and for what measures
+    time."""
     for line_a, line_b in zip(a, b, strict=True):
         assert line_a.keys() == line_b.keys()
         for name in line_a.keys() - {"seconds", "tokens_per_s", "samples_per_s", "memory_gb"}:
@@ -82,7 +84,8 @@ def test_two_processes_do_what_one_does(folders, name):
             assert after[row][metric] == pytest.approx(cell, rel=1e-3, abs=1e-5, nan_ok=True), metric
     a, b = (load_file(os.path.join(folder, "adapter", "adapter_model.safetensors")) for folder in (one, two))
     moved = 0.0
-    for key, weight in a.items():  # Adam divides by the gradient's size: an entry whose gradient is rounding may differ by lr
+    # Adam divides by the gradient's size: an entry whose gradient is rounding may differ by lr
+    for key, weight in a.items():
         assert (weight - b[key]).abs().median() < 1e-5
         moved = max(moved, weight.abs().max().item() if "lora_B" in key else 0.0)
     assert moved > 1e-4

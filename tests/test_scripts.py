@@ -22,7 +22,8 @@ import evaluate
 import ppo_passk
 import tasks
 
-SCRIPTS = ["ppo_passk.py", "bon_sft.py", "bon_rl.py", "cat_passk.py", "cat_majority.py", "cat_bon.py", "evaluate.py", "bench.py", "make_tiny.py"]
+SCRIPTS = ["ppo_passk.py", "bon_sft.py", "bon_rl.py", "cat_passk.py", "cat_majority.py", "cat_bon.py", "evaluate.py",
+           "bench.py", "make_tiny.py"]
 SMALL = ["--prompts", "8", "--samples", "8", "--k", "4", "--eval-samples", "8", "--eval-problems", "20"]
 TIMING = {"seconds", "tokens_per_s", "samples_per_s", "memory_gb"}
 
@@ -67,8 +68,9 @@ def test_help_answers_in_under_a_second(script):
 
 
 @pytest.mark.parametrize("flags", [
-    ["--objective", "mean"], ["--objective", "passk", "--estimator", "centred"], ["--objective", "passk", "--estimator", "plain"],
-    ["--objective", "majority", "--task", "routes"], ["--kl-coef", "0.1", "--eval-every", "1"], ["--epochs", "2", "--minibatches", "2", "--lr", "1e-2"],
+    ["--objective", "mean"], ["--objective", "passk", "--estimator", "centred"],
+    ["--objective", "passk", "--estimator", "plain"], ["--objective", "majority", "--task", "routes"],
+    ["--kl-coef", "0.1", "--eval-every", "1"], ["--epochs", "2", "--minibatches", "2", "--lr", "1e-2"],
     ["--bits", "4"]], ids=lambda f: " ".join(f))
 def test_two_steps(flags, tmp_path):
     """The adapter moves, the files are there, the numbers are finite, and the table is printed."""
@@ -84,7 +86,8 @@ def test_two_steps(flags, tmp_path):
     assert {"loss", "reward", "pass@1", "pass@4", "zero", "kl", "length", "tokens_per_s", "memory_gb"} <= set(lines[0])
     result = json.load(open(tmp_path / "r" / "result.json"))
     for row in ("before", "after"):
-        assert {"pass@1", "pass@4", "maj@4", "bon@4"} <= set(result[row]) and set(result[row]["pass@4"]) == {"mean", "se"}
+        assert ({"pass@1", "pass@4", "maj@4", "bon@4"} <= set(result[row])
+                and set(result[row]["pass@4"]) == {"mean", "se"})
     assert abs(result["before"]["kl"]["mean"]) < 0.05 and result["seconds"] > 0
     adapter = safetensors.torch.load_file(tmp_path / "r" / "adapter" / "adapter_model.safetensors")
     assert max(t.abs().max() for n, t in adapter.items() if "lora_B" in n) > 0  # a fresh adapter has B = 0
@@ -97,8 +100,9 @@ def test_two_steps(flags, tmp_path):
 @pytest.mark.parametrize("flags", [[], ["--temperature", "0.7"], ["--minibatches", "2", "--epochs", "2"],
                                    ["--kl-coef", "0.5", "--reference", "base"]], ids=lambda f: " ".join(f) or "default")
 def test_what_reaches_the_optimiser(flags, whole, tmp_path, monkeypatch):
-    """At ratio 1 every gradient is -(1/B) sum_prompts sum_i c_i grad log pi(y_i), c = A - beta KL coefficients, over the
-    prompts of its minibatch, those without signal counted; plain rows of softmax(logits / T) say what it must be."""
+    """At ratio 1 every gradient is -(1/B) sum_prompts sum_i c_i grad log pi(y_i), c = A - beta KL coefficients, over
+    the prompts of its minibatch, those without signal counted; plain rows of softmax(logits / T) say what it must
+    be."""
     seen, gradients, rates = {}, [], []
     sample, advantages = common.sample, ppo_passk.advantages
 
@@ -115,11 +119,12 @@ def test_what_reaches_the_optimiser(flags, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "clip_gradient", clip)
     monkeypatch.setattr(common, "sample", keep("sample", sample))
     monkeypatch.setattr(ppo_passk, "advantages", keep("advantages", advantages))
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]))  # the policy stays
+    # the policy stays
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]))
     monkeypatch.setattr(common, "micro_batch", lambda lm: 300)  # tokens: a few micro-batches, as a large model has them
     # from an adapter that has moved: a fresh one equals the base, and a KL of zero could not show a mistake
-    code, _, err = run(ppo_passk.main, "--adapter", whole, "--prompts", 12, "--samples", 6, "--k", 3, "--steps", 2, "--lr", 0.5,
-                       "--eval-samples", 0, "--out", tmp_path / "r", *flags)
+    code, _, err = run(ppo_passk.main, "--adapter", whole, "--prompts", 12, "--samples", 6, "--k", 3, "--steps", 2,
+                       "--lr", 0.5, "--eval-samples", 0, "--out", tmp_path / "r", *flags)
     assert code == 0, err
     args = ppo_passk.parser().parse_args(flags)
     (_, prompts, n, *_), drawn = seen["sample"]
@@ -129,7 +134,8 @@ def test_what_reaches_the_optimiser(flags, whole, tmp_path, monkeypatch):
     assert rates == [0.5] * (len(rates) // 2) + [0.25] * (len(rates) // 2)
 
     def plain(b, row):
-        logits = policy.lm(input_ids=torch.tensor([prompts[b] + row])).logits[0, len(prompts[b]) - 1:-1] / args.temperature
+        logits = (policy.lm(input_ids=torch.tensor([prompts[b] + row])).logits[0, len(prompts[b]) - 1:-1]
+                  / args.temperature)
         return torch.log_softmax(logits, -1)[torch.arange(len(row)), row].sum()
     gap = torch.zeros(12, 6)
     with torch.no_grad():
@@ -286,7 +292,8 @@ def test_clip_gradient():
         for p in policy.parameters():
             p.grad = torch.full_like(p, 6.0 / n ** 0.5)
         assert common.clip_gradient(policy, max_norm) == pytest.approx(6.0, rel=1e-4)
-        assert torch.cat([p.grad.flatten() for p in policy.parameters()]).norm().item() == pytest.approx(wanted, rel=1e-4)
+        assert (torch.cat([p.grad.flatten() for p in policy.parameters()]).norm().item()
+                == pytest.approx(wanted, rel=1e-4))
     policy.parameters()[0].grad[0, 0] = math.nan
     with pytest.raises(common.UserError):
         common.clip_gradient(policy, 1.0)
@@ -359,19 +366,23 @@ def test_resume_refuses_other_flags(whole):
 def test_continue_from_an_adapter(whole, tmp_path):
     code, out, err = run(ppo_passk.main, *SMALL, "--steps", 1, "--adapter", whole, "--out", tmp_path / "r")
     assert code == 0, err
-    before, after = json.load(open(tmp_path / "r" / "result.json"))["before"], json.load(open(whole / "result.json"))["after"]
+    before, after = (json.load(open(tmp_path / "r" / "result.json"))["before"],
+                     json.load(open(whole / "result.json"))["after"])
     assert before["pass@4"] == after["pass@4"]
     assert abs(before["kl"]["mean"]) < 1e-4 < abs(after["kl"]["mean"])  # the reference is the start of THIS run
 
 
 @pytest.mark.parametrize("flags,words", [
-    (["--model", "no/such-model"], "no/such-model"), (["--task", "chess"], "chess"), (["--data", "no-such.jsonl"], "no-such.jsonl"),
-    (["--k", "9", "--samples", "8"], "--k 9"), (["--k", "0"], "--k"), (["--temperature", "0"], "--temperature"), (["--lr", "x"], "--lr"),
-    (["--objective", "majority", "--k", "3", "--samples", "8"], "multiple"), (["--out", "/proc/no/run"], "/proc/no/run"),
-    (["--resume"], "--out"), (["--resume", "--out", "no-such-run"], "no-such-run"), (["--adapter", "no-such-adapter"], "no-such-adapter"),
+    (["--model", "no/such-model"], "no/such-model"), (["--task", "chess"], "chess"),
+    (["--data", "no-such.jsonl"], "no-such.jsonl"), (["--k", "9", "--samples", "8"], "--k 9"), (["--k", "0"], "--k"),
+    (["--temperature", "0"], "--temperature"), (["--lr", "x"], "--lr"),
+    (["--objective", "majority", "--k", "3", "--samples", "8"], "multiple"),
+    (["--out", "/proc/no/run"], "/proc/no/run"), (["--resume"], "--out"),
+    (["--resume", "--out", "no-such-run"], "no-such-run"), (["--adapter", "no-such-adapter"], "no-such-adapter"),
     (["--estimator", "centred", "--k", "8", "--samples", "8"], "centred"), (["--temperature", "nan"], "--temperature"),
-    (["--lr", "-1"], "--lr"), (["--eval-samples", "-1"], "--eval-samples"), (["--eval-every", "1", "--eval-samples", "0"], "--eval-every"),
-    (["--max-new-tokens", "510"], "--max-new-tokens"), (["--task", "routes", "--levels", "1"], "level")],
+    (["--lr", "-1"], "--lr"), (["--eval-samples", "-1"], "--eval-samples"),
+    (["--eval-every", "1", "--eval-samples", "0"], "--eval-every"), (["--max-new-tokens", "510"], "--max-new-tokens"),
+    (["--task", "routes", "--levels", "1"], "level")],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_errors_are_one_sentence(flags, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -399,30 +410,39 @@ def test_a_broken_line_is_named(tmp_path):
 def test_own_problems_end_to_end(tmp_path):
     """--data FILE.jsonl with math-verify behind it, through training and evaluation."""
     data = tmp_path / "p.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"c{a},{b}:{a + b}>", "answer": str(a)}) + "\n" for a in range(1, 10) for b in range(1, 4)))
-    code, out, err = run(ppo_passk.main, *SMALL, "--data", data, "--steps", 2, "--max-new-tokens", 6, "--out", tmp_path / "r")
+    data.write_text("".join(json.dumps({"prompt": f"c{a},{b}:{a + b}>", "answer": str(a)}) + "\n"
+                            for a in range(1, 10) for b in range(1, 4)))
+    code, out, err = run(ppo_passk.main, *SMALL, "--data", data, "--steps", 2, "--max-new-tokens", 6,
+                         "--out", tmp_path / "r")
     assert code == 0 and not err, err
-    code, out, err = run(evaluate.main, tmp_path / "r", "--samples", 4, "--k", "1,4", "--max-new-tokens", 6, "--out", tmp_path / "e")
+    code, out, err = run(evaluate.main, tmp_path / "r", "--samples", 4, "--k", "1,4", "--max-new-tokens", 6,
+                         "--out", tmp_path / "e")
     assert code == 0 and "pass@4" in out, err
     assert all(entry["id"].startswith("p.jsonl:") for entry in read_lines(tmp_path / "e", "pool-1.jsonl"))
-    code, out, err = run(evaluate.main, tmp_path / "r", "--task", "routes", "--problems", 3, "--samples", 4, "--k", "4", "--out", tmp_path / "f")
+    code, out, err = run(evaluate.main, tmp_path / "r", "--task", "routes", "--problems", 3, "--samples", 4, "--k", "4",
+                         "--out", tmp_path / "f")
     assert all(entry["id"].startswith("routes/") for entry in read_lines(tmp_path / "f", "pool-1.jsonl"))
 
 
 def test_a_split_that_is_not_there(tmp_path):
     data = tmp_path / "p.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"c{a},2>", "answer": str(a), "split": "train"}) + "\n" for a in range(1, 9)))
-    code, _, err = run(ppo_passk.main, *SMALL, "--data", data, "--steps", 1, "--max-new-tokens", 4, "--out", tmp_path / "r")
+    data.write_text("".join(json.dumps({"prompt": f"c{a},2>", "answer": str(a), "split": "train"}) + "\n"
+                            for a in range(1, 9)))
+    code, _, err = run(ppo_passk.main, *SMALL, "--data", data, "--steps", 1, "--max-new-tokens", 4,
+                       "--out", tmp_path / "r")
     assert code == 2 and "test" in err and err.count("\n") == 1
-    code, _, err = run(ppo_passk.main, *SMALL, "--data", data, "--steps", 1, "--max-new-tokens", 4, "--eval-samples", 0, "--out", tmp_path / "s")
+    code, _, err = run(ppo_passk.main, *SMALL, "--data", data, "--steps", 1, "--max-new-tokens", 4, "--eval-samples", 0,
+                       "--out", tmp_path / "s")
     assert code == 0, err
 
 
 def test_prompts_that_do_not_fit_are_left_out(tmp_path):
     data = tmp_path / "p.jsonl"
-    data.write_text("".join(json.dumps({"prompt": "c" + "1" * (510 if a == 3 else a), "answer": "5", "split": split}) + "\n"
-                            for a in range(1, 9) for split in ("train" if a < 7 else "test",)))
-    code, out, err = run(ppo_passk.main, *SMALL, "--data", data, "--steps", 2, "--max-new-tokens", 4, "--out", tmp_path / "r")
+    data.write_text("".join(
+        json.dumps({"prompt": "c" + "1" * (510 if a == 3 else a), "answer": "5", "split": split}) + "\n"
+        for a in range(1, 9) for split in ("train" if a < 7 else "test",)))
+    code, out, err = run(ppo_passk.main, *SMALL, "--data", data, "--steps", 2, "--max-new-tokens", 4,
+                         "--out", tmp_path / "r")
     assert code == 0 and "left out 1 of 6" in out, err
 
 
@@ -433,10 +453,11 @@ def test_default_folders_are_free(tmp_path, monkeypatch):
     assert sorted(os.listdir("runs")) == ["ppo_passk-countdown-passk-1", "ppo_passk-countdown-passk-2"]
 
 
-# -------------------------------------------------------------------------------------------------------------- evaluate
+# ------------------------------------------------------------------------------------------------------------- evaluate
 
 def test_evaluate_compares_and_rescores(whole, tmp_path):
-    code, out, err = run(evaluate.main, "tiny", whole, "--samples", 8, "--k", "1,4", "--problems", 20, "--out", tmp_path / "e")
+    code, out, err = run(evaluate.main, "tiny", whole, "--samples", 8, "--k", "1,4", "--problems", 20,
+                         "--out", tmp_path / "e")
     assert code == 0 and "paired" in out, err
     report = json.load(open(tmp_path / "e" / "result.json"))
     assert set(os.listdir(tmp_path / "e")) == {"result.json", "curves.png", "pool-1.jsonl", "pool-2.jsonl"}
@@ -445,8 +466,8 @@ def test_evaluate_compares_and_rescores(whole, tmp_path):
     rows = list(report["results"])
     difference = report["results"][rows[1]]["pass@4"]["mean"] - report["results"][rows[0]]["pass@4"]["mean"]
     assert next(iter(report["paired"].values()))["pass@4"]["mean"] == pytest.approx(difference)
-    code, out, err = run(evaluate.main, "--pool", tmp_path / "e" / "pool-1.jsonl", tmp_path / "e" / "pool-2.jsonl", "--k", "1,4",
-                         "--score", "oracle", "--out", tmp_path / "f")
+    code, out, err = run(evaluate.main, "--pool", tmp_path / "e" / "pool-1.jsonl", tmp_path / "e" / "pool-2.jsonl",
+                         "--k", "1,4", "--score", "oracle", "--out", tmp_path / "f")
     assert code == 0, err
     a, b = ([common.pass_at_k(8, int(sum(entry["rewards"])), 4) for entry in read_lines(tmp_path / "e", name)]
             for name in ("pool-1.jsonl", "pool-2.jsonl"))
@@ -493,7 +514,8 @@ def test_a_pool_by_plain_forward_passes(whole):
 
 def test_evaluate_without_training_equals_before(whole, tmp_path):
     """The training script and evaluate.py call the same function: same seed, same figures."""
-    code, out, err = run(evaluate.main, "tiny", "--task", "countdown", "--samples", 8, "--k", "1,4", "--problems", 20, "--out", tmp_path / "e")
+    code, out, err = run(evaluate.main, "tiny", "--task", "countdown", "--samples", 8, "--k", "1,4", "--problems", 20,
+                         "--out", tmp_path / "e")
     before = json.load(open(whole / "result.json"))["before"]
     assert json.load(open(tmp_path / "e" / "result.json"))["results"]["tiny"]["pass@4"] == before["pass@4"]
 
@@ -504,13 +526,15 @@ def test_co_scaling_fit(tmp_path):
     exact["T=1"]["pass@32"] = {"mean": 1.0}  # says nothing of a and b
     fit = evaluate.co_scaling(exact)["T=1"]
     assert fit["a"] == pytest.approx(a) and fit["b"] == pytest.approx(b) and fit["rmse"] < 1e-12
-    code, out, err = run(evaluate.main, "--samples", 8, "--k", "1,2,4,8", "--problems", 20, "--temperature", "0.5,1", "--co-scaling", "--out", tmp_path / "e")
+    code, out, err = run(evaluate.main, "--samples", 8, "--k", "1,2,4,8", "--problems", 20, "--temperature", "0.5,1",
+                         "--co-scaling", "--out", tmp_path / "e")
     assert code == 0 and out.count("co-scaling") == 2 and os.path.exists(tmp_path / "e" / "co_scaling.png"), err
 
 
-@pytest.mark.parametrize("flags", [["--k", "1,99", "--samples", "8"], ["--k", "a"], ["--temperature", "0"], ["--temperature", "nan"],
-                                   ["--pool", "no-such.jsonl"], ["--task", "chess"], ["no/such-model"], ["--out", "/proc/no/e"],
-                                   ["--problems", "-1"], ["--co-scaling", "--k", "8"]], ids=" ".join)
+@pytest.mark.parametrize("flags", [["--k", "1,99", "--samples", "8"], ["--k", "a"], ["--temperature", "0"],
+                                   ["--temperature", "nan"], ["--pool", "no-such.jsonl"], ["--task", "chess"],
+                                   ["no/such-model"], ["--out", "/proc/no/e"], ["--problems", "-1"],
+                                   ["--co-scaling", "--k", "8"]], ids=" ".join)
 def test_evaluate_errors(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = run(evaluate.main, *flags)
@@ -519,14 +543,17 @@ def test_evaluate_errors(flags, tmp_path, monkeypatch):
 
 def test_metrics_of_graded_rewards():
     """Graded tasks report max@k in place of pass@k; equal budgets count once."""
-    entry = {"rewards": [0.5, 2.0, -1.0], "answers": ["a", None, "b"], "logps": [-1.0, -3.0, -2.0], "lengths": [2, 3, 4]}
+    entry = {"rewards": [0.5, 2.0, -1.0], "answers": ["a", None, "b"], "logps": [-1.0, -3.0, -2.0],
+             "lengths": [2, 3, 4]}
     values = evaluate.metrics([entry, entry], [1, 2], graded=True)
-    assert values["max@2"] == pytest.approx([(2.0 + 0.5 + 2.0) / 3] * 2) and values["bon@2"] == pytest.approx([(0.5 + 0.5 - 1.0) / 3] * 2)
+    assert (values["max@2"] == pytest.approx([(2.0 + 0.5 + 2.0) / 3] * 2)
+            and values["bon@2"] == pytest.approx([(0.5 + 0.5 - 1.0) / 3] * 2))
     assert not any(name.startswith(("pass", "maj")) for name in values)
     row = {n: common.mean_se(v) for n, v in values.items()}
     assert "max@2" in evaluate.table({"a": row})
     assert evaluate.numbers("2,1,1", int, "--k") == [1, 2]
-    pool = [{"rewards": [1.0, 0.0, 1.0], "answers": ["a", "b", "c"], "logps": [-1.0, -3.0, -2.0], "lengths": [2, 3, 4], "kl": 0.3}]
+    pool = [{"rewards": [1.0, 0.0, 1.0], "answers": ["a", "b", "c"], "logps": [-1.0, -3.0, -2.0], "lengths": [2, 3, 4],
+             "kl": 0.3}]
     assert evaluate.metrics(pool, [3])["maj@3"] == pytest.approx([2 / 3]) and evaluate.metrics(pool, [3])["kl"] == [0.3]
 
 
@@ -543,13 +570,15 @@ def test_table():
 
 
 def test_table_of_runs(whole, tmp_path):
-    done = subprocess.run(command("results/table.py", whole, tmp_path, "--columns", "pass@4,seconds"), capture_output=True, text=True)
+    done = subprocess.run(command("results/table.py", whole, tmp_path, "--columns", "pass@4,seconds"),
+                          capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr and "no result" in done.stdout
     after = json.load(open(whole / "result.json"))["after"]["pass@4"]
     assert f"{after['mean']:.3f} ±{after['se']:.3f}" in done.stdout
 
 
-@pytest.mark.parametrize("flags", [["--steps", "0"], ["--batch", "1"], ["--tasks", "chess"], ["--width", "65"], ["--out", "/proc/no/tiny"]], ids=" ".join)
+@pytest.mark.parametrize("flags", [["--steps", "0"], ["--batch", "1"], ["--tasks", "chess"], ["--width", "65"],
+                                   ["--out", "/proc/no/tiny"]], ids=" ".join)
 def test_make_tiny_errors(flags, tmp_path):
     import make_tiny
     code, _, err = run(make_tiny.main, "--out", tmp_path / "t", *flags)
@@ -584,14 +613,17 @@ def test_the_shipped_model_is_small_and_as_good_as_it_says(base, names):
         assert task.base == base
         found, _ = evaluate.evaluate(policy, task, task.valid[:100], samples=32, ks=(1, 32), seed=5)
         for k in (1, 32):
-            assert abs(found[f"pass@{k}"]["mean"] - recorded[name][f"pass@{k}"]["mean"]) < 4 * found[f"pass@{k}"]["se"] + 0.02
-        assert 0.15 < recorded[name]["pass@1"]["mean"] < 0.45 and recorded[name]["pass@32"]["mean"] > recorded[name]["pass@1"]["mean"] + 0.3
+            assert (abs(found[f"pass@{k}"]["mean"] - recorded[name][f"pass@{k}"]["mean"])
+                    < 4 * found[f"pass@{k}"]["se"] + 0.02)
+        assert (0.15 < recorded[name]["pass@1"]["mean"] < 0.45
+                and recorded[name]["pass@32"]["mean"] > recorded[name]["pass@1"]["mean"] + 0.3)
 
 
 def test_a_task_brings_its_base(tmp_path):
     """Without --model; args.json records which one it was, as if it had been given."""
     import cat_bon
-    for script, task, base, flags in ((ppo_passk, "program", "tiny_program", SMALL), (cat_bon, "countdown", "tiny", ["--prompts", 8])):
+    for script, task, base, flags in ((ppo_passk, "program", "tiny_program", SMALL),
+                                      (cat_bon, "countdown", "tiny", ["--prompts", 8])):
         folder = tmp_path / task
         code, _, err = run(script.main, "--task", task, *flags, "--steps", 1, "--eval-samples", 0, "--out", folder)
         assert code == 0, err
@@ -599,14 +631,16 @@ def test_a_task_brings_its_base(tmp_path):
         assert run(script.main, "--out", folder, "--resume", "--model", base)[0] == 0
         code, _, err = run(script.main, "--out", folder, "--resume", "--model", "tiny_peptide")
         assert code == 2 and f"--model is {base}" in err
-    code, _, err = run(evaluate.main, "--task", "program", "--samples", 4, "--k", 1, "--problems", 5, "--out", tmp_path / "e")
+    code, _, err = run(evaluate.main, "--task", "program", "--samples", 4, "--k", 1, "--problems", 5,
+                       "--out", tmp_path / "e")
     assert code == 0 and list(json.load(open(tmp_path / "e" / "result.json"))["results"]) == ["tiny_program"], err
 
 
-# ----------------------------------------------------------------------------------------------------------------- bench
+# ---------------------------------------------------------------------------------------------------------------- bench
 
 @pytest.mark.parametrize("flags", [["--rows", "16", "--precision", "base,lora,4bit"],
-                                   ["--shape", "0.1b", "--rows", "2", "--k", "2", "--prompt-tokens", "4", "--new-tokens", "3", "--precision", "4bit"]],
+                                   ["--shape", "0.1b", "--rows", "2", "--k", "2", "--prompt-tokens", "4",
+                                    "--new-tokens", "3", "--precision", "4bit"]],
                          ids=["tiny", "random shape"])
 def test_bench(flags):
     import bench
@@ -618,7 +652,7 @@ def test_bench(flags):
     assert all(line["zero"] > 0 for line in lines if line.get("objective") == "passk")
 
 
-# ---------------------------------------------------------------------------------------------------------------- README
+# --------------------------------------------------------------------------------------------------------------- README
 
 def readme():
     with open(os.path.join(common.HERE, "README.md")) as file:
@@ -657,7 +691,8 @@ def test_readme_table_of_equations():
 
 def test_a_run_prints_its_own_lines_only(tmp_path):
     """No load bars, notices or warnings of other libraries, in a process of its own."""
-    done = subprocess.run(command("ppo_passk.py", *SMALL, "--steps", 1, "--bits", 4, "--out", tmp_path / "r"), capture_output=True, text=True)
+    done = subprocess.run(command("ppo_passk.py", *SMALL, "--steps", 1, "--bits", 4, "--out", tmp_path / "r"),
+                          capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     allowed = re.compile(r"\S*r: tiny|cpu \(|  c\S+> -> |step 1/1|\s+pass@1|\s+distinct|before|after|\d+ s; everything")
     assert all(allowed.match(line) for line in done.stdout.strip().split("\n")), done.stdout
