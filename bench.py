@@ -349,7 +349,8 @@ def against_trl(args, ours=None):
         for objective in ours:
             a, b = times[objective][1:], times["trl"][1:]
             lines.append({"what": "step", "objective": objective, "micro": micro, "checkpointing": checkpointing,
-                          "samples_per_s": rows / statistics.median(a), "trl_samples_per_s": rows / statistics.median(b),
+                          "samples_per_s": rows / statistics.median(a),
+                          "trl_samples_per_s": rows / statistics.median(b),
                           "ratio": statistics.median(y / x for x, y in zip(a, b))})
             print("step  {objective:5}  {samples_per_s:7,.0f} samples/s   TRL, micro-batch {micro:4} "
                   "{trl_samples_per_s:7,.0f}   ratio {ratio:.2f}".format(**lines[-1])
@@ -379,7 +380,8 @@ def bench_sandbox(count):
         seconds = time.perf_counter() - started
         del task  # its workers end, and their time and that of all sandboxes counts as this process's children's
         line = {"what": "sandbox", "kind": kind, "workers": workers, "verdicts": count,
-                "verdicts_per_s": count / seconds, "cpu_ms": 1000 * (spent() - before) / (count + warm), "right": sum(rewards)}
+                "verdicts_per_s": count / seconds, "cpu_ms": 1000 * (spent() - before) / (count + warm),
+                "right": sum(rewards)}
         lines.append(line)
         print(f"sandbox  {kind:8} {workers} workers  {line['verdicts_per_s']:7.1f} verdicts/s   "
               f"{line['cpu_ms']:.1f} ms of CPU each   {line['right']:.0f} of {count} right", flush=True)

@@ -3,8 +3,8 @@
 Paper: Chow et al. 2024, "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models", arXiv 2412.15287
 (as we read it).
 
-At test time N samples are drawn and the one that a verifier scores highest is kept. Its distribution is modelled by a tilt
-of the policy (equations 10-11), and the expected reward under it is what is trained:
+At test time N samples are drawn and the one that a verifier scores highest is kept. Its distribution is modelled by a
+tilt of the policy (equations 10-11), and the expected reward under it is what is trained:
 
     pi_bon(y|x) ~ pi(y|x) exp(lambda_N Q(x, y)),    Q(x, y) = P_{y'~pi}( s(x, y) >= s(x, y') )
     J(theta) = E_{y ~ pi_bon}[ r(x, y) ]
@@ -21,8 +21,8 @@ Every variant gives each of the M samples of a prompt one detached coefficient c
 
     loss = -(1/B) sum_prompts sum_j c_j log pi(y_j|x).
 
-Symbols: B prompts per step, M samples per prompt (--samples), N the test-time budget trained for (--n), s the score of the
-verifier, r the reward, lambda_N the tilt whose KL to pi is that of best-of-N, tau the temperature, beta the KL
+Symbols: B prompts per step, M samples per prompt (--samples), N the test-time budget trained for (--n), s the score of
+the verifier, r the reward, lambda_N the tilt whose KL to pi is that of best-of-N, tau the temperature, beta the KL
 coefficient.
 
 What to know: 1) with finite M the estimates of v and s are biased, by O(1/M); Q's own gradient is part of them. 2) The
@@ -49,8 +49,8 @@ def parser():
     p.add_argument("--n", type=int, default=8,
                    help="test-time budget N that is trained for; rl and star only report it")
     p.add_argument("--negatives", choices=["minus", "exact"], default="minus",
-                   help="sign of the failures in variant b: minus pushes them down, (1+f)/(1-f) times the exact gradient "
-                        "with f the probability to fail; exact pushes them up")
+                   help="sign of the failures in variant b: minus pushes them down, (1+f)/(1-f) times the exact "
+                        "gradient with f the probability to fail; exact pushes them up")
     p.add_argument("--estimate", choices=["plugin", "pool"], default="plugin",
                    help="N f^(N-1) in variant bp: from the share of failures, or unbiased (needs samples >= N)")
     p.add_argument("--entropy-coef", type=float, default=0.0,
@@ -94,7 +94,8 @@ from support.verifier import load_verifier, verify_scores
 
 def lambda_n(n):
     """lambda_N, at which the tilt's KL to pi equals that of best-of-N (scores without ties); 0.0 at N = 1. Equation 11:
-    ((l-1) e^l + 1) / (e^l - 1) - log((e^l - 1) / l) = log N - (N-1)/N.  Raises ValueError unless n is an integer >= 1."""
+    ((l-1) e^l + 1) / (e^l - 1) - log((e^l - 1) / l) = log N - (N-1)/N.  Raises ValueError unless n is a whole number of
+    at least 1."""
     if not n >= 1 or n % 1:
         raise ValueError(f"lambda_n needs an integer n of at least 1, not {n}")
     if n == 1:
@@ -140,8 +141,8 @@ def rlb_weights(f, n, variant):
         "positive"  (N f^{N-1}, 0)                               the exact gradient, N f^{N-1} E[r grad log pi]
         "minus"     (N f^{N-1} / (1-f), -N f^N / (1-f))          (1+f)/(1-f) times the exact gradient
         "exact"     (N f^{N-1} / (1-f), +N f^N / (1-f))          the exact gradient, failures pushed up
-    The paper's weights belong to best-of-N samples, g+ = N f^{N-1} / (1-f^N) and g- = N f / (1-f); a plain sample stands
-    for them with E_bon[r h] = ((1-f^N)/(1-f)) E_pi[r h] and E_bon[(1-r) h] = f^{N-1} E_pi[(1-r) h].
+    The paper's weights belong to best-of-N samples, g+ = N f^{N-1} / (1-f^N) and g- = N f / (1-f); a plain sample
+    stands for them with E_bon[r h] = ((1-f^N)/(1-f)) E_pi[r h] and E_bon[(1-r) h] = f^{N-1} E_pi[(1-r) h].
     Raises ValueError for f outside [0, 1], for f = 1 unless "positive" (infinite weights), n < 1, an unknown variant.
     """
     if variant not in ("positive", "minus", "exact"):
@@ -181,7 +182,7 @@ def bon_rlb_coefficients(rewards, n, variant, estimate="plugin"):
         return r * r.new_tensor(weight)[:, None] / M
     f = 1 - r.mean(1, keepdim=True)  # [B, 1]
     if variant != "positive":
-        f = f.clamp(1 / (2 * M), 1 - 1 / (2 * M))  # at 0 and 1 the weights of samples that are not there would be infinite
+        f = f.clamp(1 / (2 * M), 1 - 1 / (2 * M))  # at 0 and 1 weights of samples that are not there would be infinite
     correct, wrong = rlb_weights(f, n, variant)
     return torch.where(r == 1, correct, wrong) / M
 
@@ -197,7 +198,8 @@ def check(args):
     if args.fit_verifier and (args.resume or args.verifier):
         raise UserError("--fit-verifier makes a new verifier: leave out --resume and --verifier")
     if args.variant == "v" and not args.verifier and not args.fit_verifier:
-        raise UserError("--variant v needs --verifier: make one with --fit-verifier, or give a reward model of one label")
+        raise UserError("--variant v needs --verifier: make one with --fit-verifier, or give a reward model of one "
+                        "label")
     if args.estimate == "pool" and (args.variant != "bp" or args.n > args.samples):
         raise UserError("--estimate pool exists for --variant bp with --samples of at least --n")
     if args.negatives == "exact" and args.variant != "b":
@@ -252,8 +254,9 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
         norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
         optimizer.step()
 
-    line = {"loss": processes.all_reduce(loss), **sample_stats(task, drawn, rewards, n, gap, sampled - started), **stats,
-            "grad_norm": norm, "diversity": evaluate.mean_diversity(texts, [task.extract(text) for text in texts], M),
+    line = {"loss": processes.all_reduce(loss), **sample_stats(task, drawn, rewards, n, gap, sampled - started),
+            **stats, "grad_norm": norm,
+            "diversity": evaluate.mean_diversity(texts, [task.extract(text) for text in texts], M),
             "samples_per_s": len(y) / (time.time() - started)}
     if verifier:  # signs of reward hacking: wrong answers that score high, selection that loses what the pool holds
         wrong, pairs = scores[rewards != 1], list(zip(scores.tolist(), rewards.tolist()))

@@ -3,8 +3,8 @@
 Paper: Chow et al. 2024, "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models", arXiv 2412.15287
 (as we read it).
 
-At test time N samples are drawn and the one that a verifier scores highest is kept. Its distribution is modelled by a tilt
-of the policy (equations 10-11), and the log-likelihood of the gold completion y* under it is what is trained:
+At test time N samples are drawn and the one that a verifier scores highest is kept. Its distribution is modelled by a
+tilt of the policy (equations 10-11), and the log-likelihood of the gold completion y* under it is what is trained:
 
     pi_bon(y|x) ~ pi(y|x) exp(lambda_N Q(x, y)),    Q(x, y) = P_{y'~pi}( s(x, y) >= s(x, y') )
     J(theta) = E_{(x, y*) ~ D}[ log pi_bon(y*|x) ]
@@ -19,13 +19,13 @@ The gold completion gets the coefficient 1 and each of M samples from the policy
 With N = 1 nothing is sampled and this is plain supervised fine-tuning, the twin to compare with. The gain shows where
 plain fine-tuning becomes overconfident: few gold completions, many epochs (--train-problems).
 
-Symbols: B prompts per step, M samples per prompt (--samples), N the test-time budget trained for (--n), s the score of the
-verifier (--scores: the environment's reward, or a learned one), lambda_N the tilt whose KL to pi is that of best-of-N,
-tau the temperature.
+Symbols: B prompts per step, M samples per prompt (--samples), N the test-time budget trained for (--n), s the score of
+the verifier (--scores: the environment's reward, or a learned one), lambda_N the tilt whose KL to pi is that of
+best-of-N, tau the temperature.
 
 What to know: with finite M the estimate is biased, by O(1/M). Q depends on the policy and its gradient is kept: without
 it a large part is lost (in enumerated cases about 20 % at N = 2, 80 % at N = 32). The tilt is a poor model of best-of-N
-on hard prompts with a binary verifier (f = .99, N = 128: it is right with probability .035, true best-of-128 with .724).
+on hard prompts with a binary verifier (f = .99, N = 128: it is right with probability .035, true best-of-128 .724).
 Differences from the paper: 1) LoRA instead of all weights; 2) the M samples of a step serve both expectations.
 
     CPU, embedded model:  python bon_sft.py
@@ -36,14 +36,12 @@ from support import flags
 
 
 def parser():
-    p = flags.parser(__doc__, "bon_sft", samples=8, prompts=64, steps=125, kl=False)
+    p = flags.parser(__doc__, "bon_sft", samples=8, prompts=64, steps=125, train_problems=200, kl=False)
     p.add_argument("--n", type=int, default=16,
                    help="test-time budget N that is trained for; 1 = plain supervised fine-tuning, without --samples")
     p.add_argument("--scores", choices=["reward", "verifier"], default="reward", help="what best-of-N selects by")
     p.add_argument("--verifier", help="folder of bon_rl.py --fit-verifier, or a reward model of one label: --scores "
                                       "verifier selects by it, and best-of-N by it is evaluated")
-    p.add_argument("--train-problems", type=int, default=200,
-                   help="training problems whose gold completions are used; 0 = all")
     return p
 
 
@@ -68,7 +66,8 @@ from support.verifier import load_verifier, verify_scores
 
 def lambda_n(n):
     """lambda_N, at which the tilt's KL to pi equals that of best-of-N (scores without ties); 0.0 at N = 1. Equation 11:
-    ((l-1) e^l + 1) / (e^l - 1) - log((e^l - 1) / l) = log N - (N-1)/N.  Raises ValueError unless n is an integer >= 1."""
+    ((l-1) e^l + 1) / (e^l - 1) - log((e^l - 1) / l) = log N - (N-1)/N.  Raises ValueError unless n is a whole number of
+    at least 1."""
     if not n >= 1 or n % 1:
         raise ValueError(f"lambda_n needs an integer n of at least 1, not {n}")
     if n == 1:
@@ -83,11 +82,11 @@ def lambda_n(n):
 
 
 def bon_sft_coefficients(sample_scores, gold_scores, n):
-    """Coefficients of grad log pi on the gold completion and on M samples, whose sum estimates grad log pi_bon(y*|x) for
-    every prompt (sum convention) -> (gold [B], samples [B, M]).
+    """Coefficients of grad log pi on the gold completion and on M samples, whose sum estimates grad log pi_bon(y*|x)
+    for every prompt (sum convention) -> (gold [B], samples [B, M]).
 
-    sample_scores [B, M], gold_scores [B]: any real numbers; n: the budget N.  1 on the gold completion, and on sample j,
-    with w = softmax(lambda_N Q^) and Q^_j = (1/M) sum_l 1{s_j >= s_l},
+    sample_scores [B, M], gold_scores [B]: any real numbers; n: the budget N.  1 on the gold completion, and on sample
+    j, with w = softmax(lambda_N Q^) and Q^_j = (1/M) sum_l 1{s_j >= s_l},
 
         c_j = (lambda_N / M) 1{s* >= s_j} - w_j - (lambda_N / M) sum_i w_i 1{s_i >= s_j}
 
@@ -113,7 +112,7 @@ def bon_sft_coefficients(sample_scores, gold_scores, n):
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",), not_negative=("train_problems",))
+    flags.check(args, positive=("n",))
     if args.scores == "verifier" and not args.verifier:
         raise UserError("--scores verifier needs --verifier: make one with bon_rl.py --fit-verifier, or give a reward "
                         "model of one label")
@@ -180,7 +179,6 @@ def main(argv=None):
     set_up(run, "countdown", args.n)
     verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
     train, golds = gold_completions(run.policy, run.task, run.train, longest=run.task.max_new_tokens)
-    train = train[:args.train_problems or None]
     begin(run, f"N {args.n}, M {args.samples}, {len(train)} gold solutions", budget=args.n, verifier=verifier)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):

@@ -1,7 +1,7 @@
 """Train a language model for the best of N samples under a real-valued reward: CAT with Best-of-N, RL and SFT.
 
-Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as we
-read it). A sample counts if it is the best of N, so its reward is weighed by the chance that N-1 others are worse:
+Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as
+we read it). A sample counts if it is the best of N, so its reward is weighed by the chance that N-1 others are worse:
 
 --mode rl    grad = (1/B) sum_prompts sum_i c_i grad log pi(y_i|x)
 
@@ -31,13 +31,10 @@ from support import flags
 
 
 def parser():
-    p = flags.parser(__doc__, "cat_bon", task="peptide", samples=16, prompts=64, steps=100)
+    p = flags.parser(__doc__, "cat_bon", task="peptide", samples=16, prompts=64, steps=100, test_n="1,4,8,16")
     p.add_argument("--mode", choices=["sft", "rl"], default="rl",
                    help="imitate the best of --samples completions, found once, or learn from sampled ones")
-    p.add_argument("--n", type=int, default=8,
-                   help="test-time budget N that is trained for; 1 = cross-entropy, or plain RL")
-    p.add_argument("--train-problems", type=int, default=0,
-                   help="use the first so many training problems; 0 = all")
+    p.add_argument("--n", type=int, default=8, help="budget N that is trained for; 1 = cross-entropy, or plain RL")
     p.add_argument("--form", choices=["rank", "exact"], default="rank",
                    help="rl: the paper's rank weight, or the gradient of E[max of n] (needs --samples of at least --n)")
     p.add_argument("--ranks", choices=["prompt", "fifo"], default="prompt",
@@ -45,9 +42,6 @@ def parser():
     p.add_argument("--fifo", type=int, default=1024, help="rl: how many recent rewards --ranks fifo keeps")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: rewards within the prompt, with fifo by the recent ones; exact ascends E[max] with raw")
-    p.add_argument("--plot-weights", action="store_true",
-                   help="no training: picture and numbers of the weight against test budgets")
-    p.add_argument("--test-n", default="1,4,8,16", help="test budgets of --plot-weights, comma-separated")
     return p
 
 
@@ -88,8 +82,8 @@ def bon_weight(rewards, n, form, recent=None):
     n        budget that is trained for
     form     "rank"   (n/M) q_i^(n-1) r_i, the paper's: q_i = share of the other samples with a strictly lower reward. A
                       rank weight, not the gradient of E[max]: it changes with a shift of the rewards.
-             "exact"  (n/M) mean over (n-1)-subsets S of the others of (r_i - max_S r)^+, at n = 1 r_i / M: its expected sum
-                      is grad E[max of n], ties included. Needs M >= n. (Not in the paper; the same number as
+             "exact"  (n/M) mean over (n-1)-subsets S of the others of (r_i - max_S r)^+, at n = 1 r_i / M: its expected
+                      sum is grad E[max of n], ties included. Needs M >= n. (Not in the paper; the same number as
                       max over the n-subset minus max without i, averaged over the subsets.)
     recent   "rank" only: list or tensor of rewards that ranks are taken against, instead of the prompt's other samples
     Returns [B, M].  Raises ValueError with one sentence for anything else.
@@ -196,8 +190,7 @@ def find_targets(policy, task, problems, M, tau, seed):
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n", "fifo"), not_negative=("train_problems",))
-    flags.numbers(args.test_n, int, "--test-n")
+    flags.check(args, positive=("n", "fifo"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "rl" and args.form == "exact" and args.ranks == "fifo":
@@ -268,7 +261,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None, recent=Non
     if args.mode == "sft":
         gold = processes.all_reduce(gold)
         w = passn_weight(gold.exp().clamp(max=1), n, "log")  # [B]
-        line = {"gold": gold.mean().item(), "zero": 0.0}
+        line = {"gold": gold.mean().item(), "zero": 0.0, "length": sum(map(len, y)) / B}
         shown = [{"logp": gold[b].item()} for b in (0, B - 1)]
     else:
         shown = [{"reward": rewards[b, 0].item()} for b in (0, B - 1)]
@@ -286,25 +279,21 @@ def main(argv=None):
     if args.plot_weights:
         return plot_weights(args)
     set_up(run, "peptide", args.mode)
-    train, golds = run.train[:args.train_problems or None], None
     begin(run, f"{args.mode} for the best of {args.n}", budget=args.n)
+    golds = None
     if args.mode == "sft":  # found once, by the policy that training starts from
         golds = processes.on_first(lambda: run.read("targets.json"))
         if golds is None and run.step:
             raise UserError(f"{run.path('targets.json')} is damaged, and the policy that found the targets has trained "
                             "on: begin a new run")
         if golds is None:
-            golds = find_targets(run.policy, run.task, train, args.samples, args.temperature, args.seed)
+            golds = find_targets(run.policy, run.task, run.train, args.samples, args.temperature, args.seed)
             write_atomic(run.path("targets.json"), json.dumps(golds))
     evaluate_before(run)
     recent = run.kept.setdefault("recent", [])  # rewards of --ranks fifo: a resumed run has the same
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(train, args.prompts, number, args.seed)
-        line, shown = step(run.policy, run.task, run.optimizer, problems, number, args, golds, recent)
-        if number == 1 and args.n > 1 and (args.mode == "sft" or args.form == "rank") and line["w_even"] > 0.95:
-            print("note: the weights are all alike, so this objective is that of --n 1: the targets are too improbable for "
-                  "this --n to tell them apart", flush=True)
-        end_of_step(run, line, shown)
+        problems = batch_of(run.train, args.prompts, number, args.seed)
+        end_of_step(run, *step(run.policy, run.task, run.optimizer, problems, number, args, golds, recent))
     evaluate_after(run)
 
 

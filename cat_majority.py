@@ -1,7 +1,7 @@
-"""Train a language model for majority vote through an operator on its success probability: CAT with the majority operator.
+"""Train a language model for majority vote through an operator on its success probability: CAT with Majority.
 
-Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as we
-read it). An inference strategy maps the probability p of success of one sample to that of the strategy:
+Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as
+we read it). An inference strategy maps the probability p of success of one sample to that of the strategy:
 
     T(p) = P(Bin(N, p) >= k)                             the right answer gets at least k of N votes
 
@@ -20,9 +20,9 @@ read it). An inference strategy maps the probability p of success of one sample 
 
 The threshold k is fixed (floor(N/2) + 1, or --threshold), or in rl read off the rollouts per prompt: just above the
 votes of the strongest wrong answer. Symbols: B prompts per step (--prompts), M samples per prompt (--samples), N the
-budget trained for (--n), tau the temperature, r the reward in {0, 1}, standardised within the prompt; -0.5 for all samples
-of a prompt that nobody solved (--all-wrong). Both forms are biased: p is estimated from the same rollouts, and no threshold is the plurality
-vote itself (ppo_passk.py --objective majority estimates that one).
+budget trained for (--n), tau the temperature, r the reward in {0, 1}, standardised within the prompt; -0.5 for all
+samples of a prompt that nobody solved (--all-wrong). Both forms are biased: p is estimated from the same rollouts, and
+no threshold is the plurality vote itself (ppo_passk.py --objective majority estimates that one).
 
 Differences from the paper: 1) --normalise divides by the mean weight over all samples of the batch; 2) KL is in the
 reward, with a leave-one-out baseline; 3) rivals are drawn from the policy without the gold token. If p << k/N for every
@@ -30,7 +30,7 @@ gold completion, w is k and sft is cross-entropy: the step line shows the weight
 
     CPU, embedded model:  python cat_majority.py --train-problems 50
     weights, no training: python cat_majority.py --n 16 --plot-weights
-    GPU, 4-bit LoRA:      python cat_majority.py --mode rl --model mistralai/Mistral-7B-Instruct-v0.2 --task math --lr 2e-5
+    GPU, 4-bit LoRA:      python cat_majority.py --mode rl --model Qwen/Qwen2.5-1.5B-Instruct --task math --lr 2e-5
 """
 import argparse
 
@@ -38,30 +38,23 @@ from support import flags
 
 
 def parser():
-    p = flags.parser(__doc__, "cat_majority", task="routes", samples=16, prompts=64, steps=100)
-    p.add_argument("--mode", choices=["sft", "rl"], default="sft",
-                   help="imitate gold completions, or learn from sampled ones")
-    p.add_argument("--n", type=int, default=16,
-                   help="test-time budget N that is trained for; 1 = cross-entropy, or plain RL")
+    p = flags.parser(__doc__, "cat_majority", task="routes", samples=16, prompts=64, steps=100, test_n="1,4,16,64")
+    p.add_argument("--mode", choices=["sft", "rl"], default="sft", help="imitate gold completions, or weigh samples")
+    p.add_argument("--n", type=int, default=16, help="budget N that is trained for; 1 = cross-entropy, or plain RL")
     p.add_argument("--threshold", default="auto",
                    help="votes k that win, a number; auto: floor(n/2) + 1 in sft, from the rollouts in rl")
     p.add_argument("--contrastive", action="store_true",
-                   help="sft: the token-level contrastive hybrid in place of the majority loss")
+                   help="sft: the token-level hybrid in place of the majority loss")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
                    help="sft: the gold completion, answer only (the paper's) or in full")
-    p.add_argument("--train-problems", type=int, default=0,
-                   help="use the first so many training problems; 0 = all")
     p.add_argument("--form", choices=["raw", "log"], default="raw",
                    help="rl: the weight; the paper's majority runs use raw")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
-                   help="rl: rewards within the prompt; the paper standardises")
+                   help="rl: rewards; the paper standardises")
     p.add_argument("--all-wrong", type=float, default=-0.5,
                    help="rl: reward of every sample of a prompt that nobody solved, never standardised")
     p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True,
-                   help="rl: divide by the mean weight over all samples of the batch")
-    p.add_argument("--plot-weights", action="store_true",
-                   help="no training: picture and numbers of the weight against test budgets")
-    p.add_argument("--test-n", default="1,4,16,64", help="test budgets of --plot-weights, comma-separated")
+                   help="rl: divide by the mean weight of the batch")
     return p
 
 
@@ -100,7 +93,7 @@ def times(a, x):
 
 
 def log_terms(j, shift, logp, logf, n):
-    """log of C(n,j) p^(j-shift) (1-p)^(n-j) for a list j, from log p and log(1-p) of any shape [...] -> [..., len(j)]."""
+    """log of C(n,j) p^(j-shift) (1-p)^(n-j) for a list j, from log p and log(1-p) of a shape [...] -> [..., len(j)]."""
     j, c = (torch.tensor(v, dtype=logp.dtype, device=logp.device) for v in (j, [math.log(math.comb(n, i)) for i in j]))
     return c + times(j - shift, logp[..., None]) + times(n - j, logf[..., None])
 
@@ -113,10 +106,10 @@ def log_weight(logp, logf, n, k):
 
 
 def majority_sft_loss(logp, n, k):
-    """-log T with T = P(Bin(n, p) >= k) and p = e^logp, the probability of the whole gold completion: the target gets at
-    least k of n votes. Any shape, tensor or float. Its gradient with respect to logp is minus the SFT weight
+    """-log T with T = P(Bin(n, p) >= k) and p = e^logp, the probability of the whole gold completion: the target gets
+    at least k of n votes. Any shape, tensor or float. Its gradient with respect to logp is minus the SFT weight
     k C(n,k) p^k (1-p)^(n-k) / T (equation 7; Table 1, as we read it, has it without the factor k/T): never weigh this
-    loss again. First derivatives only. n = 1 is -logp. A logp of up to 1e-3 counts as rounding of 0; NaN passes through.
+    loss again. First derivatives only. n = 1 is -logp. A logp of up to 1e-3 counts as rounding of 0; NaN passes.
     Raises ValueError for more, and unless 1 <= k <= n."""
     check_vote(n, k)
     logp, back = elementwise(logp, -math.inf, 1e-3, "logp")
@@ -130,7 +123,7 @@ def majority_sft_loss(logp, n, k):
         # T close to 1: log(1 - P(fewer than k votes)), or nothing would be left of the difference
         rest = torch.logsumexp(log_terms(list(range(k)), 0, x, f, n), -1)
         log_t = torch.where(log_t > -math.log(2), log1mexp(rest), log_t)
-    # the value, with the closed-form weight as its gradient: autograd through the logsumexp cancels where T is close to 1
+    # the value, with the closed-form weight as its gradient: autograd through the logsumexp cancels where T is near 1
     path = logp.clamp(min=-1e30)
     return back(-log_t - weight.exp() * (path - path.detach()))
 
@@ -182,8 +175,9 @@ def contrastive_loss(logits, gold, u):
     chosen = logp.gather(-1, gold[..., None])  # [..., 1]
     with torch.no_grad():
         cdf = logp.exp().double().scatter(-1, gold[..., None], 0.0).cumsum(-1)  # [..., V]
-        rivals = torch.searchsorted(cdf, u.double() * cdf[..., -1:], right=True).clamp_max(cdf.shape[-1] - 1)  # [..., R]
-    return -0.5 * chosen[..., 0] - 0.5 * F.logsigmoid(chosen - logp.gather(-1, rivals)).mean(-1)  # differences of logits
+        rivals = torch.searchsorted(cdf, u.double() * cdf[..., -1:], right=True).clamp_max(cdf.shape[-1] - 1)
+    gaps = chosen - logp.gather(-1, rivals)  # differences of logits  [..., R]
+    return -0.5 * chosen[..., 0] - 0.5 * F.logsigmoid(gaps).mean(-1)
 
 
 def rl_weights(right, thresholds, n, form):
@@ -208,8 +202,7 @@ def shaped(rewards, standardised, all_wrong):
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",), not_negative=("train_problems",))
-    flags.numbers(args.test_n, int, "--test-n")
+    flags.check(args, positive=("n",))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "rl" and args.contrastive:
@@ -240,8 +233,8 @@ def plot_weights(args):
 
 
 def contrastive_part(logits, mask, j, y, seed):
-    """contrastive_loss of gold completions y[j] (logits [r, t, V], mask [r, t]), summed, with rivals of their own for each
-    seed -> (scalar, log-probabilities of their tokens [r, t], detached)."""
+    """contrastive_loss of gold completions y[j] (logits [r, t, V], mask [r, t]), summed, each with draws of its own ->
+    (scalar, log-probabilities of their tokens [r, t], detached)."""
     width = mask.shape[1]
     gold = torch.tensor([y[i] + [0] * (width - len(y[i])) for i in j.tolist()], device=mask.device)  # [r, t]
     draws = [torch.Generator().manual_seed(common.seed_of("rivals", *seed, i)) for i in j.tolist()]
@@ -294,15 +287,13 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
         if args.contrastive:
             part_loss, values = contrastive_part(values, mask, j, y, (args.seed, number))
         logp = values.sum(-1)  # log pi(y|x)  [r]
-        if args.mode == "sft":
-            gold[j] = logp.detach().double().cpu()
         if args.mode == "rl":
             part_loss = -(coef.flatten()[j].to(logp) * logp).sum()
-        elif not args.contrastive:
-            part_loss = majority_sft_loss(logp, n, fixed_threshold(args)).sum()
-        part_loss = part_loss / B
-        part_loss.backward()
-        loss += part_loss.item()
+        else:
+            gold[j] = logp.detach().double().cpu()
+            part_loss = part_loss if args.contrastive else majority_sft_loss(logp, n, fixed_threshold(args)).sum()
+        (part_loss / B).backward()
+        loss += part_loss.item() / B
     if coef.any():
         norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
         optimizer.step()
@@ -311,7 +302,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
         gold = processes.all_reduce(gold)
         w = majority_weight(gold.exp().clamp(max=1), n, fixed_threshold(args), "log")  # [B]
         w = torch.ones(B) if args.contrastive else w  # the hybrid weighs no sequence
-        line = {"gold": gold.mean().item(), "zero": 0.0}
+        line = {"gold": gold.mean().item(), "zero": 0.0, "length": sum(map(len, y)) / B}
         shown = [{"logp": gold[b].item()} for b in (0, B - 1)]
     else:
         shown = [{"reward": rewards[b, 0].item()} for b in (0, B - 1)]
@@ -329,18 +320,14 @@ def main(argv=None):
     if args.plot_weights:
         return plot_weights(args)
     set_up(run, "routes", args.mode, "a vote needs right or wrong, use cat_bon.py")
-    train, golds = run.train[:args.train_problems or None], None
+    train, golds = run.train, None
     if args.mode == "sft":
-        train, golds = gold_completions(run.policy, run.task, train, args.target)
+        train, golds = gold_completions(run.policy, run.task, run.train, args.target)
     begin(run, f"{args.mode} for majority@{args.n}", budget=args.n, target=args.target)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
         problems = batch_of(train, args.prompts, number, args.seed)
-        line, shown = step(run.policy, run.task, run.optimizer, problems, number, args, golds)
-        if number == 1 and args.n > 1 and line["w_even"] > 0.95:
-            print("note: the weights are all alike, so this objective is that of no weighting: shorter targets or a "
-                  "smaller --n tell prompts apart", flush=True)
-        end_of_step(run, line, shown)
+        end_of_step(run, *step(run.policy, run.task, run.optimizer, problems, number, args, golds))
     evaluate_after(run)
 
 

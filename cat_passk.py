@@ -1,7 +1,7 @@
 """Train a language model for pass@N through an operator on its success probability: CAT with Pass@N, SFT and RL.
 
-Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as we
-read it). An inference strategy maps the probability p of success of one sample to that of the strategy:
+Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as
+we read it). An inference strategy maps the probability p of success of one sample to that of the strategy:
 
     T(p) = 1 - (1-p)^N                                   at least one of N samples succeeds
 
@@ -36,15 +36,11 @@ from support import flags
 
 
 def parser():
-    p = flags.parser(__doc__, "cat_passk", samples=16, prompts=64, steps=100)
-    p.add_argument("--mode", choices=["sft", "rl"], default="sft",
-                   help="imitate gold completions, or learn from sampled ones")
-    p.add_argument("--n", type=int, default=16,
-                   help="test-time budget N that is trained for; 1 = cross-entropy, or plain RL")
+    p = flags.parser(__doc__, "cat_passk", samples=16, prompts=64, steps=100, test_n="1,4,16,64")
+    p.add_argument("--mode", choices=["sft", "rl"], default="sft", help="imitate gold completions, or weigh samples")
+    p.add_argument("--n", type=int, default=16, help="budget N that is trained for; 1 = cross-entropy, or plain RL")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
                    help="sft: the gold completion, answer only (the paper's) or in full")
-    p.add_argument("--train-problems", type=int, default=0,
-                   help="use the first so many training problems; 0 = all")
     p.add_argument("--form", choices=["raw", "log", "pool"], default="log",
                    help="rl: the weight; the paper's Pass@N runs use log; pool needs --samples of at least --n")
     p.add_argument("--probability", choices=["success", "sequence"], default="sequence",
@@ -52,10 +48,7 @@ def parser():
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: rewards within the prompt; the paper standardises, pool is exact with raw")
     p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True,
-                   help="rl: divide by the mean weight over all samples of the batch")
-    p.add_argument("--plot-weights", action="store_true",
-                   help="no training: picture and numbers of the weight against test budgets")
-    p.add_argument("--test-n", default="1,4,16,64", help="test budgets of --plot-weights, comma-separated")
+                   help="rl: divide by the mean weight of the batch")
     return p
 
 
@@ -155,7 +148,7 @@ def operator_weight(T, p):
 
 
 def rl_weights(right, logp, n, form, probability):
-    """The weight of every sample [B, M]. right [B, M]: which samples succeeded; logp [B, M]: log pi(y_i|x), detached."""
+    """The weight of every sample [B, M]. right [B, M]: which ones succeeded; logp [B, M]: log pi(y_i|x), detached."""
     M, c = right.shape[1], right.sum(1, keepdim=True)  # [B, 1]
     if form == "pool":
         w = pool_weight(c, M, n)
@@ -177,8 +170,7 @@ def standardise(rewards):
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",), not_negative=("train_problems",))
-    flags.numbers(args.test_n, int, "--test-n")
+    flags.check(args, positive=("n",))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "rl" and args.form == "pool" and args.probability != "success":
@@ -248,7 +240,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
     if args.mode == "sft":
         gold = processes.all_reduce(gold)
         w = passn_weight(gold.exp().clamp(max=1), n, "log")  # [B]
-        line = {"gold": gold.mean().item(), "zero": 0.0}
+        line = {"gold": gold.mean().item(), "zero": 0.0, "length": sum(map(len, y)) / B}
         shown = [{"logp": gold[b].item()} for b in (0, B - 1)]
     else:
         shown = [{"reward": rewards[b, 0].item()} for b in (0, B - 1)]
@@ -266,18 +258,14 @@ def main(argv=None):
     if args.plot_weights:
         return plot_weights(args)
     set_up(run, "countdown", args.mode, "Pass@N needs right or wrong, use cat_bon.py")
-    train, golds = run.train[:args.train_problems or None], None
+    train, golds = run.train, None
     if args.mode == "sft":
-        train, golds = gold_completions(run.policy, run.task, train, args.target)
+        train, golds = gold_completions(run.policy, run.task, run.train, args.target)
     begin(run, f"{args.mode} for Pass@{args.n}", budget=args.n, target=args.target)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
         problems = batch_of(train, args.prompts, number, args.seed)
-        line, shown = step(run.policy, run.task, run.optimizer, problems, number, args, golds)
-        if number == 1 and args.n > 1 and line["w_even"] > 0.95:
-            print("note: the weights are all alike, so this objective is that of --n 1: --target answer, a smaller --n, or "
-                  "--probability success tells prompts apart", flush=True)
-        end_of_step(run, line, shown)
+        end_of_step(run, *step(run.policy, run.task, run.optimizer, problems, number, args, golds))
     evaluate_after(run)
 
 

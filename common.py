@@ -1,8 +1,9 @@
 """What the papers share: loading a policy, sampling from it, scoring completions, the KL gap, pass@k-type estimators.
 
 No paper's objective is in here; each stands in its own script. One convention runs through all of them: the policy is
-softmax(logits / T) over the whole vocabulary (no top-k, no top-p), a completion ends with an end-of-sequence token that
-is a decision of the policy like any other, and log pi(y|x) is the sum over the completion's tokens, that one included.
+softmax(logits / temperature) over the whole vocabulary (no top-k, no top-p), a completion ends with an end-of-sequence
+token that is a decision of the policy like any other, and log pi(y|x) is the sum over the completion's tokens, that one
+included.
 
 `sample` and `score` are the plain versions, right for any causal LM with an attention cache. Where `policy.fast` is set
 (load_policy prints whether, and why) they hand over to those of support/fast.py: the same draws, the same numbers.
@@ -308,8 +309,8 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits
 
 
 def score_weighted(policy, prompts, completions, weights, temperature=1.0, logits=False):
-    """`score` of those of B k completions, number j of prompt j // k, whose weight [B, k] is not zero: the others have no
-    gradient and never enter a forward pass. Each process takes its share of the prompts that are left.
+    """`score` of those of B k completions, number j of prompt j // k, whose weight [B, k] is not zero: the others have
+    no gradient and never enter a forward pass. Each process takes its share of the prompts that are left.
     Yields (j [r] into the B k completions, logps [r, T] or logits, mask [r, T])."""
     k, kept = weights.shape[1], weights.flatten().nonzero()[:, 0]
     _, place = torch.unique(kept // k, return_inverse=True)

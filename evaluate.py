@@ -5,8 +5,8 @@
 Each of n samples per problem is drawn once; every k <= n is then computed exactly from that pool (common.py):
     pass@k  1 - C(n-c,k)/C(n,k)                          (max@k for graded rewards)
     maj@k   expected accuracy of a plurality vote, ties shared, summed over the keys that were verified right
-    BoN@k   expected reward of the best of k by --score: the mean token log-probability, a learned verifier (--verifier),
-            or the environment reward itself (`oracle`, which equals max@k)
+    BoN@k   expected reward of the best of k by --score: the mean token log-probability, a learned verifier
+            (--verifier), or the environment reward itself (`oracle`, which equals max@k)
 A second table holds the diversity of the samples (`diversity` below), and with --verifier how well it judges them.
 Standard errors are over problems; models are compared with the first one problem by problem (paired). A run folder
 brings its base, precision and task; temperature and length are this command's own. Writes result.json, curves.png and
@@ -36,7 +36,8 @@ def parse_args(argv=None):
     parser.add_argument("--samples", type=int, default=64, help="samples per problem n")
     parser.add_argument("--k", default="1,2,4,8,16,32", help="budgets k, comma-separated, each at most --samples")
     parser.add_argument("--temperature", default="1.0", help="sampling temperatures, comma-separated")
-    parser.add_argument("--max-new-tokens", type=int, default=0, help="longest completion in tokens; 0 = the task's own")
+    parser.add_argument("--max-new-tokens", type=int, default=0,
+                        help="longest completion in tokens; 0 = the task's own")
     parser.add_argument("--score", default=None, choices=["logp", "oracle", "verifier"],
                         help="what best-of-N selects by; default the verifier if there is one, else logp")
     parser.add_argument("--verifier", default=None,
@@ -65,8 +66,8 @@ from support.verifier import load_verifier, verify_scores
 def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_tokens=0, kl=False, label="",
               target="solution"):
     """Sample and verify: one dict per problem with id, prompt, completions, rewards, answers, logps (mean per token),
-    lengths (tokens), entropy (of the sampled distribution, nats per token), gold (log pi of the gold completion, if there
-    is one), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
+    lengths (tokens), entropy (of the sampled distribution, nats per token), gold (log pi of the gold completion, if
+    there is one), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
     Problems are taken in blocks of about 8,192 samples; the draws do not depend on the blocks."""
     from tqdm import tqdm
     pool, size = [], max(1, 8192 // samples)
@@ -76,10 +77,11 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
         prompts = [policy.encode(p.prompt, task.chat) for p in block]
         drawn = common.sample(policy, prompts, samples, [common.seed_of("evaluate", seed, p.id) for p in block],
                               temperature, max_new_tokens or task.max_new_tokens)
-        tokens, sums, lengths = drawn.lists(), drawn.logps.double().sum(-1).cpu(), drawn.lengths.cpu()  # [b][n], [b, n], [b, n]
+        tokens, sums, lengths = drawn.lists(), drawn.logps.double().sum(-1).cpu(), drawn.lengths.cpu()  # [b, n] each
         entropies = (drawn.entropies.sum((1, 2)).cpu() / lengths.sum(1)).tolist()
         texts = [[policy.decode(row) for row in rows] for rows in tokens]
-        rewards = processes.rewards(task, [p for p in block for _ in range(samples)], [t for rows in texts for t in rows])
+        owners = [p for p in block for _ in range(samples)]
+        rewards = processes.rewards(task, owners, [text for rows in texts for text in rows])
         for b, p in enumerate(block):
             pool.append({"id": p.id, "prompt": p.prompt, "completions": texts[b],
                          "rewards": rewards.view(-1, samples)[b].tolist(),
@@ -104,7 +106,7 @@ def diversity(texts, answers):
     """How different the n completions of one problem are -> {name: number}.
     distinct    different completions;   answers  different answers (vote keys, no answer not counted)
     distinct-2  different pairs of neighbouring characters, over all of them
-    similarity  mean difflib ratio (1 = equal) of up to 8 disjoint pairs of completions: samples 1 and 2, 3 and 4, ..."""
+    similarity  mean difflib ratio (1 = equal) of up to 8 disjoint pairs of completions: 1 and 2, 3 and 4, ..."""
     pairs = [text[i:i + 2] for text in texts for i in range(len(text) - 1)]
     ratios = [SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in list(zip(texts[::2], texts[1::2]))[:8]]
     return {"distinct": len(set(texts)), "answers": len(set(answers) - {None}),
@@ -138,7 +140,7 @@ def auc(scores, right):
 
 def judge_verifier(pool, resamples=200):
     """How well the scores of a pool tell right from wrong: AUC over all samples with a 95 % bootstrap interval over
-    problems; calibration of sigmoid(score) in ten bins (mean probability, share right, count) and its expected error."""
+    problems; calibration of sigmoid(score) in ten bins (mean probability, share right, count), its expected error."""
     import numpy as np
     scores, right = [np.array(e["scores"]) for e in pool], [np.array(e["rewards"]) == 1 for e in pool]
     rng, draws = np.random.default_rng(0), []
@@ -206,8 +208,8 @@ def mean_se(values):
 
 def evaluate(policy, task, problems, samples=64, ks=(1, 8, 32), temperature=1.0, seed=0, max_new_tokens=0, kl=False,
              score="logp", verifier=None, target="solution"):
-    """What the training scripts call before the first and after the last update. With a verifier best-of-N selects by it.
-    Returns ({"pass@8": {"mean", "se"}, ...}, pool).  Raises UserError if a k exceeds `samples`."""
+    """What the training scripts call before the first and after the last update. With a verifier best-of-N selects by
+    it. Returns ({"pass@8": {"mean", "se"}, ...}, pool).  Raises UserError if a k exceeds `samples`."""
     if max(ks) > samples:
         raise UserError(f"k = {max(ks)} needs at least as many samples per problem, not {samples}")
     pool = draw_pool(policy, task, problems, samples, temperature, seed, max_new_tokens, kl, target=target)
@@ -218,8 +220,8 @@ def evaluate(policy, task, problems, samples=64, ks=(1, 8, 32), temperature=1.0,
 
 
 def table(results, kinds=("pass", "max", "maj", "bon", "kl", "length"), ks=None):
-    """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}: pass@k, maj@k, bon@k, KL and length, or other kinds; for
-    the budgets ks only (None: all). maj@1 and bon@1 are the mean reward, as is pass@1, so they are left out."""
+    """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}: pass@k, maj@k, bon@k, KL and length, or other kinds;
+    for the budgets ks only (None: all). maj@1 and bon@1 are the mean reward, as is pass@1, so they are left out."""
     names = [n for n in next(iter(results.values())) if n not in ("maj@1", "bon@1") and n.split("@")[0] in kinds
              and (ks is None or "@" not in n or int(n.split("@")[1]) in ks)]
     names.sort(key=lambda n: kinds.index(n.split("@")[0]))  # stable: k stays in order
@@ -236,7 +238,7 @@ DIVERSITY = ("distinct", "answers", "entropy", "distinct-2", "similarity", "gold
 
 def co_scaling(results):
     """Least squares of log(-log pass@N) = log(-a) + b log N per temperature (papers' eq.: pass@N = exp(a N^b), a < 0).
-    results {T: {"pass@N": {"mean"}}} -> {T: {"a", "b", "rmse"}}, rmse of pass@N itself; points at 0 or 1 are left out."""
+    results {T: {"pass@N": {"mean"}}} -> {T: {"a", "b", "rmse"}}, rmse of pass@N itself; without points at 0 or 1."""
     fits = {}
     for temperature, result in results.items():
         points = [(math.log(int(name[5:])), math.log(-math.log(cell["mean"])), cell["mean"])
@@ -268,9 +270,10 @@ def read_pool(path):
         with open(path) as file:
             pool = [json.loads(line) for line in file]
         for entry in pool:
-            entry["task"], entry["graded"], entry["id"], entry["rewards"], entry["answers"], entry["logps"], entry["lengths"]
+            [entry[name] for name in ("task", "graded", "id", "rewards", "answers", "logps", "lengths")]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--pool {path} is no readable pool file ({error}): give a pool-*.jsonl of evaluate.py") from error
+        raise UserError(f"--pool {path} is no readable pool file ({error}): give a pool-*.jsonl of evaluate.py"
+                        ) from error
     if not pool:
         raise UserError(f"--pool {path} is empty")
     return pool

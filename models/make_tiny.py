@@ -1,8 +1,8 @@
 """Re-create the embedded tiny models (same seed, same file):
 
-    python make_tiny.py --out tiny                                                             about 4 minutes on one core
-    python make_tiny.py --out tiny_program --tasks program --steps 1100                        less than two
-    python make_tiny.py --out tiny_peptide --tasks peptide --layers 2 --steps 900              less than one
+    python models/make_tiny.py                                                             about 4 minutes on one core
+    python models/make_tiny.py --out models/tiny_program --tasks program --steps 1100      less than two
+    python models/make_tiny.py --out models/tiny_peptide --tasks peptide --layers 2 --steps 900        less than one
 
 A Llama of about 0.2 M parameters with a character tokenizer, pretrained from scratch on generated solutions of the
 embedded tasks, so that every script runs in minutes without a download. The pretraining stream holds no problem of the
@@ -13,13 +13,18 @@ import json
 import math
 import os
 import random
+import sys
 import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", default="tiny", help="folder to write: model.safetensors, tokenizer, config, result.json")
+    parser.add_argument("--out", default=os.path.join("models", "tiny"),
+                        help="folder to write: model.safetensors, tokenizer, config, result.json")
     parser.add_argument("--tasks", default="countdown,routes",
                         help="embedded tasks, comma-separated, equal shares; or program or peptide alone")
     parser.add_argument("--width", type=int, default=64, help="hidden size (a multiple of 64 keeps 4-bit simple)")
@@ -34,14 +39,19 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     parse_args()  # --help and bad flags answer before the heavy imports
 
-import common  # before torch: it sets the thread policy
+import common
 import evaluate
 import tasks
 import torch
 import torch.nn.functional as F
+from support import load
+from support.errors import UserError
+from support.flags import cli
+from support.folder import write_atomic, writing
 
 CHARACTERS = "0123456789+-*=:,>crABCDEFG"
-OWN = {"program": "0123456789+-*():,>x", "peptide": ">" + "".join(tasks.RESIDUES)}  # alphabets that make a model of their own
+# alphabets that make a model of their own
+OWN = {"program": "0123456789+-*():,>x", "peptide": ">" + "".join(tasks.RESIDUES)}
 
 
 def make_tokenizer(characters=CHARACTERS):
@@ -55,28 +65,28 @@ def make_tokenizer(characters=CHARACTERS):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>")
 
 
-@common.cli
+@cli
 def main(argv=None):
     args = parse_args(argv)
-    common.set_threads(1)
+    load.set_threads(1)
     import transformers
     transformers.utils.logging.disable_progress_bar()
     names = args.tasks.split(",")
     for name in names:
         if name not in tasks.EMBEDDED:
-            raise tasks.UserError(f"--tasks: {name!r} is not an embedded task; choose from {', '.join(tasks.EMBEDDED)}")
-    if args.steps < 1 or args.layers < 1 or args.batch < len(names) or args.width < 16 or args.width % 16 or not args.lr > 0:
-        raise tasks.UserError("--steps and --layers must be at least 1, --batch at least the number of tasks, --width a "
-                              "multiple of 16 and --lr positive")
+            raise UserError(f"--tasks: {name!r} is not an embedded task; choose from {', '.join(tasks.EMBEDDED)}")
+    if min(args.steps, args.layers, args.width) < 1 or args.batch < len(names) or args.width % 16 or not args.lr > 0:
+        raise UserError("--steps and --layers must be at least 1, --batch at least the number of tasks, --width a "
+                        "multiple of 16 and --lr positive")
     try:
         os.makedirs(args.out, exist_ok=True)
     except OSError as error:
-        raise tasks.UserError(f"cannot write to --out {args.out}: {error.strerror}") from error
-    common.write_atomic(os.path.join(args.out, "result.json"), "{}")
+        raise UserError(f"cannot write to --out {args.out}: {error.strerror}") from error
+    write_atomic(os.path.join(args.out, "result.json"), "{}")
     streams = [tasks.EMBEDDED[name](sizes=(0, 0, 0)).stream(random.Random(f"pretrain {name} {args.seed}"))
                for name in names]
     if len(names) > 1 and OWN.keys() & {*names}:
-        raise tasks.UserError(f"--tasks: {' and '.join(OWN)} have alphabets of their own, so each gets a model of its own")
+        raise UserError(f"--tasks: {' and '.join(OWN)} have alphabets of their own, so each gets a model of its own")
     tokenizer = make_tokenizer(OWN.get(names[0], CHARACTERS))
     eos = tokenizer.eos_token_id
     torch.manual_seed(args.seed)
@@ -117,7 +127,7 @@ def main(argv=None):
                   + f"  {time.time() - started:.0f} s", flush=True)
 
     model.generation_config = type(model.generation_config)(eos_token_id=eos, pad_token_id=eos)
-    with common.writing(args.out):
+    with writing(args.out):
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)
     seconds = time.time() - started
@@ -128,7 +138,7 @@ def main(argv=None):
         task = tasks.load_task(name)
         result[name], _ = evaluate.evaluate(policy, task, task.valid, samples=64, ks=(1, 8, 32), seed=args.seed)
         print(evaluate.table({f"{name} (valid)": result[name]}))
-    common.write_atomic(os.path.join(args.out, "result.json"), json.dumps(result, indent=1))
+    write_atomic(os.path.join(args.out, "result.json"), json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

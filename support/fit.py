@@ -28,7 +28,8 @@ def fit_verifier(args):
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, "base", args.seed)
 
     def draw(problems, count):
-        return evaluate.draw_pool(policy, task, evaluate.that_fit(policy, task, problems), count, args.temperature, args.seed)
+        problems = evaluate.that_fit(policy, task, problems)
+        return evaluate.draw_pool(policy, task, problems, count, args.temperature, args.seed)
     train = draw(task.need("train")[:args.fit_problems or None], args.fit_samples)
     test = draw(task.need("test")[:args.eval_problems or None], 16)
     del policy  # a large base would be in memory twice

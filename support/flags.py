@@ -14,14 +14,17 @@ from support.errors import UserError
 TASKS = "countdown, routes, program, peptide, gsm8k, math, humaneval, mbpp, codecontests, taco"
 
 
-def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, kl=True):
+def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, train_problems=0, kl=True, test_n=None):
     """A parser for a training script, with the flags that all of them share and this script's defaults; the script adds
-    its paper's. doc: the script's docstring.  kl: whether it can penalise KL, which needs sampled completions."""
+    its paper's. doc: the script's docstring.  kl: whether it can penalise KL, which needs sampled completions.
+    test_n: budgets that its weight can be plotted against, None where it has no weight."""
     p = argparse.ArgumentParser(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     g = p.add_argument_group("problems, base and adapter")
     g.add_argument("--task", help=f"{TASKS}; default {task}, or that of --data")
     g.add_argument("--data", help="your own problems, FILE.jsonl, or a local copy of the task's data set")
     g.add_argument("--levels", help="difficulty levels of the task `math`, e.g. 1-3")
+    g.add_argument("--train-problems", type=int, default=train_problems,
+                   help="use the first so many training problems; 0 = all")
     g.add_argument("--allow-unsandboxed-code", action="store_true",
                    help="run model-written programs even where there is no sandbox")
     g.add_argument("--model", help="hub id, local directory, or an embedded model; default that of the task")
@@ -45,6 +48,11 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, kl=
     g.add_argument("--reference", choices=["start", "base"], default="start",
                    help="KL reference: the start of this run, or the base")
     g.add_argument("--seed", type=int, default=0, help="initialisation, data order and sampling")
+    if test_n:
+        g = p.add_argument_group("a picture of the weight")
+        g.add_argument("--plot-weights", action="store_true",
+                       help="no training: picture and numbers of the weight against test budgets")
+        g.add_argument("--test-n", default=test_n, help="test budgets of --plot-weights, comma-separated")
     g = p.add_argument_group("evaluation and run folder")
     g.add_argument("--eval-samples", type=int, default=64,
                    help="samples per test problem before and after; 0 = no evaluation")
@@ -58,19 +66,21 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, kl=
 
 
 def check(args, positive=(), not_negative=()):
-    """What argparse cannot judge about the flags that all scripts share, and of a script's own that they are at least 1,
-    or not negative.  Raises UserError."""
+    """What argparse cannot judge about the flags that all scripts share, and of a script's own that they are at least
+    1, or not negative.  Raises UserError."""
     for name in ("samples", "prompts", "steps", "lora_rank", "save_every", *positive):
         if not getattr(args, name) >= 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    for name in ("lr", "max_grad_norm", "kl_coef", "kl_prompts", "max_new_tokens", "eval_samples", "eval_problems",
-                 "eval_every", "seed", *not_negative):
+    for name in ("lr", "max_grad_norm", "kl_coef", "kl_prompts", "max_new_tokens", "train_problems", "eval_samples",
+                 "eval_problems", "eval_every", "seed", *not_negative):
         if not 0 <= getattr(args, name, 0) < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must not be negative, and finite; it is {getattr(args, name)}")
     if not 0 < args.temperature < math.inf:
         raise UserError(f"--temperature must be positive, not {args.temperature}")
     if args.eval_every and not args.eval_samples:
         raise UserError("--eval-every needs --eval-samples of at least 1")
+    if "test_n" in args:
+        numbers(args.test_n, int, "--test-n")
 
 
 def numbers(text, kind, flag):

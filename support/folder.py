@@ -242,7 +242,7 @@ class Run:
         vars(args).update({k: v for k, v in flags.items() if k not in ("out", "resume") and k not in given})
 
     def begin(self, policy, optimizer):
-        """Write args.json, load the last checkpoint if resuming, listen for Ctrl-C. Sets `step`, that of the checkpoint."""
+        """Write args.json, load the last checkpoint if resuming (which sets `step`), listen for Ctrl-C."""
         if not self.resumed:
             found = {"script": self.script, "flags": vars(self.args), "processes": processes.WORLD, **versions()}
             on_first(lambda: write_atomic(self.path("args.json"), json.dumps(found, indent=1)))

@@ -18,11 +18,12 @@ def save_figure(figure, path):
 
 
 def plot(results, path, title=""):
-    """Picture of pass@k (max@k), maj@k and BoN@k against k, one line per row of `results`, bars of one standard error."""
+    """Picture of pass@k (max@k), maj@k and BoN@k against k, one line per row of `results`, bars: a standard error."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    kinds = [kind for kind in ("pass", "max", "maj", "bon") if any(f"{kind}@" in n for r in results.values() for n in r)]
+    names = {name.split("@")[0] for result in results.values() for name in result if "@" in name}
+    kinds = [kind for kind in ("pass", "max", "maj", "bon") if kind in names]
     figure, axes = pyplot.subplots(1, len(kinds), figsize=(4.2 * len(kinds), 3.4), squeeze=False)
     for axis, kind in zip(axes[0], kinds):
         for row, result in results.items():
@@ -82,15 +83,15 @@ def plot_run(folder):
 
 
 def weight_report(train, tests, folder, xlabel):
-    """weights.png, weights.json and a table: what a training weight pays attention to, against what a test budget needs.
+    """weights.png, weights.json and a table: what a training weight pays attention to, and what a test budget needs.
 
     train  (label, w [G]): the training weight at x = (i + 1/2) / G, so uniform on (0, 1)
     tests  {label: w [G]}: the same for each test budget
     alignment   cosine of the two weights over x
     waste       x where training pushes and the test weight has gone (below 5 % of its maximum)
     starvation  x where the test weight is there and training is silent (below 5 % of its maximum)
-    As we read the diagnostics of arXiv 2604.24957; the 5 % are ours. Returns {label: {"alignment", "waste", "starvation"}},
-    regions as lists of [from, to].
+    As we read the diagnostics of arXiv 2604.24957; the 5 % are ours. Returns {label: {"alignment", "waste",
+    "starvation"}}, regions as lists of [from, to].
     """
     import matplotlib
     matplotlib.use("Agg")

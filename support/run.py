@@ -70,7 +70,7 @@ def set_up(run, task, label, binary=None):
     task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
     run.create(f"{task.name}-{label}")
     run.policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed)
-    run.train = evaluate.that_fit(run.policy, task, task.need("train"))
+    run.train = evaluate.that_fit(run.policy, task, task.need("train"))[:args.train_problems or None]
     run.valid = evaluate.that_fit(run.policy, task, task.need("valid")) if args.eval_every else []
     run.test = evaluate.that_fit(run.policy, task, task.need("test")) if args.eval_samples else []
 
@@ -172,6 +172,9 @@ def end_of_step(run, line, shown):
         line["valid"] = judge(run, run.valid)
         show(run, {f"validation, step {step}": line["valid"]})
     run.log("metrics.jsonl", **line)
+    if step == 1 and run.budget > 1 and line.get("w_mean") and line["w_even"] > 0.95:
+        print("note: the weights are all alike, so they do nothing and this is the objective without them: shorter targets, "
+              "a smaller --n, or --probability success where there is one, tell prompts apart", flush=True)
     if step == 1 or step % 25 == 0 or last:
         for example in shown:
             run.log("samples.jsonl", step=step, **example)

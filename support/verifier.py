@@ -57,7 +57,8 @@ def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
     model, tokenizer, note = load.load_base(extra["model"], bits or extra["bits"], device,
                                             "AutoModelForSequenceClassification", **labels)
     if model.config.num_labels != 1 or not hasattr(model, "score"):
-        raise UserError(f"{path!r} is no verifier: give a folder of bon_rl.py --fit-verifier, or a decoder with one label")
+        raise UserError(f"{path!r} is no verifier: give a folder of bon_rl.py --fit-verifier, or a decoder with one "
+                        "label")
     import peft
     # transformers reads the output at the last token that is no padding, and the padding token is often the
     # end-of-sequence token; rows are padded on the left here, so the last column it is
@@ -77,7 +78,7 @@ def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
 
 
 def verifier_logits(verifier, rows, max_tokens=None):
-    """Outputs for R rows of token ids in micro-batches, with gradient if it is enabled: yields (index [r], logits [r])."""
+    """Outputs for R rows of token ids in micro-batches, with gradient if enabled: yields (index [r], logits [r])."""
     inner = verifier.model.get_base_model() if hasattr(verifier.model, "get_base_model") else verifier.model
     max_tokens = max_tokens or load.micro_batch(inner)
     placed = "position_ids" in inspect.signature(inner.forward).parameters
