@@ -54,10 +54,8 @@ def spread(values):
     """Of cells: mean, and standard deviation over seeds or the one run's standard error; of numbers: mean, None."""
     if not isinstance(values[0], dict):
         return statistics.mean(values), None
-    if len(values) == 1:
-        return values[0]["mean"], values[0]["se"]
     means = [v["mean"] for v in values]
-    return statistics.mean(means), statistics.stdev(means)
+    return (statistics.mean(means), statistics.stdev(means)) if len(means) > 1 else (means[0], values[0]["se"])
 
 
 def rows(runs, columns):
