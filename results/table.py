@@ -55,7 +55,7 @@ def spread(values):
     if not isinstance(values[0], dict):
         return statistics.mean(values), None
     means = [v["mean"] for v in values]
-    return statistics.mean(means), statistics.stdev(means) if len(means) > 1 else values[0]["se"]
+    return (statistics.mean(means), statistics.stdev(means)) if len(means) > 1 else (means[0], values[0]["se"])
 
 
 def rows(runs, columns):
