@@ -85,8 +85,8 @@ from support import processes
 from support.errors import UserError
 from support.fit import fit_verifier
 from support.folder import Run
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, sample_stats, set_up,
-                         weight_stats)
+from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, sample_stats,
+                         set_up, weight_stats)
 from support.verifier import load_verifier, verify_scores
 
 
@@ -210,10 +210,10 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
     B, M, n, tau, beta = len(problems), args.samples, args.n, args.temperature, args.kl_coef
     optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
-
-    # Sample. The seed alone fixes the M draws of each prompt.
     started = time.time()
     prompts = [policy.encode(p.prompt, task.chat) for p in problems]
+
+    # Sample. The seed alone fixes the M draws of each prompt.
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
     drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
     y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
@@ -227,15 +227,12 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
         scores = torch.tensor(found).view(B, M)
 
     # Weight.
-    if args.variant in ("v", "s"):
-        c = bon_rl_coefficients(scores if args.variant == "v" else rewards, rewards, n)  # [B, M]
-    elif args.variant in ("b", "bp"):
-        c = bon_rlb_coefficients(rewards, n, args.negatives if args.variant == "b" else "positive", args.estimate)
-    elif args.variant == "rl":
-        c = bon_rl_coefficients(rewards, rewards, 1)
+    N = 1 if args.variant in ("rl", "star") else n
+    if args.variant in ("v", "s", "rl"):
+        c = bon_rl_coefficients(scores if args.variant == "v" else rewards, rewards, N)  # [B, M]
     else:
-        c = bon_rlb_coefficients(rewards, 1, "positive")
-    stats, gap = {"zero": (c == 0).float().mean().item(), **weight_stats(c, "c")}, None
+        c = bon_rlb_coefficients(rewards, N, args.negatives if args.variant == "b" else "positive", args.estimate)
+    zero, stats, gap = (c == 0).float().mean().item(), weight_stats(c, "c"), None
     if beta or args.kl_prompts:  # log pi - log ref
         gap = common.kl_gap(policy, prompts, drawn, tau, None if beta else (args.kl_prompts, 1))
     if beta:
@@ -255,15 +252,14 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
         optimizer.step()
 
     line = {"loss": processes.all_reduce(loss), **sample_stats(task, drawn, rewards, n, gap, sampled - started),
-            **stats, "grad_norm": norm,
+            "zero": zero, **stats, "grad_norm": norm,
             "diversity": evaluate.mean_diversity(texts, [task.extract(text) for text in texts], M),
             "samples_per_s": len(y) / (time.time() - started)}
     if verifier:  # signs of reward hacking: wrong answers that score high, selection that loses what the pool holds
         wrong, pairs = scores[rewards != 1], list(zip(scores.tolist(), rewards.tolist()))
         line["score_wrong"] = wrong.mean().item() if len(wrong) else None
         line["bon_gap"] = sum(common.bon_at_k(s, r, min(n, M)) - common.bon_at_k(r, r, min(n, M)) for s, r in pairs) / B
-    return line, [{"prompt": problems[b].prompt, "completion": texts[b * M], "reward": rewards[b, 0].item()}
-                  for b in (0, B - 1)]
+    return line, examples(policy, problems, y, reward=rewards)
 
 
 @flags.cli

@@ -57,8 +57,8 @@ import torch
 from support import processes
 from support.errors import UserError
 from support.folder import Run
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, gold_completions, sample_stats,
-                         set_up, weight_stats)
+from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, gold_completions,
+                         sample_stats, set_up, weight_stats)
 from support.verifier import load_verifier, verify_scores
 
 
@@ -122,10 +122,10 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
     """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
     B, M, n, tau = len(problems), args.samples if args.n > 1 else 0, args.n, args.temperature
     optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
-
-    # Sample, unless N = 1. The seed alone fixes the M draws of each prompt.
     started = time.time()
     prompts = [policy.encode(p.prompt, task.chat) for p in problems]
+
+    # Sample, unless N = 1. The seed alone fixes the M draws of each prompt.
     y = [[golds[p.id]] for p in problems]  # of each prompt the gold completion and then M samples
     if M:
         seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
@@ -167,8 +167,7 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
         samples = [text for j, text in enumerate(texts) if j % (1 + M)]
         line |= {**sample_stats(task, drawn, rewards[:, 1:], n, None, sampled - started), **weight_stats(c, "c"),
                  "diversity": evaluate.mean_diversity(samples, [task.extract(text) for text in samples], M)}
-    return line, [{"prompt": problems[b].prompt, "completion": texts[b * (1 + M) + (M > 0)],
-                   "gold": problems[b].solution, "reward": rewards[b, int(M > 0)].item()} for b in (0, B - 1)]
+    return line, examples(policy, problems, y, first=int(M > 0), reward=rewards)
 
 
 @flags.cli

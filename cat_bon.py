@@ -60,7 +60,7 @@ from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder, write_atomic
 from support.plots import weight_report
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, sample_stats,
+from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, sample_stats,
                          set_up, weight_stats)
 
 
@@ -211,7 +211,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None, recent=Non
     """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
     B, M, n, tau, beta = len(problems), args.samples, args.n, args.temperature, args.kl_coef
     optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
-    started, line = time.time(), {}
+    started = time.time()
     prompts = [policy.encode(p.prompt, task.chat) for p in problems]
 
     if args.mode == "sft":
@@ -226,6 +226,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None, recent=Non
         # Verify.
         texts = [policy.decode(row) for row in y]
         rewards = processes.rewards(task, [p for p in problems for _ in range(M)], texts).float().view(B, M)
+        shown = {"reward": rewards}
 
         # Weight.
         r, pool = rewards, None
@@ -262,13 +263,10 @@ def step(policy, task, optimizer, problems, number, args, golds=None, recent=Non
         gold = processes.all_reduce(gold)
         w = passn_weight(gold.exp().clamp(max=1), n, "log")  # [B]
         line = {"gold": gold.mean().item(), "zero": 0.0, "length": sum(map(len, y)) / B}
-        shown = [{"logp": gold[b].item()} for b in (0, B - 1)]
-    else:
-        shown = [{"reward": rewards[b, 0].item()} for b in (0, B - 1)]
+        shown = {"logp": gold}
     line = {"loss": processes.all_reduce(loss), **line, **weight_stats(w, "w"), "grad_norm": norm,
             "samples_per_s": len(y) / (time.time() - started)}
-    return line, [{"prompt": problems[b].prompt, "completion": policy.decode(y[b * len(y) // B]), **found}
-                  for b, found in zip((0, B - 1), shown)]
+    return line, examples(policy, problems, y, **shown)
 
 
 @flags.cli

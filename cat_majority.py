@@ -47,10 +47,9 @@ def parser():
                    help="sft: the token-level hybrid in place of the majority loss")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
                    help="sft: the gold completion, answer only (the paper's) or in full")
-    p.add_argument("--form", choices=["raw", "log"], default="raw",
-                   help="rl: the weight; the paper's majority runs use raw")
+    p.add_argument("--form", choices=["raw", "log"], default="raw", help="rl: the weight; the paper's runs use raw")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
-                   help="rl: rewards; the paper standardises")
+                   help="rl: the paper standardises")
     p.add_argument("--all-wrong", type=float, default=-0.5,
                    help="rl: reward of every sample of a prompt that nobody solved, never standardised")
     p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True,
@@ -67,14 +66,13 @@ from collections import Counter
 
 import common
 import torch
-import torch.nn.functional as F
 from common import elementwise, kl_coefficients, log1mexp
 from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder
 from support.plots import weight_report
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, gold_completions, sample_stats,
-                         set_up, weight_stats)
+from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, gold_completions,
+                         sample_stats, set_up, weight_stats)
 
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
@@ -177,7 +175,7 @@ def contrastive_loss(logits, gold, u):
         cdf = logp.exp().double().scatter(-1, gold[..., None], 0.0).cumsum(-1)  # [..., V]
         rivals = torch.searchsorted(cdf, u.double() * cdf[..., -1:], right=True).clamp_max(cdf.shape[-1] - 1)
     gaps = chosen - logp.gather(-1, rivals)  # differences of logits  [..., R]
-    return -0.5 * chosen[..., 0] - 0.5 * F.logsigmoid(gaps).mean(-1)
+    return -0.5 * chosen[..., 0] - 0.5 * torch.nn.functional.logsigmoid(gaps).mean(-1)
 
 
 def rl_weights(right, thresholds, n, form):
@@ -247,7 +245,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
     """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
     B, M, n, tau, beta = len(problems), args.samples, args.n, args.temperature, args.kl_coef
     optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
-    started, line = time.time(), {}
+    started = time.time()
     prompts = [policy.encode(p.prompt, task.chat) for p in problems]
 
     if args.mode == "sft":
@@ -262,12 +260,12 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
         # Verify.
         texts = [policy.decode(row) for row in y]
         rewards = processes.rewards(task, [p for p in problems for _ in range(M)], texts).float().view(B, M)
+        shown = {"reward": rewards}
 
         # Weight.
-        thresholds = [fixed_threshold(args)] * B
-        if args.threshold == "auto":
-            answers = [[task.extract(text) for text in texts[b * M:b * M + M]] for b in range(B)]
-            thresholds = [dynamic_threshold(answers[b], rewards[b] == 1, n) for b in range(B)]
+        answers = [[task.extract(text) for text in texts[b * M:b * M + M]] for b in range(B)]
+        thresholds = [dynamic_threshold(answers[b], rewards[b] == 1, n) if args.threshold == "auto"
+                      else fixed_threshold(args) for b in range(B)]
         w = rl_weights((rewards == 1).double(), thresholds, n, args.form)  # [B, M]
         if args.normalise:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
             w = w / w.mean().clamp_min(1e-6)
@@ -303,13 +301,10 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
         w = majority_weight(gold.exp().clamp(max=1), n, fixed_threshold(args), "log")  # [B]
         w = torch.ones(B) if args.contrastive else w  # the hybrid weighs no sequence
         line = {"gold": gold.mean().item(), "zero": 0.0, "length": sum(map(len, y)) / B}
-        shown = [{"logp": gold[b].item()} for b in (0, B - 1)]
-    else:
-        shown = [{"reward": rewards[b, 0].item()} for b in (0, B - 1)]
+        shown = {"logp": gold}
     line = {"loss": processes.all_reduce(loss), **line, **weight_stats(w, "w"), "grad_norm": norm,
             "samples_per_s": len(y) / (time.time() - started)}
-    return line, [{"prompt": problems[b].prompt, "completion": policy.decode(y[b * len(y) // B]), **found}
-                  for b, found in zip((0, B - 1), shown)]
+    return line, examples(policy, problems, y, **shown)
 
 
 @flags.cli

@@ -65,8 +65,8 @@ from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder
 from support.plots import weight_report
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, gold_completions, sample_stats,
-                         set_up, weight_stats)
+from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, gold_completions,
+                         sample_stats, set_up, weight_stats)
 
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
@@ -194,7 +194,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
     """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
     B, M, n, tau, beta = len(problems), args.samples, args.n, args.temperature, args.kl_coef
     optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
-    started, line = time.time(), {}
+    started = time.time()
     prompts = [policy.encode(p.prompt, task.chat) for p in problems]
 
     if args.mode == "sft":
@@ -209,6 +209,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
         # Verify.
         texts = [policy.decode(row) for row in y]
         rewards = processes.rewards(task, [p for p in problems for _ in range(M)], texts).float().view(B, M)
+        shown = {"reward": rewards}
 
         # Weight.
         w = rl_weights((rewards == 1).double(), drawn.logps.double().sum(-1).cpu(), n, args.form, args.probability)
@@ -241,13 +242,10 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
         gold = processes.all_reduce(gold)
         w = passn_weight(gold.exp().clamp(max=1), n, "log")  # [B]
         line = {"gold": gold.mean().item(), "zero": 0.0, "length": sum(map(len, y)) / B}
-        shown = [{"logp": gold[b].item()} for b in (0, B - 1)]
-    else:
-        shown = [{"reward": rewards[b, 0].item()} for b in (0, B - 1)]
+        shown = {"logp": gold}
     line = {"loss": processes.all_reduce(loss), **line, **weight_stats(w, "w"), "grad_norm": norm,
             "samples_per_s": len(y) / (time.time() - started)}
-    return line, [{"prompt": problems[b].prompt, "completion": policy.decode(y[b * len(y) // B]), **found}
-                  for b, found in zip((0, B - 1), shown)]
+    return line, examples(policy, problems, y, **shown)
 
 
 @flags.cli

@@ -61,7 +61,7 @@ from common import kl_coefficients
 from support import processes
 from support.errors import UserError
 from support.folder import Run
-from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, sample_stats, set_up
+from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, sample_stats, set_up
 
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
@@ -200,10 +200,10 @@ def step(policy, task, optimizer, problems, number, args):
     """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
     B, n, k, tau, beta = len(problems), args.samples, args.k, args.temperature, args.kl_coef
     optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
-
-    # Sample. The seed alone fixes the n draws of each prompt.
     started = time.time()
     prompts = [policy.encode(p.prompt, task.chat) for p in problems]
+
+    # Sample. The seed alone fixes the n draws of each prompt.
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
     drawn = common.sample(policy, prompts, n, seeds, tau, task.max_new_tokens)
     y = [row for rows in drawn.lists() for row in rows]  # B n completions; completion j belongs to prompt j // n
@@ -242,8 +242,7 @@ def step(policy, task, optimizer, problems, number, args):
 
     line = {"loss": processes.all_reduce(loss), **sample_stats(task, drawn, rewards, k, gap, sampled - started),
             "zero": zero, "grad_norm": norm, "samples_per_s": len(y) / (time.time() - started)}
-    return line, [{"prompt": problems[b].prompt, "completion": texts[b * n], "reward": rewards[b, 0].item()}
-                  for b in (0, B - 1)]
+    return line, examples(policy, problems, y, reward=rewards)
 
 
 @flags.cli

@@ -162,6 +162,16 @@ def weight_stats(weights, name):
             f"{name}_even": ((w - w.mean()).abs() <= 0.05 * w.mean().abs()).double().mean().item()}
 
 
+def examples(policy, problems, y, first=0, **values):
+    """For samples.jsonl: of the first and the last problem of a step, completion number `first` and its value.
+    y: equally many completions of each problem; values: a name and a tensor with a value for each."""
+    shown, ((name, values),) = [], values.items()
+    for b in (0, len(problems) - 1):
+        j = b * len(y) // len(problems) + first
+        shown.append({"prompt": problems[b].prompt, "completion": policy.decode(y[j]), name: values.flatten()[j].item()})
+    return shown
+
+
 def end_of_step(run, line, shown):
     """Log, validate, show, save, and stop if asked.  line: the step's keys of METRICS; shown: for samples.jsonl."""
     args, run.step, took = run.args, run.step + 1, time.time() - run.mark
