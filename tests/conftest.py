@@ -3,10 +3,10 @@ import os
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+sys.path[:0] = [ROOT, os.path.join(ROOT, "models")]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import common  # sets the passive wait policy, which must be there before torch is loaded
+import support  # sets the passive wait policy, which must be there before torch is loaded
 import torch
 
 torch.set_num_threads(1)

@@ -7,9 +7,9 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import common  # before torch: it sets the thread policy
+from support import processes
 
-common.join()
+processes.init_processes()
 for script, argv in json.loads(sys.argv[1]):
     # the command line's wrapper would leave the group after each
     importlib.import_module(script).main.__wrapped__(argv)

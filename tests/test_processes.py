@@ -14,7 +14,8 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-import common
+from support import processes
+from support.folder import Run
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SMALL = ["--steps", "2", "--prompts", "5", "--eval-samples", "4", "--eval-problems", "12"]
@@ -112,21 +113,21 @@ def test_what_goes_wrong_is_added_up(monkeypatch):
             return [float(c == "right") for c in completions]
     completions = ["right", "slow", "wrong", "slow", "right"]
     sums, counted = {}, {}  # what each process sends, kept from a first round of both
-    monkeypatch.setattr(common, "WORLD", 2)
+    monkeypatch.setattr(processes, "WORLD", 2)
     for last in (False, True):
         for rank in (0, 1):
-            def total(x):
+            def all_reduce(x):
                 sums.setdefault(rank, x.clone())
                 return sums[0] + sums[1] if last else x
 
             def gather(box, mine):
                 counted[rank] = mine
                 box[:] = [counted[0], counted[1]] if last else [mine, Counter()]
-            monkeypatch.setattr(common, "RANK", rank)
-            monkeypatch.setattr(common, "total", total)
+            monkeypatch.setattr(processes, "RANK", rank)
+            monkeypatch.setattr(processes, "all_reduce", all_reduce)
             monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
             task = Task()
-            found = common.rewards(task, list(range(5)), completions)
+            found = processes.rewards(task, list(range(5)), completions).tolist()
             assert not last or found == [1.0, 0.0, 0.0, 0.0, 1.0] and task.counts == Counter(timeouts=7, lost=1)
 
 
@@ -134,13 +135,13 @@ def test_resume_with_another_number_of_processes(folders, tmp_path, monkeypatch)
     import ppo_passk
     argv = ["--steps", "4", "--prompts", "5", "--eval-samples", "0", "--save-every", "1", "--kl-coef", "0.1"]
     ppo_passk.main([*argv, "--out", str(tmp_path / "whole")])
-    save = common.Run.save
+    save = Run.save
 
     def killed(run, *rest):
         if run.step == 3:
             raise KeyboardInterrupt
         save(run, *rest)
-    monkeypatch.setattr(common.Run, "save", killed)
+    monkeypatch.setattr(Run, "save", killed)
     with pytest.raises(SystemExit):
         ppo_passk.main([*argv, "--out", str(tmp_path / "part")])
     done = torchrun(tmp_path, os.path.join(ROOT, "ppo_passk.py"), "--out", str(tmp_path / "part"), "--resume")

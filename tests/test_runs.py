@@ -21,9 +21,15 @@ import cat_bon
 import common
 import evaluate
 import ppo_passk
+import support.run
 import tasks
+from conftest import ROOT
+from support import load, plots
+from support import verifier as verifiers
+from support.errors import UserError
+from support.folder import Run
 
-plot_run = evaluate.plot_run
+plot_run = plots.plot_run
 TINY = ["--prompts", 4, "--samples", 4, "--k", 2, "--eval-samples", 0]
 FLAGS = [*TINY, "--steps", 6, "--save-every", 2]
 
@@ -48,8 +54,8 @@ def quick():
         return made[key]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "load_task", once)
-        patch.setattr(common, "that_fit", lambda policy, task, problems, max_new_tokens: problems)  # they all do
-        patch.setattr(evaluate, "plot_run", lambda folder: None)
+        patch.setattr(evaluate, "that_fit", lambda policy, task, problems: problems)  # they all do
+        patch.setattr(support.run, "plot_run", lambda folder: None)
         yield
 
 
@@ -59,14 +65,14 @@ class Killed(BaseException):
 
 def killed_after(step, main, *flags):
     """A run that dies when it has logged a step."""
-    log = common.Run.log
+    log = Run.log
 
     def dies(self, name, **values):
         log(self, name, **values)
         if name == "metrics.jsonl" and values["step"] == step:
             raise Killed
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(common.Run, "log", dies)
+        patch.setattr(Run, "log", dies)
         run(main, *flags)
 
 
@@ -166,11 +172,11 @@ def test_no_flipped_byte_is_missed(folder):
     size = len(original)
     places = sorted({*range(0, 1000, 29), *range(size - 1000, size, 29), *range(size - 34, size),
                      *random.Random(1).sample(range(size), 60)})
-    reader = common.Run(ppo_passk.parser().parse_args(["--out", str(folder)]), ppo_passk.parser(), [])
+    reader = Run("ppo_passk", ppo_passk.parser(), ["--out", str(folder)])
     assert reader.read_checkpoint("state.pt")["step"] == 4
     for place in places:
         (folder / "state.pt").write_bytes(flip(original, [place]))
-        with pytest.raises(common.UserError, match="damaged"):
+        with pytest.raises(UserError, match="damaged"):
             reader.read_checkpoint("state.pt")
 
 
@@ -453,7 +459,7 @@ def test_a_kill_at_every_point_of_the_start(tmp_path, monkeypatch):
     for n in range(1, 100):
         folder = tmp_path / str(n)
         with monkeypatch.context() as patch:
-            patch.setattr(common.Run, "log", never)
+            patch.setattr(Run, "log", never)
             killed = killed_at(n, folder, lambda: run(ppo_passk.main, *flags, "--out", folder))
         resumes = (folder / "args.json").exists()
         code, _, err = run(ppo_passk.main, *(["--resume"] if resumes else flags), "--out", folder)
@@ -472,8 +478,8 @@ def test_a_kill_at_every_point_of_a_save(tmp_path):
 
     def opened(folder, *flags):
         argv = [*map(str, TINY), "--out", str(folder), *flags]
-        found = common.Run(ppo_passk.parser().parse_args(argv), ppo_passk.parser(), argv)
-        found.create("ppo_passk", "")
+        found = Run("ppo_passk", ppo_passk.parser(), argv)
+        found.create("")
         found.begin(policy, optimizer)
         return found
 
@@ -522,7 +528,7 @@ def test_a_verifier_in_equal_bytes(tmp_path):
         def __iter__(self):
             return iter(sorted(set.__iter__(self), reverse=True))
     for name, order in (("a", set), ("b", Backwards)):
-        verifier = common.load_verifier("tiny", 32, lora_rank=2)
+        verifier = verifiers.load_verifier("tiny", 32, lora_rank=2)
         config = verifier.model.peft_config["default"]
         config.target_modules = order(config.target_modules)
         verifier.save(tmp_path / name)
@@ -546,13 +552,13 @@ def test_a_resumed_run_keeps_its_frozen_start(whole, tmp_path):
 @pytest.mark.parametrize("reference", ["start", "base"])
 def test_an_adapter_with_dropout_is_continued_without(reference, tmp_path):
     """What is scored is what was sampled. (For the reference "start" peft itself leaves the training mode.)"""
-    model = common.load_base("tiny", 32)[0]
+    model = load.load_base("tiny", 32)[0]
     config = peft.LoraConfig(r=4, lora_dropout=0.5, init_lora_weights=False, target_modules="all-linear",
                              task_type="CAUSAL_LM")
     torch.manual_seed(0)
     peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     policy = common.load_policy("tiny", 32, adapter=str(tmp_path / "adapter"), reference=reference)
-    policy.small = False  # folded into the weights an adapter has no dropout in any mode
+    policy.fast = None  # folded into the weights an adapter has no dropout in any mode
     prompts = [policy.encode("c7,2,9:23>")]
     drawn = common.sample(policy, prompts, 8, [0], max_new_tokens=12)
     sampled, rows = drawn.logps.double().sum(-1)[0], drawn.lists()[0]

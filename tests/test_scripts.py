@@ -21,15 +21,19 @@ import common
 import evaluate
 import ppo_passk
 import tasks
+from conftest import ROOT
+from support import load, processes
+from support.errors import UserError
+from support.run import batch_of
 
 SCRIPTS = ["ppo_passk.py", "bon_sft.py", "bon_rl.py", "cat_passk.py", "cat_majority.py", "cat_bon.py", "evaluate.py",
-           "bench.py", "make_tiny.py"]
+           "bench.py", "models/make_tiny.py"]
 SMALL = ["--prompts", "8", "--samples", "8", "--k", "4", "--eval-samples", "8", "--eval-problems", "20"]
 TIMING = {"seconds", "tokens_per_s", "samples_per_s", "memory_gb"}
 
 
 def command(script, *flags):
-    return [sys.executable, os.path.join(common.HERE, script), *map(str, flags)]
+    return [sys.executable, os.path.join(ROOT, script), *map(str, flags)]
 
 
 def run(main, *flags):
@@ -93,7 +97,7 @@ def test_two_steps(flags, tmp_path):
     assert max(t.abs().max() for n, t in adapter.items() if "lora_B" in n) > 0  # a fresh adapter has B = 0
     import peft
     import transformers
-    base = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(common.HERE, "tiny"))
+    base = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(ROOT, "models", "tiny"))
     peft.PeftModel.from_pretrained(base, tmp_path / "r" / "adapter")  # any peft user can load it
 
 
@@ -106,9 +110,8 @@ def test_what_reaches_the_optimiser(flags, whole, tmp_path, monkeypatch):
     seen, gradients, rates = {}, [], []
     sample, advantages = common.sample, ppo_passk.advantages
 
-    def clip(policy, max_norm):
-        gradients.append(torch.cat([p.grad.flatten().clone() for p in policy.parameters()]))
-        seen["policy"] = policy
+    def clip(parameters, max_norm):
+        gradients.append(torch.cat([p.grad.flatten().clone() for p in parameters]))
         return 0.0
 
     def keep(name, function):
@@ -116,19 +119,19 @@ def test_what_reaches_the_optimiser(flags, whole, tmp_path, monkeypatch):
             seen.setdefault(name, (args, function(*args, **options)))
             return seen[name][1]
         return wrapped
-    monkeypatch.setattr(common, "clip_gradient", clip)
+    monkeypatch.setattr(processes, "clip_gradient", clip)
     monkeypatch.setattr(common, "sample", keep("sample", sample))
     monkeypatch.setattr(ppo_passk, "advantages", keep("advantages", advantages))
     # the policy stays
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]))
-    monkeypatch.setattr(common, "micro_batch", lambda lm: 300)  # tokens: a few micro-batches, as a large model has them
+    monkeypatch.setattr(load, "micro_batch", lambda lm: 300)  # tokens: a few micro-batches, as a large model has them
     # from an adapter that has moved: a fresh one equals the base, and a KL of zero could not show a mistake
     code, _, err = run(ppo_passk.main, "--adapter", whole, "--prompts", 12, "--samples", 6, "--k", 3, "--steps", 2,
                        "--lr", 0.5, "--eval-samples", 0, "--out", tmp_path / "r", *flags)
     assert code == 0, err
     args = ppo_passk.parser().parse_args(flags)
-    (_, prompts, n, *_), drawn = seen["sample"]
-    A, policy = seen["advantages"][1], seen["policy"]
+    (policy, prompts, n, *_), drawn = seen["sample"]
+    A = seen["advantages"][1]
     assert 0 < (A != 0).float().mean() < 1  # some samples were dropped, some were not
     assert len(gradients) == 2 * args.epochs * args.minibatches
     assert rates == [0.5] * (len(rates) // 2) + [0.25] * (len(rates) // 2)
@@ -158,13 +161,14 @@ def test_what_reaches_the_optimiser(flags, whole, tmp_path, monkeypatch):
             assert (gradients[epoch * args.minibatches + part] - wanted).norm() < 1e-3 * wanted.norm()
 
 
-def unmoved(monkeypatch):
-    """Makes every script keep what its updates depend on, and leaves the policy where it is -> {what: list}."""
+def unmoved(monkeypatch, script):
+    """Makes a script keep what its updates depend on, and leaves the policy where it is -> {what: list}."""
     seen = {name: [] for name in ("sample", "seeds", "batch", "policy", "gradient", "max_norm", "rate", "decay")}
-    sample, batch_of = common.sample, common.batch_of
+    sample = common.sample
 
     def keep_sample(policy, prompts, k, seeds, *rest):
         seen["seeds"] += seeds
+        seen["policy"].append(policy)
         seen["sample"].append((prompts, sample(policy, prompts, k, seeds, *rest)))
         return seen["sample"][-1][1]
 
@@ -172,10 +176,9 @@ def unmoved(monkeypatch):
         seen["batch"].append(rest)
         return batch_of(problems, *rest)
 
-    def clip(policy, max_norm):
-        seen["policy"].append(policy)
+    def clip(parameters, max_norm):
         seen["max_norm"].append(max_norm)
-        seen["gradient"].append(torch.cat([p.grad.flatten().clone() for p in policy.parameters()]))
+        seen["gradient"].append(torch.cat([p.grad.flatten().clone() for p in parameters]))
         return 0.0
 
     def step(optimizer):
@@ -183,8 +186,8 @@ def unmoved(monkeypatch):
         seen["rate"].append(group["lr"])
         seen["decay"].append(group["weight_decay"])
     monkeypatch.setattr(common, "sample", keep_sample)
-    monkeypatch.setattr(common, "batch_of", keep_batch)
-    monkeypatch.setattr(common, "clip_gradient", clip)
+    monkeypatch.setattr(script, "batch_of", keep_batch)
+    monkeypatch.setattr(processes, "clip_gradient", clip)
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     return seen
 
@@ -207,7 +210,7 @@ def named(value):
 def test_the_loop_of_every_script(script, flags, tmp_path, monkeypatch):
     """No two prompts of a run share a seed, the batches are those of its seed, the rate falls from lr to lr / steps,
     weights do not decay, and the gradient's norm is clipped as asked."""
-    seen = unmoved(monkeypatch)
+    seen = unmoved(monkeypatch, importlib.import_module(script))
     code, _, err = run(importlib.import_module(script).main, "--task", "countdown", "--prompts", 6, "--samples", 6,
                        "--steps", 2, "--seed", 7, "--lr", 0.4, "--max-grad-norm", 0.3, "--eval-samples", 0,
                        "--out", tmp_path / "r", *flags)
@@ -223,7 +226,7 @@ def test_the_loop_of_every_script(script, flags, tmp_path, monkeypatch):
 def test_the_kl_of_every_script(script, flags, whole, tmp_path, monkeypatch):
     """--kl-coef adds beta (1/B) sum_prompts grad KL to what is descended, on every sample, at the policy's temperature;
     the step line has KL itself, on the first sample of a prompt where beta is 0. The adapter has left the reference."""
-    seen, beta, T = unmoved(monkeypatch), 5.0, 0.7
+    seen, beta, T = unmoved(monkeypatch, importlib.import_module(script)), 5.0, 0.7
     for name, coefficient in (("with", beta), ("without", 0)):
         code, _, err = run(importlib.import_module(script).main, "--adapter", whole, "--reference", "base",
                            "--task", "countdown", "--prompts", 3, "--samples", 3, "--steps", 1, "--temperature", T,
@@ -250,7 +253,7 @@ def test_the_kl_of_every_script(script, flags, whole, tmp_path, monkeypatch):
 def test_the_second_epoch_is_clipped(tmp_path, monkeypatch):
     """Once the optimiser has moved the policy, ratios are to the policy that sampled, and a token whose ratio has left
     [1 - eps, 1 + eps] in the direction of its advantage has no gradient. The step's loss is the mean over epochs."""
-    seen, kept, advantages = unmoved(monkeypatch), [], ppo_passk.advantages
+    seen, kept, advantages = unmoved(monkeypatch, ppo_passk), [], ppo_passk.advantages
     monkeypatch.setattr(ppo_passk, "advantages", lambda *args: kept.append(advantages(*args)) or kept[0])
 
     def step(optimizer):
@@ -262,7 +265,7 @@ def test_the_second_epoch_is_clipped(tmp_path, monkeypatch):
     code, _, err = run(ppo_passk.main, "--prompts", 8, "--samples", 6, "--k", 3, "--estimator", "centred",
                        "--epochs", 2, "--clip", 0.1, "--steps", 1, "--eval-samples", 0, "--out", tmp_path / "r")
     assert code == 0, err
-    ((prompts, drawn),), policy, A = seen["sample"], seen["policy"][1], kept[0]
+    ((prompts, drawn),), policy, A = seen["sample"], seen["policy"][0], kept[0]
     first, second, sides = 0.0, 0.0, {True: 0, False: 0}
     for b, rows in enumerate(drawn.lists()):
         for i, row in enumerate(rows):
@@ -281,7 +284,7 @@ def test_the_second_epoch_is_clipped(tmp_path, monkeypatch):
     assert line["length"] == pytest.approx(drawn.lengths.float().mean().item())
     task = tasks.load_task("countdown")
     right = [sum(task.verify(p, policy.decode(row)) for row in rows)
-             for p, rows in zip(common.batch_of(task.train, 8, 1, 0), drawn.lists())]
+             for p, rows in zip(batch_of(task.train, 8, 1, 0), drawn.lists())]
     assert line["pass@3"] == pytest.approx(sum(common.pass_at_k(6, int(c), 3) for c in right) / 8) and sum(right) > 0
 
 
@@ -291,12 +294,12 @@ def test_clip_gradient():
         n = sum(p.numel() for p in policy.parameters())
         for p in policy.parameters():
             p.grad = torch.full_like(p, 6.0 / n ** 0.5)
-        assert common.clip_gradient(policy, max_norm) == pytest.approx(6.0, rel=1e-4)
+        assert processes.clip_gradient(policy.parameters(), max_norm) == pytest.approx(6.0, rel=1e-4)
         assert (torch.cat([p.grad.flatten() for p in policy.parameters()]).norm().item()
                 == pytest.approx(wanted, rel=1e-4))
     policy.parameters()[0].grad[0, 0] = math.nan
-    with pytest.raises(common.UserError):
-        common.clip_gradient(policy, 1.0)
+    with pytest.raises(UserError):
+        processes.clip_gradient(policy.parameters(), 1.0)
 
 
 def test_same_seed_same_run_and_another_seed_another(tmp_path):
@@ -549,7 +552,7 @@ def test_metrics_of_graded_rewards():
     assert (values["max@2"] == pytest.approx([(2.0 + 0.5 + 2.0) / 3] * 2)
             and values["bon@2"] == pytest.approx([(0.5 + 0.5 - 1.0) / 3] * 2))
     assert not any(name.startswith(("pass", "maj")) for name in values)
-    row = {n: common.mean_se(v) for n, v in values.items()}
+    row = {n: evaluate.mean_se(v) for n, v in values.items()}
     assert "max@2" in evaluate.table({"a": row})
     assert evaluate.numbers("2,1,1", int, "--k") == [1, 2]
     pool = [{"rewards": [1.0, 0.0, 1.0], "answers": ["a", "b", "c"], "logps": [-1.0, -3.0, -2.0], "lengths": [2, 3, 4],
@@ -603,7 +606,7 @@ def test_make_tiny_learns_and_repeats_itself(tmp_path):
 
 @pytest.mark.parametrize("base,names", [("tiny", ["countdown", "routes"]), ("tiny_program", ["program"])])
 def test_the_shipped_model_is_small_and_as_good_as_it_says(base, names):
-    folder = os.path.join(common.HERE, base)
+    folder = os.path.join(ROOT, "models", base)
     assert sum(os.path.getsize(os.path.join(folder, n)) for n in os.listdir(folder)) < 1e6
     recorded = json.load(open(os.path.join(folder, "result.json")))
     policy = common.load_policy(base, bits=32)
@@ -655,7 +658,7 @@ def test_bench(flags):
 # --------------------------------------------------------------------------------------------------------------- README
 
 def readme():
-    with open(os.path.join(common.HERE, "README.md")) as file:
+    with open(os.path.join(ROOT, "README.md")) as file:
         return file.read()
 
 
@@ -684,7 +687,7 @@ def test_readme_table_of_equations():
     rows = re.findall(r"`(\w+\.py):(\d+)` `(\w+)`", readme())
     assert len(rows) >= 6
     for script, line, function in rows:
-        with open(os.path.join(common.HERE, script)) as file:
+        with open(os.path.join(ROOT, script)) as file:
             text = file.read().split("\n")[int(line) - 1]
         assert re.match(rf"\s*(def|class) {function}\b", text), (script, line, function, text)
 
