@@ -55,7 +55,7 @@ from math import comb
 
 import common
 import torch
-from common import elementwise, kl_coefficients, log1mexp
+from common import elementwise, kl_coefficients, log1mexp, standardise
 from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder, write_atomic
@@ -138,7 +138,7 @@ def passn_sft_loss(logp, n):
     return back(-torch.where(small, x + math.log(n), regular))
 
 
-def passn_weight(p, n, form):
+def passn_weight(p, n, form="log"):
     """Weight of the Pass@N operator at success probability p; any shape, tensor or float.
     "raw"  T'(p) = n (1-p)^(n-1): r * raw * grad log pi has the expectation grad T(p)
     "log"  p T'(p) / T(p), the SFT weight; the expectation of r * log * grad log pi is p grad log T(p): the exact weight
@@ -160,15 +160,6 @@ def powers(f, n):
         return torch.ones_like(f)
     total = powers(f, n // 2) * (1 + f ** (n // 2))
     return total + f ** (n - 1) if n % 2 else total
-
-
-def standardise(rewards, recent=None):
-    """(r - mean) / standard deviation [B, M], 0 where all are equal: of the prompt's own rewards, or of the recent ones
-    [1, R]. Returns both on the new scale."""
-    pool = rewards if recent is None else recent
-    mean, std = pool.mean(1, keepdim=True), pool.std(1, correction=0, keepdim=True)
-    equal = pool.amax(1, keepdim=True) - pool.amin(1, keepdim=True) < 1e-6  # rounding would pass for a deviation
-    return [None if r is None else torch.where(equal, 0.0, (r - mean) / std.clamp_min(1e-6)) for r in (rewards, recent)]
 
 
 def find_targets(policy, task, problems, M, tau, seed):
@@ -234,7 +225,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None, recent=Non
             recent[:] = (recent + rewards.flatten().tolist())[-args.fifo:]
             pool = torch.tensor(recent).view(1, -1)
         if args.rewards == "standardised":
-            r, pool = standardise(rewards, pool)
+            r, pool = standardise(rewards, pool), None if pool is None else standardise(pool)
         coef = bon_weight(r, n, args.form, pool)  # [B, M]
         w = rank_weight(r, n, pool) if args.form == "rank" else M * coef
         zero, gap = (coef == 0).float().mean().item(), None

@@ -66,7 +66,7 @@ from collections import Counter
 
 import common
 import torch
-from common import elementwise, kl_coefficients, log1mexp
+from common import elementwise, kl_coefficients, log1mexp, standardise
 from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder
@@ -188,11 +188,7 @@ def rl_weights(right, thresholds, n, form):
 def shaped(rewards, standardised, all_wrong):
     """Rewards [B, M] as the update sees them: (r - mean) / standard deviation within each prompt if `standardised`, 0
     where all are right (the deviation is rounding), and all_wrong where nobody is right: it is not standardised."""
-    r = rewards
-    if standardised:
-        centred = rewards - rewards.mean(1, keepdim=True)
-        equal = rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) < 1e-6
-        r = torch.where(equal, 0.0, centred / rewards.std(1, correction=0, keepdim=True).clamp_min(1e-6))
+    r = standardise(rewards) if standardised else rewards
     return torch.where((rewards == 1).any(1, keepdim=True), r, all_wrong)
 
 

@@ -60,7 +60,7 @@ import time
 
 import common
 import torch
-from common import elementwise, kl_coefficients, log1mexp
+from common import elementwise, kl_coefficients, log1mexp, standardise
 from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder
@@ -94,7 +94,7 @@ def passn_sft_loss(logp, n):
     return back(-torch.where(small, x + math.log(n), regular))
 
 
-def passn_weight(p, n, form):
+def passn_weight(p, n, form="log"):
     """Weight of the Pass@N operator at success probability p; any shape, tensor or float.
     "raw"  T'(p) = n (1-p)^(n-1): r * raw * grad log pi has the expectation grad T(p)
     "log"  p T'(p) / T(p), the SFT weight; the expectation of r * log * grad log pi is p grad log T(p): the exact weight
@@ -157,13 +157,6 @@ def rl_weights(right, logp, n, form, probability):
     else:
         w = passn_weight(logp.exp().clamp(max=1), n, form)
     return w.float().expand_as(right)
-
-
-def standardise(rewards):
-    """(r - mean) / standard deviation within each prompt [B, M]; 0 where all rewards are equal."""
-    centred = rewards - rewards.mean(1, keepdim=True)
-    equal = rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) < 1e-6  # rounding would pass for a deviation
-    return torch.where(equal, 0.0, centred / rewards.std(1, correction=0, keepdim=True).clamp_min(1e-6))
 
 
 # ------------------------------------------------------------------------------------------------------------- training

@@ -422,6 +422,15 @@ def log1mexp(x):
                        torch.log1p(-torch.exp(torch.where(near, -1.0, x))))
 
 
+def standardise(rewards, pool=None):
+    """(r - mean) / standard deviation of rewards [B, M], 0 where all are equal; by those of a pool [B or 1, R] if one is
+    given, else by each prompt's own."""
+    pool = rewards if pool is None else pool
+    mean, std = pool.mean(1, keepdim=True), pool.std(1, correction=0, keepdim=True)
+    equal = pool.amax(1, keepdim=True) - pool.amin(1, keepdim=True) < 1e-6  # rounding would pass for a deviation
+    return torch.where(equal, 0.0, (rewards - mean) / std.clamp_min(1e-6))
+
+
 def elementwise(value, low, high, name):
     """For functions of a tensor or a number -> (float tensor, function that gives a result the type of `value`).
     A number is computed in float64; NaN passes.  Raises ValueError outside [low, high]."""

@@ -82,12 +82,16 @@ def rows(runs, columns):
                                   if any(column in r for r in results)}) for name, results in table]
 
 
+def parser():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("runs", nargs="+", help="run folders, and files of runs")
+    p.add_argument("--columns", default="pass@1,pass@8,pass@32,maj@8,kl,seconds", help="metrics, zero, seconds")
+    p.add_argument("--where", default="", help="only these runs: flag=value,flag=value, as recorded")
+    return p
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("runs", nargs="+", help="run folders, and files of runs")
-    parser.add_argument("--columns", default="pass@1,pass@8,pass@32,maj@8,kl,seconds", help="metrics, zero, seconds")
-    parser.add_argument("--where", default="", help="only these runs: flag=value,flag=value, as recorded")
-    args = parser.parse_args()
+    args = parser().parse_args()
     runs, columns = [], args.columns.split(",")
     for path in args.runs:
         try:
@@ -95,10 +99,10 @@ def main():
         except (FileNotFoundError, NotADirectoryError):
             print(f"(no result in {path})")
         except (OSError, ValueError, RecursionError) as error:
-            parser.exit(2, f"table.py: error: {path} cannot be read: {error}\n")
+            parser().exit(2, f"table.py: error: {path} cannot be read: {error}\n")
     chosen = select(runs, args.where)
     if runs and not chosen:
-        parser.exit(2, f"table.py: error: --where {args.where}: no run is recorded with that\n")
+        parser().exit(2, f"table.py: error: --where {args.where}: no run is recorded with that\n")
     print("| run | seeds | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 2))
     for name, seeds, cells in rows(chosen, columns):
         print(f"| {name} | {seeds} | " + " | ".join(

@@ -663,23 +663,31 @@ def readme():
 
 
 def test_readme_commands_parse():
-    """Every `python <script>.py ...` line of the README is a command that the script's own parser accepts."""
-    import bench
-    import bon_rl
-    import bon_sft
-    import cat_bon
-    import cat_majority
-    import cat_passk
-    import make_tiny
-    parsers = {f"{script.__name__}.py": lambda a, script=script: script.check(script.parser().parse_args(a))
-               for script in (ppo_passk, bon_sft, bon_rl, cat_passk, cat_majority, cat_bon)}
-    parsers |= {"evaluate.py": evaluate.parse_args,
-               "bench.py": bench.parse_args, "make_tiny.py": make_tiny.parse_args}
-    commands = re.findall(r"python (\w+\.py)([^\n`|&;#>]*)", readme())
-    assert len(commands) >= 10
-    for script, flags in commands:
+    """Every command line of the README is one that the parsers of the script and of its launcher accept."""
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+    sys.path.insert(0, os.path.join(ROOT, "results"))
+    parsers = {name: importlib.import_module(name).parse_args for name in ("evaluate", "bench", "make_tiny")}
+    parsers["table"] = lambda argv: importlib.import_module("table").parser().parse_args(argv)
+    for name in ("ppo_passk", "bon_sft", "bon_rl", "cat_passk", "cat_majority", "cat_bon"):
+        module = importlib.import_module(name)
+        parsers[name] = lambda argv, module=module: module.check(module.parser().parse_args(argv))
+    text = readme().replace("\\\n", " ")
+    text = re.sub(r"(?<!`)`(?!`)[^`]+`", lambda match: " ".join(match[0].split()), text)  # a span may go over two lines
+    commands = re.findall(r"(python|torchrun|accelerate launch) ([^\n`|&;#>]*?\.py\b)([^\n`|&;#>]*)", text)
+    found = set()
+    for launcher, script, flags in commands:
+        *before, script = script.split()
+        if launcher == "torchrun":
+            get_args_parser().parse_args([*before, script])
+        elif launcher != "python":
+            launch_command_parser().parse_args([*before, script])
+        assert os.path.exists(os.path.join(ROOT, script)) and not (launcher == "python" and before), script
+        found.add((launcher, script))
         if "--help" not in flags:
-            parsers[script](shlex.split(flags))
+            parsers[os.path.basename(script)[:-3]](shlex.split(flags.replace("...", "")))
+    assert len(commands) >= 40 and {launcher for launcher, _ in found} == {"python", "torchrun", "accelerate launch"}
+    assert ("python", "results/table.py") in found and ("python", "models/make_tiny.py") in found
 
 
 def test_readme_table_of_equations():

@@ -1,0 +1,222 @@
+"""The house stays as it is: sizes, names and keys, what is copied, what is read, what can be copied out."""
+import ast
+import difflib
+import importlib
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from test_scripts import read_lines, readme, run
+
+from support.run import METRICS
+
+SCRIPTS = ["ppo_passk", "bon_sft", "bon_rl", "cat_passk", "cat_majority", "cat_bon"]
+SMALL = ["--steps", 1, "--prompts", 4, "--samples", 4, "--eval-samples", 4, "--eval-problems", 4]
+RUNS = [("ppo_passk", ["--k", 4]), ("bon_sft", ["--n", 4]), ("bon_rl", ["--n", 4]), ("cat_passk", ["--n", 4]),
+        ("cat_passk", ["--n", 4, "--mode", "rl", "--eval-every", 1]), ("cat_majority", ["--n", 4]),
+        ("cat_majority", ["--n", 4, "--mode", "rl"]), ("cat_bon", ["--n", 4]), ("cat_bon", ["--n", 4, "--mode", "sft"])]
+
+
+def source(path):
+    with open(os.path.join(ROOT, path)) as file:
+        return file.read()
+
+
+def files(*endings):
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True).stdout.split()
+    return [path for path in listed if path.endswith(endings)]
+
+
+def definitions(path):
+    """{name: its lines} of the functions and classes at the top level of a file, decorators included."""
+    text = source(path)
+    lines = text.split("\n")
+    return {node.name: lines[min(d.lineno for d in [*node.decorator_list, node]) - 1:node.end_lineno]
+            for node in ast.parse(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
+def count(path):
+    return len(source(path).splitlines())
+
+
+def test_sizes():
+    assert count("common.py") <= 500
+    for script in SCRIPTS:
+        assert count(f"{script}.py") <= 330, script
+    assert sorted(files(".py")) == sorted(set(files(".py")))
+    top = {path for path in files("") if "/" not in path}
+    assert top == {".gitignore", "LICENSE", "README.md", "bench.py", "common.py", "evaluate.py", "pytest.ini",
+                   "requirements.txt", *(f"{script}.py" for script in SCRIPTS)}
+
+
+def test_lines_are_short():
+    """120 characters at most; of the README all but its tables, whose rows cannot be broken."""
+    for path in files(".py", ".sh", ".ini", ".md"):
+        for number, line in enumerate(source(path).split("\n"), 1):
+            assert len(line) <= 120 or path.endswith(".md") and line.startswith("|"), (path, number)
+
+
+def test_loops_are_alike():
+    """What a script does around its equations is short, and that of two scripts differs in few lines."""
+    loops = {}
+    for script in SCRIPTS:
+        found = definitions(f"{script}.py")
+        loops[script] = found["step"] + found["main"]
+        assert len(loops[script]) <= 130, script
+    for a, b in itertools.combinations(SCRIPTS, 2):
+        changed = [line for line in difflib.unified_diff(loops[a], loops[b], n=0, lineterm="")
+                   if line[0] in "+-" and line[:3] not in ("+++", "---")]
+        assert len(changed) <= 110, (a, b, len(changed))
+
+
+def test_copies_are_identical():
+    """A helper that stands in several scripts, so that each can be copied out, is the same in all; the rest stands
+    once. `rl_weights` is each paper's own."""
+    own = {"parser", "check", "step", "main", "plot_weights", "rl_weights"}
+    paths = [path for path in files(".py") if not path.startswith("tests/")]
+    seen = {}
+    for path in paths:
+        for name, lines in definitions(path).items():
+            if name in seen and path[:-3] in SCRIPTS and name not in own:
+                assert lines == seen[name], (path, name)
+            if path[:-3] in SCRIPTS:
+                seen.setdefault(name, lines)
+    assert {"lambda_n", "passn_sft_loss"} <= seen.keys()
+    for path in paths:  # no script imports another one
+        imported = set(re.findall(r"^(?:from|import) (\w+)", source(path), re.MULTILINE))
+        assert path == "bench.py" or not imported & {*SCRIPTS}, path
+
+
+@pytest.mark.parametrize("script,flags", RUNS, ids=lambda v: v if isinstance(v, str) else " ".join(map(str, v)))
+def test_keys_and_columns(script, flags, tmp_path):
+    """Every key is in METRICS, tokens_per_s is that of sampling, and the tables have the same columns."""
+    code, out, err = run(importlib.import_module(script).main, *SMALL, *flags, "--out", tmp_path / "r")
+    assert code == 0, err
+    line, = read_lines(tmp_path / "r")
+    result = json.load(open(tmp_path / "r" / "result.json"))
+    known = {re.sub(r"<k>", str(k), name) for name in METRICS for k in (1, 2, 4)}
+    for found in (line, line.get("valid", {}), result["before"], result["after"], line.get("diversity", {})):
+        assert found.keys() <= known, found.keys() - known
+    assert result.keys() <= {"before", "after", "seconds", "verifier before", "verifier after"}
+    sampled = "sft" not in flags and (script, flags) not in (("cat_passk", ["--n", 4]), ("cat_majority", ["--n", 4]))
+    assert ("tokens_per_s" in line) == ("reward" in line) == sampled
+    assert line["samples_per_s"] > 0 and line["length"] > 1
+    if sampled:  # sampling is a part of the step, so per second of the step there are fewer tokens
+        assert line["tokens_per_s"] > line["length"] * line["samples_per_s"]
+    header = [row for row in out.split("\n") if re.match(r"\s+(pass|max)@1", row)][-1].split()
+    best = "max" if script == "cat_bon" else "pass"
+    assert header == [f"{best}@1", f"{best}@4", *([] if best == "max" else ["maj@4"]), "bon@4", "kl", "length"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_one_reads(script, tmp_path):
+    """Whoever follows an algorithm reads its script, common.py and their task, whatever training calls of it: three
+    files, 900 lines. (support/ is plumbing, evaluate.py comes before and after.)"""
+    module, called = importlib.import_module(script), set()
+
+    def profile(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(ROOT + os.sep):
+            called.add((os.path.relpath(frame.f_code.co_filename, ROOT), frame.f_code.co_firstlineno))
+    step = module.step
+
+    def traced(*args):
+        sys.setprofile(profile)
+        try:
+            return step(*args)
+        finally:
+            sys.setprofile(None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "step", traced)
+        patch.setattr("support.fast.choose", lambda policy: (None, "plain"))
+        flags = ["--mode", "rl"] if script.startswith("cat") else []
+        assert run(module.main, *SMALL[:6], "--n" if "ppo" not in script else "--k", 4, "--eval-samples", 0, *flags,
+                   "--out", tmp_path / "r")[0] == 0
+    read = {path for path, _ in called if not path.startswith(("support/", "tests/")) and path != "evaluate.py"}
+    assert read >= {f"{script}.py", "common.py"} and len(read) == 3, read
+    task, = read - {f"{script}.py", "common.py"}
+    lines = {name: range(node.lineno, node.end_lineno + 1) for node in ast.parse(source(task)).body
+             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) for name in [node.name]}
+    touched = {name for name, span in lines.items() if any(path == task and line in span for path, line in called)}
+    for name in [*touched]:  # a class with what it inherits
+        bases = re.match(rf"class {name}\((\w+)\)", source(task)[source(task).find(f"class {name}("):])
+        while bases and bases[1] in lines:
+            touched.add(bases[1])
+            bases = re.match(rf"class {bases[1]}\((\w+)\)", source(task)[source(task).find(f"class {bases[1]}("):])
+    total = count(f"{script}.py") + count("common.py") + sum(len(lines[name]) for name in touched | {"Problem"})
+    assert total <= 900, (total, touched)
+
+
+# ---------------------------------------------------------------------------------------------------------- copying out
+
+def copying_out():
+    """The rows of the README's table -> [(script, functions of the weight, their lines, of the loss, their lines)]."""
+    section = readme().split("## Copying out")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)\.py` \| (.*?): (\d+) \| (.*?)(?:: (\d+))? \|$", section, re.MULTILINE)
+    return [(script, re.findall(r"`([\w.]+)`", weight), int(n), re.findall(r"`([\w.]+)`", loss), int(m or 0))
+            for script, weight, n, loss, m in rows]
+
+
+def taken(script, names):
+    """The source of functions, `common.name` from common.py, as somebody would paste them -> (text, lines)."""
+    parts = [definitions("common.py" if name.startswith("common.") else f"{script}.py")[name.split(".")[-1]]
+             for name in names]
+    return "\n\n\n".join("\n".join(part) for part in parts), sum(map(len, parts))
+
+
+CALLS = {  # what the pasted functions are called with, and which function of the script must say the same
+    "ppo_passk": ("advantages(r, 2, 'passk'), advantages(r, 2, 'majority', answers)",
+                  "ppo_loss(r, r - .1, torch.ones(2, 4), r[:, 0], .2), kl_coefficients(r)"),
+    "bon_sft": ("bon_sft_coefficients(r, r[:, 1], 4)",),
+    "bon_rl": ("bon_rl_coefficients(r, r, 4), bon_rlb_coefficients(r, 4, 'minus')", "kl_coefficients(r)"),
+    "cat_passk": ("passn_weight(p, 4, 'log'), pool_weight(r.sum(1), 4, 2)", "passn_sft_loss(p.log(), 4)"),
+    "cat_majority": ("majority_weight(p, 5, 3, 'log'), dynamic_threshold(answers[0], 'a', 4)",
+                     "majority_sft_loss(p.log(), 5, 3)"),
+    "cat_bon": ("bon_weight(r, 3, 'rank'), bon_weight(r, 3, 'exact')", "passn_sft_loss(p.log(), 4)")}
+
+
+def test_copying_out_the_weight_and_the_loss():
+    """Each list of the README, pasted below three imports, runs with torch alone and says what the script says."""
+    rows = copying_out()
+    assert [script for script, *_ in rows] == SCRIPTS
+    values = {"r": torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1]]), "p": torch.tensor([1e-9, 0.1, 0.5, 0.99]),
+              "answers": [["a", "b", "a", None], ["c", "c", "b", "a"]]}
+    for script, weight, n, loss, m in rows:
+        text, lines = taken(script, weight)
+        more, more_lines = taken(script, loss)
+        assert (lines, more_lines) == (n, m), script
+        namespace = {}
+        exec("import math\nimport torch\nfrom collections import Counter\nfrom math import comb\n" + text, namespace)
+        for call, names in zip(CALLS[script], (weight, weight + loss)):
+            if names is not weight:
+                exec(more, namespace)
+            found = eval(call, {**namespace, **values})
+            wanted = eval(call, {**vars(importlib.import_module(script)), **values})
+            for a, b in zip(found if isinstance(found, tuple) else [found],
+                            wanted if isinstance(wanted, tuple) else [wanted], strict=True):
+                assert torch.equal(torch.as_tensor(a), torch.as_tensor(b)), (script, call)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_copying_out_the_whole(script, tmp_path):
+    """A script runs with the files that the README lists beside it, and nothing else of this project."""
+    section = readme().split("## Copying out")[1].split("\n## ")[0]
+    listed = re.search(r"The whole algorithm is the script with (.*?) beside it", section, re.DOTALL)[1]
+    for name in [f"{script}.py", *re.findall(r"`([\w./]+)`", listed)]:
+        if name.endswith("/"):
+            shutil.copytree(os.path.join(ROOT, name), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(os.path.join(ROOT, name), tmp_path / name)
+    task = ["--task", "countdown"]
+    done = subprocess.run([sys.executable, f"{script}.py", *map(str, [*SMALL, *task]), "--out", "r",
+                           "--k" if script == "ppo_passk" else "--n", "4"], cwd=tmp_path, capture_output=True, text=True,
+                          env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert os.path.exists(tmp_path / "r" / "result.json")
