@@ -167,7 +167,7 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
         samples = [text for j, text in enumerate(texts) if j % (1 + M)]
         line |= {**sample_stats(task, drawn, rewards[:, 1:], n, None, sampled - started), **weight_stats(c, "c"),
                  "diversity": evaluate.mean_diversity(samples, [task.extract(text) for text in samples], M)}
-    return line, examples(policy, problems, y, first=int(M > 0), reward=rewards)
+    return line, examples(policy, problems, y, first=int(M > 0), gold=True, reward=rewards)
 
 
 @flags.cli

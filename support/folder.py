@@ -301,7 +301,7 @@ class Run:
                         raise ValueError(f"{name} {tuple(moment.shape)} for {tuple(p.shape)}")
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise Damage(f"{self.path('state.pt')} is of another run, its tensors do not fit ({error})") from error
-        self.step, self.result, self.kept = state["step"], json.loads(state["result"])
+        self.step, self.result = state["step"], json.loads(state["result"])
         self.kept = json.loads(state.get("kept", "{}"))
         if "recent" in self.result:  # where older versions put it
             self.kept["recent"] = self.result.pop("recent")

@@ -597,7 +597,7 @@ def test_two_steps(script, flags, verifier, tmp_path):
     assert [line["step"] for line in lines] == [1, 2] and "pass@1" in lines[1]["valid"]
     assert all(math.isfinite(v) for line in lines for v in line.values() if not isinstance(v, dict))
     if "1" not in flags:
-        assert ({"w_mean", "w_min", "w_median", "w_max"} <= set(lines[0]) and lines[0]["diversity"]["distinct"] > 1
+        assert ({"c_mean", "c_min", "c_median", "c_max"} <= set(lines[0]) and lines[0]["diversity"]["distinct"] > 1
                 and lines[0]["entropy"] > 0)
     if learned and script == "bon_rl":
         assert lines[0]["bon_gap"] <= 0 and "score_wrong" in lines[0]
