@@ -345,7 +345,7 @@ def test_a_write_that_fails(name, at, code, whole, tmp_path, monkeypatch):
         return Full(file, code) if mine and count == at else file
     with monkeypatch.context() as patch:
         if "curves" in name:
-            patch.setattr(evaluate, "plot_run", plot_run)
+            patch.setattr(support.run, "plot_run", plot_run)
         patch.setattr(builtins, "open", opens)
         exit_code, _, err = run(ppo_passk.main, *FLAGS, "--out", folder)
     assert exit_code == 2 and err.count("\n") == 1 and str(folder) in err and os.strerror(code) in err, err
