@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-import sandbox
 import tasks
+from tasks import sandbox
 
 if shutil.which("bwrap") is None:
     pytest.skip("bubblewrap is not installed (apt install bubblewrap)", allow_module_level=True)
@@ -630,7 +631,7 @@ def test_without_a_group_the_same_bounds_are_watched(monkeypatch):
 # ------------------------------------------------------------------------------------------------- workers and the caller
 
 def worker_code(job, seconds=100):
-    return (f"import sys, json, subprocess, time; sys.path.insert(0, {os.path.dirname(tasks.__file__)!r}); import sandbox, tasks\n"
+    return (f"import sys, json, subprocess, time; sys.path.insert(0, {ROOT!r}); import tasks\nfrom tasks import sandbox\n"
             f"pool = tasks.CodePool(sandbox.settle(), {seconds})\nprint('up', flush=True)\npool.judge([{job!r}])")
 
 

@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import tasks
 
@@ -435,7 +436,7 @@ def wait_until(condition, seconds):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 @pytest.mark.parametrize("how", ["killed", "exits"])
 def test_no_child_outlives_its_parent(how):
-    code = (f"import sys, threading, time; sys.path.insert(0, {os.path.dirname(tasks.__file__)!r}); import tasks\n"
+    code = (f"import sys, threading, time; sys.path.insert(0, {ROOT!r}); import tasks\n"
             "task = tasks.Math('t', [], [], [])\n"
             "task.pool = tasks.VerifierPool(1 if sys.argv[1] == 'exits' else 3, 2)\n"
             "task.pool.judge([('1', '2')] * 4)\n"
@@ -472,7 +473,7 @@ def test_a_dropped_pool_takes_its_children_along():
 def test_import_is_light():
     code = ("import sys, time; started = time.process_time(); import tasks; print(time.process_time() - started, "
             "[m for m in ('torch', 'transformers', 'datasets', 'math_verify', 'sympy') if m in sys.modules])")
-    results = [subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(tasks.__file__), capture_output=True,
+    results = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
                               text=True, check=True).stdout.split(" ", 1) for _ in range(3)]
     assert {modules for _, modules in results} == {"[]\n"}
     assert min(float(seconds) for seconds, _ in results) < 0.1

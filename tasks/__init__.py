@@ -36,9 +36,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 
+from support.errors import UserError
 
-class UserError(ValueError):
-    """A mistake in what the user gave (flag, file, model). Its message is one sentence: what is wrong, what to do."""
+from . import sandbox
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Problem:
 
 
 class Task:
-    """Base of all tasks; the docstring of this module is the contract."""
+    """Base of all tasks; the docstring of the package is the contract."""
     name = ""
     graded = False  # True: rewards are real numbers and max@k takes the place of pass@k
     max_new_tokens = 512  # long enough for the gold solutions
@@ -580,9 +580,13 @@ class Math(Task):
 
 # math-verify hands the policy's text to a computer algebra system. Some answers make that run for ever inside one C
 # call (5^{5^{5^{5^5}}}-4: math-verify's own timeout never fires), eat the memory or crash it, and off the main thread
-# it does not work at all. So it runs in children that can be killed. They are plain `python tasks.py` children which
-# talk lines of JSON, because those of multiprocessing either import the caller's main script again, and torch with it
+# it does not work at all. So it runs in children that can be killed. They are plain `python -c` children which talk
+# lines of JSON, because those of multiprocessing either import the caller's main script again, and torch with it
 # (spawn, forkserver), or are unsafe beside threads (fork).
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BOOT = ("import sys; root, limit = sys.argv[1:]; sys.path = [root, *filter(None, sys.path)]; "  # not the current directory
+        "from tasks import verify_worker; verify_worker(float(limit))")
 
 class VerifierPool:
     """`judge` pairs in parallel, at most `limit` seconds each. The children start when they are first needed."""
@@ -621,8 +625,8 @@ class VerifierPool:
         if dead is not None:
             stop(dead)
         child = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), "--verify-worker", str(self.limit)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+            [sys.executable, "-c", BOOT, ROOT, str(self.limit)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, bufsize=0,
             start_new_session=True,  # Ctrl-C is not for it, and `stop` can kill the whole group
             env={**os.environ, "PYTHONHASHSEED": "0"})  # sympy orders terms by hash: same verdicts in every run
         self.exchange(child, None, self.start_limit)  # it answers when its imports are done
@@ -955,7 +959,6 @@ class Code(Task):
 
     def open(self, allow_unsandboxed=False):
         """See that programs can be run.  Raises UserError if they cannot."""
-        import sandbox
         longest = max((json.loads(p.answer)["limit"] for p in self.train + self.valid + self.test), default=0)
         arguments = sandbox.settle(allow_unsandboxed)
         self.pool = CodePool(arguments, sandbox.WHOLE(longest) + 3 * sandbox.START_LIMIT)
@@ -1015,7 +1018,6 @@ class CodePool(VerifierPool):
     def start(self, dead):
         if dead is not None:
             stop(dead)
-        import sandbox
         child = sandbox.start_worker(self.arguments)
         self.exchange(child, None, self.start_limit)
         return child
@@ -1479,7 +1481,3 @@ def load_task(name=None, data=None, levels=None, allow_unsandboxed=False):
     if isinstance(task, Code):
         task.open(allow_unsandboxed)
     return task
-
-
-if __name__ == "__main__" and sys.argv[1:2] == ["--verify-worker"]:
-    verify_worker(float(sys.argv[2]))

@@ -897,7 +897,7 @@ def settle(allow_unsandboxed=False):
     import shutil
     import subprocess
 
-    from tasks import UserError
+    from support.errors import UserError
     job = {"kind": "tests", "program": "def f(): return 1", "setup": "", "tests": "assert f() == 1", "names": {"f": "f"},
            "limit": 10}
     bwrap = shutil.which("bwrap") if sys.platform == "linux" and os.uname().machine in MACHINES else None
