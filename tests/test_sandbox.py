@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 import tasks
-from tasks import sandbox
+from tasks import programs, sandbox
 
 if shutil.which("bwrap") is None:
     pytest.skip("bubblewrap is not installed (apt install bubblewrap)", allow_module_level=True)
@@ -24,7 +24,7 @@ HERE = os.path.abspath(__file__)
 
 @pytest.fixture(scope="module")
 def pool():
-    pool = tasks.CodePool(sandbox.settle(), 200)
+    pool = programs.CodePool(sandbox.settle(), 200)
     pool.judge([function("def f(x): return x * x")] * 8)  # the workers and their judges are up
     return pool
 
@@ -489,7 +489,7 @@ def test_one_verdict_takes_bounded_time(pool, monkeypatch):
     source = sandbox.worker_arguments
     monkeypatch.setattr(sandbox, "worker_arguments", lambda *a: {
         **(found := source(*a)), "args": [x.replace("10 * limit + 30", "2") if len(x) > 1000 else x for x in found["args"]]})
-    short = tasks.CodePool(sandbox.settle(), 100)
+    short = programs.CodePool(sandbox.settle(), 100)
     program, many = "import time\ntime.sleep(0.3)\nprint(int(input()) ** 2)", [(str(n), str(n * n)) for n in range(20)]
     short.judge_one(stdio("", many))
     started = time.perf_counter()
@@ -593,7 +593,7 @@ def test_a_group_bounds_memory_and_processes(group):
 def test_a_worker_lives_in_a_group_and_the_caller_does_not(group):
     own = Path("/proc/self/cgroup").read_text()
     note = sandbox.settle()["note"]
-    pool = tasks.CodePool(sandbox.settle(), 100)
+    pool = programs.CodePool(sandbox.settle(), 100)
     assert pool.judge([function("def f(x): return x * x"), function("def f(x):\n  while True: pass")]) == [True, "timeouts"]
     workers = [child for child in pool.children.queue if child is not None]
     folders = [folder for child in workers for folder in child.group.folders]
@@ -623,7 +623,7 @@ def test_without_a_group_the_same_bounds_are_watched(monkeypatch):
     monkeypatch.setattr(sandbox.Group, "__init__", refuse)
     arguments = sandbox.settle()
     assert "no cgroup can be made here" in arguments["note"]
-    watched = tasks.CodePool(arguments, 100)
+    watched = programs.CodePool(arguments, 100)
     bomb = "import os\ndef f(x):\n  for _ in range(3): os.fork()\n  kept = bytearray(900_000_000)\n  for i in range(0, len(kept), 4096): kept[i] = 1\n  while True: pass"
     assert watched.judge([function("def f(x): return x * x"), function(bomb, limit=5), function(MANY["files"], limit=5)]) == [True, "timeouts", "timeouts"]
 
@@ -631,8 +631,8 @@ def test_without_a_group_the_same_bounds_are_watched(monkeypatch):
 # ------------------------------------------------------------------------------------------------- workers and the caller
 
 def worker_code(job, seconds=100):
-    return (f"import sys, json, subprocess, time; sys.path.insert(0, {ROOT!r}); import tasks\nfrom tasks import sandbox\n"
-            f"pool = tasks.CodePool(sandbox.settle(), {seconds})\nprint('up', flush=True)\npool.judge([{job!r}])")
+    return (f"import sys, json, subprocess, time; sys.path.insert(0, {ROOT!r}); from tasks import programs, sandbox\n"
+            f"pool = programs.CodePool(sandbox.settle(), {seconds})\nprint('up', flush=True)\npool.judge([{job!r}])")
 
 
 def test_nothing_outlives_a_caller_that_is_killed(pool):
@@ -659,7 +659,7 @@ def test_nothing_outlives_a_caller_that_is_killed(pool):
 
 
 def test_a_dropped_pool_takes_its_sandboxes_along():
-    pool = tasks.CodePool(sandbox.settle(), 100)
+    pool = programs.CodePool(sandbox.settle(), 100)
     assert pool.judge([function("def f(x): return x * x")] * 2) == [True, True]
     family = [p for child in pool.children.queue if child for p in [child.pid, *below(child.pid)]]
     assert len(family) >= 3
@@ -689,7 +689,7 @@ def test_no_sandbox_is_one_sentence(monkeypatch, capfd):
         sandbox.settle()
     assert "\n" not in str(error.value)
     assert capfd.readouterr().out == ""
-    pool = tasks.CodePool(sandbox.settle(allow_unsandboxed=True), 100)
+    pool = programs.CodePool(sandbox.settle(allow_unsandboxed=True), 100)
     assert "WARNING: no sandbox" in capfd.readouterr().out
     assert pool.judge([function("def f(x): return x * x"), function("def f(x): return 0"), stdio(HONEST_STDIO[0]), stdio("print(0)"),
                        function("import time\ndef f(x): time.sleep(100)"), function(attack("import os\nif os.getpid() == 1: win()"))]) == [
@@ -708,6 +708,6 @@ def test_bubblewrap_without_namespaces_is_one_sentence(monkeypatch, tmp_path):
 
 
 def test_a_working_sandbox_is_used_although_it_need_not(capfd):
-    pool = tasks.CodePool(sandbox.settle(allow_unsandboxed=True), 100)
+    pool = programs.CodePool(sandbox.settle(allow_unsandboxed=True), 100)
     assert capfd.readouterr().out == ""
     assert pool.judge_one(function(attack("import os\nif os.getpid() == 1: win()"))) is True

@@ -4,12 +4,26 @@ import itertools
 import math
 import random
 import re
+import subprocess
+import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import tasks
+
+
+def test_the_package_is_light_and_hides_no_module_of_the_standard_library():
+    names = [path.stem for path in Path(ROOT, "tasks").glob("*.py")]
+    assert len(names) >= 7 and not set(names) & sys.stdlib_module_names
+    code = ("import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
+            "print([name for name in ('torch', 'numpy', 'transformers', 'datasets', 'sympy') if name in sys.modules])")
+    modules = ["tasks", *(f"tasks.{name}" for name in names if name != "__init__")]
+    done = subprocess.run([sys.executable, "-c", code, *modules], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.fixture(scope="module", params=list(tasks.EMBEDDED))

@@ -14,6 +14,8 @@ import common
 import evaluate
 import ppo_passk
 import tasks
+from tasks.data import LIMIT, MAX_TESTS, code_problem, load_codecontests, stdio_spec
+from tasks.programs import prefix_of, program_of
 
 if shutil.which("bwrap") is None:
     pytest.skip("bubblewrap is not installed (apt install bubblewrap)", allow_module_level=True)
@@ -35,19 +37,19 @@ PREFIX = 'from typing import List\n\ndef helper(x):\n    return x\n\ndef f(x: in
     ("", ""),
 ])
 def test_program_of_a_prompt_that_is_code(completion, rest):
-    assert tasks.program_of(completion, PREFIX, ["f"]) == PREFIX + rest
+    assert program_of(completion, PREFIX, ["f"]) == PREFIX + rest
 
 
 def test_program_without_a_prefix():
-    assert tasks.program_of("print(1)") == "print(1)"
-    assert tasks.program_of("I do\n```\nprint(1)\n```") == "print(1)"
+    assert program_of("print(1)") == "print(1)"
+    assert program_of("I do\n```\nprint(1)\n```") == "print(1)"
 
 
 def test_prefix_of():
-    assert tasks.prefix_of(PREFIX, "f") == PREFIX
+    assert prefix_of(PREFIX, "f") == PREFIX
     for prompt in (PREFIX + "    return 1\n)", "Write a function f.", "", "\0", "(" * 100_000, "x = 1"):
-        assert tasks.prefix_of(prompt, "f") == ""
-    assert tasks.prefix_of(PREFIX, "g") == ""
+        assert prefix_of(prompt, "f") == ""
+    assert prefix_of(PREFIX, "g") == ""
 
 
 SOLUTION = "def f(x: int) -> int:\n    y = x + 1\n    if y:\n        return y - 1 + x\n    return 2 * x"
@@ -84,7 +86,7 @@ def judged():
     """A task with one problem, whose tests need the function and a helper of the prompt."""
     task = tasks.Code("t", [], [], [])
     spec = {"tests": "assert f(2) == 4 and f(-1) == -2 and f(0) == 0", "names": {"f": "f"}, "prefix": PREFIX, "limit": 3}
-    task.test = [tasks.code_problem("p", PREFIX, None, spec), tasks.code_problem("q", "?", None, spec | {"prefix": ""})]
+    task.test = [code_problem("p", PREFIX, None, spec), code_problem("q", "?", None, spec | {"prefix": ""})]
     task.open()
     return task
 
@@ -111,7 +113,7 @@ def test_shapes_that_are_not_right(completion, judged):
 def test_shapes_of_a_program(completion, judged):
     spec = {"inputs": ["2\n", "3"], "outputs": ["4", "9"], "limit": 3}
     for code, reward in (("print(int(input()) ** 2)", 1.0), ("print(int(input()) ** 2 + 1)", 0.0)):
-        assert judged.verify(tasks.code_problem("s", "?", None, spec), completion.replace("{code}", code)) == reward
+        assert judged.verify(code_problem("s", "?", None, spec), completion.replace("{code}", code)) == reward
 
 
 @pytest.mark.parametrize("unit", ["```\n", "```python\n", "~~~", "`", "```a ", "> ", "> ```\n", "- ", "- ```\n", "1. ", "    ", "\t", "def f(x):\n",
@@ -119,8 +121,8 @@ def test_shapes_of_a_program(completion, judged):
 def test_long_completions_take_linear_time(unit):
     for text in (unit * (400_000 // len(unit)), "```python\n" + unit * (400_000 // len(unit)) + "\n```"):
         started = time.process_time()
-        tasks.program_of(text, PREFIX, ["f"])
-        tasks.program_of(text)
+        program_of(text, PREFIX, ["f"])
+        program_of(text)
         assert time.process_time() - started < 4
 
 
@@ -191,11 +193,11 @@ def test_humaneval(humaneval, capfd):
 
 def test_what_cannot_be_judged_is_counted(humaneval):
     task = tasks.load_task("humaneval", data=str(humaneval))
-    p = tasks.code_problem("q", "", None, json.loads(task.test[0].answer) | {"limit": 0.5})
+    p = code_problem("q", "", None, json.loads(task.test[0].answer) | {"limit": 0.5})
     completions = ["    return object()", "    while True: pass", "    xs.append(len)", "    return 0", "    return sum(xs)"]
     assert task.rewards([p] * 5, completions) == [0, 0, 0, 0, 1]
     assert task.counts == {"unsupported": 2, "program_timeouts": 1}
-    broken = tasks.code_problem("r", "", None, json.loads(p.answer) | {"tests": "import os\nos._exit(1)"})
+    broken = code_problem("r", "", None, json.loads(p.answer) | {"tests": "import os\nos._exit(1)"})
     assert task.verify(broken, "    return 0") == 0.0 and task.counts["verifier_errors"] == 1
 
 
@@ -253,9 +255,9 @@ def test_codecontests(tmp_path, cache):
         write_parquet(folder / f"data/{split}-00000-of-00001.parquet", some)
     task = tasks.load_task("codecontests", data=str(folder))
     assert list(map(len, (task.train, task.valid, task.test))) == [6, 1, 2]
-    assert len(tasks.load_codecontests(str(folder), first=3).train) == 3
+    assert len(load_codecontests(str(folder), first=3).train) == 3
     p, q = task.test
-    assert json.loads(p.answer)["limit"] == 2.5 and json.loads(q.answer)["limit"] == tasks.LIMIT and q.solution is None
+    assert json.loads(p.answer)["limit"] == 2.5 and json.loads(q.answer)["limit"] == LIMIT and q.solution is None
     assert len(json.loads(p.answer)["inputs"]) == 4 and p.level == "7" and "standard input" in p.prompt
     assert task.rewards(task.train + [p], [x.solution for x in task.train + [p]]) == [1.0] * 7
     assert task.rewards([p, p, p], ["print(0)", "print({0: 0, 1: 30, 5: 150}[int(input())])", "```python\nn = int(input())\nprint(n * 30, '\\n')\n```"]) == [0, 0, 1]
@@ -264,9 +266,9 @@ def test_codecontests(tmp_path, cache):
 
 
 def test_the_tests_of_a_problem_are_bounded():
-    spec = tasks.stdio_spec(["1"] * 200, ["1"] * 200, 1.0)
-    assert len(spec["inputs"]) == len(spec["outputs"]) == tasks.MAX_TESTS
-    assert tasks.stdio_spec(["1" * 400_000], ["1"], 1.0) is None and tasks.stdio_spec([], [], 1.0) is None
+    spec = stdio_spec(["1"] * 200, ["1"] * 200, 1.0)
+    assert len(spec["inputs"]) == len(spec["outputs"]) == MAX_TESTS
+    assert stdio_spec(["1" * 400_000], ["1"], 1.0) is None and stdio_spec([], [], 1.0) is None
 
 
 def taco_row(i, **more):
@@ -333,7 +335,7 @@ def test_own_code(write):
     a, b = task.test
     c, = task.train
     assert (task.name, c.level, c.solution, a.id) == ("jsonl", "2", "    return x ** 2", "own.jsonl:1")
-    assert [json.loads(p.answer)["limit"] for p in (a, b, c)] == [tasks.LIMIT, tasks.LIMIT, 1.0]
+    assert [json.loads(p.answer)["limit"] for p in (a, b, c)] == [LIMIT, LIMIT, 1.0]
     right = ["```python\ndef square(x): return x * x\n```", "print(int(input()) ** 2)", "    return x * x"]
     assert task.rewards([a, b, c], right) == [1.0] * 3 and task.verify(c, c.solution) == 1.0
     assert task.rewards([a, b, c], ["def square(x): return 4", "print(4)", "    return x"]) == [0.0] * 3

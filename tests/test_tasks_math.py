@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 import tasks
+from tasks import mathematics
 
 HANG = r"\boxed{5^{5^{5^{5^5}}}-4}"  # math-verify never comes back, in spite of its own timeout
 
@@ -31,7 +32,7 @@ def task():
 def fresh():
     """A task with a pool of two and a limit of one second, for the tests that break things."""
     task = tasks.Math("test", [], [], [])
-    task.pool = tasks.VerifierPool(limit=1.0, size=2)
+    task.pool = mathematics.VerifierPool(limit=1.0, size=2)
     return task
 
 
@@ -142,7 +143,7 @@ def test_number_keys_are_exact(task):
     r"1.\overline{", "1 000 ", r"\mathrm{", r"{\bf ", "^{", "2(", "9", r"\quad ", "5 million ", "x*10^"])
 def test_clean_is_quick_on_any_answer(answer):
     started = time.perf_counter()
-    text = tasks.clean(answer * (tasks.MAX_ANSWER // len(answer)))
+    text = tasks.clean(answer * (mathematics.MAX_ANSWER // len(answer)))
     tasks.vote_key(text or "")
     assert time.perf_counter() - started < 0.2
 
@@ -319,7 +320,7 @@ def test_a_child_killed_during_a_batch_costs_nothing(fresh):
 
 
 def test_stopped_child_is_a_timeout(fresh):
-    fresh.pool = tasks.VerifierPool(limit=0.5, size=1)
+    fresh.pool = mathematics.VerifierPool(limit=0.5, size=1)
     fresh.pool.judge([("1", "2")])
     os.kill(pids(fresh.pool)[0], signal.SIGSTOP)
     assert fresh.verify(problem("2"), r"\boxed{1+1}") == 0.0 and fresh.counts == {"verifier_timeouts": 1}
@@ -366,7 +367,7 @@ def verify(gold, answer, timeout_seconds):
 
 
 def test_children_that_die_and_children_that_print(fake):
-    pool = tasks.VerifierPool(limit=5.0, size=1)
+    pool = mathematics.VerifierPool(limit=5.0, size=1)
     ask = ["noise", "same", "crash", "exit", "raise", "memory", "once", "length", "stdin", "same"]
     gold = {"length": "g" * 900, "stdin": "0", "noise": "other", "crash": "x"}
     expected = [False, True, "errors", "errors", "errors", "errors", True, True, True, True]
@@ -385,7 +386,7 @@ def test_errors_score_zero_and_are_counted(fake, fresh):
 
 
 def test_children_work_in_parallel(fake):
-    pool = tasks.VerifierPool(limit=10.0, size=4)
+    pool = mathematics.VerifierPool(limit=10.0, size=4)
     pool.judge([("1", "sleep")] * 4)
     assert len(pids(pool)) == 4
     started = time.perf_counter()
@@ -394,13 +395,21 @@ def test_children_work_in_parallel(fake):
 
 
 def test_a_pool_that_cannot_start_children_reports_errors(monkeypatch):
-    pool = tasks.VerifierPool(size=2)
-    monkeypatch.setattr(tasks.subprocess, "Popen", lambda *a, **k: (_ for _ in ()).throw(OSError("no more processes")))
+    pool = mathematics.VerifierPool(size=2)
+    monkeypatch.setattr(mathematics.subprocess, "Popen", lambda *a, **k: (_ for _ in ()).throw(OSError("no more processes")))
     assert pool.judge([("1", "2")] * 5) == ["errors"] * 5
     monkeypatch.undo()
     assert pool.judge([("1", "1+0")]) == [True]
-    monkeypatch.setattr(tasks.sys, "executable", "/bin/false")
-    assert tasks.VerifierPool(size=1).judge([("1", "2")]) == ["errors"]
+    monkeypatch.setattr(mathematics.sys, "executable", "/bin/false")
+    assert mathematics.VerifierPool(size=1).judge([("1", "2")]) == ["errors"]
+
+
+def test_children_start_in_any_directory(tmp_path, monkeypatch):
+    """And take nothing that lies there for a module of theirs."""
+    for name in ("tasks", "support", "random", "sympy"):
+        (tmp_path / f"{name}.py").write_text("raise OSError")
+    monkeypatch.chdir(tmp_path)
+    assert mathematics.VerifierPool(size=1).judge([("1", "1+0")]) == [True]
 
 
 def test_overlong_answers_never_reach_the_pool(fresh):
@@ -438,7 +447,7 @@ def wait_until(condition, seconds):
 def test_no_child_outlives_its_parent(how):
     code = (f"import sys, threading, time; sys.path.insert(0, {ROOT!r}); import tasks\n"
             "task = tasks.Math('t', [], [], [])\n"
-            "task.pool = tasks.VerifierPool(1 if sys.argv[1] == 'exits' else 3, 2)\n"
+            "task.pool = tasks.mathematics.VerifierPool(1 if sys.argv[1] == 'exits' else 3, 2)\n"
             "task.pool.judge([('1', '2')] * 4)\n"
             f"threading.Thread(target=task.verify, args=(tasks.Problem('', '', '5'), {HANG!r})).start()\n"
             "time.sleep(0.5); print('up', flush=True); time.sleep(60 * (sys.argv[1] == 'killed'))\n")
@@ -462,7 +471,7 @@ def test_no_child_outlives_its_parent(how):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_a_dropped_pool_takes_its_children_along():
-    pool = tasks.VerifierPool(size=2)
+    pool = mathematics.VerifierPool(size=2)
     pool.judge([("1", "2")] * 4)
     children = pids(pool)
     assert children and all(map(alive, children))
@@ -480,7 +489,7 @@ def test_import_is_light():
 
 
 def test_missing_math_verify_is_a_user_error(monkeypatch):
-    monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(mathematics.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(tasks.UserError, match="pip install math-verify"):
         tasks.Math("test", [], [], [])
 
@@ -564,14 +573,14 @@ def math_row(subject, i, level="Level 3", solution=None):
 @pytest.fixture
 def math(tmp_path, cache):
     folder = tmp_path / "math"
-    for subject in tasks.MATH_SUBJECTS:
+    for subject in tasks.data.MATH_SUBJECTS:
         rows = [math_row(subject, i, f"Level {i % 5 + 1}") for i in range(10)]
         if subject == "algebra":
             rows += [math_row(subject, 100, "Level ?"), math_row(subject, 101, solution=r"$\boxed 5$"),
                      math_row(subject, 102, solution="no box")]
         for split in ("train", "test"):
             write_parquet(folder / f"hendrycks_math/{subject}/{split}-00000-of-00001.parquet", rows)
-    (folder / "hendrycks_math/README.md").write_text(readme(tasks.MATH_SUBJECTS))
+    (folder / "hendrycks_math/README.md").write_text(readme(tasks.data.MATH_SUBJECTS))
     (folder / "MATH-500").mkdir()
     tests = [{"problem": " geometry: what\n is $3/7$?", "solution": r"\boxed{\frac37}", "answer": r"\frac{3}{7}",
               "subject": "Geometry", "level": 4, "unique_id": "test/geometry/3.json"},
