@@ -42,8 +42,8 @@ def keep_levels(task, levels):
 
 def load_task(name=None, data=None, levels=None, allow_unsandboxed=False):
     """The task called `name`, from a local copy of its data set if `data` is given; without a name (or as 'jsonl') the
-    problems of the file `data`. `levels`, like '1-3' or '1,2,5', keeps some of them. Programs run in a sandbox, or where
-    that is not possible only if `allow_unsandboxed`.  Raises UserError."""
+    problems of the file `data`. `levels`, like '1-3' or '1,2,5', keeps some of them. Programs run in a sandbox, or
+    where that is not possible only if `allow_unsandboxed`.  Raises UserError."""
     names = ", ".join([*EMBEDDED, *DATA_SETS])
     if name in EMBEDDED:
         if data is not None:

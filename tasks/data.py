@@ -74,12 +74,13 @@ def rows_in(path):
 
 
 def local_files(path, config, split):
-    """(files of a split, files that name no split) of a local copy; of one `config` where folders are called so. The split is the
-    first of train, test, valid(ation), val, dev and prompt that a file's name holds, or else a folder's."""
+    """(files of a split, files that name no split) of a local copy; of one `config` where folders are called so. The
+    split is the first of train, test, valid(ation), val, dev and prompt in a file's name, or else in a folder's."""
     found = [path] if os.path.isfile(path) else sorted(
         os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
         if re.search(r"\.(?:jsonl|json|parquet)(?:\.gz)?$", name) and not re.match(r"dataset_infos?\.json|\.", name))
-    parts = {file: os.path.relpath(file, os.path.dirname(path) if file == path else path).split(os.sep) for file in found}
+    parts = {file: os.path.relpath(file, os.path.dirname(path) if file == path else path).split(os.sep)
+             for file in found}
     if any(config in part[:-1] for part in parts.values()):
         found = [file for file in found if config in parts[file][:-1]]
     named = {"dev": "valid", "prompt": "prompt", **SPLITS}
@@ -89,13 +90,14 @@ def local_files(path, config, split):
                                    for part in reversed(parts[file]))), None)
         splits[file] = match and named[match[1]]
     mine = [file for file in found if splits[file] == SPLITS[split]]
-    exact = [file for file in mine if parts[file][-1].split(".")[0].lower() == split]  # not train_socratic.jsonl beside train.jsonl
+    # not train_socratic.jsonl beside train.jsonl
+    exact = [file for file in mine if parts[file][-1].split(".")[0].lower() == split]
     return exact or mine, [file for file in found if not splits[file]]
 
 
 def rows_of(path, config, split, make, first=None):
-    """make(row) of the rows of a data set on the hub or in a local file or folder, those that are None left out. With `first` it
-    is streamed, and no more than so many rows are.  Raises UserError."""
+    """make(row) of the rows of a data set on the hub or in a local file or folder, those that are None left out. With
+    `first` it is streamed, and no more than so many rows are.  Raises UserError."""
     try:
         files = local_files(path, config, split)[0] if os.path.exists(path) else []
         if files:
@@ -123,8 +125,8 @@ def rows_of(path, config, split, make, first=None):
 
 
 def fetch(path, config, split, columns):
-    """Rows {column: str} of a data set on the hub or in a local file or folder; of one file none, where it is called after another
-    split.  Raises UserError."""
+    """Rows {column: str} of a data set on the hub or in a local file or folder; of one file none, where it is called
+    after another split.  Raises UserError."""
     if os.path.isfile(path):
         mine, unnamed = local_files(path, config, split)
         if unnamed:
@@ -166,13 +168,16 @@ def load_math(data=None):
     for subject in subjects:
         for i, row in enumerate(fetch(path, subject, "train", ("problem", "level", "solution"))):
             answer = last_box(row["solution"])
-            train.append(Problem(f"math/train/{subject or 'all'}/{i}", row["problem"] + INSTRUCTION, answer, row["solution"],
-                                 row["level"].removeprefix("Level ")))
+            train.append(Problem(f"math/train/{subject or 'all'}/{i}", row["problem"] + INSTRUCTION, answer,
+                                 row["solution"], row["level"].removeprefix("Level ")))
     released = data is not None and path_500 == local(data)
+    columns = ("problem", "level", "solution") + (() if released else ("answer", "unique_id"))
     for subject in subjects if released else [None]:
-        for i, row in enumerate(fetch(path_500, subject, "test", ("problem", "level", "solution") + (() if released else ("answer", "unique_id")))):
-            answer, name = row.get("answer") or last_box(row["solution"]), row.get("unique_id") or f"test/{subject or 'all'}/{i}"
-            test.append(Problem(f"math/{name}", row["problem"] + INSTRUCTION, answer, row["solution"], row["level"].removeprefix("Level ")))
+        for i, row in enumerate(fetch(path_500, subject, "test", columns)):
+            answer = row.get("answer") or last_box(row["solution"])
+            name = row.get("unique_id") or f"test/{subject or 'all'}/{i}"
+            test.append(Problem(f"math/{name}", row["problem"] + INSTRUCTION, answer, row["solution"],
+                                row["level"].removeprefix("Level ")))
     return Math("math", *carve(train, test), test, max_new_tokens=1024)
 
 
@@ -202,29 +207,33 @@ def load_humaneval(data=None):
     path = "openai/openai_humaneval" if data is None else local(data)
     test, columns = [], ("task_id", "prompt", "canonical_solution", "test", "entry_point")
     unnamed = local_files(path, "openai_humaneval", "test")[1] if data is not None else []
-    for row in [{c: str(row[c]) for c in columns} for row in with_fields(unnamed, columns)] or fetch(path, "openai_humaneval", "test", columns):
+    rows = [{c: str(row[c]) for c in columns} for row in with_fields(unnamed, columns)]
+    for row in rows or fetch(path, "openai_humaneval", "test", columns):
         name = row["entry_point"]
-        spec = {"tests": f"{row['test']}\ncheck({name})\n", "names": {name: name}, "prefix": row["prompt"], "limit": LIMIT}
+        spec = {"tests": f"{row['test']}\ncheck({name})\n", "names": {name: name}, "prefix": row["prompt"],
+                "limit": LIMIT}
         test.append(code_problem(f"humaneval/{row['task_id']}", row["prompt"], row["canonical_solution"], spec))
     return Code("humaneval", [], [], test)
 
 
 def load_mbpp(data=None):
-    """974 functions from a sentence, https://arxiv.org/abs/2108.07732, in the data set's own splits. The prompt shows the first
-    test, which says what the function is called; the others are hidden.  Raises UserError."""
+    """974 functions from a sentence, https://arxiv.org/abs/2108.07732, in the data set's own splits. The prompt shows
+    the first test, which says what the function is called; the others are hidden.  Raises UserError."""
     path = "google-research-datasets/mbpp" if data is None else local(data)
 
     def make(row):
         tests = "\n".join([*row["test_list"], *(row.get("challenge_test_list") or [])])
         used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
-        defined = [node.name for node in ast.parse(row["code"]).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        defined = [node.name for node in ast.parse(row["code"]).body
+                   if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
         names = {name: name for name in defined if name in used or name in setup}
         if not names:  # a test that calls nothing of the program would pass or fail whatever that is
             return None
         spec = {"tests": f"{setup}\n{tests}\n", "names": names, "prefix": "", "limit": LIMIT}
         text = row["text"] if row.get("text") else row["prompt"]  # as the sanitized release calls it
-        prompt = f"{text.strip()}\nYour code should pass this test:\n{row['test_list'][0]}\n\nWrite it in one ```python block."
+        prompt = (f"{text.strip()}\nYour code should pass this test:\n{row['test_list'][0]}\n\n"
+                  "Write it in one ```python block.")
         return code_problem(f"mbpp/{row['task_id']}", prompt, fenced(row["code"].replace("\r", "")), spec)
     unnamed = local_files(path, "full", "test")[1] if data is not None else []
     if not unnamed:
@@ -240,7 +249,8 @@ def load_mbpp(data=None):
     except (KeyError, TypeError, ValueError, AttributeError, SyntaxError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"--data: {unnamed[0]} is not the release of mbpp ({type(error).__name__}: {squeeze(str(error))[:100]})") from error
+        raise UserError(f"--data: {unnamed[0]} is not the release of mbpp ({type(error).__name__}: "
+                        f"{squeeze(str(error))[:100]})") from error
     return Code("mbpp", *splits.values())
 
 
@@ -255,21 +265,22 @@ def stdio_spec(inputs, outputs, limit):
 
 
 def load_codecontests(data=None, first=1000):
-    """Programs from programming contests, https://arxiv.org/abs/2203.07814, streamed; of the train split the `first` rows.
-    Public, private and generated tests in this order. A problem with several right outputs has one here.  Raises UserError."""
+    """Programs from contests, https://arxiv.org/abs/2203.07814, streamed; of the train split the `first` rows. Public,
+    private and generated tests in this order. A problem with several right outputs has one here.  Raises UserError."""
     path = "deepmind/code_contests" if data is None else local(data)
 
     def make(row):
-        inputs, outputs = ([text for kind in ("public_tests", "private_tests", "generated_tests") for text in row[kind][side]]
+        inputs, outputs = ([text for kind in ("public", "private", "generated") for text in row[f"{kind}_tests"][side]]
                            for side in ("input", "output"))
         time = row["time_limit"]
         spec = stdio_spec(inputs, outputs, time["seconds"] + time["nanos"] / 1e9 if time else LIMIT)
         if spec is None or row["input_file"] or row["output_file"]:
             return None
-        gold = [text for language, text in zip(row["solutions"]["language"], row["solutions"]["solution"]) if language == 3]  # Python 3
+        gold = [text for language, text in zip(row["solutions"]["language"], row["solutions"]["solution"])
+                if language == 3]  # Python 3
         problems.append(row["name"])
-        return code_problem(f"codecontests/{split}/{len(problems)}", row["description"] + ASK_PROGRAM, fenced(gold[0]) if gold else None,
-                            spec, str(row["difficulty"]))
+        return code_problem(f"codecontests/{split}/{len(problems)}", row["description"] + ASK_PROGRAM,
+                            fenced(gold[0]) if gold else None, spec, str(row["difficulty"]))
     splits = []
     for split in ("train", "valid", "test"):
         problems = []
@@ -286,8 +297,9 @@ def same(value, wanted):
 
 
 def load_taco(data=None):
-    """Programs and functions, https://arxiv.org/abs/2312.14852; valid is carved out of train. The data set on the hub has a
-    loading script, which the library `datasets` no longer runs, so it takes a local copy of its rows.  Raises UserError."""
+    """Programs and functions, https://arxiv.org/abs/2312.14852; valid is carved out of train. On the hub it has a
+    loading script, which the library `datasets` no longer runs, so it takes a local copy of its rows.  Raises
+    UserError."""
     path = "BAAI/TACO" if data is None else local(data)
 
     def make(row):
@@ -301,23 +313,26 @@ def load_taco(data=None):
             entry = f"Solution().{name}" if "class Solution" in starter else name
             cases = [f"assert same(candidate(*{args if isinstance(args, list) else [args]!r}), {wanted!r})"
                      for args, wanted in zip(tests["inputs"], tests["outputs"])][:MAX_TESTS]
-            spec = {"tests": SAME + "\n".join(cases), "names": {"candidate": entry}, "prefix": "", "limit": limit} if cases else None
+            spec = {"tests": SAME + "\n".join(cases), "names": {"candidate": entry}, "prefix": "",
+                    "limit": limit} if cases else None
         else:
-            inputs, outputs = (["\n".join(x) if isinstance(x, list) else x for x in tests[side]] for side in ("inputs", "outputs"))
+            inputs, outputs = (["\n".join(x) if isinstance(x, list) else x for x in tests[side]]
+                               for side in ("inputs", "outputs"))
             spec = stdio_spec(inputs, outputs, limit)
         if spec is None:
             return None
         problems.append(name)
-        prompt = row["question"] + (f"\n\n{starter}\n\nComplete this code in one ```python block." if name else ASK_PROGRAM)
-        return code_problem(f"taco/{split}/{len(problems)}", prompt, fenced(golds[0]) if golds else None, spec, row.get("difficulty"))
+        ask = f"\n\n{starter}\n\nComplete this code in one ```python block." if name else ASK_PROGRAM
+        return code_problem(f"taco/{split}/{len(problems)}", row["question"] + ask, fenced(golds[0]) if golds else None,
+                            spec, row.get("difficulty"))
     splits = {}
     for split in ("train", "test"):
         problems = []
         try:
             splits[split] = rows_of(path, None, split, make)
         except UserError as error:
-            raise UserError(f"{error}; on the hub TACO comes with a loading script, which datasets no longer runs: save its rows as "
-                            "Parquet or JSON lines, DIR/train.* and DIR/test.*") from error
+            raise UserError(f"{error}; on the hub TACO comes with a loading script, which datasets no longer runs: "
+                            "save its rows as Parquet or JSON lines, DIR/train.* and DIR/test.*") from error
     return Code("taco", *carve(splits["train"], splits["test"]), splits["test"], max_new_tokens=1024)
 
 
@@ -343,8 +358,8 @@ def code_answer(row):
         prefix = prefix_of(row["prompt"], name) if isinstance(row.get("prompt"), str) else ""
         return json.dumps({"tests": tests, "names": {name: name}, "prefix": prefix, "limit": float(limit)})
     inputs, outputs = row.get("inputs"), row.get("outputs")
-    if any(not isinstance(side, list) or not side or not all(isinstance(text, str) for text in side) for side in (inputs, outputs)) \
-            or len(inputs) != len(outputs):
+    if any(not isinstance(side, list) or not side or not all(isinstance(text, str) for text in side)
+           for side in (inputs, outputs)) or len(inputs) != len(outputs):
         raise UserError('"inputs" and "outputs" must be lists of text of one length, and not empty')
     return json.dumps({"inputs": inputs, "outputs": outputs, "limit": float(limit)})
 

@@ -47,8 +47,8 @@ class Task:
         return [memo[p.id, c] for p, c in zip(problems, completions)]
 
     def target(self, problem, kind="solution"):
-        """Text of a gold completion, or None: the whole solution, or ("answer") as little as states the answer. Here the
-        solution is nothing but the answer, so they coincide."""
+        """Text of a gold completion, or None: the whole solution, or ("answer") as little as states the answer. Here
+        the solution is nothing but the answer, so they coincide."""
         return problem.solution
 
     def need(self, split):
@@ -175,10 +175,11 @@ class Routes(Embedded):
 # program: write the expression that made the examples.  '0:3,2:13,10:213>' -> '2*x*x+x+3', or 'x*(2*x+1)+3' ...
 
 def polynomial(text):
-    """Coefficients (constant first, no zeros at the end) of an expression in x, integers, + - * and parentheses, or None if
-    the text is anything else or too big: 64 characters, 4 digits, depth 32, degree 8, coefficients of 10^9. The text is
-    parsed and never run; polynomials are equal exactly where the programs agree on every x."""
-    if len(text) > 64 or not re.fullmatch(r"(?:[-+*()x]|[0-9]{1,4}(?![0-9x]))+", text, re.ASCII):  # 0x1 is a number to Python
+    """Coefficients (constant first, no zeros at the end) of an expression in x, integers, + - * and parentheses, or
+    None if the text is anything else or too big: 64 characters, 4 digits, depth 32, degree 8, coefficients of 10^9. The
+    text is parsed and never run; polynomials are equal exactly where the programs agree on every x."""
+    # Not 0x1, which is a number to Python.
+    if len(text) > 64 or not re.fullmatch(r"(?:[-+*()x]|[0-9]{1,4}(?![0-9x]))+", text, re.ASCII):
         return None
     try:
         return expand(ast.parse(text, mode="eval").body, 32)
@@ -187,7 +188,7 @@ def polynomial(text):
 
 
 def expand(node, depth):
-    """`polynomial` of a node of the syntax tree.  Raises OverflowError if it is too big, SyntaxError for other nodes."""
+    """`polynomial` of a node of the syntax tree.  Raises OverflowError if it is too big, SyntaxError for others."""
     kind = type(node)
     if depth == 0:
         raise OverflowError
@@ -218,13 +219,13 @@ def expand(node, depth):
 
 
 class Program(Embedded):
-    """Code-like: the prompt shows a program's outputs for three inputs, and the answer must also give the hidden outputs
-    for others, which are stored with the problem. The splits are by function, however it is written: no function of valid
-    or test is in the pretraining stream or in train, and within a split no two problems share one. Engineered for a model
-    of this size: the functions are a*x*x + b*x + c with a = 0..4, |b| <= 9 and c = 0..99, and the inputs 0 and 10 are
-    always shown, where digits tell most: the rest is to split f(10) - f(0) into a and b, which the third input, 1 to 5,
-    decides. Straight lines are easy, the others hard. The corpus writes a function in several ways; the vote key is the
-    function."""
+    """Code-like: the prompt shows a program's outputs for three inputs, and the answer must also give the hidden
+    outputs for others, which are stored with the problem. The splits are by function, however it is written: no
+    function of valid or test is in the pretraining stream or in train, and within a split no two problems share one.
+    Engineered for a model of this size: the functions are a*x*x + b*x + c with a = 0..4, |b| <= 9 and c = 0..99, and
+    the inputs 0 and 10 are always shown, where digits tell most: the rest is to split f(10) - f(0) into a and b, which
+    the third input, 1 to 5, decides. Straight lines are easy, the others hard. The corpus writes a function in several
+    ways; the vote key is the function."""
     name = "program"
     base = "tiny_program"
     max_new_tokens = 16
@@ -265,16 +266,17 @@ class Program(Embedded):
 
 # peptide: continue a peptide so that its helix has one greasy side.  '>KLWE' -> 'ALKRIVDLLKEGLR'
 
-RESIDUES = {"A": 1.8, "R": -4.5, "N": -3.5, "D": -3.5, "C": 2.5, "Q": -3.5, "E": -3.5, "G": -0.4, "H": -3.2, "I": 4.5,  # hydropathy:
-            "L": 3.8, "K": -3.9, "M": 1.9, "F": 2.8, "P": -1.6, "S": -0.8, "T": -0.7, "W": -0.9, "Y": -1.3, "V": 4.2}  # Kyte, Doolittle 1982
+RESIDUES = {  # hydropathy: Kyte, Doolittle 1982
+    "A": 1.8, "R": -4.5, "N": -3.5, "D": -3.5, "C": 2.5, "Q": -3.5, "E": -3.5, "G": -0.4, "H": -3.2, "I": 4.5,
+    "L": 3.8, "K": -3.9, "M": 1.9, "F": 2.8, "P": -1.6, "S": -0.8, "T": -0.7, "W": -0.9, "Y": -1.3, "V": 4.2}
 
 
 class Peptide(Embedded):
-    """Synthetic, in the spirit of protein design: a real-valued reward that a better sample always exceeds. The reward is
-    the hydrophobic moment of the first 18 residues, prompt included, were they a helix (100 degrees per residue, 18 are 5
-    turns): |sum_n H_n exp(i n 100 deg)| / 18, from 0 to about 2.8. Residues that are missing count as H = 0; any other
-    letter makes it 0. It says nothing about what a real peptide does. The base (tiny_peptide) knows sequences that are
-    greasy a little more often on one side of the helix, 65 % against 25 %, and random otherwise."""
+    """Synthetic, in the spirit of protein design: a real-valued reward that a better sample always exceeds. The reward
+    is the hydrophobic moment of the first 18 residues, prompt included, were they a helix (100 degrees per residue, 18
+    are 5 turns): |sum_n H_n exp(i n 100 deg)| / 18, from 0 to about 2.8. Residues that are missing count as H = 0; any
+    other letter makes it 0. It says nothing about what a real peptide does. The base (tiny_peptide) knows sequences
+    that are greasy a little more often on one side of the helix, 65 % against 25 %, and random otherwise."""
     name = "peptide"
     graded = True
     base = "tiny_peptide"
@@ -292,7 +294,8 @@ class Peptide(Embedded):
         chain = (problem.answer + "".join(completion.split()))[:self.length]  # models like ProtGPT2 break lines
         if not all(a in RESIDUES for a in chain):
             return 0.0
-        x, y = (sum(RESIDUES[a] * turn(math.radians(100) * n) for n, a in enumerate(chain)) for turn in (math.cos, math.sin))
+        x, y = (sum(RESIDUES[a] * turn(math.radians(100) * n) for n, a in enumerate(chain))
+                for turn in (math.cos, math.sin))
         return math.hypot(x, y) / self.length
 
     def extract(self, completion):

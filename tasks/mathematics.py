@@ -112,7 +112,8 @@ SPELLING = [(re.compile(pattern), replacement) for pattern, replacement in (  # 
     (STYLE + r"\{(?= *[A-Za-z]{2}[A-Za-z ]*\})", r"\\text{"),
     (STYLE, ""),
     (r"^\\text\{ *([-+]?[0-9][^{}]*)\}$", r"\1"),
-    (r"(?:\^(?:\\circ(?![a-z])|\{ *\\circ *\})|\^?\\(?:text)?degree(?![a-z])) ?(?:\\text\{ *[CF] *\}|[CF](?![A-Za-z]))?", ""),
+    (r"(?:\^(?:\\circ(?![a-z])|\{ *\\circ *\})|\^?\\(?:text)?degree(?![a-z])) ?"
+     r"(?:\\text\{ *[CF] *\}|[CF](?![A-Za-z]))?", ""),
     # Percent signs stay: 50% may be meant as 50 or as 0.5, and math-verify accepts both.
     (r"\\?%|(?:\\text\{ *| )percent(?:\}|(?![a-z]))", "%"),
     (rf"(?<=[0-9])(?: ?\\text\{{ *| )({'|'.join(SCALES)})(?![a-z])( *\}})?",  # 5\text{ million}
@@ -269,7 +270,8 @@ class Math(Task):
 # (spawn, forkserver), or are unsafe beside threads (fork).
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BOOT = ("import sys; root, limit = sys.argv[1:]; sys.path = [root, *filter(None, sys.path)]; "  # not the current directory
+BOOT = ("import sys; root, limit = sys.argv[1:]; "
+        "sys.path = [root, *filter(None, sys.path)]; "  # without the current directory
         "from tasks.mathematics import verify_worker; verify_worker(float(limit))")
 
 class VerifierPool(WorkerPool):

@@ -1,5 +1,5 @@
-"""Programs: which part of a completion they are, and whether they pass. They are judged by sandbox.py: tests in a process
-apart from the program, or output compared outside of it."""
+"""Programs: which part of a completion they are, and whether they pass. They are judged by sandbox.py: tests in a
+process apart from the program, or output compared outside of it."""
 import ast
 import builtins
 import itertools
@@ -14,21 +14,24 @@ from .workers import WorkerPool
 
 
 class CodeProblem(Problem):
-    """Its answer is JSON: {"tests", "names", "prefix", "limit"} for functions, {"inputs", "outputs", "limit"} for programs.
-    tests   source that asserts; its names {name in the tests: expression in the program} are what it reaches of the program
+    """Its answer is JSON: {"tests", "names", "prefix", "limit"}, or of a program {"inputs", "outputs", "limit"}.
+    tests   source that asserts; names {name in the tests: expression in the program} are what it reaches of the program
     prefix  the beginning of a program that the prompt is, up to the docstring of the function to write, or nothing"""
 
 
-# Which part of a completion is the program is read off its text. Nothing is run to find out, only short text is parsed, and
-# the rest is one pass, because a completion may be a megabyte of anything.
+# Which part of a completion is the program is read off its text. Nothing is run to find out, only short text is parsed,
+# and the rest is one pass, because a completion may be a megabyte of anything.
 
 MAX_SOURCE = 10_000  # characters; no longer text of a model is parsed
-FENCE = re.compile(r"([ \t]*(?:>[ \t]?)?[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)*)(`{3,}|~{3,})[ \t]*([^\s`]*)[ \t]*(.*)")
+FENCE = re.compile(r"([ \t]*(?:>[ \t]?)?[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)*)(`{3,}|~{3,})"
+                   r"[ \t]*([^\s`]*)[ \t]*(.*)")
 DEFINITION = r"(?:(?:async[ \t]+)?def|class)[ \t]+"
 STATEMENT = re.compile(  # a line that begins like code, as hardly any prose does
-    rf"^[ \t]*(?:{DEFINITION}\w|import[ \t]+\w[\w.]*[ \t]*(?:,|;|#|as\b|$)|from[ \t]+[\w.]+[ \t]+import\b|@\w|return\b|print\("
+    rf"^[ \t]*(?:{DEFINITION}\w|import[ \t]+\w[\w.]*[ \t]*(?:,|;|#|as\b|$)|from[ \t]+[\w.]+[ \t]+import\b"
+    r"|@\w|return\b|print\("
     r"|(?:for|while|if|with|try)\b.*:[ \t]*(?:#.*)?$|\w+(?:[ \t]*,[ \t]*\w+)*[ \t]*[-+*/%|&^]?=(?!=))", re.MULTILINE)
-FUNCTION = re.compile(rf"^(?:{DEFINITION}(?!test|check\b)\w|(?:[^#\n\"']*[\s:;])?(?:return|yield)\b)", re.MULTILINE)  # or a body
+FUNCTION = re.compile(  # or its body
+    rf"^(?:{DEFINITION}(?!test|check\b)\w|(?:[^#\n\"']*[\s:;])?(?:return|yield)\b)", re.MULTILINE)
 READS = re.compile(r"\binput\(|\bopen\(0|\bstdin\b(?! *=)")
 INDENTED = re.compile(r"(?:[ \t]*\n)*(?:  |\t)")  # by one space is how some tokenizers begin
 
@@ -68,10 +71,10 @@ def bodies(code):
 
 
 def blocks_of(text):
-    """(blocks, outside): (language, code) of each block between ``` or ~~~ fences, which may stand in lists and quotes, and the
-    runs of text around them. As in Markdown, a fence ends no block if it is shorter than the one that began it, or four columns
-    deeper. A block also ends where another begins with its language, and where the text does. A completion that begins with
-    code, as that of a base model may, begins inside a block, and a bare fence ends that."""
+    """(blocks, outside): (language, code) of each block between ``` or ~~~ fences, which may stand in lists and quotes,
+    and the runs of text around them. As in Markdown, a fence ends no block if it is shorter than the one that began it,
+    or four columns deeper. A block also ends where another begins with its language, and where the text does. A
+    completion that begins with code, as that of a base model may, begins inside a block, and a bare fence ends that."""
     blocks, outside, lines, quoted = [], [], [], False
     first = re.match(r"(?:\s*\n)?", text).end()
     fence = "" if STATEMENT.match(text, first) or INDENTED.match(text, first) else None  # None: outside of blocks
@@ -102,7 +105,7 @@ def blocks_of(text):
                     if not code:
                         continue
                     line = rest
-        if fence and line.endswith(fence) and line.count(fence) == 1 and line.strip() != fence:  # right after the last line
+        if fence and line.endswith(fence) and line.count(fence) == 1 and line.strip() != fence:  # right after the code
             end(line.removesuffix(fence))
             fence, quoted = None, False
         else:
@@ -118,20 +121,22 @@ def body_of(text):
 
 def unfenced(text, kind, head=""):
     """The code in a text that may begin and end with prose; '' if none of it is of that kind."""
-    text = re.sub(r"^(?:\[\w+\]|[A-Z]\w*|-[ \t].*)[ \t]*$", "", text, flags=re.MULTILINE)  # [PYTHON], Solution, - item: no code
+    # [PYTHON], Solution, - item: no code
+    text = re.sub(r"^(?:\[\w+\]|[A-Z]\w*|-[ \t].*)[ \t]*$", "", text, flags=re.MULTILINE)
     starts = re.finditer(r"^(?:  |\t)|" * bool(head) + STATEMENT.pattern, text, re.MULTILINE)
     for start in [0, *(match.start() for match in itertools.islice(starts, 10))]:
         rest = text[start:]
         if head or INDENTED.match(rest):
             rest = body_of(rest)
-        code = max([leading(body, head) for body in (bodies(rest) if head else [unindent(rest)])], key=lambda code: code.strip().count("\n"))
+        code = max([leading(body, head) for body in (bodies(rest) if head else [unindent(rest)])],
+                   key=lambda code: code.strip().count("\n"))
         if kind.search(code):
             return code
     return ""
 
 
 def defines(names, *more):
-    """Pattern of a line that defines one of the names; `more` are other such patterns, with {} in place of the names."""
+    """Pattern of a line that defines one of the names; `more` are other such patterns, with {} in place of names."""
     names = "|".join(map(re.escape, sorted(names))) or "(?!)"
     patterns = (DEFINITION + r"(?:{})\b", r"(?:{})[ \t]*(?::.*)?=(?!=)", *more)
     return re.compile("|".join("^" + pattern.replace("{}", names) for pattern in patterns), re.MULTILINE)
@@ -155,25 +160,29 @@ def with_helpers(code, earlier, names):
 
 
 def program_of(completion, prefix="", names=()):
-    """The program in a completion. If the tests reach `names` of it, it is the last fenced block that defines one, else text
-    outside of blocks that does, else (after a prefix) the same for the body of a function. Without names it is the last that
-    reads standard input, else has a function, else a statement: usage, samples and output come after. A block in another
-    language counts only if none is in Python or in no language. Where the prompt is the beginning of a function it goes before
-    that: as it is if the completion goes on with the body, at whatever indentation, as a stub with its imports and helpers if
-    the completion has the function itself."""
+    """The program in a completion. If the tests reach `names` of it, it is the last fenced block that defines one, else
+    text outside of blocks that does, else (after a prefix) the same for the body of a function. Without names it is the
+    last that reads standard input, else has a function, else a statement: usage, samples and output come after. A block
+    in another language counts only if none is in Python or in no language. Where the prompt is the beginning of a
+    function it goes before that: as it is if the completion goes on with the body, at whatever indentation, as a stub
+    with its imports and helpers if the completion has the function itself."""
     names = {name.split("(")[0] for name in names}
     blocks, outside = blocks_of(completion.replace("\r\n", "\n"))
     views = [unindent(code) for _, code in blocks]
     order = sorted(range(len(blocks)), key=lambda i: (not blocks[i][0] or "py" in blocks[i][0], i))
     own = defines(names)
-    i, code = (order[-1], blocks[order[-1]][1]) if blocks else (0, body_of(outside[0]) if prefix and outside else "".join(outside[:1]))
+    if blocks:
+        i, code = order[-1], blocks[order[-1]][1]
+    else:
+        i, code = 0, body_of(outside[0]) if prefix and outside else "".join(outside[:1])
     for kind in (READS, FUNCTION, STATEMENT) if not names else (own, FUNCTION) if prefix else (own,):
         hits = [i for i in order if kind.search(views[i])]
         if hits:
             i, code = hits[-1], blocks[hits[-1]][1]
             break
         head = prefix if kind is not own and names else ""
-        texts = [text for text in outside if len(text) <= MAX_SOURCE and kind.search(re.sub(r"^[ \t]+", "", text, flags=re.MULTILINE))]
+        texts = [text for text in outside if len(text) <= MAX_SOURCE
+                 and kind.search(re.sub(r"^[ \t]+", "", text, flags=re.MULTILINE))]
         found = [found for text in texts[:5] + texts[5:][-5:] if (found := unfenced(text, kind, head))]
         if found:
             i, code = 0, found[0 if head else -1]  # after the body a base model goes on with something else
@@ -221,9 +230,10 @@ class Code(Task):
         return self.rewards([problem], [completion])[0]
 
     def rewards(self, problems, completions):
-        """1.0 where the program of the completion passes; each distinct (problem, program) once. What cannot be judged scores
-        0.0 and is counted: `unsupported` (a test or the program passes objects, functions or iterators, which are no plain
-        data), `verifier_errors`; so are `program_timeouts` (more time, memory or files than allowed, or killed by a signal)."""
+        """1.0 where the program of the completion passes; each distinct (problem, program) once. What cannot be judged
+        scores 0.0 and is counted: `unsupported` (a test or the program passes objects, functions or iterators, which
+        are no plain data), `verifier_errors`; so are `program_timeouts` (more time, memory or files than allowed, or
+        killed by a signal)."""
         specs, pairs = {}, []
         for problem, completion in zip(problems, completions, strict=True):
             if problem.id not in specs:

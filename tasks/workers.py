@@ -10,12 +10,13 @@ from contextlib import suppress
 
 
 class WorkerPool:
-    """`judge` jobs in parallel, at most `limit` seconds each. The children start when they are first needed, by `launch`,
-    which returns a Popen: they answer each line of JSON with one."""
+    """`judge` jobs in parallel, at most `limit` seconds each. The children start when they are first needed, by
+    `launch`, which returns a Popen: they answer each line of JSON with one."""
     start_limit = 60  # seconds for a child to import what it needs, however busy the machine
 
     def __init__(self, limit=3.0, size=None):
-        self.limit, self.size = limit, size or max(1, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        self.limit, self.size = limit, size or max(1, min(8, cores))
         self.children = queue.LifoQueue()  # the idle ones; None stands for one that is to be started
         for _ in range(self.size):
             self.children.put(None)
