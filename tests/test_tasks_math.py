@@ -94,7 +94,8 @@ def test_extract(task, completion, answer):
 @pytest.mark.parametrize("unit", [
     r"\boxed{", r"\boxed", r"\boxed ", "{", "}", "\\", "\\{", " ", r"\fbox{}", "####", "answer", "answer is", "answer:",
     "answer*", "answer ", "1", "1,000", "1.", ".", "$", "\n", "\u0663", "\x00", r"\frac{", "a ", "√", "√(", "²", "½",
-    "π", r"\text{", r"\text{m}", r"\text{m}/", "m/", "cm ", "1e", "1e9", r"1.\overline{", "1 000 ", r"\mathrm{", r"^\circ"])
+    "π", r"\text{", r"\text{m}", r"\text{m}/", "m/", "cm ", "1e", "1e9", r"1.\overline{", "1 000 ", r"\mathrm{",
+    r"^\circ"])
 def test_extract_in_linear_time(task, unit):
     started = time.perf_counter()
     task.extract(unit * (1_000_000 // len(unit)))
@@ -103,7 +104,8 @@ def test_extract_in_linear_time(task, unit):
 
 SAME = [
     ["1,000", "1000", "1000.0", "1000.", "+1000", "$1000$", r"\$1,000.00", r"1,\!000", r"1\,000", "1{,}000", "01000",
-     "n=1000", r"\(1000\)", r"\[ 1000 \]", r"1000^\circ", r"1000^{\circ}", r"1000\degree", r"1000\text{ cm}", r"2000/2"],
+     "n=1000", r"\(1000\)", r"\[ 1000 \]", r"1000^\circ", r"1000^{\circ}", r"1000\degree", r"1000\text{ cm}",
+     r"2000/2"],
     ["1/2", "0.5", ".5", "0.50", r"\frac12", r"\frac{1}{2}", r"\dfrac{1}{2}", r"\tfrac12", "2/4", r"x=\frac12",
      r"\frac{-1}{-2}", r"\frac{1,000}{2,000}", r"\displaystyle\frac{1}{2}", "$.5$."],
     ["-1/2", "-0.5", r"-\frac{1}{2}", r"\frac{-1}{2}", r"\frac{1}{-2}", "\u22120.5"],
@@ -308,7 +310,7 @@ def test_a_child_killed_between_batches_is_replaced(fresh):
 def test_a_child_killed_during_a_batch_costs_nothing(fresh):
     fresh.pool.judge([("1", "2")] * 4)
     victim = pids(fresh.pool)[0]
-    os.kill(victim, signal.SIGSTOP)  # so that it is sure to have a pair in hand, and not to be done with it, when it is killed
+    os.kill(victim, signal.SIGSTOP)  # so that it is sure to have a pair in hand, and not to be done, when it is killed
     threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
     n = 150
     completions = [rf"\boxed{{{i + 1}\sqrt{{{i + 2}}}}}" for i in range(n)]
@@ -396,7 +398,8 @@ def test_children_work_in_parallel(fake):
 
 def test_a_pool_that_cannot_start_children_reports_errors(monkeypatch):
     pool = mathematics.VerifierPool(size=2)
-    monkeypatch.setattr(mathematics.subprocess, "Popen", lambda *a, **k: (_ for _ in ()).throw(OSError("no more processes")))
+    monkeypatch.setattr(mathematics.subprocess, "Popen",
+                        lambda *a, **k: (_ for _ in ()).throw(OSError("no more processes")))
     assert pool.judge([("1", "2")] * 5) == ["errors"] * 5
     monkeypatch.undo()
     assert pool.judge([("1", "1+0")]) == [True]
@@ -631,7 +634,8 @@ def test_broken_local_copies(tmp_path, gsm8k, math, capfd, caplog):
     (tmp_path / "empty").mkdir()
     for name, data, match in (
             ("gsm8k", tmp_path / "nowhere", "not a directory"), ("gsm8k", file, "cannot tell which split"),
-            ("math", file, "cannot tell which split"), ("math", gsm8k, "lacks values in its columns problem, level, solution"),
+            ("math", file, "cannot tell which split"),
+            ("math", gsm8k, "lacks values in its columns problem, level, solution"),
             ("gsm8k", tmp_path / "empty", "cannot load the train split"),
             ("gsm8k", math / "MATH-500", "cannot load the train split")):
         with pytest.raises(tasks.UserError, match=match) as error:
