@@ -274,6 +274,7 @@ BOOT = ("import sys; root, limit = sys.argv[1:]; "
         "sys.path = [root, *filter(None, sys.path)]; "  # without the current directory
         "from tasks.mathematics import verify_worker; verify_worker(float(limit))")
 
+
 class VerifierPool(WorkerPool):
     """`judge` pairs (gold, answer) by math-verify: True or False."""
 
