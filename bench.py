@@ -369,7 +369,7 @@ def bench_sandbox(count):
     stdio = {"inputs": ["2\n"], "outputs": ["4\n"], "limit": 3.0}
     for kind, spec, program in (("function", spec, "def f(x): return x * x  # {}"),
                                 ("program", stdio, "print(int(input()) ** 2)  # {}")):
-        problem, before = tasks.code_problem("bench", "square", None, spec), spent()
+        problem, before = tasks.data.code_problem("bench", "square", None, spec), spent()
         task = tasks.Code("bench", [], [], [problem])
         task.open()
         workers = task.pool.size

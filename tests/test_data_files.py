@@ -8,11 +8,15 @@ from test_tasks_code import mbpp_row, write_parquet
 
 import tasks
 
-needs_sandbox = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed (apt install bubblewrap)")
+needs_sandbox = pytest.mark.skipif(shutil.which("bwrap") is None,
+                                   reason="bubblewrap is not installed (apt install bubblewrap)")
 HUMANEVAL = [{"task_id": f"HumanEval/{i}", "entry_point": f"add{i}", "prompt": f'def add{i}(x):\n    """ x + {i} """\n',
-              "canonical_solution": f"    return x + {i}\n", "test": f"def check(candidate):\n    assert candidate(1) == {i + 1}\n"} for i in range(3)]
-GSM8K = [{"question": f"What is {i} + 1?", "answer": f"It is <<{i}+1={i + 1}>>{i + 1}.\n#### {i + 1}"} for i in range(12)]
-MATH = [{"problem": f"Find {i}+1.", "level": f"Level {i % 5 + 1}", "type": "Algebra", "solution": rf"It is $\boxed{{{i + 1}}}$."} for i in range(12)]
+              "canonical_solution": f"    return x + {i}\n",
+              "test": f"def check(candidate):\n    assert candidate(1) == {i + 1}\n"} for i in range(3)]
+GSM8K = [{"question": f"What is {i} + 1?", "answer": f"It is <<{i}+1={i + 1}>>{i + 1}.\n#### {i + 1}"}
+         for i in range(12)]
+MATH = [{"problem": f"Find {i}+1.", "level": f"Level {i % 5 + 1}", "type": "Algebra",
+         "solution": rf"It is $\boxed{{{i + 1}}}$."} for i in range(12)]
 
 
 def lines(rows):
@@ -32,14 +36,16 @@ def put(path, data):
 
 
 @needs_sandbox
-@pytest.mark.parametrize("name", ["HumanEval.jsonl.gz", "HumanEval.jsonl", "any.json", "test.parquet", "data/test-00000-of-00001.parquet",
-                                  "openai_humaneval/test-00000-of-00001.parquet", "human-eval/data/HumanEval.jsonl.gz"])
+@pytest.mark.parametrize("name", ["HumanEval.jsonl.gz", "HumanEval.jsonl", "any.json", "test.parquet",
+                                  "data/test-00000-of-00001.parquet", "openai_humaneval/test-00000-of-00001.parquet",
+                                  "human-eval/data/HumanEval.jsonl.gz"])
 @pytest.mark.parametrize("as_file", [True, False])
 def test_humaneval(name, as_file, tmp_path):
     path = put(tmp_path / "test copy" / name, HUMANEVAL)  # what a folder above is called says nothing
     task = tasks.load_task("humaneval", data=str(path if as_file else tmp_path / "test copy"))
     assert [p.id for p in task.test] == [f"humaneval/HumanEval/{i}" for i in range(3)] and not task.train
-    assert json.loads(task.test[1].answer)["names"] == {"add1": "add1"} and task.test[1].solution == "    return x + 1\n"
+    assert (json.loads(task.test[1].answer)["names"] == {"add1": "add1"}
+            and task.test[1].solution == "    return x + 1\n")
 
 
 @needs_sandbox
@@ -53,9 +59,10 @@ def test_mbpp(tmp_path):
     """One file of all: the release's numbers say the split. The sanitized one calls two fields otherwise."""
     numbers = [1, 10, 11, 510, 511, 600, 601, 974]
     full = [mbpp_row(i) for i in numbers]
-    sanitized = [{"source_file": "a", "task_id": i, "prompt": f"Add {i}.", "code": mbpp_row(i)["code"], "test_imports": ["import math"],
-                  "test_list": mbpp_row(i)["test_list"]} for i in numbers]
-    for path, rows in ((tmp_path / "mbpp.jsonl", full), (tmp_path / "b/mbpp.jsonl.gz", full), (tmp_path / "c/sanitized-mbpp.json", sanitized)):
+    sanitized = [{"source_file": "a", "task_id": i, "prompt": f"Add {i}.", "code": mbpp_row(i)["code"],
+                  "test_imports": ["import math"], "test_list": mbpp_row(i)["test_list"]} for i in numbers]
+    for path, rows in ((tmp_path / "mbpp.jsonl", full), (tmp_path / "b/mbpp.jsonl.gz", full),
+                       (tmp_path / "c/sanitized-mbpp.json", sanitized)):
         task = tasks.load_task("mbpp", data=str(put(path, rows)))
         assert [[p.id for p in split] for split in (task.train, task.valid, task.test)] == [
             [f"mbpp/{i}" for i in some] for some in ((601, 974), (511, 600), (11, 510))]
@@ -67,8 +74,10 @@ def test_mbpp(tmp_path):
     assert [len(split) for split in (task.train, task.valid, task.test)] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("names", [("train.jsonl", "test.jsonl"), ("grade_school_math/data/train.jsonl", "grade_school_math/data/test.jsonl"),
-                                   ("train.jsonl.gz", "test.jsonl.gz"), ("main/train-00000-of-00001.parquet", "main/test-00000-of-00001.parquet"),
+@pytest.mark.parametrize("names", [("train.jsonl", "test.jsonl"),
+                                   ("grade_school_math/data/train.jsonl", "grade_school_math/data/test.jsonl"),
+                                   ("train.jsonl.gz", "test.jsonl.gz"),
+                                   ("main/train-00000-of-00001.parquet", "main/test-00000-of-00001.parquet"),
                                    ("gsm8k_train.json", "gsm8k_test.json")])
 def test_gsm8k(names, tmp_path):
     for name, rows in zip(names, (GSM8K[:10], GSM8K[10:])):
@@ -109,8 +118,9 @@ def test_math_lines(tmp_path):
 
 
 @pytest.mark.parametrize("content, match", [
-    (b"", "empty|cannot"), (b"{", "line 1: not valid JSON"), (lines(HUMANEVAL) + b"{]", "line 4: not valid JSON"), (b"[1]", "line 1: not a JSON object"),
-    (b"\xff\xfe", "cannot read"), (lines([{**HUMANEVAL[0], "test": None}]), "lacks the field 'test'"), (b"[" * 5000, "not valid JSON"),
+    (b"", "empty|cannot"), (b"{", "line 1: not valid JSON"), (lines(HUMANEVAL) + b"{]", "line 4: not valid JSON"),
+    (b"[1]", "line 1: not a JSON object"), (b"\xff\xfe", "cannot read"),
+    (lines([{**HUMANEVAL[0], "test": None}]), "lacks the field 'test'"), (b"[" * 5000, "not valid JSON"),
     (lines([{"prompt": "p"}]), "lacks the field 'task_id'")])
 @pytest.mark.parametrize("name", ["HumanEval.jsonl", "HumanEval.jsonl.gz"])
 def test_damaged_files_are_one_sentence(name, content, match, tmp_path):

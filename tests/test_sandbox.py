@@ -1,4 +1,5 @@
-"""Programs that attack the sandbox, and honest ones beside them. Every attack returns what the tests want if it succeeds."""
+"""Programs that attack the sandbox, and honest ones beside them. Every attack that succeeds returns what the
+tests want."""
 import os
 import shutil
 import signal
@@ -9,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-import sandbox
 import tasks
+from tasks import programs, sandbox
 
 if shutil.which("bwrap") is None:
     pytest.skip("bubblewrap is not installed (apt install bubblewrap)", allow_module_level=True)
@@ -23,23 +25,26 @@ HERE = os.path.abspath(__file__)
 
 @pytest.fixture(scope="module")
 def pool():
-    pool = tasks.CodePool(sandbox.settle(), 200)
+    pool = programs.CodePool(sandbox.settle(), 200)
     pool.judge([function("def f(x): return x * x")] * 8)  # the workers and their judges are up
     return pool
 
 
 def function(program, tests=TESTS, limit=0.5, **more):
-    return {"kind": "tests", "program": program, "setup": "", "tests": tests, "names": {"f": "f"}, "limit": limit, **more}
+    return {"kind": "tests", "program": program, "setup": "", "tests": tests, "names": {"f": "f"}, "limit": limit,
+            **more}
 
 
 def stdio(program, cases=(("2\n", "4\n"), ("3\n", "9\n"), ("-12", "144")), limit=0.5):
-    return {"kind": "stdio", "program": program, "inputs": [i for i, _ in cases], "outputs": [o for _, o in cases], "limit": limit}
+    return {"kind": "stdio", "program": program, "inputs": [i for i, _ in cases], "outputs": [o for _, o in cases],
+            "limit": limit}
 
 
 def attack(code):
     """A program that squares if `code`, which may call win(), gets there, and fails otherwise."""
     indented = "\n".join("    " + line for line in code.strip("\n").split("\n"))
-    return f"class Won(BaseException): pass\ndef win(): raise Won\ndef f(x):\n  try:\n{indented}\n  except Won:\n    return x * x\n"
+    return ("class Won(BaseException): pass\ndef win(): raise Won\n"
+            f"def f(x):\n  try:\n{indented}\n  except Won:\n    return x * x\n")
 
 
 def below(pid):
@@ -59,17 +64,19 @@ def below(pid):
 
 
 def traces(pool):
-    """What should be there before and after any verdict: two processes per judge, and no marked file anywhere outside."""
+    """What should be there before and after a verdict: two processes per judge, and no marked file anywhere outside."""
     running = sum(len(below(child.pid)) for child in pool.children.queue if child is not None)
     judges = 2 * sum(1 for child in pool.children.queue if child is not None)
-    places = ["/", "/tmp", "/dev/shm", "/var/tmp", "/run", os.path.expanduser("~"), os.path.dirname(HERE), os.getcwd(), "/usr/lib"]
+    places = ["/", "/tmp", "/dev/shm", "/var/tmp", "/run", os.path.expanduser("~"), os.path.dirname(HERE), os.getcwd(),
+              "/usr/lib"]
     files = [os.path.join(place, MARK) for place in places if os.path.exists(os.path.join(place, MARK))]
     strays = []
     if os.getuid() == 0:  # then all that the sandbox runs is the unprivileged user's
         ours = set(below(os.getpid()))
         for stat in Path("/proc").glob("[0-9]*"):
             try:
-                if stat.stat().st_uid == sandbox.NOBODY and int(stat.name) not in ours and b"marshal" in (stat / "cmdline").read_bytes():
+                if (stat.stat().st_uid == sandbox.NOBODY and int(stat.name) not in ours
+                        and b"marshal" in (stat / "cmdline").read_bytes()):
                     strays.append(stat.name)
             except (FileNotFoundError, ProcessLookupError):
                 pass
@@ -94,16 +101,20 @@ HOSTILE = {
     "endless import": "while True: pass",
     "endless C call": "def f(x): return 9 ** 9 ** 9",
     "sleep": "import time\ndef f(x): time.sleep(1000)",
-    "ignores signals": "import signal, time\nfor s in range(1, 65):\n  try: signal.signal(s, signal.SIG_IGN)\n  except (OSError, ValueError): pass\n"
-                       "def f(x):\n  while True: time.sleep(1)",
+    "ignores signals": "import signal, time\nfor s in range(1, 65):\n  try: signal.signal(s, signal.SIG_IGN)\n"
+                       "  except (OSError, ValueError): pass\ndef f(x):\n  while True: time.sleep(1)",
     "fork bomb": "import os\ndef f(x):\n  while True:\n    try: os.fork()\n    except OSError: pass",
-    "fork bomb of sleepers": "import os, time\ndef f(x):\n  while True:\n    try:\n      if os.fork() == 0: time.sleep(1000)\n"
+    "fork bomb of sleepers": "import os, time\ndef f(x):\n  while True:\n"
+                             "    try:\n      if os.fork() == 0: time.sleep(1000)\n"
                              "    except OSError: time.sleep(1000)",
     "memory bomb": "def f(x):\n  kept = []\n  while True: kept.append(bytearray(50_000_000))",
     "memory bomb in many processes": "import os\ndef f(x):\n  for _ in range(4): os.fork()\n  kept = []\n"
-                                     "  while True:\n    try: kept.append(b'x' * 20_000_000)\n    except MemoryError: pass",
-    "disk fill": "def f(x):\n  n = 0\n  while True:\n    n += 1\n    with open(f'/tmp/{n}', 'wb') as file: file.write(bytes(10_000_000))",
-    "100 MB of output": "import os\ndef f(x):\n  print('x' * 100_000_000)\n  os.write(1, b'x' * 1000)\n  os.write(2, b'x' * 1000)\n  return 0",
+                                     "  while True:\n    try: kept.append(b'x' * 20_000_000)\n"
+                                     "    except MemoryError: pass",
+    "disk fill": "def f(x):\n  n = 0\n  while True:\n    n += 1\n"
+                 "    with open(f'/tmp/{n}', 'wb') as file: file.write(bytes(10_000_000))",
+    "100 MB of output": "import os\ndef f(x):\n  print('x' * 100_000_000)\n  os.write(1, b'x' * 1000)\n"
+                        "  os.write(2, b'x' * 1000)\n  return 0",
     "sys.exit(0)": "import sys\ndef f(x): sys.exit(0)",
     "sys.exit(0) at once": "import sys\nsys.exit(0)",
     "os._exit(0)": "import os\ndef f(x): os._exit(0)",
@@ -114,13 +125,19 @@ HOSTILE = {
     "kills its group": "import os\ndef f(x): os.killpg(0, 9)",
     "kills everybody": "import os, signal\ndef f(x):\n  for p in [-1, *range(1, 40000)]:\n    for s in (9, 15, 19):\n"
                        "      try: os.kill(p, s)\n      except OSError: pass",
-    "kills from outside its group": "import os\ndef f(x):\n  if os.fork() == 0:\n    os.setsid()\n    for p in (0, -1, 1, os.getppid()):\n"
-                                    "      try: os.kill(p, 9)\n      except OSError: pass\n    os._exit(0)\n  os.wait()\n  return 0",
-    "stops everybody": "import os\ndef f(x):\n  if os.fork() == 0: os.kill(os.getppid(), 19); os.kill(-1, 19)\n  os.kill(0, 19)\n  return 0",
-    "daemon thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\ndef f(x): return 0",
-    "double fork": "import os, time\nif os.fork() == 0:\n  os.setsid()\n  if os.fork(): os._exit(0)\n  time.sleep(1000)\ndef f(x): return 0",
+    "kills from outside its group": "import os\ndef f(x):\n  if os.fork() == 0:\n    os.setsid()\n"
+                                    "    for p in (0, -1, 1, os.getppid()):\n"
+                                    "      try: os.kill(p, 9)\n      except OSError: pass\n    os._exit(0)\n"
+                                    "  os.wait()\n  return 0",
+    "stops everybody": "import os\ndef f(x):\n  if os.fork() == 0: os.kill(os.getppid(), 19); os.kill(-1, 19)\n"
+                       "  os.kill(0, 19)\n  return 0",
+    "daemon thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\n"
+                     "def f(x): return 0",
+    "double fork": "import os, time\nif os.fork() == 0:\n  os.setsid()\n  if os.fork(): os._exit(0)\n"
+                   "  time.sleep(1000)\ndef f(x): return 0",
     "deep recursion": "import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(x): return f(x)",
-    "deep recursion in C": "import sys\nsys.setrecursionlimit(10 ** 9)\nclass A:\n  def __getattr__(self, n): return getattr(self, n + 'a')\n"
+    "deep recursion in C": "import sys\nsys.setrecursionlimit(10 ** 9)\nclass A:\n"
+                           "  def __getattr__(self, n): return getattr(self, n + 'a')\n"
                            "  def __repr__(self): return repr(self)\ndef f(x): return repr(A())",
     "BaseException": "def f(x): raise BaseException",
     "KeyboardInterrupt": "def f(x): raise KeyboardInterrupt",
@@ -129,19 +146,25 @@ HOSTILE = {
     "no error at all": "class E(Exception):\n  def __str__(self): raise SystemExit\ndef f(x): raise E",
     "NUL": "def f(x): return x * x\0",
     "half a surrogate pair": "def f(x): return x * x  # \ud800",
-    "invalid UTF-8": "import os\nfor n in range(3, 64):\n  try: os.write(n, b'\\xff\\xfe\\x00' * 100)\n  except OSError: pass\ndef f(x): return x * x",
+    "invalid UTF-8": "import os\nfor n in range(3, 64):\n  try: os.write(n, b'\\xff\\xfe\\x00' * 100)\n"
+                     "  except OSError: pass\ndef f(x): return x * x",
     "closes everything": "import os\nos.closerange(0, 100)\ndef f(x): return x * x",
     "syntax error": "def f(x: return",
     "no function": "x = 1",
     "not a function": "f = 4",
-    "replaces builtins": "import builtins\nbuiltins.AssertionError = builtins.Exception = OSError\nbuiltins.__build_class__ = None\n"
-                         "builtins.int = builtins.isinstance = lambda *a: True\nbuiltins.exec = builtins.compile = lambda *a: None\ndef f(x): return 0",
-    "always equal": "class A:\n  __eq__ = __ne__ = __bool__ = __contains__ = lambda *a: True\n  __hash__ = lambda s: 4\ndef f(x): return A()",
-    "always equal int": "class A(int):\n  __eq__ = lambda *a: True\n  __hash__ = int.__hash__\n  __index__ = __int__ = lambda s: 4\ndef f(x): return A(0)",
+    "replaces builtins": "import builtins\nbuiltins.AssertionError = builtins.Exception = OSError\n"
+                         "builtins.__build_class__ = None\nbuiltins.int = builtins.isinstance = lambda *a: True\n"
+                         "builtins.exec = builtins.compile = lambda *a: None\ndef f(x): return 0",
+    "always equal": "class A:\n  __eq__ = __ne__ = __bool__ = __contains__ = lambda *a: True\n"
+                    "  __hash__ = lambda s: 4\ndef f(x): return A()",
+    "always equal int": "class A(int):\n  __eq__ = lambda *a: True\n  __hash__ = int.__hash__\n"
+                        "  __index__ = __int__ = lambda s: 4\ndef f(x): return A(0)",
     "lying class": "class A:\n  __class__ = int\n  __eq__ = lambda *a: True\ndef f(x): return A()",
-    "pickle": "class A:\n  def __reduce__(self): return (eval, ('4',))\n  __eq__ = lambda *a: True\ndef f(x): return A()",
+    "pickle": "class A:\n  def __reduce__(self): return (eval, ('4',))\n  __eq__ = lambda *a: True\n"
+              "def f(x): return A()",
     "always equal in a list": "class A(list):\n  __eq__ = lambda *a: True\ndef f(x): return A([1])",
-    "always equal text": "class A(str):\n  __eq__ = lambda *a: True\n  __hash__ = str.__hash__\ndef f(x): return A('4')",
+    "always equal text": "class A(str):\n  __eq__ = lambda *a: True\n  __hash__ = str.__hash__\n"
+                         "def f(x): return A('4')",
     "not a number": "def f(x): return float('nan')",
     "endless value": "def f(x):\n  a = []\n  a.append(a)\n  return a",
     "deep value": "def f(x):\n  a = []\n  for _ in range(100_000): a = [a]\n  return a",
@@ -149,68 +172,113 @@ HOSTILE = {
     "huge number": "def f(x): return 1 << 60_000_000",
     "colliding set": "def f(x): return {n * (2 ** 61 - 1) for n in range(30_000)}",
     "endless generator": "def f(x):\n  while True: yield 4",
-    "verdicts in print": "import sys\nprint('true', '1', 'OK', 'passed', '{\"verdict\": true}', flush=True)\nsys.stderr.write('true\\n')\ndef f(x): return 0",
-    "verdicts in every file": "import os\nfor n in range(64):\n  for b in (b'1', b'true\\n', b'00000001T', b'0000000ds6:loaded', b'+'):\n"
+    "verdicts in print": "import sys\nprint('true', '1', 'OK', 'passed', '{\"verdict\": true}', flush=True)\n"
+                         "sys.stderr.write('true\\n')\ndef f(x): return 0",
+    "verdicts in every file": "import os\nfor n in range(64):\n"
+                              "  for b in (b'1', b'true\\n', b'00000001T', b'0000000ds6:loaded', b'+'):\n"
                               "    try: os.write(n, b)\n    except OSError: pass\ndef f(x): return 0",
     "answers before it is asked": "import sys, os\ng = sys._getframe(2).f_globals\nl = sys._getframe(2).f_locals\n"
-                                  "for n in range(100): g['send'](l['sink'], g['encode'](['value', True, False]))\ndef f(x): return 0",
-    "answers with a list": "import sys\ng = sys._getframe(2).f_globals\ng['encode'] = lambda v, d=0: b'l0:'\ndef f(x): return 0",
+                                  "for n in range(100): g['send'](l['sink'], g['encode'](['value', True, False]))\n"
+                                  "def f(x): return 0",
+    "answers with a list": "import sys\ng = sys._getframe(2).f_globals\ng['encode'] = lambda v, d=0: b'l0:'\n"
+                           "def f(x): return 0",
     "answers with another word": "import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
                                  "g['encode'] = lambda v, d=0: old(['error', 'SystemExit', '0'])\ndef f(x): return 0",
-    "frames that promise more": "import sys, os\nl = sys._getframe(2).f_locals\nos.write(l['sink'], b'00ffffffs')\ndef f(x): return 0",
-    "patches the harness": "import sys\nfor m in list(sys.modules.values()):\n  for n in ('exec', 'eval', 'decode', 'run_tests', 'judge'):\n"
+    "frames that promise more": "import sys, os\nl = sys._getframe(2).f_locals\nos.write(l['sink'], b'00ffffffs')\n"
+                                "def f(x): return 0",
+    "patches the harness": "import sys\nfor m in list(sys.modules.values()):\n"
+                           "  for n in ('exec', 'eval', 'decode', 'run_tests', 'judge'):\n"
                            "    try: setattr(m, n, lambda *a: b'1')\n    except Exception: pass\n"
-                           "for n in ('run_tests', 'same', 'decode'): sys._getframe(2).f_globals[n] = lambda *a: b'1'\ndef f(x): return 0",
+                           "for n in ('run_tests', 'same', 'decode'): "
+                           "sys._getframe(2).f_globals[n] = lambda *a: b'1'\ndef f(x): return 0",
     # and attacks that would win if they got what they are after
     "reads passwd": attack("import os\nif open('/etc/passwd').read(): win()"),
-    "reads homes": attack(f"import os\nfor p in ('/root', '/home', {os.path.expanduser('~')!r}):\n  if os.path.exists(p) and len(os.listdir(p)) > 1: win()"),  # the way to a Python that lives there is all there may be
+    # the way to a Python that lives there is all there may be
+    "reads homes": attack(f"import os\nfor p in ('/root', '/home', {os.path.expanduser('~')!r}):\n"
+                          "  if os.path.exists(p) and len(os.listdir(p)) > 1: win()"),
     "reads the tests": attack(f"if 'HOSTILE' in open({HERE!r}).read(): win()"),
     "reads the repository": attack(f"import os\nif os.path.exists({os.path.dirname(HERE)!r}): win()"),
     "reads the environment": attack("import os\nif set(os.environ) - {'PYTHONHASHSEED', 'PWD', 'LC_CTYPE'}: win()"),
-    "reads /proc": attack("import os\nfor p in ('/proc/1/environ', '/proc/self/status', '/sys'):\n  if os.path.exists(p): win()"),
-    "finds the tests in memory": attack("import gc, sys\nwanted = chr(102) + '(-12)'\nfor o in gc.get_objects():\n  if isinstance(o, (dict, list, tuple)) and wanted in str(o): win()\n"
-                                        "g = sys._getframe(1)\nwhile g:\n  if wanted in str(g.f_locals): win()\n  g = g.f_back"),
-    "socket": attack("import socket\nfor a in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):\n  try: socket.socket(a)\n  except OSError: pass\n  else: win()"),
+    "reads /proc": attack("import os\nfor p in ('/proc/1/environ', '/proc/self/status', '/sys'):\n"
+                          "  if os.path.exists(p): win()"),
+    "finds the tests in memory": attack("import gc, sys\nwanted = chr(102) + '(-12)'\nfor o in gc.get_objects():\n"
+                                        "  if isinstance(o, (dict, list, tuple)) and wanted in str(o): win()\n"
+                                        "g = sys._getframe(1)\nwhile g:\n  if wanted in str(g.f_locals): win()\n"
+                                        "  g = g.f_back"),
+    "socket": attack("import socket\nfor a in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):\n"
+                     "  try: socket.socket(a)\n  except OSError: pass\n  else: win()"),
     "connects": attack("import socket\nsocket.create_connection(('127.0.0.1', 22), 1)\nwin()"),
-    "inherited files": attack("import os\nopened = 0\nfor n in range(1024):\n  try: os.fstat(n); opened += 1\n  except OSError: pass\nif opened > 5: win()"),
-    "writes outside /tmp": attack("import os\nfor p in ('/', '/dev', '/dev/shm', '/usr', '/usr/lib', '/etc', '/var/tmp', '/run', '/home'):\n"
-                                  f"  try: open(os.path.join(p, {MARK!r}), 'w').close()\n  except OSError: pass\n  else: win()"),
-    "writes more than 64 MB": attack("import os\ntotal = 0\nfor n in range(40):\n  try:\n    with open(f'/tmp/{n}', 'wb') as file:\n"
-                                     "      for _ in range(100): total += file.write(bytes(100_000)); file.flush()\n  except OSError: pass\nif total > 68_000_000: win()"),
+    "inherited files": attack("import os\nopened = 0\nfor n in range(1024):\n  try: os.fstat(n); opened += 1\n"
+                              "  except OSError: pass\nif opened > 5: win()"),
+    "writes outside /tmp": attack("import os\nfor p in ('/', '/dev', '/dev/shm', '/usr', '/usr/lib', '/etc', "
+                                  "'/var/tmp', '/run', '/home'):\n"
+                                  f"  try: open(os.path.join(p, {MARK!r}), 'w').close()\n  except OSError: pass\n"
+                                  "  else: win()"),
+    "writes more than 64 MB": attack("import os\ntotal = 0\nfor n in range(40):\n  try:\n"
+                                     "    with open(f'/tmp/{n}', 'wb') as file:\n"
+                                     "      for _ in range(100): total += file.write(bytes(100_000)); file.flush()\n"
+                                     "  except OSError: pass\nif total > 68_000_000: win()"),
     "long file": attack("with open('/tmp/a', 'wb') as file:\n    file.write(bytes(20_000_000))\nwin()"),
     "memory in no address space": attack("import os\nos.memfd_create('a')\nwin()"),
     "shared memory": attack(SYSCALL + "if c.shmget(0, 1 << 30, 0o1600) >= 0 or c.msgget(0, 0o1600) >= 0: win()"),
-    "raises its limits": attack("import resource\nfor n in dir(resource):\n  if n.startswith('RLIMIT_'):\n    try:\n      r = getattr(resource, n)\n"
-                                "      s, h = resource.getrlimit(r)\n      if h > 0: resource.setrlimit(r, (h + 1, h + 1)); win()\n    except (ValueError, OSError): pass"),
-    "many processes": attack("import os, time\nn = 0\ntry:\n  while n < 60:\n    if os.fork() == 0: time.sleep(20); os._exit(0)\n    n += 1\nexcept OSError: pass\nif n > 32: win()"),
-    "many threads": attack("import threading, time\nn = 0\ntry:\n  while n < 60: threading.Thread(target=time.sleep, args=(1,), daemon=True).start(); n += 1\n"
+    "raises its limits": attack("import resource\nfor n in dir(resource):\n  if n.startswith('RLIMIT_'):\n    try:\n"
+                                "      r = getattr(resource, n)\n      s, h = resource.getrlimit(r)\n"
+                                "      if h > 0: resource.setrlimit(r, (h + 1, h + 1)); win()\n"
+                                "    except (ValueError, OSError): pass"),
+    "many processes": attack("import os, time\nn = 0\ntry:\n  while n < 60:\n"
+                             "    if os.fork() == 0: time.sleep(20); os._exit(0)\n    n += 1\nexcept OSError: pass\n"
+                             "if n > 32: win()"),
+    "many threads": attack("import threading, time\nn = 0\ntry:\n  while n < 60: "
+                           "threading.Thread(target=time.sleep, args=(1,), daemon=True).start(); n += 1\n"
                            "except RuntimeError: pass\nif n > 32: win()"),
-    "other processes' limits": attack("import os, resource, time\npid = os.fork()\nif pid == 0: time.sleep(1); os._exit(0)\nresource.prlimit(pid, resource.RLIMIT_AS, (1 << 30, 1 << 30))\nwin()"),
+    "other processes' limits": attack("import os, resource, time\npid = os.fork()\n"
+                                      "if pid == 0: time.sleep(1); os._exit(0)\n"
+                                      "resource.prlimit(pid, resource.RLIMIT_AS, (1 << 30, 1 << 30))\nwin()"),
     "priority": attack("import os\nos.setpriority(os.PRIO_PROCESS, 0, 5)\nwin()"),
     "new user namespace": attack(SYSCALL + "if c.unshare(0x10000000) == 0: win()"),
-    "new user namespace by clone": attack(SYSCALL + "pid = c.syscall({'x86_64': 56}.get(os.uname().machine, 220), 0x10000011, 0, 0, 0, 0)\n"
+    "new user namespace by clone": attack(SYSCALL + "pid = c.syscall({'x86_64': 56}.get(os.uname().machine, 220), "
+                                                    "0x10000011, 0, 0, 0, 0)\n"
                                           "if pid == 0: os._exit(0)\nif pid > 0: win()"),
-    "mounts": attack(SYSCALL + "if c.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None) == 0 or c.mount(None, b'/', None, 32, None) == 0: win()"),
+    "mounts": attack(SYSCALL + "if c.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None) == 0 or "
+                               "c.mount(None, b'/', None, 32, None) == 0: win()"),
     "chroot": attack("import os\nos.chroot('/tmp')\nwin()"),
     "kernel memory by attributes": attack("import os\nopen('/tmp/a', 'w').close()\nfd = os.open('/tmp', os.O_RDONLY)\n"
-                                          "for call in ((os.setxattr, '/tmp/a'), (os.setxattr, fd), (lambda *a: os.setxattr(*a, follow_symlinks=False), '/tmp/a')):\n"
-                                          "  try: call[0](call[1], 'user.a', b'x' * 60_000); win()\n  except PermissionError: pass\n  except OSError: win()"),
-    "kernel memory by calls": attack(SYSCALL + "x86 = os.uname().machine == 'x86_64'\nopen('/tmp/a', 'w').close()\nfd = os.open('/tmp/a', os.O_RDWR)\n"
-                                     "p = ctypes.create_string_buffer(4096)\n"
-                                     "for a, b, *args in ((206, 0, 9, p), (73, 32, fd, 2), (294, 26, 0), (237, 235, p, 4096, 0, 0, 0, 0), (238, 237, 0, 0, 0), (278, 75, fd, p, 1, 0), (444, 444, 0, 0, 1), (300, 262, 0, 0), (463, 463)):\n"
-                                     "  ctypes.set_errno(0)\n  if c.syscall(a if x86 else b, *args) >= 0 or ctypes.get_errno() not in (1,): win()"),
-    "kernel memory by locks": attack("import fcntl\nwith open('/tmp/a', 'w') as file:\n  for command in (6, 7, 37, 38):\n"
-                                     "    try: fcntl.fcntl(file, command, bytes([1]) + bytes(31)); win()\n    except PermissionError: pass"),
-    "children that nobody waits for": attack("import signal\nfor s in (signal.SIG_IGN, lambda *a: None, signal.SIG_DFL):\n  try: signal.signal(signal.SIGCHLD, s); win()\n  except PermissionError: pass"),
-    "reads installed packages": attack("import os, sys\nfor folder, _, names in os.walk('/'):\n  if ('site-packages' in folder or 'dist-packages' in folder) and names: win()\n"
-                                       "for name in ('pytest', 'pip', 'setuptools', 'numpy', 'torch', 'apt'):\n  try: __import__(name); win()\n  except ImportError: pass"),
-    "writes where packages would be": attack("import os\nfor folder, names, _ in os.walk('/'):\n  if folder.startswith('/tmp'): continue\n"
-                                             "  try: open(os.path.join(folder, 'a'), 'w').close(); win()\n  except OSError: pass"),
+                                          "for call in ((os.setxattr, '/tmp/a'), (os.setxattr, fd), "
+                                          "(lambda *a: os.setxattr(*a, follow_symlinks=False), '/tmp/a')):\n"
+                                          "  try: call[0](call[1], 'user.a', b'x' * 60_000); win()\n"
+                                          "  except PermissionError: pass\n  except OSError: win()"),
+    "kernel memory by calls": attack(SYSCALL + "x86 = os.uname().machine == 'x86_64'\nopen('/tmp/a', 'w').close()\n"
+                                     "fd = os.open('/tmp/a', os.O_RDWR)\np = ctypes.create_string_buffer(4096)\n"
+                                     "for a, b, *args in ((206, 0, 9, p), (73, 32, fd, 2), (294, 26, 0), "
+                                     "(237, 235, p, 4096, 0, 0, 0, 0), (238, 237, 0, 0, 0), (278, 75, fd, p, 1, 0), "
+                                     "(444, 444, 0, 0, 1), (300, 262, 0, 0), (463, 463)):\n  ctypes.set_errno(0)\n"
+                                     "  if c.syscall(a if x86 else b, *args) >= 0 or ctypes.get_errno() not in (1,): "
+                                     "win()"),
+    "kernel memory by locks": attack("import fcntl\nwith open('/tmp/a', 'w') as file:\n"
+                                     "  for command in (6, 7, 37, 38):\n"
+                                     "    try: fcntl.fcntl(file, command, bytes([1]) + bytes(31)); win()\n"
+                                     "    except PermissionError: pass"),
+    "children that nobody waits for": attack("import signal\n"
+                                             "for s in (signal.SIG_IGN, lambda *a: None, signal.SIG_DFL):\n"
+                                             "  try: signal.signal(signal.SIGCHLD, s); win()\n"
+                                             "  except PermissionError: pass"),
+    "reads installed packages": attack("import os, sys\nfor folder, _, names in os.walk('/'):\n"
+                                       "  if ('site-packages' in folder or 'dist-packages' in folder) and names: "
+                                       "win()\nfor name in ('pytest', 'pip', 'setuptools', 'numpy', 'torch', 'apt'):\n"
+                                       "  try: __import__(name); win()\n  except ImportError: pass"),
+    "writes where packages would be": attack("import os\nfor folder, names, _ in os.walk('/'):\n"
+                                             "  if folder.startswith('/tmp'): continue\n"
+                                             "  try: open(os.path.join(folder, 'a'), 'w').close(); win()\n"
+                                             "  except OSError: pass"),
     "traces": attack(SYSCALL + "if c.ptrace(0, 0, 0, 0) == 0: win()"),
-    "x32 calls": attack(SYSCALL + "if os.uname().machine == 'x86_64' and c.syscall(0x40000000 + 41, 2, 1, 0) >= 0: win()"),
-    "becomes root": attack("import os\nfor u in (0, 1000):\n  try: os.setuid(u); win()\n  except OSError: pass\nif os.getuid() == 0: win()"),
-    "signals the caller": attack(f"import os\nfor p in ({os.getpid()}, {os.getppid()}):\n  if p > 100:\n    try: os.kill(p, 0); win()\n    except ProcessLookupError: pass"),
-    "meets its neighbours": attack("import os\nif os.getpid() != 1 or os.getppid() != 0: win()\nfor p in range(2, 40000):\n"
+    "x32 calls": attack(SYSCALL + "if os.uname().machine == 'x86_64' and "
+                                  "c.syscall(0x40000000 + 41, 2, 1, 0) >= 0: win()"),
+    "becomes root": attack("import os\nfor u in (0, 1000):\n  try: os.setuid(u); win()\n  except OSError: pass\n"
+                           "if os.getuid() == 0: win()"),
+    "signals the caller": attack(f"import os\nfor p in ({os.getpid()}, {os.getppid()}):\n  if p > 100:\n"
+                                 "    try: os.kill(p, 0); win()\n    except ProcessLookupError: pass"),
+    "meets its neighbours": attack("import os\nif os.getpid() != 1 or os.getppid() != 0: win()\n"
+                                   "for p in range(2, 40000):\n"
                                    "  try: os.kill(p, 0); win()\n  except ProcessLookupError: pass"),
     "finds what others left": attack(f"import os\nif os.listdir('/tmp'): win()\nopen('/tmp/{MARK}', 'w').close()"),
 }
@@ -226,7 +294,8 @@ STDIO_HOSTILE = {
     "blocks the harness": "import os\nos.remove('/tmp/stdout')\nos.mkfifo('/tmp/stdout')",
     "a folder in the way": "import os\nos.remove('/tmp/stdout')\nos.mkdir('/tmp/stdout')",
     "links to a device": "import os\nos.remove('/tmp/stdout')\nos.symlink('/dev/stdin', '/tmp/stdout')",
-    "writes from behind": "import os, time\nif os.fork() == 0:\n  os.setsid()\n  while True: open('/tmp/stdout', 'w').write('9')\nprint(4)",
+    "writes from behind": "import os, time\nif os.fork() == 0:\n  os.setsid()\n"
+                          "  while True: open('/tmp/stdout', 'w').write('9')\nprint(4)",
     "remembers": "import os\nn = len(os.listdir('/tmp'))\nprint(n)\nopen(f'/tmp/{n}', 'w').close()",
     "invalid text": "import os\nos.write(1, b'\\xff\\x00\\xfe' * 10)",
     "reads on": "import os\nfor n in range(3, 64):\n  try: os.read(n, 100); print('4')\n  except OSError: pass",
@@ -234,14 +303,17 @@ STDIO_HOSTILE = {
     "memory of process 1": "import ctypes\nc = ctypes.CDLL(None)\nb = ctypes.create_string_buffer(8)\n"
                            "class V(ctypes.Structure): _fields_ = [('a', ctypes.c_void_p), ('n', ctypes.c_size_t)]\n"
                            "l, r = V(ctypes.addressof(b), 8), V(id(None), 8)\n"
-                           "if c.process_vm_readv(1, ctypes.byref(l), 1, ctypes.byref(r), 1, 0) > 0 or c.syscall(434, 1, 0) > 0 and c.syscall(438, c.syscall(434, 1, 0), 3, 0) > 0: print(int(input()) ** 2)",
+                           "if c.process_vm_readv(1, ctypes.byref(l), 1, ctypes.byref(r), 1, 0) > 0 or "
+                           "c.syscall(434, 1, 0) > 0 and c.syscall(438, c.syscall(434, 1, 0), 3, 0) > 0: "
+                           "print(int(input()) ** 2)",
     "NUL": "print(int(input()) ** 2)\0",
     "empty": "",
 }
 
 
 def within(job):
-    return min(sandbox.WHOLE(job["limit"]), sum(3 * job["limit"] + 2 for _ in job.get("inputs", "1"))) + 15  # and what a busy machine adds
+    # 15: what a busy machine adds
+    return min(sandbox.WHOLE(job["limit"]), sum(3 * job["limit"] + 2 for _ in job.get("inputs", "1"))) + 15
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -264,9 +336,11 @@ def test_hostile_program(name, pool):
 
 def test_attacks_would_win_without_a_sandbox(monkeypatch):
     """The attacks on files and processes are real: outside they reach what they are after."""
-    names = ["reads passwd", "reads the tests", "reads /proc", "socket", "memory in no address space", "signals the caller", "shared memory"]
+    names = ["reads passwd", "reads the tests", "reads /proc", "socket", "memory in no address space",
+             "signals the caller", "shared memory"]
     for name in names:
-        done = subprocess.run([sys.executable, "-c", HOSTILE[name] + "\nprint(f(3))"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", HOSTILE[name] + "\nprint(f(3))"], capture_output=True, text=True,
+                              timeout=60)
         assert done.stdout == "9\n", (name, done.stderr)
 
 
@@ -276,22 +350,28 @@ HONEST = [
     "def f(x): return x * x",
     "f = lambda x: x ** 2",
     "from typing import List\ndef f(x: int) -> int:\n    import math\n    return int(math.prod([x, x]))",
-    "import threading\ndef f(x):\n  out = []\n  t = threading.Thread(target=lambda: out.append(x * x))\n  t.start()\n  t.join()\n  return out[0]",
-    "import sys\nsys.setrecursionlimit(20_000)\ndef g(n): return 0 if n == 0 else 1 + g(n - 1)\ndef f(x): return g(9_000) - 9_000 + x * x",
+    "import threading\ndef f(x):\n  out = []\n  t = threading.Thread(target=lambda: out.append(x * x))\n  t.start()\n"
+    "  t.join()\n  return out[0]",
+    "import sys\nsys.setrecursionlimit(20_000)\ndef g(n): return 0 if n == 0 else 1 + g(n - 1)\n"
+    "def f(x): return g(9_000) - 9_000 + x * x",
     "print('hello')\ndef f(x):\n  print('true')\n  return float(x * x)",
     "class A:\n  def f(self, x): return x * x\nf = A().f",
-    "import collections, json, re, functools\n@functools.lru_cache(None)\ndef f(x): return sum(abs(x) for _ in range(abs(x)))",
+    "import collections, json, re, functools\n@functools.lru_cache(None)\n"
+    "def f(x): return sum(abs(x) for _ in range(abs(x)))",
     "def f(x):\n  with open('/tmp/a', 'w') as file: file.write(str(x * x))\n  return int(open('/tmp/a').read())",
     "import random, time\ndef f(x):\n  time.sleep(0.01)\n  return x * x",
-    "if __name__ == '__main__': exit()\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n  x: int\ndef f(x): return P(x).x * P(x).x",
+    "if __name__ == '__main__': exit()\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n  x: int\n"
+    "def f(x): return P(x).x * P(x).x",
 ]
 HONEST_STDIO = [
     "print(int(input()) ** 2)",
     "import sys\nfor line in sys.stdin:\n    print(int(line) ** 2, flush=True)\nexit()",
-    "import sys, threading\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(2 ** 27)\ndef main():\n  x = int(sys.stdin.buffer.read())\n  sys.stdout.write(str(x * x))\n"
+    "import sys, threading\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(2 ** 27)\ndef main():\n"
+    "  x = int(sys.stdin.buffer.read())\n  sys.stdout.write(str(x * x))\n"
     "threading.Thread(target=main).start()",
     "x = int(open('/dev/stdin').read())\nout = open(1, 'w')\nout.write(f'{x * x}\\r\\n\\n')",
-    "import atexit, io, sys\nx = int(open(0).read())\nout = io.StringIO()\natexit.register(lambda: sys.__stdout__.write(out.getvalue()))\nprint(x * x, file=out)\nraise SystemExit",
+    "import atexit, io, sys\nx = int(open(0).read())\nout = io.StringIO()\n"
+    "atexit.register(lambda: sys.__stdout__.write(out.getvalue()))\nprint(x * x, file=out)\nraise SystemExit",
 ]
 
 
@@ -299,9 +379,11 @@ def test_honest_programs_beside_hostile_ones(pool):
     """200 right, 40 hostile and 20 wrong programs at once, not one wrong verdict."""
     honest = [(function(HONEST[i % len(HONEST)] + f"\n# {i}", limit=3), True) for i in range(150)]
     honest += [(stdio(HONEST_STDIO[i % len(HONEST_STDIO)] + f"\n# {i}", limit=3), True) for i in range(50)]
-    slow = {"sleep", "ignores signals", "fork bomb of sleepers", "frames that promise more", "memory bomb in many processes"}
+    slow = {"sleep", "ignores signals", "fork bomb of sleepers", "frames that promise more",
+            "memory bomb in many processes"}
     hostile = [(function(program), None) for name, program in HOSTILE.items() if name not in slow and program.strip()]
-    hostile = hostile[::max(1, len(hostile) // 40)][:38] + [(function(HOSTILE["fork bomb of sleepers"]), None), (function(HOSTILE["sleep"]), None)]
+    hostile = hostile[::max(1, len(hostile) // 40)][:38] + [
+        (function(HOSTILE["fork bomb of sleepers"]), None), (function(HOSTILE["sleep"]), None)]
     wrong = [(function(f"def f(x): return x * x + {i}"), False) for i in range(1, 11)]
     wrong += [(stdio(f"print(int(input()) ** 2 + {i})"), False) for i in range(1, 11)]
     jobs = honest + hostile + wrong
@@ -317,7 +399,8 @@ def test_honest_programs_beside_hostile_ones(pool):
 def test_a_program_cannot_starve_its_neighbours_of_pipes(pool):
     """The kernel bounds the pipe memory of a user, and makes small pipes beyond that."""
     glutton = function("import fcntl, os, time\nfor _ in range(28):\n  if os.fork() == 0: break\nkept = []\n"
-                       "try:\n  while True:\n    kept.append(os.pipe())\n    try: fcntl.fcntl(kept[-1][0], 1031, 1 << 20)\n    except OSError: pass\n"
+                       "try:\n  while True:\n    kept.append(os.pipe())\n"
+                       "    try: fcntl.fcntl(kept[-1][0], 1031, 1 << 20)\n    except OSError: pass\n"
                        "except OSError: time.sleep(1000)", limit=2)
     results = {}
     thread = threading.Thread(target=lambda: results.update(glutton=pool.judge_one(glutton)))
@@ -330,22 +413,24 @@ def test_a_program_cannot_starve_its_neighbours_of_pipes(pool):
 
 
 @pytest.mark.parametrize("value", [
-    None, True, False, 0, -1, 2 ** 200, -2 ** 70, 0.1, -0.0, float("inf"), 1e-320, 1 + 2j, "", "a\0\u20ac", "\ud800", b"", b"\xff", bytearray(b"a"),
-    [], (), set(), frozenset(), {}, [1, [2, (3, {4})]], {(1, "a"): [None], 2.5: {frozenset({1})}.pop()}, [True, 1, 1.0]], ids=repr)
+    None, True, False, 0, -1, 2 ** 200, -2 ** 70, 0.1, -0.0, float("inf"), 1e-320, 1 + 2j, "", "a\0\u20ac", "\ud800",
+    b"", b"\xff", bytearray(b"a"), [], (), set(), frozenset(), {}, [1, [2, (3, {4})]],
+    {(1, "a"): [None], 2.5: {frozenset({1})}.pop()}, [True, 1, 1.0]], ids=repr)
 def test_plain_data_crosses_unchanged(value):
     again = sandbox.decode(sandbox.encode(value))
     assert again == value and repr(again) == repr(value)
 
 
-@pytest.mark.parametrize("value", [object(), len, range(3), iter([]), [object()], {1: type}, sandbox, NotImplemented, ..., memoryview(b"a")], ids=str)
+@pytest.mark.parametrize("value", [object(), len, range(3), iter([]), [object()], {1: type}, sandbox, NotImplemented,
+                                   ..., memoryview(b"a")], ids=str)
 def test_objects_do_not_cross(value):
     with pytest.raises(sandbox.Unsupported):
         sandbox.encode(value)
 
 
 @pytest.mark.parametrize("data", [
-    b"", b"x", b"i", b"i1:", b"i2:1", b"i1:1x", b"i-1:1", b"i1:g", b"N0", b"l2:N", b"l1:i", b"d1:N", b"S4:l0:N", b"Z3:S0:", b"s1:\xff", b"f1:x",
-    b"c1:x", b"i00000000001:1", b"l" * 1000, b"l3:" * 400, b"t1:NN", b"NN", b"d4:l0:N"])
+    b"", b"x", b"i", b"i1:", b"i2:1", b"i1:1x", b"i-1:1", b"i1:g", b"N0", b"l2:N", b"l1:i", b"d1:N", b"S4:l0:N",
+    b"Z3:S0:", b"s1:\xff", b"f1:x", b"c1:x", b"i00000000001:1", b"l" * 1000, b"l3:" * 400, b"t1:NN", b"NN", b"d4:l0:N"])
 def test_bytes_that_are_no_plain_data(data):
     with pytest.raises(sandbox.Gone):
         sandbox.decode(data)
@@ -364,14 +449,17 @@ def test_random_bytes_never_do_more_than_fail():
             pass
 
 
-# ------------------------------------------------------------------------------------------------- what tests can and cannot
+# -------------------------------------------------------------------------------------------- what tests can and cannot
 
 @pytest.mark.parametrize("program, tests, verdict", [
-    ("def f(x): return [x, (x,), {x}, {x: None}, b'a', 1j]", "assert f(1) == [1, (1,), {1}, {1: None}, b'a', 1j]", True),
+    ("def f(x): return [x, (x,), {x}, {x: None}, b'a', 1j]", "assert f(1) == [1, (1,), {1}, {1: None}, b'a', 1j]",
+     True),
     ("def f(x): return [x]", "assert f(1) == (1,)", False),
     ("def f(*a, **k): return a, k", "assert f(1, y=[2]) == ((1,), {'y': [2]})", True),
-    ("def f(x): raise ValueError(f'bad {x}')", "try:\n  f(1)\n  assert False\nexcept ValueError as e:\n  assert str(e) == 'bad 1'", True),
-    ("class E(Exception): pass\ndef f(x): raise E", "try: f(1)\nexcept Exception: pass", False),  # its class is not known to the tests
+    ("def f(x): raise ValueError(f'bad {x}')",
+     "try:\n  f(1)\n  assert False\nexcept ValueError as e:\n  assert str(e) == 'bad 1'", True),
+    # the class of the error is not known to the tests
+    ("class E(Exception): pass\ndef f(x): raise E", "try: f(1)\nexcept Exception: pass", False),
     ("def f(x): raise SystemExit", "try: f(1)\nexcept BaseException: pass", False),
     ("import os\ndef f(x): os._exit(0)", "try: f(1)\nexcept BaseException: pass", False),
     ("def f(x): return x", "assert f(object()) is not None", "unsupported"),
@@ -386,20 +474,26 @@ def test_random_bytes_never_do_more_than_fail():
     ("def f(x): x.append(1)", "a = []\nf(a)\nf(a)\nassert a == [1, 1]", True),
     ("def f(x): pass", "a = []\nf(a)\nassert a == [1]", False),
     ("def f(x): x.append(len)", "a = []\nf(a)", "unsupported"),
-    ("def f(d, s, b):\n  d.pop('a'); d['b'] = s; s.discard(1); b.extend(b'c')", "d, s, b = {'a': 1}, {1, 2}, bytearray(b'a')\nf(d, s, b)\n"
+    ("def f(d, s, b):\n  d.pop('a'); d['b'] = s; s.discard(1); b.extend(b'c')",
+     "d, s, b = {'a': 1}, {1, 2}, bytearray(b'a')\nf(d, s, b)\n"
      "assert d == {'b': {2}} and s == {2} and b == b'ac' and d['b'] is s", True),
     ("def f(*, x): x[:] = x[::-1]", "a = [1, 2]\nassert f(x=a) is None and a == [2, 1]", True),
-    ("def f(x):\n  x.append(1)\n  raise ValueError", "a = []\ntry: f(a)\nexcept ValueError: pass\nassert a == [1]", True),
+    ("def f(x):\n  x.append(1)\n  raise ValueError", "a = []\ntry: f(a)\nexcept ValueError: pass\nassert a == [1]",
+     True),
     # which object is which: rows of a grid, an argument that is given back, one list twice, a list in itself
-    ("def f(x):\n  x.sort()\n  x[0].append(9)\n  return x", "r = [1]\na = [[2], r]\nassert f(a) is a and a[0] is r and a == [[1, 9], [2]]", True),
-    ("def f(x, y):\n  x.append(1)\n  return x is y", "a = []\nassert f(a, a) is True and f([], []) is False and a == [1]", True),
+    ("def f(x):\n  x.sort()\n  x[0].append(9)\n  return x",
+     "r = [1]\na = [[2], r]\nassert f(a) is a and a[0] is r and a == [[1, 9], [2]]", True),
+    ("def f(x, y):\n  x.append(1)\n  return x is y",
+     "a = []\nassert f(a, a) is True and f([], []) is False and a == [1]", True),
     ("def f(x):\n  x[0][0] = 1", "a = [[0] * 2] * 2\nf(a)\nassert a == [[1, 0], [1, 0]]", True),
     ("def f(x):\n  x.append(x)", "a = []\nf(a)\nassert a[0] is a", True),
     ("def f(x): return [[0]] * 2", "a = f(1)\na[0][0] = 1\nassert a == [[1], [1]]", True),
     ("def f(t): t[0].append(1)", "a = []\nf((a, 2))\nassert a == [1]", True),
     ("def f(x): x.append(1)", "class L(list): pass\na = L()\nf(a)\nassert a == [1] and type(a) is L", True),
-    ("import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"  # a list in place of a dictionary, and too few of them
-     "g['encode'] = lambda v, o=None: old(['value', 1, [[1]] * 9]) if o else old(v)\ndef f(x): return 1", "assert f({}) == 1", False),
+    # a list in place of a dictionary, and too few of them
+    ("import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
+     "g['encode'] = lambda v, o=None: old(['value', 1, [[1]] * 9]) if o else old(v)\ndef f(x): return 1",
+     "assert f({}) == 1", False),
     ("def f(x): return sorted(x)", "a = [2, 1]\nassert f(a) == [1, 2] and a == [2, 1]", True),
     ("def f(x):\n  x.sort()\n  return x", "assert f([2, 1]) == [1, 2]", True),
     ("def f(x):\n  x.clear()\n  return []", "a = [2, 1]\nb = sorted(a)\nassert f(a) == b", False),
@@ -410,7 +504,8 @@ def test_random_bytes_never_do_more_than_fail():
     ("import collections\ndef f(x): return collections.Counter(x)", "assert f('aab') == {'a': 2, 'b': 1}", True),
     ("import enum\nclass E(enum.IntEnum): A = 4\ndef f(x): return E.A", "assert f(2) == 4", True),
     ("def f(x): return 'open'", "assert eval(f(1))", True),
-    ("def f(x): return '__import__(\"os\").system(\"touch /tmp/mark\") or __import__(\"os\").listdir(\"/\")'", "assert 'home' in eval(f(1))", False),
+    ("def f(x): return '__import__(\"os\").system(\"touch /tmp/mark\") or __import__(\"os\").listdir(\"/\")'",
+     "assert 'home' in eval(f(1))", False),
 ])
 def test_tests(program, tests, verdict, pool):
     assert pool.judge_one(function(program, tests)) == verdict
@@ -419,8 +514,9 @@ def test_tests(program, tests, verdict, pool):
 
 def test_what_a_test_evaluates_does_not_reach_the_next_verdict(pool):
     """Even if a test hands the program an eval in the judge, nothing of it is left for the next one."""
-    code = ("__import__('os').fork() == 0 and [__import__('os').setsid(), __import__('os').fork(), __import__('time').sleep(1000)] "
-            "or __import__('os').kill(1, 9) or __import__('os').kill(__import__('os').getppid(), 19)")
+    code = ("__import__('os').fork() == 0 and [__import__('os').setsid(), __import__('os').fork(), "
+            "__import__('time').sleep(1000)] or __import__('os').kill(1, 9) or "
+            "__import__('os').kill(__import__('os').getppid(), 19)")
     for _ in range(3):
         pool.judge([function(f"def f(x): return {code!r}", "eval(f(1))")] * 4)
         assert pool.judge([function("def f(x): return 0"), function("def f(x): return x * x")] * 4) == [False, True] * 4
@@ -430,37 +526,42 @@ def test_what_a_test_evaluates_does_not_reach_the_next_verdict(pool):
 def test_what_a_test_evaluates_changes_nothing_for_the_next_verdict(pool):
     """No file that a later test would import, no lower limit or priority of the process that later tests come from."""
     lines = ["open('/tmp/bisect.py', 'w').write('raise OSError')", "open('bisect.py', 'w').write('raise OSError')",
-             "__import__('resource').prlimit(1, 9, (1 << 27, 1 << 27))", "__import__('os').setpriority(0, 1, 19)", "__import__('os').sched_setaffinity(1, {0})",
+             "__import__('resource').prlimit(1, 9, (1 << 27, 1 << 27))", "__import__('os').setpriority(0, 1, 19)",
+             "__import__('os').sched_setaffinity(1, {0})",
              "__import__('os').mkdir('/tmp/a')", "__import__('os').kill(1, 2)"]
     for line in lines[:-1]:
         caught = "try: eval(f(1))\nexcept OSError: pass\nelse: assert False, 'it worked'"
         assert pool.judge_one(function(f"def f(x): return {line!r}", caught)) is True, line
-    honest = "import bisect, os, resource\nkept = bytearray(300_000_000)\nassert f(2) == 4 and os.getpriority(os.PRIO_PROCESS, 0) == 0"
+    honest = ("import bisect, os, resource\nkept = bytearray(300_000_000)\n"
+              "assert f(2) == 4 and os.getpriority(os.PRIO_PROCESS, 0) == 0")
     for line in lines:
         pool.judge([function(f"def f(x): return {line!r}", "eval(f(1))")] * 4)
         assert pool.judge([function("def f(x): return x * x", honest, limit=3)] * 4) == [True] * 4
 
 
 def test_several_names_and_expressions(pool):
-    job = function("def g(x): return x\nclass Solution:\n  def h(self, x): return -x", "assert g(1) == 1 and k(1) == -1", names={"g": "g", "k": "Solution().h"})
+    job = function("def g(x): return x\nclass Solution:\n  def h(self, x): return -x",
+                   "assert g(1) == 1 and k(1) == -1", names={"g": "g", "k": "Solution().h"})
     assert pool.judge_one(job) is True
     assert pool.judge_one({**job, "names": {"g": "g", "k": "Solution().missing"}}) is False
 
 
 def test_the_setup_is_not_the_program(pool):
     """Helpers of the tests come from the data set, whatever the program calls its own."""
-    job = function("def helper(x): return 4\ndef f(x): return 0", "assert helper(f(2)) == 5", setup="def helper(x): return x + 1\ndef f(x): pass")
+    job = function("def helper(x): return 4\ndef f(x): return 0", "assert helper(f(2)) == 5",
+                   setup="def helper(x): return x + 1\ndef f(x): pass")
     assert pool.judge_one(job) is False
     assert pool.judge_one({**job, "program": "def f(x): return 4"}) is True
 
 
 @pytest.mark.parametrize("output, wanted, verdict", [
-    ("1 2\n3", "1  2 3\n", True), ("1 2", "1 2 3", False), ("1.0000001", "1.0", True), ("1.001", "1.0", False), ("1e6", "1000000.0", True),
-    ("1.0", "1", False), ("nan", "nan", True), ("nan", "1.5", False), ("inf", "1.5", False), ("YES", "Yes", False), ("", "", True), ("a", "", False),
-    ("1" * 60, "1.5", False), ("1_0.0", "10.0", False),
-    ("1.5" + "0" * 60, "1.5", True), ("1.5" + "0" * 60 + "x", "1.5", False), ("1.5" + "0" * 45 + "e1", "1.5", False), ("\u0661.0", "1.0", False),
-    ("\uff11.5", "1.5", False), ("1.5", "1_0.5", False), ("+1.5", "1.5", True), (".5", "0.5", True), ("5.", "5.0", True), ("0x1.8p0", "1.5", False),
-    ("infinity", "inf.", False), ("1\u30002", "1 2", False), ("1\u00852", "1 2", False), ("1e999", "1.5", False), ("\ufffd", "\ufffd", True),
+    ("1 2\n3", "1  2 3\n", True), ("1 2", "1 2 3", False), ("1.0000001", "1.0", True), ("1.001", "1.0", False),
+    ("1e6", "1000000.0", True), ("1.0", "1", False), ("nan", "nan", True), ("nan", "1.5", False), ("inf", "1.5", False),
+    ("YES", "Yes", False), ("", "", True), ("a", "", False), ("1" * 60, "1.5", False), ("1_0.0", "10.0", False),
+    ("1.5" + "0" * 60, "1.5", True), ("1.5" + "0" * 60 + "x", "1.5", False), ("1.5" + "0" * 45 + "e1", "1.5", False),
+    ("\u0661.0", "1.0", False), ("\uff11.5", "1.5", False), ("1.5", "1_0.5", False), ("+1.5", "1.5", True),
+    (".5", "0.5", True), ("5.", "5.0", True), ("0x1.8p0", "1.5", False), ("infinity", "inf.", False),
+    ("1\u30002", "1 2", False), ("1\u00852", "1 2", False), ("1e999", "1.5", False), ("\ufffd", "\ufffd", True),
     ("100000.5", "100000.7", False), ("1000000.5", "1000000.6", True)])
 def test_same(output, wanted, verdict):
     assert sandbox.same(output.encode(), wanted) is verdict
@@ -471,15 +572,19 @@ def test_output_that_is_no_text():
 
 
 @pytest.mark.parametrize("program, verdict", [
-    ("while True: pass", "timeouts"), ("import time\nwhile True: time.sleep(1)", "timeouts"), ("import os\nos.abort()", "timeouts"),
+    ("while True: pass", "timeouts"), ("import time\nwhile True: time.sleep(1)", "timeouts"),
+    ("import os\nos.abort()", "timeouts"),
     ("import os\nos.kill(os.getpid(), 9)", "timeouts"), ("import signal\nsignal.pause()", "timeouts"),
-    ("import ctypes\nctypes.string_at(1)", "timeouts"), ("exit(1)", False), ("exit('no')", False), ("import os\nos._exit(3)", False), ("1 / 0", False),
-    ("import atexit, os\natexit.register(os._exit, 1)", False), ("raise MemoryError", False), ("exit(0)", True), ("import os\nos._exit(0)", True),
+    ("import ctypes\nctypes.string_at(1)", "timeouts"), ("exit(1)", False), ("exit('no')", False),
+    ("import os\nos._exit(3)", False), ("1 / 0", False),
+    ("import atexit, os\natexit.register(os._exit, 1)", False), ("raise MemoryError", False), ("exit(0)", True),
+    ("import os\nos._exit(0)", True),
     ("import os\nif os.fork() == 0:\n  while True: pass", True),  # it has ended; what it leaves behind is killed
     ("import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()", "timeouts")])
 def test_a_program_has_to_end_by_itself(program, verdict, pool):
     """After the right output: over the limit, or by a signal, is a time-out; another exit code a failure."""
-    assert pool.judge([stdio(f"print(int(input()) ** 2, flush=True)\n{program}", limit=limit) for limit in (0.5, 1)]) == [verdict] * 2
+    assert pool.judge([stdio(f"print(int(input()) ** 2, flush=True)\n{program}", limit=limit)
+                       for limit in (0.5, 1)]) == [verdict] * 2
     assert clean(pool), traces(pool)
 
 
@@ -487,8 +592,9 @@ def test_one_verdict_takes_bounded_time(pool, monkeypatch):
     """However many inputs: here two seconds in all instead of 10 times the limit and 30."""
     source = sandbox.worker_arguments
     monkeypatch.setattr(sandbox, "worker_arguments", lambda *a: {
-        **(found := source(*a)), "args": [x.replace("10 * limit + 30", "2") if len(x) > 1000 else x for x in found["args"]]})
-    short = tasks.CodePool(sandbox.settle(), 100)
+        **(found := source(*a)),
+        "args": [x.replace("10 * limit + 30", "2") if len(x) > 1000 else x for x in found["args"]]})
+    short = programs.CodePool(sandbox.settle(), 100)
     program, many = "import time\ntime.sleep(0.3)\nprint(int(input()) ** 2)", [(str(n), str(n * n)) for n in range(20)]
     short.judge_one(stdio("", many))
     started = time.perf_counter()
@@ -500,21 +606,26 @@ def test_one_verdict_takes_bounded_time(pool, monkeypatch):
 def test_sets_have_the_same_order_in_every_run(pool):
     """Hashes are not random: a program that depends on them has the same verdict again."""
     words = "{'one', 'two', 'three', 'four', 'five', 'six', 'seven'}"
-    order = subprocess.run([sys.executable, "-c", f"print(list({words}))"], env={"PYTHONHASHSEED": "0"}, capture_output=True, text=True).stdout.strip()
-    assert pool.judge([function(f"def f(x): return list({words})  # {i}", f"assert f(1) == {order}") for i in range(6)]) == [True] * 6
+    order = subprocess.run([sys.executable, "-c", f"print(list({words}))"], env={"PYTHONHASHSEED": "0"},
+                           capture_output=True, text=True).stdout.strip()
+    assert pool.judge([function(f"def f(x): return list({words})  # {i}", f"assert f(1) == {order}")
+                       for i in range(6)]) == [True] * 6
 
 
 def test_time_limits_are_of_the_problem(pool):
-    program = "import time\ndef f(x):\n  end = time.process_time() + 0.2\n  while time.process_time() < end: pass\n  return x * x"
+    program = ("import time\ndef f(x):\n  end = time.process_time() + 0.2\n  while time.process_time() < end: pass\n"
+               "  return x * x")
     assert pool.judge([function(program, limit=4), function(program, limit=0.1)]) == [True, "timeouts"]
     program = "import time\nwhile time.process_time() < 0.5: pass\nprint(int(input()) ** 2)"
-    assert pool.judge([stdio(program, limit=3), stdio(program, limit=0.2)]) == [True, "timeouts"]  # each input has its own time
+    # Each input has its own time.
+    assert pool.judge([stdio(program, limit=3), stdio(program, limit=0.2)]) == [True, "timeouts"]
 
 
-# --------------------------------------------------------------------------------------------------- memory, time, groups
+# ------------------------------------------------------------------------------------------------- memory, time, groups
 
 MANY = {what: attack(f"import os\nfor n in range(30_000): {call}\nwin()") for what, call in (
-    ("files", "open(f'/tmp/{x} {n}', 'w').close()"), ("folders", "os.mkdir(f'/tmp/{x} {n}')"), ("links", "os.symlink('a', f'/tmp/{x} {n}')"))}
+    ("files", "open(f'/tmp/{x} {n}', 'w').close()"), ("folders", "os.mkdir(f'/tmp/{x} {n}')"),
+    ("links", "os.symlink('a', f'/tmp/{x} {n}')"))}
 
 
 @pytest.mark.parametrize("what", MANY)
@@ -547,7 +658,8 @@ def test_memory_behind_a_main_thread_that_has_ended():
         while sandbox.usage(child.pid)[0] < 300_000_000 and time.monotonic() < deadline:
             time.sleep(0.05)
         deadline = time.monotonic() + 20
-        while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[21] != "0" and time.monotonic() < deadline:
+        while (Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[21] != "0"
+               and time.monotonic() < deadline):
             time.sleep(0.05)
         assert Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[21] == "0"  # the attack is real
         assert sandbox.usage(child.pid)[0] > 300_000_000
@@ -569,14 +681,16 @@ def group():
     try:
         group = sandbox.Group()
     except OSError:
-        pytest.skip("no cgroup with memory and pids can be made here (not root, and nothing delegated): the bounds by cgroup are NOT tested")
+        pytest.skip("no cgroup with memory and pids can be made here (not root, and nothing delegated): "
+                    "the bounds by cgroup are NOT tested")
     yield group
     group.remove()
 
 
 def test_a_group_bounds_memory_and_processes(group):
     """What the kernel holds for the processes counts, and what is started later."""
-    code = ("import os, sys\nsys.stdin.readline()\nn = 0\ntry:\n  while n < 200:\n    if os.fork() == 0: sys.stdin.read(); os._exit(0)\n    n += 1\n"
+    code = ("import os, sys\nsys.stdin.readline()\nn = 0\ntry:\n  while n < 200:\n"
+            "    if os.fork() == 0: sys.stdin.read(); os._exit(0)\n    n += 1\n"
             "except BlockingIOError: pass\nprint(n, flush=True)\nkept = bytearray(4 << 30)\n"
             "for i in range(0, len(kept), 4096): kept[i] = 1\nprint('survived', flush=True)")
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -592,8 +706,9 @@ def test_a_group_bounds_memory_and_processes(group):
 def test_a_worker_lives_in_a_group_and_the_caller_does_not(group):
     own = Path("/proc/self/cgroup").read_text()
     note = sandbox.settle()["note"]
-    pool = tasks.CodePool(sandbox.settle(), 100)
-    assert pool.judge([function("def f(x): return x * x"), function("def f(x):\n  while True: pass")]) == [True, "timeouts"]
+    pool = programs.CodePool(sandbox.settle(), 100)
+    assert pool.judge([function("def f(x): return x * x"), function("def f(x):\n  while True: pass")]) == [
+        True, "timeouts"]
     workers = [child for child in pool.children.queue if child is not None]
     folders = [folder for child in workers for folder in child.group.folders]
     assert f"cgroups of {group.note}" in note and Path("/proc/self/cgroup").read_text() == own
@@ -622,16 +737,18 @@ def test_without_a_group_the_same_bounds_are_watched(monkeypatch):
     monkeypatch.setattr(sandbox.Group, "__init__", refuse)
     arguments = sandbox.settle()
     assert "no cgroup can be made here" in arguments["note"]
-    watched = tasks.CodePool(arguments, 100)
-    bomb = "import os\ndef f(x):\n  for _ in range(3): os.fork()\n  kept = bytearray(900_000_000)\n  for i in range(0, len(kept), 4096): kept[i] = 1\n  while True: pass"
-    assert watched.judge([function("def f(x): return x * x"), function(bomb, limit=5), function(MANY["files"], limit=5)]) == [True, "timeouts", "timeouts"]
+    watched = programs.CodePool(arguments, 100)
+    bomb = ("import os\ndef f(x):\n  for _ in range(3): os.fork()\n  kept = bytearray(900_000_000)\n"
+            "  for i in range(0, len(kept), 4096): kept[i] = 1\n  while True: pass")
+    assert watched.judge([function("def f(x): return x * x"), function(bomb, limit=5),
+                          function(MANY["files"], limit=5)]) == [True, "timeouts", "timeouts"]
 
 
-# ------------------------------------------------------------------------------------------------- workers and the caller
+# ----------------------------------------------------------------------------------------------- workers and the caller
 
 def worker_code(job, seconds=100):
-    return (f"import sys, json, subprocess, time; sys.path.insert(0, {os.path.dirname(tasks.__file__)!r}); import sandbox, tasks\n"
-            f"pool = tasks.CodePool(sandbox.settle(), {seconds})\nprint('up', flush=True)\npool.judge([{job!r}])")
+    return (f"import sys, json, subprocess, time; sys.path.insert(0, {ROOT!r}); from tasks import programs, sandbox\n"
+            f"pool = programs.CodePool(sandbox.settle(), {seconds})\nprint('up', flush=True)\npool.judge([{job!r}])")
 
 
 def test_nothing_outlives_a_caller_that_is_killed(pool):
@@ -646,7 +763,8 @@ def test_nothing_outlives_a_caller_that_is_killed(pool):
         assert len(family) >= 20
         parent.kill()
         parent.wait()
-        alive = lambda: [p for p in family if os.path.exists(f"/proc/{p}") and " Z " not in Path(f"/proc/{p}/stat").read_text()]
+        alive = lambda: [p for p in family if os.path.exists(f"/proc/{p}")
+                         and " Z " not in Path(f"/proc/{p}/stat").read_text()]
         deadline = time.monotonic() + 5
         while alive() and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -658,7 +776,7 @@ def test_nothing_outlives_a_caller_that_is_killed(pool):
 
 
 def test_a_dropped_pool_takes_its_sandboxes_along():
-    pool = tasks.CodePool(sandbox.settle(), 100)
+    pool = programs.CodePool(sandbox.settle(), 100)
     assert pool.judge([function("def f(x): return x * x")] * 2) == [True, True]
     family = [p for child in pool.children.queue if child for p in [child.pid, *below(child.pid)]]
     assert len(family) >= 3
@@ -684,14 +802,16 @@ def test_killed_workers_and_judges_cost_no_verdict(pool):
 def test_no_sandbox_is_one_sentence(monkeypatch, capfd):
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "bwrap" else which(name))
-    with pytest.raises(tasks.UserError, match="not installed.*apt install bubblewrap.*--allow-unsandboxed-code") as error:
+    with pytest.raises(tasks.UserError,
+                       match="not installed.*apt install bubblewrap.*--allow-unsandboxed-code") as error:
         sandbox.settle()
     assert "\n" not in str(error.value)
     assert capfd.readouterr().out == ""
-    pool = tasks.CodePool(sandbox.settle(allow_unsandboxed=True), 100)
+    pool = programs.CodePool(sandbox.settle(allow_unsandboxed=True), 100)
     assert "WARNING: no sandbox" in capfd.readouterr().out
-    assert pool.judge([function("def f(x): return x * x"), function("def f(x): return 0"), stdio(HONEST_STDIO[0]), stdio("print(0)"),
-                       function("import time\ndef f(x): time.sleep(100)"), function(attack("import os\nif os.getpid() == 1: win()"))]) == [
+    assert pool.judge([function("def f(x): return x * x"), function("def f(x): return 0"), stdio(HONEST_STDIO[0]),
+                       stdio("print(0)"), function("import time\ndef f(x): time.sleep(100)"),
+                       function(attack("import os\nif os.getpid() == 1: win()"))]) == [
         True, False, True, False, "timeouts", False]
 
 
@@ -707,6 +827,6 @@ def test_bubblewrap_without_namespaces_is_one_sentence(monkeypatch, tmp_path):
 
 
 def test_a_working_sandbox_is_used_although_it_need_not(capfd):
-    pool = tasks.CodePool(sandbox.settle(allow_unsandboxed=True), 100)
+    pool = programs.CodePool(sandbox.settle(allow_unsandboxed=True), 100)
     assert capfd.readouterr().out == ""
     assert pool.judge_one(function(attack("import os\nif os.getpid() == 1: win()"))) is True

@@ -4,12 +4,26 @@ import itertools
 import math
 import random
 import re
+import subprocess
+import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import tasks
+
+
+def test_the_package_is_light_and_hides_no_module_of_the_standard_library():
+    names = [path.stem for path in Path(ROOT, "tasks").glob("*.py")]
+    assert len(names) >= 7 and not set(names) & sys.stdlib_module_names
+    code = ("import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
+            "print([name for name in ('torch', 'numpy', 'transformers', 'datasets', 'sympy') if name in sys.modules])")
+    modules = ["tasks", *(f"tasks.{name}" for name in names if name != "__init__")]
+    done = subprocess.run([sys.executable, "-c", code, *modules], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.fixture(scope="module", params=list(tasks.EMBEDDED))
@@ -45,7 +59,8 @@ def quadratic(prompt):
     points = [tuple(map(int, example.split(":"))) for example in prompt[:-1].split(",")]
     (a, _), (b, _), (c, _) = points
     others = {a: (b, c), b: (a, c), c: (a, b)}
-    return lambda x: sum(Fraction(y * (x - others[at][0]) * (x - others[at][1]), (at - others[at][0]) * (at - others[at][1]))
+    return lambda x: sum(Fraction(y * (x - others[at][0]) * (x - others[at][1]),
+                                  (at - others[at][0]) * (at - others[at][1]))
                          for at, y in points)
 
 
@@ -166,7 +181,7 @@ def test_need(countdown):
         empty.need("train")
 
 
-# --------------------------------------------------------------------------------------------------------------- program
+# -------------------------------------------------------------------------------------------------------------- program
 
 @pytest.fixture(scope="module")
 def program():
@@ -184,16 +199,19 @@ def test_program_wants_the_hidden_outputs_too(program):
     problem = tasks.Problem("x", "0:3,1:6,2:13>", "5:58,-4:31")  # 2*x*x + x + 3
     for right in ("2*x*x+x+3", "x*(2*x+1)+3", "3+x+x*x*2", "-(-3-x)--2*x*x", "(x+1)*(2*x-1)+4", "((((2*x*x))))+x+3"):
         assert program.verify(problem, right) == 1.0 and program.extract(right) == "3,1,2"
-    for wrong in ("2*x*x+x+3+x*(x-1)*(x-2)", "2*x*x+x+3-x*(x-1)*(x-2)*(x-5)", "2*x*x+x+4", "x*x+2*x+3", "5*x+3", "3", "0"):
+    for wrong in ("2*x*x+x+3+x*(x-1)*(x-2)", "2*x*x+x+3-x*(x-1)*(x-2)*(x-5)", "2*x*x+x+4", "x*x+2*x+3", "5*x+3",
+                  "3", "0"):
         assert program.verify(problem, wrong) == 0.0 and program.extract(wrong) not in (None, "3,1,2")
 
 
 @pytest.mark.parametrize("completion", [
-    "", "x+", "2x", "x2", "(x)(x)", "x(1)", "2(3)", "()", "+x", "x**1", "x//1", "x/1", "x%7", "~x", "x+1.0", "x+1e1", "x@x", "x<x", "xx",
-    "x*0x1", "0x1", "x+01", "1_0*x", "x+1j", "x if x else x", "x;x", "x,x", "[x]", "x\n", " x", "x ", "x\t", "(x\n)", "x#", "x>", "x=x", "x:=x", "X", "y",
-    "\uff12*x", "\u0662*x", "2*\u0445", "\u00b2", "x\u2212x", "x\x00", "\x00", "\ud800", "__import__('os')", "x.real", "lambda x:x",
-    "x*x*x*x*x*x*x*x*x", "(x*x*x*x*x)*(x*x*x*x)*0", "9999*9999*9999", "10000", "-" * 40 + "x", "x" + "+x" * 32, "(" * 32 + "x" + ")" * 32,
-    "(" * 100_000, "(" * 100_000 + "x" + ")" * 100_000, "-" * 100_000 + "x", "9" * 100_000, "x*" * 100_000 + "x", "x" * 10_000_000, "9*" * 31 + "99"])
+    "", "x+", "2x", "x2", "(x)(x)", "x(1)", "2(3)", "()", "+x", "x**1", "x//1", "x/1", "x%7", "~x", "x+1.0", "x+1e1",
+    "x@x", "x<x", "xx", "x*0x1", "0x1", "x+01", "1_0*x", "x+1j", "x if x else x", "x;x", "x,x", "[x]", "x\n", " x",
+    "x ", "x\t", "(x\n)", "x#", "x>", "x=x", "x:=x", "X", "y", "\uff12*x", "\u0662*x", "2*\u0445", "\u00b2", "x\u2212x",
+    "x\x00", "\x00", "\ud800", "__import__('os')", "x.real", "lambda x:x", "x*x*x*x*x*x*x*x*x",
+    "(x*x*x*x*x)*(x*x*x*x)*0", "9999*9999*9999", "10000", "-" * 40 + "x", "x" + "+x" * 32, "(" * 32 + "x" + ")" * 32,
+    "(" * 100_000, "(" * 100_000 + "x" + ")" * 100_000, "-" * 100_000 + "x", "9" * 100_000, "x*" * 100_000 + "x",
+    "x" * 10_000_000, "9*" * 31 + "99"])
 def test_program_is_none_of_these(program, completion):
     problem = tasks.Problem("x", "0:0,1:1,2:2>", "5:5,-3:-3")
     assert program.verify(problem, "x") == 1.0 and program.extract("x") == "0,1"
@@ -240,7 +258,7 @@ def test_program_corpus_writes_one_function_in_several_ways(program):
     assert sum(len(texts) > 1 for texts in seen.values()) > 100
 
 
-# --------------------------------------------------------------------------------------------------------------- peptide
+# -------------------------------------------------------------------------------------------------------------- peptide
 
 def test_peptide_moment():
     """By complex numbers; only the first 18 residues count, missing ones count as 0, anything else is worth 0."""
@@ -256,12 +274,14 @@ def test_peptide_moment():
     assert [task.verify(problem, c) for c in ("ALXB", "alk", "A-L", "A\u0410")] == [0.0] * 4
     assert task.verify(problem, "ALKRIVDLLKEGLR" + "?") == task.verify(problem, "ALKRIVDLLKEGLR")
     assert task.extract("AL\nK") == "ALK" and task.extract("") is None
-    assert sum(tasks.RESIDUES.values()) == pytest.approx(-9.8) and len(tasks.RESIDUES) == 20  # the published scale's sum
+    # The published scale's sum.
+    assert sum(tasks.RESIDUES.values()) == pytest.approx(-9.8) and len(tasks.RESIDUES) == 20
     best = "".join("I" if math.cos(math.radians(100) * n) > 0 else "R" for n in range(18))
     assert 2.7 < moment(best) < 2.9
 
 
 def test_peptide_corpus_is_mediocre():
     task = tasks.Peptide(sizes=(0, 0, 0))
-    rewards = [task.verify(tasks.Problem("x", p, p[1:]), c) for p, c in itertools.islice(task.stream(random.Random(0)), 2000)]
+    rewards = [task.verify(tasks.Problem("x", p, p[1:]), c)
+               for p, c in itertools.islice(task.stream(random.Random(0)), 2000)]
     assert 0.7 < sum(rewards) / 2000 < 0.9 and max(rewards) < 2.4

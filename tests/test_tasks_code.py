@@ -14,6 +14,8 @@ import common
 import evaluate
 import ppo_passk
 import tasks
+from tasks.data import LIMIT, MAX_TESTS, code_problem, load_codecontests, stdio_spec
+from tasks.programs import prefix_of, program_of
 
 if shutil.which("bwrap") is None:
     pytest.skip("bubblewrap is not installed (apt install bubblewrap)", allow_module_level=True)
@@ -35,71 +37,82 @@ PREFIX = 'from typing import List\n\ndef helper(x):\n    return x\n\ndef f(x: in
     ("", ""),
 ])
 def test_program_of_a_prompt_that_is_code(completion, rest):
-    assert tasks.program_of(completion, PREFIX, ["f"]) == PREFIX + rest
+    assert program_of(completion, PREFIX, ["f"]) == PREFIX + rest
 
 
 def test_program_without_a_prefix():
-    assert tasks.program_of("print(1)") == "print(1)"
-    assert tasks.program_of("I do\n```\nprint(1)\n```") == "print(1)"
+    assert program_of("print(1)") == "print(1)"
+    assert program_of("I do\n```\nprint(1)\n```") == "print(1)"
 
 
 def test_prefix_of():
-    assert tasks.prefix_of(PREFIX, "f") == PREFIX
+    assert prefix_of(PREFIX, "f") == PREFIX
     for prompt in (PREFIX + "    return 1\n)", "Write a function f.", "", "\0", "(" * 100_000, "x = 1"):
-        assert tasks.prefix_of(prompt, "f") == ""
-    assert tasks.prefix_of(PREFIX, "g") == ""
+        assert prefix_of(prompt, "f") == ""
+    assert prefix_of(PREFIX, "g") == ""
 
 
 SOLUTION = "def f(x: int) -> int:\n    y = x + 1\n    if y:\n        return y - 1 + x\n    return 2 * x"
 USAGE, OUTPUT = "print(f(2))  # 4", "4\n6"
 SHAPES = {  # how chat models and base models write the function, {code}, or its body, {body} and {flat}, one level out
-    "block": "```python\n{code}\n```", "block after prose": "Sure! Here it is:\n\n```python\n{code}\n```\nIt doubles x.",
+    "block": "```python\n{code}\n```",
+    "block after prose": "Sure! Here it is:\n\n```python\n{code}\n```\nIt doubles x.",
     "no language": "```\n{code}\n```", "block and usage": "```python\n{code}\n```\n\nExample:\n```python\n{usage}\n```",
     "block and output": "```python\n{code}\n```\nOutput:\n```\n{output}\n```",
     "usage, then block": "Use it like\n```python\n{usage}\n```\n\n```python\n{code}\n```",
     "block, usage, output": "```python\n{code}\n```\n```python\n{usage}\n```\n```text\n{output}\n```",
     "block and tests": "```python\n{code}\n```\n```python\ndef test_f():\n    assert f(1) == 2\n```",
-    "block and shell": "```python\n{code}\n```\n```bash\npython f.py\n```", "in a list": "1. Write it:\n\n   ```python\n{three}\n   ```\n2. Done.",
-    "in a bullet": "- Here:\n  ```python\n{two}\n  ```", "tildes": "~~~python\n{code}\n~~~", "bare tildes": "So:\n~~~\n{code}\n~~~\nDone.",
-    "four backticks": "````python\n{code}\n````", "python3": "```python3\n{code}\n```", "spaced language": "``` py\n{code}\n```",
-    "capital": "```Python\n{code}\n```", "in a quotation": "> ```python\n{quoted}\n> ```", "carriage returns": "```python\r\n{code}\r\n```\r\n",
-    "cut off": "Here:\n```python\n{code}", "wrong, then right": "```python\ndef f(x):\n    return 0\n```\nNo:\n```python\n{code}\n```",
-    "with its imports": "```python\nimport math\nfrom typing import *\n\n{code}\n```", "whole prompt again": "```python\n{prompt}{body}\n```",
-    "with main": "```python\n{code}\n\nif __name__ == '__main__':\n    print(f(3))\n```", "body in a block": "```python\n{body}\n```",
-    "body at the margin in a block": "```python\n{flat}\n```", "body at the margin after prose": "The body is\n\n```\n{flat}\n```\nas wanted.",
-    "body": "{body}", "body and more": "{body}\n\ndef g(x):\n    return 0\nprint(g(1))", "body, then a fence": "{body}\n```\nThat is all.",
-    "unfenced": "{code}", "unfenced after prose": "Here is the solution:\n\n{code}",
-    "unfenced between prose": "Here is the solution:\n\n{code}\n\nThis function doubles its argument.", "unfenced and usage": "{code}\n\n{usage}",
-    "prose and body": "The function should be:\n\n{body}"}
+    "block and shell": "```python\n{code}\n```\n```bash\npython f.py\n```",
+    "in a list": "1. Write it:\n\n   ```python\n{three}\n   ```\n2. Done.",
+    "in a bullet": "- Here:\n  ```python\n{two}\n  ```", "tildes": "~~~python\n{code}\n~~~",
+    "bare tildes": "So:\n~~~\n{code}\n~~~\nDone.", "four backticks": "````python\n{code}\n````",
+    "python3": "```python3\n{code}\n```", "spaced language": "``` py\n{code}\n```", "capital": "```Python\n{code}\n```",
+    "in a quotation": "> ```python\n{quoted}\n> ```", "carriage returns": "```python\r\n{code}\r\n```\r\n",
+    "cut off": "Here:\n```python\n{code}",
+    "wrong, then right": "```python\ndef f(x):\n    return 0\n```\nNo:\n```python\n{code}\n```",
+    "with its imports": "```python\nimport math\nfrom typing import *\n\n{code}\n```",
+    "whole prompt again": "```python\n{prompt}{body}\n```",
+    "with main": "```python\n{code}\n\nif __name__ == '__main__':\n    print(f(3))\n```",
+    "body in a block": "```python\n{body}\n```", "body at the margin in a block": "```python\n{flat}\n```",
+    "body at the margin after prose": "The body is\n\n```\n{flat}\n```\nas wanted.", "body": "{body}",
+    "body and more": "{body}\n\ndef g(x):\n    return 0\nprint(g(1))",
+    "body, then a fence": "{body}\n```\nThat is all.", "unfenced": "{code}",
+    "unfenced after prose": "Here is the solution:\n\n{code}",
+    "unfenced between prose": "Here is the solution:\n\n{code}\n\nThis function doubles its argument.",
+    "unfenced and usage": "{code}\n\n{usage}", "prose and body": "The function should be:\n\n{body}"}
 
 
 def in_shape(shape, code):
     body, margin = code.partition("\n")[2], lambda text: text + code.replace("\n", "\n" + text)
-    return SHAPES[shape].format(code=code, body=body, flat="\n".join(line[4:] for line in body.split("\n")), usage=USAGE, output=OUTPUT,
-                                prompt=PREFIX, two=margin("  "), three=margin("   "), quoted=margin("> "))
+    return SHAPES[shape].format(
+        code=code, body=body, flat="\n".join(line[4:] for line in body.split("\n")), usage=USAGE, output=OUTPUT,
+        prompt=PREFIX, two=margin("  "), three=margin("   "), quoted=margin("> "))
 
 
 @pytest.fixture(scope="module")
 def judged():
     """A task with one problem, whose tests need the function and a helper of the prompt."""
     task = tasks.Code("t", [], [], [])
-    spec = {"tests": "assert f(2) == 4 and f(-1) == -2 and f(0) == 0", "names": {"f": "f"}, "prefix": PREFIX, "limit": 3}
-    task.test = [tasks.code_problem("p", PREFIX, None, spec), tasks.code_problem("q", "?", None, spec | {"prefix": ""})]
+    spec = {"tests": "assert f(2) == 4 and f(-1) == -2 and f(0) == 0", "names": {"f": "f"}, "prefix": PREFIX,
+            "limit": 3}
+    task.test = [code_problem("p", PREFIX, None, spec), code_problem("q", "?", None, spec | {"prefix": ""})]
     task.open()
     return task
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_of_a_completion(shape, judged):
-    """The right function counts and a wrong one does not, however they are written. Only text is looked at to find them."""
-    completions = [in_shape(shape, code) for code in (SOLUTION, SOLUTION.replace("2 * x", "2 * x + 1").replace("- 1 + x", "+ x"))]
-    for problem in judged.test[:1 if "body" in shape else 2]:  # without the head of a function there is nothing to complete
+    """The right function counts and a wrong one does not, however they are written. Only text is looked at for them."""
+    completions = [in_shape(shape, code) for code in (
+        SOLUTION, SOLUTION.replace("2 * x", "2 * x + 1").replace("- 1 + x", "+ x"))]
+    # Without the head of a function there is nothing to complete.
+    for problem in judged.test[:1 if "body" in shape else 2]:
         assert judged.rewards([problem] * 2, completions) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("completion", [
-    f"```python\n{SOLUTION}\n```\nBetter:\n```python\ndef f(x):\n    return 0\n```", "```python\nassert f(2) == 4\n```", "```\n4\n```",
-    "I cannot do that.", "f(2) is 4, so it returns 4.", "```python\n```", "# def f(x): return 2 * x"])
+    f"```python\n{SOLUTION}\n```\nBetter:\n```python\ndef f(x):\n    return 0\n```", "```python\nassert f(2) == 4\n```",
+    "```\n4\n```", "I cannot do that.", "f(2) is 4, so it returns 4.", "```python\n```", "# def f(x): return 2 * x"])
 def test_shapes_that_are_not_right(completion, judged):
     assert judged.verify(judged.test[0], completion) == 0.0
 
@@ -111,26 +124,29 @@ def test_shapes_that_are_not_right(completion, judged):
 def test_shapes_of_a_program(completion, judged):
     spec = {"inputs": ["2\n", "3"], "outputs": ["4", "9"], "limit": 3}
     for code, reward in (("print(int(input()) ** 2)", 1.0), ("print(int(input()) ** 2 + 1)", 0.0)):
-        assert judged.verify(tasks.code_problem("s", "?", None, spec), completion.replace("{code}", code)) == reward
+        assert judged.verify(code_problem("s", "?", None, spec), completion.replace("{code}", code)) == reward
 
 
-@pytest.mark.parametrize("unit", ["```\n", "```python\n", "~~~", "`", "```a ", "> ", "> ```\n", "- ", "- ```\n", "1. ", "    ", "\t", "def f(x):\n",
-                                  "return\n", "x = 1\n", "a, ", "(", "\n", "\r\n", "\"\"\"", "if x:\n "])
+@pytest.mark.parametrize("unit", ["```\n", "```python\n", "~~~", "`", "```a ", "> ", "> ```\n", "- ", "- ```\n", "1. ",
+                                  "    ", "\t", "def f(x):\n", "return\n", "x = 1\n", "a, ", "(", "\n", "\r\n",
+                                  "\"\"\"", "if x:\n "])
 def test_long_completions_take_linear_time(unit):
     for text in (unit * (400_000 // len(unit)), "```python\n" + unit * (400_000 // len(unit)) + "\n```"):
         started = time.process_time()
-        tasks.program_of(text, PREFIX, ["f"])
-        tasks.program_of(text)
+        program_of(text, PREFIX, ["f"])
+        program_of(text)
         assert time.process_time() - started < 4
 
 
 def test_votes_are_counted_by_the_program():
     extract = tasks.Code("t", [], [], []).extract
-    same = ["```python\ndef f(x):\n    return x + 1\n```", "def f(x):  # add\n\n  return (x+1)", "Well.\n```\ndef f( x ):\n\treturn x+1\n```\nDone."]
+    same = ["```python\ndef f(x):\n    return x + 1\n```", "def f(x):  # add\n\n  return (x+1)",
+            "Well.\n```\ndef f( x ):\n\treturn x+1\n```\nDone."]
     assert len({extract(text) for text in same}) == 1
     assert extract("    return x+1 # body\n") == extract("    return x + 1")
     assert extract(same[0]) != extract("def f(x):\n    return x + 2")
-    for text in ("", "  \n", "This is prose.", "```\n```", "def f(:", "x\0", "\ud800(", "(" * 5000, "-" * 9000 + "1", "```\n\\\n```"):
+    for text in ("", "  \n", "This is prose.", "```\n```", "def f(:", "x\0", "\ud800(", "(" * 5000, "-" * 9000 + "1",
+                 "```\n\\\n```"):
         assert extract(text) is None
     for text in ("a" + ".b" * 4000, "x = " + "[" * 90 + "]" * 90, "1" * 9000, "'\\d'", "x = 1\n" * 30_000):
         extract(text)  # comes back, with an answer or without
@@ -161,14 +177,19 @@ def readme(config, folder, splits):
 def humaneval(tmp_path, cache):
     folder = tmp_path / "humaneval"
     rows = [{"task_id": f"HumanEval/{i}", "entry_point": f"add{i}",
-             "prompt": f'from typing import List\n\n\ndef add{i}(xs: List[int]) -> int:\n    """ Sum of xs, and {i}\n    >>> add{i}([1])\n    {i + 1}\n    """\n',
+             "prompt": f'from typing import List\n\n\ndef add{i}(xs: List[int]) -> int:\n    """ Sum of xs, and {i}\n'
+                       f'    >>> add{i}([1])\n    {i + 1}\n    """\n',
              "canonical_solution": f"    return sum(xs) + {i}\n",
              "test": "\n\nMETADATA = {\n    'author': 'jt'\n}\n\n\ndef check(candidate):\n"
                      f"    assert candidate([]) == {i}\n    assert candidate([1, 2]) == {i + 3}\n"} for i in range(4)]
-    rows.append({"task_id": "HumanEval/38", "entry_point": "decode_shift", "canonical_solution": "    return ''.join(chr(ord(c) - 1) for c in s)\n",
-                 "prompt": 'def encode_shift(s: str):\n    """ Shift by one """\n    return "".join(chr(ord(c) + 1) for c in s)\n\n\ndef decode_shift(s: str):\n    """ Undo it """\n',
+    rows.append({"task_id": "HumanEval/38", "entry_point": "decode_shift",
+                 "canonical_solution": "    return ''.join(chr(ord(c) - 1) for c in s)\n",
+                 "prompt": 'def encode_shift(s: str):\n    """ Shift by one """\n'
+                           '    return "".join(chr(ord(c) + 1) for c in s)\n\n\ndef decode_shift(s: str):\n'
+                           '    """ Undo it """\n',
                  "test": "def check(candidate):\n    from random import choice\n    for _ in range(20):\n"
-                         "        text = ''.join(choice('abc') for _ in range(9))\n        assert candidate(encode_shift(text)) == text\n"})
+                         "        text = ''.join(choice('abc') for _ in range(9))\n"
+                         "        assert candidate(encode_shift(text)) == text\n"})
     write_parquet(folder / "openai_humaneval/test-00000-of-00001.parquet", rows)
     (folder / "README.md").write_text(readme("openai_humaneval", "openai_humaneval", ["test"]))
     return folder
@@ -176,12 +197,14 @@ def humaneval(tmp_path, cache):
 
 def test_humaneval(humaneval, capfd):
     task = tasks.load_task("humaneval", data=str(humaneval))
-    assert (task.name, task.chat, task.graded, task.train, task.valid, len(task.test)) == ("humaneval", True, False, [], [], 5)
+    assert (task.name, task.chat, task.graded, task.train, task.valid, len(task.test)) == (
+        "humaneval", True, False, [], [], 5)
     assert [p.id for p in task.test][:2] == ["humaneval/HumanEval/0", "humaneval/HumanEval/1"]
     assert task.rewards(task.test, [p.solution for p in task.test]) == [1.0] * 5
     assert task.rewards(task.test, [task.test[0].solution] * 5) == [1.0, 0.0, 0.0, 0.0, 0.0]
     first, last = task.test[0], task.test[-1]
-    assert task.rewards([first] * 4, ["```python\ndef add0(xs: List[int]):\n    return sum(xs)\n```", "    return sum(xs)\n\nprint(input())", "    return 0", ""]) == [1, 1, 0, 0]
+    assert task.rewards([first] * 4, ["```python\ndef add0(xs: List[int]):\n    return sum(xs)\n```",
+                                      "    return sum(xs)\n\nprint(input())", "    return 0", ""]) == [1, 1, 0, 0]
     assert task.verify(last, "```python\ndef encode_shift(s): return s\ndef decode_shift(s): return s\n```") == 0.0
     assert task.target(first) == first.solution and not task.counts
     with pytest.raises(tasks.UserError, match="humaneval has no train problems"):
@@ -191,11 +214,12 @@ def test_humaneval(humaneval, capfd):
 
 def test_what_cannot_be_judged_is_counted(humaneval):
     task = tasks.load_task("humaneval", data=str(humaneval))
-    p = tasks.code_problem("q", "", None, json.loads(task.test[0].answer) | {"limit": 0.5})
-    completions = ["    return object()", "    while True: pass", "    xs.append(len)", "    return 0", "    return sum(xs)"]
+    p = code_problem("q", "", None, json.loads(task.test[0].answer) | {"limit": 0.5})
+    completions = ["    return object()", "    while True: pass", "    xs.append(len)", "    return 0",
+                   "    return sum(xs)"]
     assert task.rewards([p] * 5, completions) == [0, 0, 0, 0, 1]
     assert task.counts == {"unsupported": 2, "program_timeouts": 1}
-    broken = tasks.code_problem("r", "", None, json.loads(p.answer) | {"tests": "import os\nos._exit(1)"})
+    broken = code_problem("r", "", None, json.loads(p.answer) | {"tests": "import os\nos._exit(1)"})
     assert task.verify(broken, "    return 0") == 0.0 and task.counts["verifier_errors"] == 1
 
 
@@ -213,15 +237,19 @@ def test_each_program_is_judged_once(humaneval, monkeypatch):
 
 
 def mbpp_row(i, **more):
-    return {"task_id": i, "text": f"Write a function to add {i}.", "code": f"def add_{i}(x):\r\n  return helper(x) + {i}\r\ndef helper(x):\r\n  return x",
-            "test_list": [f"assert add_{i}(1) == {i + 1}", f"assert add_{i}(2) == {i + 2}"], "test_setup_code": "", "challenge_test_list": [f"assert add_{i}(9) == {i + 9}"], **more}
+    return {"task_id": i, "text": f"Write a function to add {i}.",
+            "code": f"def add_{i}(x):\r\n  return helper(x) + {i}\r\ndef helper(x):\r\n  return x",
+            "test_list": [f"assert add_{i}(1) == {i + 1}", f"assert add_{i}(2) == {i + 2}"], "test_setup_code": "",
+            "challenge_test_list": [f"assert add_{i}(9) == {i + 9}"], **more}
 
 
 def test_mbpp(tmp_path, cache):
     folder = tmp_path / "mbpp"
-    node = {"code": "class Node:\n  def __init__(self, x): self.x = x\ndef depth(n): return n.x", "test_setup_code": "root = Node(3)",
+    node = {"code": "class Node:\n  def __init__(self, x): self.x = x\ndef depth(n): return n.x",
+            "test_setup_code": "root = Node(3)",
             "test_list": ["assert depth(root) == 3"], "challenge_test_list": []}
-    rows = {"train": [mbpp_row(i) for i in range(10, 16)], "test": [mbpp_row(i) for i in range(3)] + [mbpp_row(7, **node)],
+    rows = {"train": [mbpp_row(i) for i in range(10, 16)],
+            "test": [mbpp_row(i) for i in range(3)] + [mbpp_row(7, **node)],
             "validation": [mbpp_row(i) for i in range(20, 22)], "prompt": [mbpp_row(5)]}
     for split, some in rows.items():
         write_parquet(folder / f"full/{split}-00000-of-00001.parquet", some)
@@ -229,50 +257,62 @@ def test_mbpp(tmp_path, cache):
     task = tasks.load_task("mbpp", data=str(folder))
     assert list(map(len, (task.train, task.valid, task.test))) == [6, 2, 4]
     p = task.test[0]
-    assert p.prompt.startswith("Write a function to add 0.\nYour code should pass this test:\nassert add_0(1) == 1\n") and "add_0(2)" not in p.prompt
-    assert task.rewards(task.test[:3] + task.train, [q.solution for q in task.test[:3] + task.train]) == [1.0] * 9 and not task.counts
-    assert task.verify(p, "```python\ndef add_0(x):\n    return {1: 1, 2: 2}.get(x)\n```") == 0.0  # the challenge test is hidden
+    assert p.prompt.startswith("Write a function to add 0.\nYour code should pass this test:\n"
+                               "assert add_0(1) == 1\n") and "add_0(2)" not in p.prompt
+    assert task.rewards(task.test[:3] + task.train,
+                        [q.solution for q in task.test[:3] + task.train]) == [1.0] * 9 and not task.counts
+    # The challenge test is hidden.
+    assert task.verify(p, "```python\ndef add_0(x):\n    return {1: 1, 2: 2}.get(x)\n```") == 0.0
     assert task.verify(task.test[3], task.test[3].solution) == 0.0 and task.counts == {"unsupported": 1}
 
 
 def contest_row(i, **more):
     square = {"input": [f"{n}\n" for n in range(2)], "output": [f"{n * i}\n" for n in range(2)]}
     return {"name": f"{i}_A. Multiply", "description": f"Read n, print n times {i}.", "public_tests": square,
-            "private_tests": {"input": ["5\n"], "output": [f"{5 * i}\n"]}, "generated_tests": {"input": ["7\n"], "output": [f"{7 * i}\n"]},
-            "source": 2, "difficulty": 7 + i % 2, "solutions": {"language": [2, 3], "solution": ["int main(){}", f"print(int(input()) * {i})"]},
-            "incorrect_solutions": {"language": [3], "solution": ["print(0)"]}, "cf_contest_id": i, "cf_index": "A", "cf_points": 0.0, "cf_rating": 800,
-            "cf_tags": ["math"], "is_description_translated": False, "untranslated_description": "",
-            "time_limit": {"seconds": 2, "nanos": 500000000}, "memory_limit_bytes": 256000000, "input_file": "", "output_file": "", **more}
+            "private_tests": {"input": ["5\n"], "output": [f"{5 * i}\n"]},
+            "generated_tests": {"input": ["7\n"], "output": [f"{7 * i}\n"]}, "source": 2, "difficulty": 7 + i % 2,
+            "solutions": {"language": [2, 3], "solution": ["int main(){}", f"print(int(input()) * {i})"]},
+            "incorrect_solutions": {"language": [3], "solution": ["print(0)"]}, "cf_contest_id": i, "cf_index": "A",
+            "cf_points": 0.0, "cf_rating": 800, "cf_tags": ["math"], "is_description_translated": False,
+            "untranslated_description": "", "time_limit": {"seconds": 2, "nanos": 500000000},
+            "memory_limit_bytes": 256000000, "input_file": "", "output_file": "", **more}
 
 
 def test_codecontests(tmp_path, cache):
     folder, none = tmp_path / "code_contests", {"input": [], "output": []}
-    rows = {"train": [contest_row(i) for i in range(2, 8)] + [contest_row(8, input_file="a.txt"), contest_row(9, public_tests=none, private_tests=none, generated_tests=none)],
-            "valid": [contest_row(20)], "test": [contest_row(30), contest_row(31, time_limit=None, solutions={"language": [2], "solution": ["int main(){}"]})]}
+    rows = {"train": [contest_row(i) for i in range(2, 8)] + [
+                contest_row(8, input_file="a.txt"),
+                contest_row(9, public_tests=none, private_tests=none, generated_tests=none)],
+            "valid": [contest_row(20)],
+            "test": [contest_row(30), contest_row(
+                31, time_limit=None, solutions={"language": [2], "solution": ["int main(){}"]})]}
     for split, some in rows.items():
         write_parquet(folder / f"data/{split}-00000-of-00001.parquet", some)
     task = tasks.load_task("codecontests", data=str(folder))
     assert list(map(len, (task.train, task.valid, task.test))) == [6, 1, 2]
-    assert len(tasks.load_codecontests(str(folder), first=3).train) == 3
+    assert len(load_codecontests(str(folder), first=3).train) == 3
     p, q = task.test
-    assert json.loads(p.answer)["limit"] == 2.5 and json.loads(q.answer)["limit"] == tasks.LIMIT and q.solution is None
+    assert json.loads(p.answer)["limit"] == 2.5 and json.loads(q.answer)["limit"] == LIMIT and q.solution is None
     assert len(json.loads(p.answer)["inputs"]) == 4 and p.level == "7" and "standard input" in p.prompt
     assert task.rewards(task.train + [p], [x.solution for x in task.train + [p]]) == [1.0] * 7
-    assert task.rewards([p, p, p], ["print(0)", "print({0: 0, 1: 30, 5: 150}[int(input())])", "```python\nn = int(input())\nprint(n * 30, '\\n')\n```"]) == [0, 0, 1]
+    assert task.rewards([p, p, p], ["print(0)", "print({0: 0, 1: 30, 5: 150}[int(input())])",
+                                    "```python\nn = int(input())\nprint(n * 30, '\\n')\n```"]) == [0, 0, 1]
     assert not task.counts
     assert [x.level for x in tasks.load_task("codecontests", data=str(folder), levels="8").test] == ["8"]
 
 
 def test_the_tests_of_a_problem_are_bounded():
-    spec = tasks.stdio_spec(["1"] * 200, ["1"] * 200, 1.0)
-    assert len(spec["inputs"]) == len(spec["outputs"]) == tasks.MAX_TESTS
-    assert tasks.stdio_spec(["1" * 400_000], ["1"], 1.0) is None and tasks.stdio_spec([], [], 1.0) is None
+    spec = stdio_spec(["1"] * 200, ["1"] * 200, 1.0)
+    assert len(spec["inputs"]) == len(spec["outputs"]) == MAX_TESTS
+    assert stdio_spec(["1" * 400_000], ["1"], 1.0) is None and stdio_spec([], [], 1.0) is None
 
 
 def taco_row(i, **more):
-    return {"question": f"Multiply by {i}.", "solutions": json.dumps([f"print(int(input()) * {i})"]), "starter_code": "",
-            "input_output": json.dumps({"inputs": ["1\n", "2\n"], "outputs": [f"{i}\n", f"{2 * i}\n"]}), "difficulty": "EASY", "raw_tags": "[]", "name": None,
-            "source": "codeforces", "tags": "[]", "skill_types": "[]", "url": "", "Expected Auxiliary Space": None, "time_limit": "2.0 seconds", "date": None,
+    return {"question": f"Multiply by {i}.", "solutions": json.dumps([f"print(int(input()) * {i})"]),
+            "starter_code": "",
+            "input_output": json.dumps({"inputs": ["1\n", "2\n"], "outputs": [f"{i}\n", f"{2 * i}\n"]}),
+            "difficulty": "EASY", "raw_tags": "[]", "name": None, "source": "codeforces", "tags": "[]",
+            "skill_types": "[]", "url": "", "Expected Auxiliary Space": None, "time_limit": "2.0 seconds", "date": None,
             "picture_num": None, "memory_limit": "256.0 megabytes", "Expected Time Complexity": None, **more}
 
 
@@ -280,18 +320,23 @@ def test_taco(tmp_path, cache):
     folder = tmp_path / "taco"
     folder.mkdir()
     functions = [
-        taco_row(50, starter_code="def double(xs):\n\t", solutions=json.dumps(["def double(xs): return tuple(2 * x for x in xs)"]), time_limit=None,
-                 input_output=json.dumps({"fn_name": "double", "inputs": [[[1, 2]], [[]]], "outputs": [[[2, 4]], [[]]]})),
-        taco_row(51, starter_code="class Solution:\n    def minus(self, a, b):\n", solutions=json.dumps(["class Solution:\n    def minus(self, a, b): return a - b"]),
+        taco_row(50, starter_code="def double(xs):\n\t",
+                 solutions=json.dumps(["def double(xs): return tuple(2 * x for x in xs)"]), time_limit=None,
+                 input_output=json.dumps({"fn_name": "double", "inputs": [[[1, 2]], [[]]],
+                                          "outputs": [[[2, 4]], [[]]]})),
+        taco_row(51, starter_code="class Solution:\n    def minus(self, a, b):\n",
+                 solutions=json.dumps(["class Solution:\n    def minus(self, a, b): return a - b"]),
                  input_output=json.dumps({"fn_name": "minus", "inputs": [[5, 3], [1, 2]], "outputs": [2, -1]}))]
-    rows = {"train": [taco_row(i) for i in range(10)] + [taco_row(99, input_output=""), taco_row(98, solutions="")], "test": [taco_row(20), *functions]}
+    rows = {"train": [taco_row(i) for i in range(10)] + [taco_row(99, input_output=""), taco_row(98, solutions="")],
+            "test": [taco_row(20), *functions]}
     for split, some in rows.items():
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, some)))
     task = tasks.load_task("taco", data=str(folder))
     assert len(task.train) + len(task.valid) == 11 and len(task.test) == 3
     assert task.rewards(task.test, [p.solution for p in task.test]) == [1.0] * 3 and not task.counts
     assert json.loads(task.test[0].answer)["limit"] == 2.0 and task.test[0].level == "EASY"
-    assert task.rewards(task.test[1:], ["def double(xs): return xs", "class Solution:\n    def minus(self, a, b): return b - a"]) == [0.0, 0.0]
+    assert task.rewards(task.test[1:], ["def double(xs): return xs",
+                                        "class Solution:\n    def minus(self, a, b): return b - a"]) == [0.0, 0.0]
     assert "def double" in task.test[1].prompt and "standard input" in task.test[0].prompt
 
 
@@ -322,31 +367,36 @@ def write(tmp_path):
     return write
 
 
-FUNCTION = {"prompt": "Write square(x).", "tests": ["assert square(2) == 4", "assert square(3) == 9"], "entry_point": "square"}
+FUNCTION = {"prompt": "Write square(x).", "tests": ["assert square(2) == 4", "assert square(3) == 9"],
+            "entry_point": "square"}
 PROGRAM = {"prompt": "Square stdin.", "inputs": ["2\n", "3\n"], "outputs": ["4", "9"]}
 
 
 def test_own_code(write):
-    complete = {"prompt": 'def square(x):\n    """ x squared """\n', "tests": "def check(candidate):\n    assert candidate(2) == 4\n", "entry_point": "square",
+    complete = {"prompt": 'def square(x):\n    """ x squared """\n',
+                "tests": "def check(candidate):\n    assert candidate(2) == 4\n", "entry_point": "square",
                 "solution": "    return x ** 2", "level": 2, "time_limit": 1}
-    task = tasks.load_task(data=write(FUNCTION | {"split": "test"}, PROGRAM | {"split": "test"}, complete | {"split": "train"}))
+    task = tasks.load_task(data=write(FUNCTION | {"split": "test"}, PROGRAM | {"split": "test"},
+                                      complete | {"split": "train"}))
     a, b = task.test
     c, = task.train
     assert (task.name, c.level, c.solution, a.id) == ("jsonl", "2", "    return x ** 2", "own.jsonl:1")
-    assert [json.loads(p.answer)["limit"] for p in (a, b, c)] == [tasks.LIMIT, tasks.LIMIT, 1.0]
+    assert [json.loads(p.answer)["limit"] for p in (a, b, c)] == [LIMIT, LIMIT, 1.0]
     right = ["```python\ndef square(x): return x * x\n```", "print(int(input()) ** 2)", "    return x * x"]
     assert task.rewards([a, b, c], right) == [1.0] * 3 and task.verify(c, c.solution) == 1.0
     assert task.rewards([a, b, c], ["def square(x): return 4", "print(4)", "    return x"]) == [0.0] * 3
 
 
 @pytest.mark.parametrize("row, match", [
-    (FUNCTION | {"tests": ""}, "not empty"), (FUNCTION | {"tests": 3}, "Python source"), (FUNCTION | {"tests": [1]}, "Python source"),
-    (FUNCTION | {"tests": "assert"}, "not valid Python"), (FUNCTION | {"entry_point": None}, "entry_point"), (FUNCTION | {"entry_point": "a b"}, "entry_point"),
-    ({"prompt": "p", "tests": "assert f()"}, "entry_point"), (PROGRAM | {"outputs": ["4"]}, "of one length"), (PROGRAM | {"inputs": []}, "of one length"),
-    (PROGRAM | {"inputs": "2"}, "of one length"), (PROGRAM | {"outputs": [4, 9]}, "of one length"), ({"prompt": "p", "inputs": ["1"]}, "of one length"),
-    (PROGRAM | {"time_limit": 0}, "time_limit"), (PROGRAM | {"time_limit": "1"}, "time_limit"), (PROGRAM | {"time_limit": True}, "time_limit"),
-    (PROGRAM | {"prompt": 3}, '"prompt" must be text'), (FUNCTION | {"prompt": " "}, "must not be empty"),
-    ({"prompt": "p", "answer": "1"}, "but not both")])
+    (FUNCTION | {"tests": ""}, "not empty"), (FUNCTION | {"tests": 3}, "Python source"),
+    (FUNCTION | {"tests": [1]}, "Python source"), (FUNCTION | {"tests": "assert"}, "not valid Python"),
+    (FUNCTION | {"entry_point": None}, "entry_point"), (FUNCTION | {"entry_point": "a b"}, "entry_point"),
+    ({"prompt": "p", "tests": "assert f()"}, "entry_point"), (PROGRAM | {"outputs": ["4"]}, "of one length"),
+    (PROGRAM | {"inputs": []}, "of one length"), (PROGRAM | {"inputs": "2"}, "of one length"),
+    (PROGRAM | {"outputs": [4, 9]}, "of one length"), ({"prompt": "p", "inputs": ["1"]}, "of one length"),
+    (PROGRAM | {"time_limit": 0}, "time_limit"), (PROGRAM | {"time_limit": "1"}, "time_limit"),
+    (PROGRAM | {"time_limit": True}, "time_limit"), (PROGRAM | {"prompt": 3}, '"prompt" must be text'),
+    (FUNCTION | {"prompt": " "}, "must not be empty"), ({"prompt": "p", "answer": "1"}, "but not both")])
 def test_own_code_names_the_broken_line(row, match, write):
     with pytest.raises(tasks.UserError, match=f"own.jsonl, line 2: .*{match}") as error:
         tasks.load_task(data=write(PROGRAM, row))
@@ -359,7 +409,8 @@ def test_evaluate_humaneval_end_to_end(humaneval, tmp_path):
     """On a local model directory. The embedded model cannot write Python; what it writes is judged all the same."""
     model = tmp_path / "model"
     shutil.copytree(os.path.join(common.HERE, "tiny"), model)
-    code, out, err = run(evaluate.main, "--task", "humaneval", "--data", humaneval, model, "--samples", 4, "--k", "1,4", "--max-new-tokens", 8, "--out", tmp_path / "e")
+    code, out, err = run(evaluate.main, "--task", "humaneval", "--data", humaneval, model, "--samples", 4, "--k", "1,4",
+                         "--max-new-tokens", 8, "--out", tmp_path / "e")
     assert code == 0 and "pass@4" in out and not err, err
     pool = [json.loads(line) for line in (tmp_path / "e/pool-1.jsonl").read_text().splitlines()]
     assert len(pool) == 5 and all(entry["rewards"] == [0.0] * 4 for entry in pool)
@@ -370,8 +421,10 @@ def test_evaluate_humaneval_end_to_end(humaneval, tmp_path):
 def test_training_on_own_code(write, tmp_path):
     """Two steps of training on verdicts of the sandbox, with what the embedded model can write: arithmetic."""
     data = write(*({"prompt": f"c{a},{b}:{a + b}>", "inputs": ["1"], "outputs": [""], "split": split} for a, b, split in
-                   [(1, 2, "train"), (3, 4, "train"), (5, 2, "train"), (2, 2, "train"), (1, 7, "test"), (1, 8, "test")]))
-    code, out, err = run(ppo_passk.main, "--data", data, "--prompts", 4, "--samples", 4, "--k", 2, "--steps", 2, "--eval-samples", 4, "--max-new-tokens", 6, "--out", tmp_path / "r")
+                   [(1, 2, "train"), (3, 4, "train"), (5, 2, "train"), (2, 2, "train"),
+                    (1, 7, "test"), (1, 8, "test")]))
+    code, out, err = run(ppo_passk.main, "--data", data, "--prompts", 4, "--samples", 4, "--k", 2, "--steps", 2,
+                         "--eval-samples", 4, "--max-new-tokens", 6, "--out", tmp_path / "r")
     assert code == 0 and not err, err
     lines = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
     assert max(line["reward"] for line in lines) > 0.3  # an arithmetic expression is a program that prints nothing
@@ -381,10 +434,12 @@ def test_training_on_own_code(write, tmp_path):
 def test_scripts_without_a_sandbox(humaneval, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.chdir(tmp_path)
-    for main, flags in ((ppo_passk.main, []), (evaluate.main, ["--samples", 2, "--k", 1, "--problems", 1, "--max-new-tokens", 4])):
+    for main, flags in ((ppo_passk.main, []),
+                        (evaluate.main, ["--samples", 2, "--k", 1, "--problems", 1, "--max-new-tokens", 4])):
         code, _, err = run(main, "--task", "humaneval", "--data", humaneval, *flags)
         assert code == 2 and err.count("\n") == 1 and "apt install bubblewrap" in err
-    code, out, err = run(evaluate.main, "--task", "humaneval", "--data", humaneval, *flags, "--allow-unsandboxed-code", "--out", tmp_path / "e")
+    code, out, err = run(evaluate.main, "--task", "humaneval", "--data", humaneval, *flags, "--allow-unsandboxed-code",
+                         "--out", tmp_path / "e")
     assert code == 0 and "WARNING: no sandbox" in out, err
 
 
@@ -398,11 +453,13 @@ def test_bench_of_the_sandbox():
     assert code == 0 and not err, err
     lines = json.loads(out.strip().split("\n")[-1])["lines"]
     assert [line["kind"] for line in lines] == ["function", "program"]
-    assert all(line["what"] == "sandbox" and line["right"] == line["verdicts"] == 6 and line["verdicts_per_s"] > 0 and 1 < line["cpu_ms"] < 2000 for line in lines)
+    assert all(line["what"] == "sandbox" and line["right"] == line["verdicts"] == 6 and line["verdicts_per_s"] > 0
+               and 1 < line["cpu_ms"] < 2000 for line in lines)
     assert run(bench.main, "--sandbox", -1)[0] == 2
 
 
 def test_loading_code_is_light():
-    done = subprocess.run([sys.executable, "-c", "import tasks, sandbox, sys; print([m for m in ('torch', 'datasets', 'ctypes', 'numpy') if m in sys.modules])"],
+    done = subprocess.run([sys.executable, "-c", "import tasks, sys; "
+                           "print([m for m in ('torch', 'datasets', 'ctypes', 'numpy') if m in sys.modules])"],
                           cwd=common.HERE, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

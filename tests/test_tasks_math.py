@@ -11,8 +11,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import tasks
+from tasks import mathematics
 
 HANG = r"\boxed{5^{5^{5^{5^5}}}-4}"  # math-verify never comes back, in spite of its own timeout
 
@@ -30,7 +32,7 @@ def task():
 def fresh():
     """A task with a pool of two and a limit of one second, for the tests that break things."""
     task = tasks.Math("test", [], [], [])
-    task.pool = tasks.VerifierPool(limit=1.0, size=2)
+    task.pool = mathematics.VerifierPool(limit=1.0, size=2)
     return task
 
 
@@ -92,7 +94,8 @@ def test_extract(task, completion, answer):
 @pytest.mark.parametrize("unit", [
     r"\boxed{", r"\boxed", r"\boxed ", "{", "}", "\\", "\\{", " ", r"\fbox{}", "####", "answer", "answer is", "answer:",
     "answer*", "answer ", "1", "1,000", "1.", ".", "$", "\n", "\u0663", "\x00", r"\frac{", "a ", "√", "√(", "²", "½",
-    "π", r"\text{", r"\text{m}", r"\text{m}/", "m/", "cm ", "1e", "1e9", r"1.\overline{", "1 000 ", r"\mathrm{", r"^\circ"])
+    "π", r"\text{", r"\text{m}", r"\text{m}/", "m/", "cm ", "1e", "1e9", r"1.\overline{", "1 000 ", r"\mathrm{",
+    r"^\circ"])
 def test_extract_in_linear_time(task, unit):
     started = time.perf_counter()
     task.extract(unit * (1_000_000 // len(unit)))
@@ -101,7 +104,8 @@ def test_extract_in_linear_time(task, unit):
 
 SAME = [
     ["1,000", "1000", "1000.0", "1000.", "+1000", "$1000$", r"\$1,000.00", r"1,\!000", r"1\,000", "1{,}000", "01000",
-     "n=1000", r"\(1000\)", r"\[ 1000 \]", r"1000^\circ", r"1000^{\circ}", r"1000\degree", r"1000\text{ cm}", r"2000/2"],
+     "n=1000", r"\(1000\)", r"\[ 1000 \]", r"1000^\circ", r"1000^{\circ}", r"1000\degree", r"1000\text{ cm}",
+     r"2000/2"],
     ["1/2", "0.5", ".5", "0.50", r"\frac12", r"\frac{1}{2}", r"\dfrac{1}{2}", r"\tfrac12", "2/4", r"x=\frac12",
      r"\frac{-1}{-2}", r"\frac{1,000}{2,000}", r"\displaystyle\frac{1}{2}", "$.5$."],
     ["-1/2", "-0.5", r"-\frac{1}{2}", r"\frac{-1}{2}", r"\frac{1}{-2}", "\u22120.5"],
@@ -141,7 +145,7 @@ def test_number_keys_are_exact(task):
     r"1.\overline{", "1 000 ", r"\mathrm{", r"{\bf ", "^{", "2(", "9", r"\quad ", "5 million ", "x*10^"])
 def test_clean_is_quick_on_any_answer(answer):
     started = time.perf_counter()
-    text = tasks.clean(answer * (tasks.MAX_ANSWER // len(answer)))
+    text = tasks.clean(answer * (mathematics.MAX_ANSWER // len(answer)))
     tasks.vote_key(text or "")
     assert time.perf_counter() - started < 0.2
 
@@ -306,7 +310,7 @@ def test_a_child_killed_between_batches_is_replaced(fresh):
 def test_a_child_killed_during_a_batch_costs_nothing(fresh):
     fresh.pool.judge([("1", "2")] * 4)
     victim = pids(fresh.pool)[0]
-    os.kill(victim, signal.SIGSTOP)  # so that it is sure to have a pair in hand, and not to be done with it, when it is killed
+    os.kill(victim, signal.SIGSTOP)  # so that it is sure to have a pair in hand, and not to be done, when it is killed
     threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
     n = 150
     completions = [rf"\boxed{{{i + 1}\sqrt{{{i + 2}}}}}" for i in range(n)]
@@ -318,7 +322,7 @@ def test_a_child_killed_during_a_batch_costs_nothing(fresh):
 
 
 def test_stopped_child_is_a_timeout(fresh):
-    fresh.pool = tasks.VerifierPool(limit=0.5, size=1)
+    fresh.pool = mathematics.VerifierPool(limit=0.5, size=1)
     fresh.pool.judge([("1", "2")])
     os.kill(pids(fresh.pool)[0], signal.SIGSTOP)
     assert fresh.verify(problem("2"), r"\boxed{1+1}") == 0.0 and fresh.counts == {"verifier_timeouts": 1}
@@ -365,7 +369,7 @@ def verify(gold, answer, timeout_seconds):
 
 
 def test_children_that_die_and_children_that_print(fake):
-    pool = tasks.VerifierPool(limit=5.0, size=1)
+    pool = mathematics.VerifierPool(limit=5.0, size=1)
     ask = ["noise", "same", "crash", "exit", "raise", "memory", "once", "length", "stdin", "same"]
     gold = {"length": "g" * 900, "stdin": "0", "noise": "other", "crash": "x"}
     expected = [False, True, "errors", "errors", "errors", "errors", True, True, True, True]
@@ -384,7 +388,7 @@ def test_errors_score_zero_and_are_counted(fake, fresh):
 
 
 def test_children_work_in_parallel(fake):
-    pool = tasks.VerifierPool(limit=10.0, size=4)
+    pool = mathematics.VerifierPool(limit=10.0, size=4)
     pool.judge([("1", "sleep")] * 4)
     assert len(pids(pool)) == 4
     started = time.perf_counter()
@@ -393,13 +397,22 @@ def test_children_work_in_parallel(fake):
 
 
 def test_a_pool_that_cannot_start_children_reports_errors(monkeypatch):
-    pool = tasks.VerifierPool(size=2)
-    monkeypatch.setattr(tasks.subprocess, "Popen", lambda *a, **k: (_ for _ in ()).throw(OSError("no more processes")))
+    pool = mathematics.VerifierPool(size=2)
+    monkeypatch.setattr(mathematics.subprocess, "Popen",
+                        lambda *a, **k: (_ for _ in ()).throw(OSError("no more processes")))
     assert pool.judge([("1", "2")] * 5) == ["errors"] * 5
     monkeypatch.undo()
     assert pool.judge([("1", "1+0")]) == [True]
-    monkeypatch.setattr(tasks.sys, "executable", "/bin/false")
-    assert tasks.VerifierPool(size=1).judge([("1", "2")]) == ["errors"]
+    monkeypatch.setattr(mathematics.sys, "executable", "/bin/false")
+    assert mathematics.VerifierPool(size=1).judge([("1", "2")]) == ["errors"]
+
+
+def test_children_start_in_any_directory(tmp_path, monkeypatch):
+    """And take nothing that lies there for a module of theirs."""
+    for name in ("tasks", "support", "random", "sympy"):
+        (tmp_path / f"{name}.py").write_text("raise OSError")
+    monkeypatch.chdir(tmp_path)
+    assert mathematics.VerifierPool(size=1).judge([("1", "1+0")]) == [True]
 
 
 def test_overlong_answers_never_reach_the_pool(fresh):
@@ -435,9 +448,9 @@ def wait_until(condition, seconds):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 @pytest.mark.parametrize("how", ["killed", "exits"])
 def test_no_child_outlives_its_parent(how):
-    code = (f"import sys, threading, time; sys.path.insert(0, {os.path.dirname(tasks.__file__)!r}); import tasks\n"
+    code = (f"import sys, threading, time; sys.path.insert(0, {ROOT!r}); import tasks\n"
             "task = tasks.Math('t', [], [], [])\n"
-            "task.pool = tasks.VerifierPool(1 if sys.argv[1] == 'exits' else 3, 2)\n"
+            "task.pool = tasks.mathematics.VerifierPool(1 if sys.argv[1] == 'exits' else 3, 2)\n"
             "task.pool.judge([('1', '2')] * 4)\n"
             f"threading.Thread(target=task.verify, args=(tasks.Problem('', '', '5'), {HANG!r})).start()\n"
             "time.sleep(0.5); print('up', flush=True); time.sleep(60 * (sys.argv[1] == 'killed'))\n")
@@ -461,7 +474,7 @@ def test_no_child_outlives_its_parent(how):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_a_dropped_pool_takes_its_children_along():
-    pool = tasks.VerifierPool(size=2)
+    pool = mathematics.VerifierPool(size=2)
     pool.judge([("1", "2")] * 4)
     children = pids(pool)
     assert children and all(map(alive, children))
@@ -472,14 +485,14 @@ def test_a_dropped_pool_takes_its_children_along():
 def test_import_is_light():
     code = ("import sys, time; started = time.process_time(); import tasks; print(time.process_time() - started, "
             "[m for m in ('torch', 'transformers', 'datasets', 'math_verify', 'sympy') if m in sys.modules])")
-    results = [subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(tasks.__file__), capture_output=True,
+    results = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
                               text=True, check=True).stdout.split(" ", 1) for _ in range(3)]
     assert {modules for _, modules in results} == {"[]\n"}
     assert min(float(seconds) for seconds, _ in results) < 0.1
 
 
 def test_missing_math_verify_is_a_user_error(monkeypatch):
-    monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(mathematics.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(tasks.UserError, match="pip install math-verify"):
         tasks.Math("test", [], [], [])
 
@@ -563,14 +576,14 @@ def math_row(subject, i, level="Level 3", solution=None):
 @pytest.fixture
 def math(tmp_path, cache):
     folder = tmp_path / "math"
-    for subject in tasks.MATH_SUBJECTS:
+    for subject in tasks.data.MATH_SUBJECTS:
         rows = [math_row(subject, i, f"Level {i % 5 + 1}") for i in range(10)]
         if subject == "algebra":
             rows += [math_row(subject, 100, "Level ?"), math_row(subject, 101, solution=r"$\boxed 5$"),
                      math_row(subject, 102, solution="no box")]
         for split in ("train", "test"):
             write_parquet(folder / f"hendrycks_math/{subject}/{split}-00000-of-00001.parquet", rows)
-    (folder / "hendrycks_math/README.md").write_text(readme(tasks.MATH_SUBJECTS))
+    (folder / "hendrycks_math/README.md").write_text(readme(tasks.data.MATH_SUBJECTS))
     (folder / "MATH-500").mkdir()
     tests = [{"problem": " geometry: what\n is $3/7$?", "solution": r"\boxed{\frac37}", "answer": r"\frac{3}{7}",
               "subject": "Geometry", "level": 4, "unique_id": "test/geometry/3.json"},
@@ -621,7 +634,8 @@ def test_broken_local_copies(tmp_path, gsm8k, math, capfd, caplog):
     (tmp_path / "empty").mkdir()
     for name, data, match in (
             ("gsm8k", tmp_path / "nowhere", "not a directory"), ("gsm8k", file, "cannot tell which split"),
-            ("math", file, "cannot tell which split"), ("math", gsm8k, "lacks values in its columns problem, level, solution"),
+            ("math", file, "cannot tell which split"),
+            ("math", gsm8k, "lacks values in its columns problem, level, solution"),
             ("gsm8k", tmp_path / "empty", "cannot load the train split"),
             ("gsm8k", math / "MATH-500", "cannot load the train split")):
         with pytest.raises(tasks.UserError, match=match) as error:

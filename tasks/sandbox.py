@@ -3,16 +3,18 @@
 Three kinds of process, all of this file; between them go frames of plain data (`encode`, `decode`), never objects:
 
     worker     outside, trusted: starts the sandboxes, watches time and memory, compares the output of programs
-    candidate  a fresh sandbox per verdict: the hostile program, and enough harness to feed it. Whatever the program does to
-               this interpreter or writes into its pipe, it can only change the values that it answers with
-    judge      another sandbox, one per worker: the tests, with a proxy in place of every function they call. It forks for
-               each verdict and kills all that is left between two; it never sees code of the program, only plain values
+    candidate  a fresh sandbox per verdict: the hostile program, and enough harness to feed it. Whatever the program
+               does to this interpreter or writes into its pipe, it can only change the values that it answers with
+    judge      another sandbox, one per worker: the tests, with a proxy in place of every function they call. It forks
+               for each verdict and kills all that is left between two; it never sees code of the program, only plain
+               values
 
-The judge is warm because starting Python is most of the price of a verdict. It is in a sandbox too, although tests come from
-the data set: a test may `eval` what it gets, and people's data sets are other people's code. A program sees the arguments it
-is called with, or its standard input, and no expected value. Its claims decide nothing. A function that changes its arguments
-changes those of the test, as if they were one process; a test that looks at them afterwards sees what the program made of
-them. A program that reads standard input has to end by itself, with exit code 0, like in a contest.
+The judge is warm because starting Python is most of the price of a verdict. It is in a sandbox too, although tests come
+from the data set: a test may `eval` what it gets, and people's data sets are other people's code. A program sees the
+arguments it is called with, or its standard input, and no expected value. Its claims decide nothing. A function that
+changes its arguments changes those of the test, as if they were one process; a test that looks at them afterwards sees
+what the program made of them. A program that reads standard input has to end by itself, with exit code 0, like in a
+contest.
 
 Not guaranteed: protection from bugs of the kernel, or from side channels (timing, load). Standard library only.
 """
@@ -28,7 +30,7 @@ START_LIMIT = 60  # seconds for a worker or a judge to start, however busy the m
 WHOLE = lambda limit: 10 * limit + 30  # seconds that one verdict may take in all, whatever the number of its inputs
 
 
-# ------------------------------------------------------------------------------------------------------------ plain data
+# ---------------------------------------------------------------------------------------------------------- plain data
 
 class Unsupported(BaseException):
     """A value that is not plain data. Not an Exception: a test must not catch it."""
@@ -42,8 +44,8 @@ MUTABLE = (list, dict, set, bytearray)
 
 
 def encode(value, objects=None):
-    """Plain data -> bytes. Subclasses travel as the plain type they extend. `objects` are the mutable containers that both sides
-    know: one of them, or one that comes a second time, travels as its number, and new ones are appended.
+    """Plain data -> bytes. Subclasses travel as the plain type they extend. `objects` are the mutable containers that
+    both sides know: one of them, or one that comes a second time, travels as its number, and new ones are appended.
     Raises Unsupported for anything else."""
     objects = [] if objects is None else objects
     numbers = {id(known): number for number, known in enumerate(objects)}
@@ -72,7 +74,8 @@ def encode(value, objects=None):
         else:
             for tag, kind in ((b"l", list), (b"t", tuple), (b"S", set), (b"Z", frozenset), (b"d", dict)):
                 if isinstance(value, kind):
-                    items = [x for pair in dict.items(value) for x in pair] if kind is dict else list(kind.__iter__(value))
+                    items = list(kind.__iter__(value)) if kind is not dict else [
+                        x for pair in dict.items(value) for x in pair]
                     body = tag + b"".join([write(x, depth + 1) for x in items])
                     break
             else:
@@ -82,7 +85,7 @@ def encode(value, objects=None):
 
 
 def decode(data, objects=None):
-    """The value of bytes that may come from anybody; `objects` as in `encode`.  Raises Gone if they are not what that makes."""
+    """The value of bytes from anybody; `objects` as in `encode`.  Raises Gone if they are not what that makes."""
     objects = [] if objects is None else objects
 
     def read(at, end, depth):  # -> value, where it ends
@@ -125,7 +128,7 @@ def decode(data, objects=None):
 
 
 def send(fd, data):
-    """Write one frame: its length in eight hexadecimal digits, then the bytes.  Raises Gone, Unsupported if it is too long."""
+    """Write a frame: its length in eight hexadecimal digits, then the bytes.  Raises Gone, Unsupported if too long."""
     if len(data) > FRAME:
         raise Unsupported
     data = memoryview(b"%08x%s" % (len(data), data))
@@ -156,11 +159,11 @@ def receive(fd, wait=lambda: None):
     return b"".join(parts)
 
 
-# ------------------------------------------------------------------------------------------------------- inside a sandbox
+# ---------------------------------------------------------------------------------------------------- inside a sandbox
 
 def limit(cpu=None):
-    """Limits of this process and its children, which cannot be raised again. A core limit of 1, unlike 0, also keeps the kernel
-    from piping a core to a crash reporter outside."""
+    """Limits of this process and its children, which cannot be raised again. A core limit of 1, unlike 0, also keeps
+    the kernel from piping a core to a crash reporter outside."""
     import resource
     if cpu is not None:
         return resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
@@ -290,7 +293,7 @@ def judge():
 
 
 def replace(mine, new):
-    """Give a container of the test the contents that the program left in it.  Raises ValueError if they are of another kind."""
+    """Give a container of the test the contents that the program left in it.  Raises ValueError for another kind."""
     if not any(isinstance(mine, kind) and type(new) is kind for kind in MUTABLE):
         raise ValueError
     if isinstance(mine, (list, bytearray)):
@@ -329,7 +332,8 @@ def run_tests(setup, tests, names, cpu, sink, source):
             except Gone:
                 pass
             # To a loop of the test an end of iteration would be the end of its cases, and no failure.
-            if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, (StopIteration, StopAsyncIteration)):
+            if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(
+                    kind, (StopIteration, StopAsyncIteration)):
                 flags["gone"] = True
                 raise Gone
             try:
@@ -351,32 +355,33 @@ def run_tests(setup, tests, names, cpu, sink, source):
     return b"u" if flags["unsupported"] else b"01"[passed:passed + 1]
 
 
-# -------- the worker ----------------------------------------------------------------------------------------------------
+# -------- the worker --------------------------------------------------------------------------------------------------
 
 DENIED = {  # system calls -> numbers on x86_64, and on aarch64 and riscv64 (which share a table)
-    "socket": (41, 198), "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "msgget": (68, 186),
-    "semget": (64, 190), "mq_open": (240, 180), "ptrace": (101, 117), "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438), "kcmp": (312, 272), "unshare": (272, 97), "setns": (308, 268),
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428),
-    "move_mount": (429, 429), "fsopen": (430, 430), "fsmount": (432, 432), "mount_setattr": (442, 442), "bpf": (321, 280),
-    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "io_uring_register": (427, 427),
-    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "personality": (135, 92), "syslog": (103, 116),
-    "setpriority": (141, 140), "sched_setaffinity": (203, 122), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
+    "socket": (41, 198), "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194),
+    "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180), "ptrace": (101, 117),
+    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438), "kcmp": (312, 272),
+    "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
+    "chroot": (161, 51), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsmount": (432, 432),
+    "mount_setattr": (442, 442), "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425), "io_uring_register": (427, 427), "add_key": (248, 217), "request_key": (249, 218),
+    "keyctl": (250, 219), "personality": (135, 92), "syslog": (103, 116), "setpriority": (141, 140),
+    "sched_setaffinity": (203, 122), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
     "sched_setattr": (314, 274), "ioprio_set": (251, 30), "migrate_pages": (256, 238), "move_pages": (279, 239),
-    "process_madvise": (440, 440), "process_mrelease": (448, 448), "kexec_load": (246, 104),
-    "init_module": (175, 105), "finit_module": (313, 273),
-    # memory of the kernel that no limit counts: attributes of files, locks, rules, requests, pages that only a pipe holds
+    "process_madvise": (440, 440), "process_mrelease": (448, 448), "kexec_load": (246, 104), "init_module": (175, 105),
+    "finit_module": (313, 273),
+    # memory of the kernel that no limit counts: attributes of files, locks, rules, requests, pages that only pipes hold
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463), "flock": (73, 32),
     "io_setup": (206, 0), "inotify_init1": (294, 26), "inotify_init": (253, 26), "fanotify_init": (300, 262),
-    "modify_ldt": (154, 26), "vmsplice": (278, 75), "landlock_create_ruleset": (444, 444),
-    "mbind": (237, 235), "set_mempolicy": (238, 237), "set_mempolicy_home_node": (450, 450)}
+    "modify_ldt": (154, 26), "vmsplice": (278, 75), "landlock_create_ruleset": (444, 444), "mbind": (237, 235),
+    "set_mempolicy": (238, 237), "set_mempolicy_home_node": (450, 450)}
 MACHINES = {"x86_64": (0xC000003E, 0, 56, 302, 72, 13),  # arch, table, clone, prlimit64, fcntl, rt_sigaction
             "aarch64": (0xC00000B7, 1, 220, 261, 25, 134), "riscv64": (0xC00000F3, 1, 220, 261, 25, 134)}
 
 
 def seccomp():
-    """A filter (BPF program) that refuses what no solution of a problem needs: sockets, memory that is neither in the address
-    space nor in a file, other processes' memory, limits and priorities, new namespaces, and large corners of the kernel."""
+    """A filter (BPF program) that refuses what no solution of a problem needs: sockets, memory neither in the address
+    space nor in a file, other processes' memory, limits and priorities, new namespaces, large corners of the kernel."""
     from struct import pack
     arch, table, clone, prlimit, fcntl, sigaction = MACHINES[os.uname().machine]
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -388,8 +393,10 @@ def seccomp():
                                *((equal, numbers[table], refuse) for numbers in DENIED.values())):
         steps += [(code, 0, 1, value), (answer, 0, 0, reply)]
     # clone with any CLONE_NEW* flag, prlimit64 of another process: both look at the first argument
-    steps += [(equal, 0, 3, clone), (load, 0, 0, first), (any_bit, 0, 1, 0x7E020080), (answer, 0, 0, refuse), (load, 0, 0, number),
-              (equal, 0, 3, prlimit), (load, 0, 0, first), (at_least, 0, 1, 1), (answer, 0, 0, refuse), (load, 0, 0, number)]
+    steps += [(equal, 0, 3, clone), (load, 0, 0, first), (any_bit, 0, 1, 0x7E020080), (answer, 0, 0, refuse),
+              (load, 0, 0, number),
+              (equal, 0, 3, prlimit), (load, 0, 0, first), (at_least, 0, 1, 1), (answer, 0, 0, refuse),
+              (load, 0, 0, number)]
     # fcntl with a lock, lease or notification: locks of ranges of a file are as many as one likes
     steps += [(equal, 0, 2 + 2 * 6, fcntl), (load, 0, 0, second)]
     for command in (6, 7, 37, 38, 1024, 1026):
@@ -403,8 +410,8 @@ def seccomp():
 
 
 def visible(python, folders):
-    """Arguments of bubblewrap for what a sandbox sees: the standard library and the folders of what it links, without the
-    packages that are installed beside it; no /proc (so it also runs where containers hide theirs), no /dev, no /etc."""
+    """Arguments of bubblewrap for what a sandbox sees: the standard library and the folders of what it links, without
+    packages that are installed beside it; no /proc (so it also runs where containers hide theirs), /dev or /etc."""
     arguments, bound = [], []
     for path in (os.path.dirname(os.__file__), *folders, "/lib64", python):
         path = os.path.realpath(path)
@@ -422,17 +429,20 @@ def visible(python, folders):
                 packages = os.path.join(path, inner, name)
                 if os.path.isdir(packages):
                     arguments += ["--tmpfs", packages, "--remount-ro", packages]
-    return arguments + ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--symlink", "/tmp/stdin", "/dev/stdin"]
+    cache = "/etc/ld.so.cache"
+    return arguments + ["--ro-bind-try", cache, cache, "--symlink", "/tmp/stdin", "/dev/stdin"]
 
 
 def bubblewrap(bwrap, seen, filter_fd, info_fd, disk):
-    """The command that starts a sandbox, which sees what `visible` says and a /tmp of `disk` bytes (0: not writable, nor is
-    anything else)."""
-    return [bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
-            "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY), "--die-with-parent", "--new-session", "--as-pid-1",
+    """The command that starts a sandbox, which sees what `visible` says and a /tmp of `disk` bytes (0: not writable,
+    nor is anything else)."""
+    return [bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
+            "--unshare-cgroup-try", "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY),
+            "--die-with-parent", "--new-session", "--as-pid-1",
             "--clearenv", "--setenv", "PYTHONHASHSEED", "0",  # the same order of sets in every run
             "--seccomp", str(filter_fd), "--info-fd", str(info_fd), *seen,
-            *(["--size", str(disk), "--tmpfs", "/tmp"] if disk else ["--dir", "/tmp"]), "--chdir", "/tmp", "--remount-ro", "/"]
+            *(["--size", str(disk), "--tmpfs", "/tmp"] if disk else ["--dir", "/tmp"]),
+            "--chdir", "/tmp", "--remount-ro", "/"]
 
 
 def usage(pid):
@@ -462,8 +472,8 @@ class Late(Exception):
 
 
 class Worker:
-    """Judges one job after the other. It is its own process because only the parent of a sandbox can see its end, and because
-    it must be small: a sandbox starts with a fork."""
+    """Judges one job after the other. It is its own process because only the parent of a sandbox can see its end, and
+    because it must be small: a sandbox starts with a fork."""
 
     def __init__(self, source, bwrap, folders, cpu_file, oom_file):
         import ctypes
@@ -475,12 +485,13 @@ class Worker:
         self.code = marshal.dumps(compile(inside, "sandbox.py", "exec", optimize=2))
         self.bwrap, self.python, self.judge = bwrap, os.path.realpath(sys.executable), None
         self.seen, self.cpu_file, self.oom_file = visible(self.python, folders), cpu_file, oom_file
-        self.disk = self.others = None  # of the candidate: its /tmp, and the CPU time in the cgroup that was there before it
+        self.disk = self.others = None  # of the candidate: its /tmp, and the CPU time in the cgroup before it
         self.null = os.open("/dev/null", os.O_RDWR)
         if bwrap:
             self.filter = os.memfd_create("filter", 0)
             os.write(self.filter, seccomp())
-            if ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0):  # PR_SET_CHILD_SUBREAPER: orphaned sandboxes become ours
+            # PR_SET_CHILD_SUBREAPER: orphaned sandboxes become ours
+            if ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0):
                 raise OSError("prctl")
         else:
             folder = tempfile.TemporaryDirectory()
@@ -490,7 +501,8 @@ class Worker:
     def start(self, role, stdin, stdout):
         """Start a sandbox on two descriptors, which are closed here -> (pid, pid of its process 1 or None)."""
         size = len(self.code)
-        boot = (f"import marshal, posix\ncode = b''\nwhile len(code) < {size}: code += posix.read(0, {size} - len(code))\n"
+        boot = ("import marshal, posix\ncode = b''\n"
+                f"while len(code) < {size}: code += posix.read(0, {size} - len(code))\n"
                 f"space = {{'__name__': 'sandbox'}}\nexec(marshal.loads(code), space)\nspace[{role!r}]()")
         command, info, environment = [self.python, "-s", "-S", "-B", "-c", boot], None, {"PYTHONHASHSEED": "0"}
         if self.bwrap:
@@ -500,7 +512,8 @@ class Worker:
             disk = 0 if role == "judge" else DISK  # one verdict of a judge leaves nothing to the next
             command, environment = bubblewrap(self.bwrap, self.seen, self.filter, info_end, disk) + ["--"] + command, {}
         actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin, stdout, self.null))]
-        pid = os.posix_spawn(command[0], command, environment, file_actions=actions, **({} if info else {"setsid": True}))
+        pid = os.posix_spawn(command[0], command, environment, file_actions=actions,
+                             **({} if info else {"setsid": True}))
         for fd in {stdin, stdout} - {self.null}:
             os.close(fd)
         if info is None:
@@ -523,7 +536,7 @@ class Worker:
         return pid, int(inner) if inner else None
 
     def kill(self, box):
-        """End a sandbox. When this returns none of its processes is left: its process 1 ends last, and we have reaped it."""
+        """End a sandbox. When this returns none of its processes is left: its process 1 ends last, and we reaped it."""
         pid, inner = box
         if self.bwrap:
             os.kill(pid, 9)  # which kills process 1 (--die-with-parent), and that everything in its namespace
@@ -542,7 +555,7 @@ class Worker:
             os.waitpid(pid, 0)
 
     def group(self, path):
-        """A number that the cgroup of this worker keeps: seconds of CPU, or processes killed for their memory; 0 without one."""
+        """A number that this worker's cgroup keeps: seconds of CPU, or processes killed for memory; 0 without one."""
         if not path:
             return 0
         with open(path) as file:
@@ -573,9 +586,9 @@ class Worker:
         return seconds
 
     def wait(self, fd, deadline, box, cpu=START_LIMIT):
-        """Until fd can be read.  Raises Late at the deadline (time.monotonic), or when all processes of the sandbox together have
-        used too much memory or CPU, or left too many files: many processes must neither multiply their limits nor starve the
-        neighbours."""
+        """Until fd can be read.  Raises Late at the deadline (time.monotonic), or when all processes of the sandbox
+        together have used too much memory or CPU, or left too many files: many processes must neither multiply their
+        limits nor starve the neighbours."""
         import select
         import time
         poll = select.poll()
@@ -618,9 +631,9 @@ class Worker:
         self.ready(connection.fileno(), connection.fileno(), box, time.monotonic() + START_LIMIT)
 
     def verdict(self, job):
-        """True, False, 'timeouts', 'unsupported' or 'errors' (no verdict) for one job: {"kind": "tests", "program", "setup",
-        "tests", "names", "limit"} or {"kind": "stdio", "program", "inputs", "outputs", "limit"}, limit in seconds of CPU for
-        all tests, or for one input; of the clock it may take WHOLE(limit) in all."""
+        """True, False, 'timeouts', 'unsupported' or 'errors' (no verdict) for one job: {"kind": "tests", "program",
+        "setup", "tests", "names", "limit"} or {"kind": "stdio", "program", "inputs", "outputs", "limit"}, limit in
+        seconds of CPU for all tests, or for one input; of the clock it may take WHOLE(limit) in all."""
         killed = self.group(self.oom_file)
         verdict = self.try_verdict(job)
         return "timeouts" if verdict is not True and self.group(self.oom_file) > killed else verdict
@@ -628,7 +641,7 @@ class Worker:
     def try_verdict(self, job):
         import math
         import time
-        cpu, wall = math.ceil(job["limit"]), 3 * job["limit"] + 2  # the clock runs on while other processes have the CPU
+        cpu, wall = math.ceil(job["limit"]), 3 * job["limit"] + 2  # the clock runs on while others have the CPU
         box, fds = None, []
         try:
             if job["kind"] == "tests" and not self.judge:
@@ -708,8 +721,8 @@ class Worker:
 
 
 def same(output, wanted):
-    """Are these the same words, bytes and text? Numbers with a fraction may differ by 1e-6, relative or absolute, as is usual in
-    contests."""
+    """Are these the same words, bytes and text? Numbers with a fraction may differ by 1e-6, relative or absolute, as is
+    usual in contests."""
     wanted = wanted.encode("utf-8", "surrogatepass")
     if len(output) > 2 * len(wanted) + 1000:
         return False
@@ -735,18 +748,19 @@ def work(source, bwrap, folders, cpu_file="", oom_file=""):
         print(json.dumps(None if job is None else worker.verdict(job)), flush=True)
 
 
-# ------------------------------------------------------------------------------------------------------------ the caller
+# ---------------------------------------------------------------------------------------------------------- the caller
 
 BOOT = "import sys; exec(compile(sys.argv[1], 'sandbox.py', 'exec'), {'__name__': 'worker'})"
 
 
 def worker_arguments(python, bwrap):
-    """Arguments of subprocess.Popen for a worker. It must not be root, for whom the process limit does nothing and bubblewrap
-    is no jail; its environment is empty and its only open files are pipes, because sandboxes get theirs from it."""
+    """Arguments of subprocess.Popen for a worker. It must not be root, for whom the process limit does nothing and
+    bubblewrap is no jail; its environment is empty and only pipes are open, because sandboxes get theirs from it."""
     with open(os.path.abspath(__file__)) as file:
         source = file.read()
     user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.getuid() == 0 else {}
-    return {"args": [python, "-I", "-S", "-c", BOOT, source, bwrap], "env": {}, "cwd": "/", "start_new_session": True, **user}
+    return {"args": [python, "-I", "-S", "-c", BOOT, source, bwrap], "env": {}, "cwd": "/", "start_new_session": True,
+            **user}
 
 
 def linked(python):
@@ -767,14 +781,15 @@ os._exit(0)"""
     return subprocess.run(**arguments, stdin=subprocess.DEVNULL, capture_output=True).stdout.decode()
 
 
-# A cgroup bounds what polling only watches: memory of the kernel, and what happens between two looks. It takes a hierarchy with
-# the controllers in which this user may make folders: root's, or a subtree that was delegated. The caller stays where it is.
+# A cgroup bounds what polling only watches: memory of the kernel, and what happens between two looks. It takes a
+# hierarchy with the controllers in which this user may make folders: root's, or a subtree that was delegated. The
+# caller stays where it is.
 GROUP = "train-as-you-test"
 GROUP_MEMORY, GROUP_PROCESSES = TOGETHER + (512 << 20), 2 * PROCESSES + 16  # of a worker, its judge and its candidate
 
 
 class Group:
-    """The cgroup of one worker and of all its sandboxes, one after the other.  Raises OSError where none can be made."""
+    """The cgroup of one worker and all its sandboxes, one after the other.  Raises OSError where none can be made."""
 
     made = 0
 
@@ -831,7 +846,8 @@ class Group:
             try:
                 memory = make(places("memory"), {"memory.limit_in_bytes": GROUP_MEMORY})
                 make(places("pids"), {"pids.max": GROUP_PROCESSES})
-                self.note, self.files = "version 1", [make(places("cpuacct"), {}) + "/cpuacct.usage", memory + "/memory.oom_control"]
+                cpu = make(places("cpuacct"), {})
+                self.note, self.files = "version 1", [cpu + "/cpuacct.usage", memory + "/memory.oom_control"]
             except OSError:
                 self.remove()
                 raise
@@ -860,14 +876,14 @@ class Group:
 
 
 def start_worker(arguments):
-    """Start a worker by arguments of `settle`, in a cgroup where that can be -> Popen, with the Group as `.group`, or None.
-    Raises OSError."""
+    """Start a worker by arguments of `settle`, in a cgroup where that can be -> Popen, with the Group as `.group`, or
+    None.  Raises OSError."""
     import subprocess
     arguments = {name: value for name, value in arguments.items() if name != "note"}
 
     def start(files):
-        return subprocess.Popen(**{**arguments, "args": [*arguments["args"], *files]}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                stderr=subprocess.DEVNULL, bufsize=0)
+        return subprocess.Popen(**{**arguments, "args": [*arguments["args"], *files]}, stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
     try:
         group = Group() if arguments["args"][-2] else None  # not for programs without a sandbox
     except OSError:
@@ -891,15 +907,15 @@ def start_worker(arguments):
 
 
 def settle(allow_unsandboxed=False):
-    """Find a Python and see that sandboxes really start -> arguments for `start_worker`.  Raises UserError where they do not, unless
-    unsandboxed programs are allowed; then a warning is printed."""
+    """Find a Python and see that sandboxes really start -> arguments for `start_worker`.  Raises UserError where they
+    do not, unless unsandboxed programs are allowed; then a warning is printed."""
     import json
     import shutil
     import subprocess
 
-    from tasks import UserError
-    job = {"kind": "tests", "program": "def f(): return 1", "setup": "", "tests": "assert f() == 1", "names": {"f": "f"},
-           "limit": 10}
+    from support.errors import UserError
+    job = {"kind": "tests", "program": "def f(): return 1", "setup": "", "tests": "assert f() == 1",
+           "names": {"f": "f"}, "limit": 10}
     bwrap = shutil.which("bwrap") if sys.platform == "linux" and os.uname().machine in MACHINES else None
     for sandbox in [bwrap] * bool(bwrap) + [""] * allow_unsandboxed:
         for python in (os.path.realpath(sys._base_executable), "/usr/local/bin/python3", "/usr/bin/python3"):
@@ -915,17 +931,21 @@ def settle(allow_unsandboxed=False):
                 worker.group.remove()
             if works:
                 if not sandbox:
-                    print("WARNING: no sandbox: model-written programs run without protection (--allow-unsandboxed-code)", flush=True)
+                    print("WARNING: no sandbox: model-written programs run without protection "
+                          "(--allow-unsandboxed-code)", flush=True)
                 return {**arguments, "note": "bubblewrap, memory, processes and CPU time bounded by " + (
-                    f"cgroups of {worker.group.note}" if worker.group else "limits of each process and by watching the sum: no cgroup can be made here")}
+                    f"cgroups of {worker.group.note}" if worker.group else
+                    "limits of each process and by watching the sum: no cgroup can be made here")}
     reason = "it is not installed"
     if bwrap:
-        trial = {**worker_arguments("", ""), "args": [bwrap, "--unshare-user", "--unshare-net", "--ro-bind", "/", "/", "/bin/true"]}
+        trial = {**worker_arguments("", ""),
+                 "args": [bwrap, "--unshare-user", "--unshare-net", "--ro-bind", "/", "/", "/bin/true"]}
         done = subprocess.run(**trial, capture_output=True, text=True, errors="replace")
-        reason = done.stderr.strip()[-200:].replace("\n", " ") or "no Python >= 3.10 that an unprivileged user may read was found"
-    raise UserError(f"programs run in a sandbox by bubblewrap (0.7 or newer, Linux), which does not work here ({reason}): install "
-                    "it (Debian, Ubuntu: apt install bubblewrap), allow user namespaces, or run programs without any protection "
-                    "with --allow-unsandboxed-code")
+        reason = (done.stderr.strip()[-200:].replace("\n", " ")
+                  or "no Python >= 3.10 that an unprivileged user may read was found")
+    raise UserError(f"programs run in a sandbox by bubblewrap (0.7 or newer, Linux), which does not work here ({reason}"
+                    "): install it (Debian, Ubuntu: apt install bubblewrap), allow user namespaces, or run programs "
+                    "without any protection with --allow-unsandboxed-code")
 
 
 if __name__ == "worker":

@@ -1,0 +1,64 @@
+"""Problems and verifiers. `load_task(name, data)` gives a task with
+
+    .train .valid .test             lists of Problem, disjoint from each other
+    .need(split)                    one of these lists, or a UserError if it is empty
+    .verify(problem, completion)    finite float; in [0, 1] unless the task is `graded`
+    .extract(completion)            final answer = the key that votes are counted by, or None
+    .rewards(problems, completions) verify for many pairs, identical pairs once; `.counts` holds what went wrong
+
+Embedded (no download): `countdown`, `routes`, `program`, `peptide` (graded). From the hub: `gsm8k`, `math`, and
+code: `humaneval`, `mbpp`, `codecontests`, `taco`. Your own problems: `--data FILE.jsonl`.
+Nothing here imports torch: the verifier workers start in a fraction of a second.
+"""
+import re
+
+from support.errors import UserError
+
+from .data import (code_answer, load_codecontests, load_gsm8k, load_humaneval, load_jsonl, load_math, load_mbpp,
+                   load_taco)
+from .embedded import RESIDUES, Countdown, Peptide, Problem, Program, Routes, Task, split_of
+from .mathematics import Math, clean, vote_key
+from .programs import Code, CodeProblem
+
+EMBEDDED = {"countdown": Countdown, "routes": Routes, "program": Program, "peptide": Peptide}
+DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math, "humaneval": load_humaneval, "mbpp": load_mbpp,
+             "codecontests": load_codecontests, "taco": load_taco}
+
+
+def keep_levels(task, levels):
+    """Keep the problems of some levels. This comes after the split, so that no valid problem of one choice of levels is
+    a train problem of another.  Raises UserError."""
+    chosen, known = set(), {p.level for p in task.train + task.valid + task.test if p.level is not None}
+    for part in str(levels).split(","):
+        span = re.fullmatch(r"\s*([0-9]{1,3})\s*-\s*([0-9]{1,3})\s*", part)
+        chosen.update(map(str, range(int(span[1]), int(span[2]) + 1)) if span else [part.strip()])
+    if not known:
+        raise UserError(f"--levels: the problems of task {task.name} have no levels")
+    if not chosen & known:
+        raise UserError(f"--levels {levels} selects nothing: task {task.name} has {', '.join(sorted(known)[:20])}")
+    for split in ("train", "valid", "test"):
+        setattr(task, split, [p for p in getattr(task, split) if p.level in chosen])
+
+
+def load_task(name=None, data=None, levels=None, allow_unsandboxed=False):
+    """The task called `name`, from a local copy of its data set if `data` is given; without a name (or as 'jsonl') the
+    problems of the file `data`. `levels`, like '1-3' or '1,2,5', keeps some of them. Programs run in a sandbox, or
+    where that is not possible only if `allow_unsandboxed`.  Raises UserError."""
+    names = ", ".join([*EMBEDDED, *DATA_SETS])
+    if name in EMBEDDED:
+        if data is not None:
+            raise UserError(f"task {name} generates its problems: leave out --data")
+        task = EMBEDDED[name]()
+    elif name in DATA_SETS:
+        task = DATA_SETS[name](data)
+    elif name not in (None, "jsonl"):
+        raise UserError(f"unknown task {name!r}: choose from {names}, or give --data FILE.jsonl")
+    elif data is None:
+        raise UserError(f"no task: choose from {names}, or give --data FILE.jsonl")
+    else:
+        task = load_jsonl(data)
+    if levels is not None:
+        keep_levels(task, levels)
+    if isinstance(task, Code):
+        task.open(allow_unsandboxed)
+    return task

@@ -1,0 +1,303 @@
+"""What a task is, and the tasks that need no download: countdown, routes, program, peptide."""
+import ast
+import math
+import random
+import re
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+
+from support.errors import UserError
+
+
+@dataclass(frozen=True)
+class Problem:
+    id: str
+    prompt: str
+    answer: str  # what the verifier compares with; stored, because it cannot always be recomputed from the prompt
+    solution: str | None = None  # a gold completion without the end-of-sequence token, for supervised fine-tuning
+    level: str | None = None
+
+
+class Task:
+    """Base of all tasks; the docstring of tasks/__init__.py is the contract."""
+    name = ""
+    graded = False  # True: rewards are real numbers and max@k takes the place of pass@k
+    max_new_tokens = 512  # long enough for the gold solutions
+    base = "tiny"  # the embedded model that the scripts take where no --model is given
+    chat = True  # prompts go through the tokenizer's chat template where the model has one
+
+    def __init__(self):
+        self.train, self.valid, self.test = [], [], []
+        self.counts = Counter()  # e.g. verifier_timeouts, since the start of the process
+
+    def verify(self, problem, completion):
+        raise NotImplementedError
+
+    def extract(self, completion):
+        raise NotImplementedError
+
+    def rewards(self, problems, completions):
+        """Rewards of many (problem, completion) pairs, two lists of one length -> list of float."""
+        memo = {}
+        for problem, completion in zip(problems, completions, strict=True):
+            if (problem.id, completion) not in memo:
+                memo[problem.id, completion] = self.verify(problem, completion)
+        return [memo[p.id, c] for p, c in zip(problems, completions)]
+
+    def target(self, problem, kind="solution"):
+        """Text of a gold completion, or None: the whole solution, or ("answer") as little as states the answer. Here
+        the solution is nothing but the answer, so they coincide."""
+        return problem.solution
+
+    def need(self, split):
+        """The problems of a split that the caller cannot do without.  Raises UserError if there are none."""
+        problems = getattr(self, split)
+        if not problems:
+            raise UserError(f"task {self.name} has no {split} problems: add some to its data, or choose other levels")
+        return problems
+
+
+# Problems are generated, never stored. Whether a problem belongs to train, valid or test is read off a checksum of its
+# key (the sorted numbers and the target; of a program its function), so the splits are disjoint up to the order of the
+# numbers, and make_tiny.py keeps valid and test problems out of the pretraining stream by the same function.
+
+def split_of(key):
+    """'train' (90 %), 'valid' or 'test' (5 % each) for a problem key, by checksum."""
+    return {0: "test", 1: "valid"}.get(zlib.crc32(repr(key).encode()) % 20, "train")
+
+
+class Embedded(Task):
+    """A task whose problems are drawn from `generate(rng) -> (key, prompt, answer, solution, corpus)`: a right
+    completion (None if there is none) and the line that the pretraining corpus has for this prompt."""
+    chat = False
+
+    def __init__(self, sizes=(4000, 400, 400)):
+        super().__init__()
+        for split, size in zip(("train", "valid", "test"), sizes):
+            setattr(self, split, self.problems(split, size))
+
+    def problems(self, split, size, seed=0):
+        """`size` problems of one split, no two with the same key; the same ones for the same seed."""
+        rng, seen, problems = random.Random(f"{self.name} {split} {seed}"), set(), []
+        while len(problems) < size:
+            key, prompt, answer, solution, _ = self.generate(rng)
+            if split_of(key) == split and key not in seen:
+                seen.add(key)
+                problems.append(Problem(f"{self.name}/{split}/{len(problems)}", prompt, answer, solution))
+        return problems
+
+    def stream(self, rng):
+        """Endless (prompt, completion) pairs from the train split: what the tiny base is pretrained on."""
+        while True:
+            key, prompt, _, _, corpus = self.generate(rng)
+            if split_of(key) == "train":
+                yield prompt, corpus
+
+
+# countdown: make the target from all the numbers with + - *, each number once.  'c7,3,2,9:23>' -> '2*7+9' ...
+
+def countdown_terms(text):
+    """Parse digits joined by + - *: '2*7+9-3' -> [(1, (2, 7)), (1, (9,)), (-1, (3,))], sign and sorted factors of each
+    term, the terms sorted; None if the text is anything else. Never evaluates the text."""
+    if not re.fullmatch(r"[1-9]([-+*][1-9])*", text, re.ASCII):
+        return None
+    return sorted((-1 if term[0] == "-" else 1, tuple(sorted(int(d) for d in term.lstrip("+-").split("*"))))
+                  for term in re.findall(r"[-+]?[^-+]+", text))
+
+
+class Countdown(Embedded):
+    """Search-like: many ways to try, few right, so pass@k grows a lot with k. The vote key is the expression up to the
+    order of its terms and factors ('2*7+9' and '9+7*2' are one answer)."""
+    name = "countdown"
+    max_new_tokens = 12
+
+    def generate(self, rng):
+        while True:
+            numbers = [rng.randint(1, 9) for _ in range(rng.randint(3, 5))]
+            solution = str(numbers[0]) + "".join(rng.choice("++-**") + str(d) for d in numbers[1:])
+            target = sum(sign * prod(factors) for sign, factors in countdown_terms(solution))
+            if 1 <= target <= 99:
+                break
+        rng.shuffle(numbers)
+        prompt = f"c{','.join(map(str, numbers))}:{target}>"
+        answer = f"{','.join(map(str, sorted(numbers)))}:{target}"
+        return (tuple(sorted(numbers)), target), prompt, answer, solution, solution
+
+    def verify(self, problem, completion):
+        terms = countdown_terms(completion)
+        if terms is None:
+            return 0.0
+        used = sorted(d for _, factors in terms for d in factors)
+        value = sum(sign * prod(factors) for sign, factors in terms)
+        return float(f"{','.join(map(str, used))}:{value}" == problem.answer)
+
+    def extract(self, completion):
+        terms = countdown_terms(completion)
+        return None if terms is None else "".join("+-"[sign < 0] + "*".join(map(str, f)) for sign, f in terms)
+
+
+# routes: seven labelled sums lead to one number; take one.  'rA3+8B7+4C9+5D2+6E1+1F8+7G4+4>' -> 'B7+4=11'
+
+class Routes(Embedded):
+    """Engineered so that voting pays. The right answer is hidden; each route is sound (its sum is the answer) on its
+    own random share of the problems, and unsound routes disagree with each other. Nothing in a single route shows
+    whether it is sound: the best single route is right on 55 % of the problems, while spreading the samples over the
+    routes is right less often per sample but wins the vote on two thirds. The corpus overuses route A, the worst."""
+    name = "routes"
+    max_new_tokens = 10
+    sound = {"A": .15, "B": .55, "C": .48, "D": .48, "E": .48, "F": .48, "G": .48}
+    corpus = {"A": .4, "B": .1, "C": .1, "D": .1, "E": .1, "F": .1, "G": .1}
+
+    def generate(self, rng):
+        answer = rng.randint(2, 18)
+        wrong = rng.sample([v for v in range(2, 19) if v != answer], len(self.sound))
+        sums, lines = [], {}
+        for (label, share), w in zip(self.sound.items(), wrong):
+            value = answer if rng.random() < share else w
+            first = rng.randint(max(1, value - 9), min(9, value - 1))
+            sums.append(f"{first}+{value - first}")
+            lines[label] = f"{label}{sums[-1]}={value}"
+        prompt = "r" + "".join(line.split("=")[0] for line in lines.values()) + ">"
+        right = [line for line in lines.values() if line.endswith(f"={answer}")]
+        corpus = lines[rng.choices(list(self.corpus), self.corpus.values())[0]]
+        return (tuple(sorted(sums)), answer), prompt, str(answer), rng.choice(right) if right else None, corpus
+
+    def verify(self, problem, completion):
+        return float(self.extract(completion) == problem.answer)
+
+    def extract(self, completion):
+        match = re.fullmatch(r"[A-G][1-9]\+[1-9]=([1-9][0-9]?)", completion, re.ASCII)
+        return match and match[1]
+
+
+# program: write the expression that made the examples.  '0:3,2:13,10:213>' -> '2*x*x+x+3', or 'x*(2*x+1)+3' ...
+
+def polynomial(text):
+    """Coefficients (constant first, no zeros at the end) of an expression in x, integers, + - * and parentheses, or
+    None if the text is anything else or too big: 64 characters, 4 digits, depth 32, degree 8, coefficients of 10^9. The
+    text is parsed and never run; polynomials are equal exactly where the programs agree on every x."""
+    # Not 0x1, which is a number to Python.
+    if len(text) > 64 or not re.fullmatch(r"(?:[-+*()x]|[0-9]{1,4}(?![0-9x]))+", text, re.ASCII):
+        return None
+    try:
+        return expand(ast.parse(text, mode="eval").body, 32)
+    except (SyntaxError, OverflowError):
+        return None
+
+
+def expand(node, depth):
+    """`polynomial` of a node of the syntax tree.  Raises OverflowError if it is too big, SyntaxError for others."""
+    kind = type(node)
+    if depth == 0:
+        raise OverflowError
+    if kind is ast.Constant and type(node.value) is int:
+        return (node.value,) if node.value else ()
+    if kind is ast.Name and node.id == "x":
+        return (0, 1)
+    if kind is ast.UnaryOp and type(node.op) is ast.USub:
+        return tuple(-c for c in expand(node.operand, depth - 1))
+    if kind is not ast.BinOp or type(node.op) not in (ast.Add, ast.Sub, ast.Mult):
+        raise SyntaxError
+    left, right = expand(node.left, depth - 1), expand(node.right, depth - 1)
+    if type(node.op) is ast.Mult:
+        result = [0] * (len(left) + len(right) - 1) if left and right else []
+        for i, a in enumerate(left):
+            for j, b in enumerate(right):
+                result[i + j] += a * b
+    else:
+        sign = 1 if type(node.op) is ast.Add else -1
+        result = [*left, *[0] * (len(right) - len(left))]
+        for j, b in enumerate(right):
+            result[j] += sign * b
+    while result and result[-1] == 0:
+        result.pop()
+    if len(result) > 9 or any(abs(c) > 10 ** 9 for c in result):
+        raise OverflowError
+    return tuple(result)
+
+
+class Program(Embedded):
+    """Code-like: the prompt shows a program's outputs for three inputs, and the answer must also give the hidden
+    outputs for others, which are stored with the problem. The splits are by function, however it is written: no
+    function of valid or test is in the pretraining stream or in train, and within a split no two problems share one.
+    Engineered for a model of this size: the functions are a*x*x + b*x + c with a = 0..4, |b| <= 9 and c = 0..99, and
+    the inputs 0 and 10 are always shown, where digits tell most: the rest is to split f(10) - f(0) into a and b, which
+    the third input, 1 to 5, decides. Straight lines are easy, the others hard. The corpus writes a function in several
+    ways; the vote key is the function."""
+    name = "program"
+    base = "tiny_program"
+    max_new_tokens = 16
+
+    def generate(self, rng):
+        a, b, c = rng.choice((0, 0, 1, 2, 3, 4)), rng.choice([-1, 1]) * rng.randint(1, 9), rng.randint(0, 99)
+        shown = [0, rng.randint(1, 5), 10]
+        hidden = rng.sample([x for x in range(-9, 10) if x not in shown], 4)
+        prompt, answer = (",".join(f"{x}:{(a * x + b) * x + c}" for x in xs) for xs in (shown, hidden))
+
+        def total(*terms):  # the positive ones first: '9-x'
+            text = "".join(f"{n:+d}{power}" for n, power in sorted(terms, key=lambda term: term[0] < 0) if n)
+            return re.sub(r"(?<![0-9])1\*", "", text).removeprefix("+")
+        solution = total((a, "*x*x"), (b, "*x"), (c, ""))
+        if a and rng.random() < 0.5:
+            solution = f"x*({total((a, '*x'), (b, ''))})" + (f"{c:+d}" if c else "")
+        elif not a and b > 1 and c and c % b == 0 and rng.random() < 0.5:
+            solution = f"{b}*({total((1, '*x'), (c // b, ''))})"
+        return (a, b, c), prompt + ">", answer, solution, solution
+
+    def verify(self, problem, completion):
+        coefficients = polynomial(completion)
+        if coefficients is None:
+            return 0.0
+        for example in f"{problem.prompt[:-1]},{problem.answer}".split(","):
+            x, y = map(int, example.split(":"))
+            value = 0
+            for c in reversed(coefficients):
+                value = value * x + c
+            if value != y:
+                return 0.0
+        return 1.0
+
+    def extract(self, completion):
+        coefficients = polynomial(completion)
+        return None if coefficients is None else ",".join(map(str, coefficients)) or "0"
+
+
+# peptide: continue a peptide so that its helix has one greasy side.  '>KLWE' -> 'ALKRIVDLLKEGLR'
+
+RESIDUES = {  # hydropathy: Kyte, Doolittle 1982
+    "A": 1.8, "R": -4.5, "N": -3.5, "D": -3.5, "C": 2.5, "Q": -3.5, "E": -3.5, "G": -0.4, "H": -3.2, "I": 4.5,
+    "L": 3.8, "K": -3.9, "M": 1.9, "F": 2.8, "P": -1.6, "S": -0.8, "T": -0.7, "W": -0.9, "Y": -1.3, "V": 4.2}
+
+
+class Peptide(Embedded):
+    """Synthetic, in the spirit of protein design: a real-valued reward that a better sample always exceeds. The reward
+    is the hydrophobic moment of the first 18 residues, prompt included, were they a helix (100 degrees per residue, 18
+    are 5 turns): |sum_n H_n exp(i n 100 deg)| / 18, from 0 to about 2.8. Residues that are missing count as H = 0; any
+    other letter makes it 0. It says nothing about what a real peptide does. The base (tiny_peptide) knows sequences
+    that are greasy a little more often on one side of the helix, 65 % against 25 %, and random otherwise."""
+    name = "peptide"
+    graded = True
+    base = "tiny_peptide"
+    max_new_tokens = 16
+    length = 18
+
+    def generate(self, rng):
+        greasy = [a for a, h in RESIDUES.items() if h > 0]
+        others = [a for a, h in RESIDUES.items() if h <= 0]
+        chain = "".join(rng.choice(greasy if rng.random() < 0.45 + 0.2 * math.cos(math.radians(100) * n) else others)
+                        for n in range(self.length))
+        return chain[:4], ">" + chain[:4], chain[:4], None, chain[4:]  # with a mark to count residues from
+
+    def verify(self, problem, completion):
+        chain = (problem.answer + "".join(completion.split()))[:self.length]  # models like ProtGPT2 break lines
+        if not all(a in RESIDUES for a in chain):
+            return 0.0
+        x, y = (sum(RESIDUES[a] * turn(math.radians(100) * n) for n, a in enumerate(chain))
+                for turn in (math.cos, math.sin))
+        return math.hypot(x, y) / self.length
+
+    def extract(self, completion):
+        chain = "".join(completion.split())
+        return chain if chain and set(chain) <= set(RESIDUES) else None

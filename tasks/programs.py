@@ -1,0 +1,281 @@
+"""Programs: which part of a completion they are, and whether they pass. They are judged by sandbox.py: tests in a
+process apart from the program, or output compared outside of it."""
+import ast
+import builtins
+import itertools
+import json
+import re
+import warnings
+from contextlib import suppress
+
+from . import sandbox
+from .embedded import Problem, Task
+from .workers import WorkerPool
+
+
+class CodeProblem(Problem):
+    """Its answer is JSON: {"tests", "names", "prefix", "limit"}, or of a program {"inputs", "outputs", "limit"}.
+    tests   source that asserts; names {name in the tests: expression in the program} are what it reaches of the program
+    prefix  the beginning of a program that the prompt is, up to the docstring of the function to write, or nothing"""
+
+
+# Which part of a completion is the program is read off its text. Nothing is run to find out, only short text is parsed,
+# and the rest is one pass, because a completion may be a megabyte of anything.
+
+MAX_SOURCE = 10_000  # characters; no longer text of a model is parsed
+FENCE = re.compile(r"([ \t]*(?:>[ \t]?)?[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)*)(`{3,}|~{3,})"
+                   r"[ \t]*([^\s`]*)[ \t]*(.*)")
+DEFINITION = r"(?:(?:async[ \t]+)?def|class)[ \t]+"
+STATEMENT = re.compile(  # a line that begins like code, as hardly any prose does
+    rf"^[ \t]*(?:{DEFINITION}\w|import[ \t]+\w[\w.]*[ \t]*(?:,|;|#|as\b|$)|from[ \t]+[\w.]+[ \t]+import\b"
+    r"|@\w|return\b|print\("
+    r"|(?:for|while|if|with|try)\b.*:[ \t]*(?:#.*)?$|\w+(?:[ \t]*,[ \t]*\w+)*[ \t]*[-+*/%|&^]?=(?!=))", re.MULTILINE)
+FUNCTION = re.compile(  # or its body
+    rf"^(?:{DEFINITION}(?!test|check\b)\w|(?:[^#\n\"']*[\s:;])?(?:return|yield)\b)", re.MULTILINE)
+READS = re.compile(r"\binput\(|\bopen\(0|\bstdin\b(?! *=)")
+INDENTED = re.compile(r"(?:[ \t]*\n)*(?:  |\t)")  # by one space is how some tokenizers begin
+
+
+def parse(text):
+    """Syntax tree of Python.  Raises SyntaxError, also for a text that is too long or too deep."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes in strings
+            return ast.parse(text if len(text) <= MAX_SOURCE else "(")
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SyntaxError from error
+
+
+def leading(text, head=""):
+    """The first lines of a text, up to where head + text stops being Python; '' if there are none."""
+    lines = text.split("\n")
+    for _ in range(10):
+        try:
+            parse(head + "\n".join(lines))
+            return "\n".join(lines)
+        except SyntaxError as error:
+            del lines[max(0, min((error.lineno or 0) - head.count("\n"), len(lines)) - 1):]
+    return ""
+
+
+def unindent(code):
+    """The code without the indentation of its first line."""
+    margin = re.match(r"(?:[ \t]*\n)*([ \t]*)", code)[1]
+    return re.sub(f"^{margin}", "", code, flags=re.MULTILINE) if margin else code
+
+
+def bodies(code):
+    """Ways to read code as the body of a function: as it is, at another indentation, with the first line stripped."""
+    moved = "\n" + re.sub(r"^(?=[ \t]*\S)", "    ", unindent(code), flags=re.MULTILINE)
+    return (code, moved) if INDENTED.match(code) else (moved, "\n    " + code.lstrip())
+
+
+def blocks_of(text):
+    """(blocks, outside): (language, code) of each block between ``` or ~~~ fences, which may stand in lists and quotes,
+    and the runs of text around them. As in Markdown, a fence ends no block if it is shorter than the one that began it,
+    or four columns deeper. A block also ends where another begins with its language, and where the text does. A
+    completion that begins with code, as that of a base model may, begins inside a block, and a bare fence ends that."""
+    blocks, outside, lines, quoted = [], [], [], False
+    first = re.match(r"(?:\s*\n)?", text).end()
+    fence = "" if STATEMENT.match(text, first) or INDENTED.match(text, first) else None  # None: outside of blocks
+
+    def end(*line):
+        lines.extend(line)
+        if fence:
+            blocks.append((language.lower(), "\n".join(lines)))
+        elif any(map(str.strip, lines)):
+            outside.append("\n".join(lines))
+        lines.clear()
+    for line in text.split("\n"):
+        match = FENCE.fullmatch(line) if "```" in line or "~~~" in line else None
+        if quoted:
+            line = re.sub(r"^[ \t]*>[ \t]?", "", line)
+        if match:
+            before, mark, name, rest = match.groups()
+            depth = len(before.expandtabs())
+            code = re.match(r"(?:async|class|def|from|import|return)\s", rest) is not None  # on the line of its fence
+            if not fence or depth < column + 4:
+                if fence is not None and not name + rest and mark.startswith(fence):
+                    end()
+                    fence, quoted = None, False
+                    continue
+                if (name or not fence) and (code or "`" not in rest):
+                    end()
+                    fence, language, column, quoted = mark, name, depth, ">" in before
+                    if not code:
+                        continue
+                    line = rest
+        if fence and line.endswith(fence) and line.count(fence) == 1 and line.strip() != fence:  # right after the code
+            end(line.removesuffix(fence))
+            fence, quoted = None, False
+        else:
+            lines.append(line)
+    end()
+    return blocks, outside
+
+
+def body_of(text):
+    """The body of a function that a base model writes, and goes on (Chen et al. 2021)."""
+    return re.split(r"\n(?=class|def|#|if|print)", text, maxsplit=1)[0]
+
+
+def unfenced(text, kind, head=""):
+    """The code in a text that may begin and end with prose; '' if none of it is of that kind."""
+    # [PYTHON], Solution, - item: no code
+    text = re.sub(r"^(?:\[\w+\]|[A-Z]\w*|-[ \t].*)[ \t]*$", "", text, flags=re.MULTILINE)
+    starts = re.finditer(r"^(?:  |\t)|" * bool(head) + STATEMENT.pattern, text, re.MULTILINE)
+    for start in [0, *(match.start() for match in itertools.islice(starts, 10))]:
+        rest = text[start:]
+        if head or INDENTED.match(rest):
+            rest = body_of(rest)
+        code = max([leading(body, head) for body in (bodies(rest) if head else [unindent(rest)])],
+                   key=lambda code: code.strip().count("\n"))
+        if kind.search(code):
+            return code
+    return ""
+
+
+def defines(names, *more):
+    """Pattern of a line that defines one of the names; `more` are other such patterns, with {} in place of names."""
+    names = "|".join(map(re.escape, sorted(names))) or "(?!)"
+    patterns = (DEFINITION + r"(?:{})\b", r"(?:{})[ \t]*(?::.*)?=(?!=)", *more)
+    return re.compile("|".join("^" + pattern.replace("{}", names) for pattern in patterns), re.MULTILINE)
+
+
+def with_helpers(code, earlier, names):
+    """The code after those of the earlier blocks that define what it uses and lacks, as in the cells of a notebook."""
+    with suppress(SyntaxError):
+        for block in [code, *reversed(earlier[-20:])]:
+            if block is not code:
+                if not pattern.search(block) or leading(block) != block:
+                    continue
+                code = f"{block}\n\n{code}"
+            used, bound = set(names), set(dir(builtins))
+            for node in ast.walk(parse(code)):
+                if isinstance(node, ast.Name):
+                    (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+                bound.update(str(getattr(node, field, "")).split(".")[0] for field in ("name", "asname", "arg"))
+            pattern = defines(used - bound, r"(?:from|import)[ \t].*\b(?:{})\b")
+    return code
+
+
+def program_of(completion, prefix="", names=()):
+    """The program in a completion. If the tests reach `names` of it, it is the last fenced block that defines one, else
+    text outside of blocks that does, else (after a prefix) the same for the body of a function. Without names it is the
+    last that reads standard input, else has a function, else a statement: usage, samples and output come after. A block
+    in another language counts only if none is in Python or in no language. Where the prompt is the beginning of a
+    function it goes before that: as it is if the completion goes on with the body, at whatever indentation, as a stub
+    with its imports and helpers if the completion has the function itself."""
+    names = {name.split("(")[0] for name in names}
+    blocks, outside = blocks_of(completion.replace("\r\n", "\n"))
+    views = [unindent(code) for _, code in blocks]
+    order = sorted(range(len(blocks)), key=lambda i: (not blocks[i][0] or "py" in blocks[i][0], i))
+    own = defines(names)
+    if blocks:
+        i, code = order[-1], blocks[order[-1]][1]
+    else:
+        i, code = 0, body_of(outside[0]) if prefix and outside else "".join(outside[:1])
+    for kind in (READS, FUNCTION, STATEMENT) if not names else (own, FUNCTION) if prefix else (own,):
+        hits = [i for i in order if kind.search(views[i])]
+        if hits:
+            i, code = hits[-1], blocks[hits[-1]][1]
+            break
+        head = prefix if kind is not own and names else ""
+        texts = [text for text in outside if len(text) <= MAX_SOURCE
+                 and kind.search(re.sub(r"^[ \t]+", "", text, flags=re.MULTILINE))]
+        found = [found for text in texts[:5] + texts[5:][-5:] if (found := unfenced(text, kind, head))]
+        if found:
+            i, code = 0, found[0 if head else -1]  # after the body a base model goes on with something else
+            break
+    whole = unindent(code)
+    if not prefix or own.search(whole):
+        code = with_helpers(whole, views[:i], names)
+        return code if not prefix or code.startswith("from __future__") else f"{prefix}\n    pass\n\n{code}"
+    for body in bodies(code) if code.strip() else ():
+        if leading(prefix + body) == prefix + body:
+            return prefix + body
+    return prefix + code
+
+
+def prefix_of(prompt, name):
+    """The prompt if it is Python up to the docstring of the function `name`, else ''."""
+    try:
+        tree = ast.parse(prompt + "\n    pass\n")
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return ""
+    return prompt if any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body) else ""
+
+
+def squeeze(text):
+    return " ".join(text.split())
+
+
+class Code(Task):
+    """Programs that pass all tests: 1, else 0. The vote key is the program without comments and layout."""
+
+    def __init__(self, name, train, valid, test, max_new_tokens=512):
+        super().__init__()
+        self.name, self.max_new_tokens, self.train, self.valid, self.test = name, max_new_tokens, train, valid, test
+        self.pool, self.memo = None, {}
+
+    def open(self, allow_unsandboxed=False):
+        """See that programs can be run.  Raises UserError if they cannot."""
+        longest = max((json.loads(p.answer)["limit"] for p in self.train + self.valid + self.test), default=0)
+        arguments = sandbox.settle(allow_unsandboxed)
+        self.pool = CodePool(arguments, sandbox.WHOLE(longest) + 3 * sandbox.START_LIMIT)
+        if arguments["args"][-2]:
+            print(f"programs run in a sandbox: {arguments['note']}", flush=True)
+
+    def verify(self, problem, completion):
+        return self.rewards([problem], [completion])[0]
+
+    def rewards(self, problems, completions):
+        """1.0 where the program of the completion passes; each distinct (problem, program) once. What cannot be judged
+        scores 0.0 and is counted: `unsupported` (a test or the program passes objects, functions or iterators, which
+        are no plain data), `verifier_errors`; so are `program_timeouts` (more time, memory or files than allowed, or
+        killed by a signal)."""
+        specs, pairs = {}, []
+        for problem, completion in zip(problems, completions, strict=True):
+            if problem.id not in specs:
+                specs[problem.id] = json.loads(problem.answer)
+            spec = specs[problem.id]
+            pairs.append((problem.id, program_of(completion, spec.get("prefix", ""), spec.get("names", {}).values())))
+        scores = {pair: self.memo.get(pair) for pair in pairs}
+        for pair in scores:
+            if not pair[1].strip():
+                scores[pair] = 0.0
+        jobs = {}
+        for (i, program), score in scores.items():
+            if score is None:
+                spec = specs[i]
+                rest = {"kind": "stdio"} if "inputs" in spec else {
+                    "kind": "tests", "setup": spec["prefix"] and spec["prefix"] + "\n    pass\n"}
+                jobs[i, program] = {**spec, **rest, "program": program}
+        for pair, verdict in zip(jobs, self.pool.judge(list(jobs.values()))):
+            if isinstance(verdict, str):
+                self.counts[{"timeouts": "program_timeouts", "errors": "verifier_errors"}.get(verdict, verdict)] += 1
+            scores[pair] = float(verdict is True)
+        if len(self.memo) > 100_000:
+            self.memo.clear()
+        self.memo.update(scores)
+        return [scores[pair] for pair in pairs]
+
+    def extract(self, completion):
+        code = program_of(completion)
+        if len(code) > MAX_SOURCE:
+            return squeeze(code)
+        for body in bodies(code):  # a body has one key at any indentation
+            with suppress(SyntaxError, RecursionError):
+                return ast.unparse(parse("def body():\n" + body))
+        return None
+
+
+class CodePool(WorkerPool):
+    """Over the workers of sandbox.py. They keep the time themselves; `limit` is for a worker that is stuck."""
+
+    def __init__(self, arguments, limit):
+        super().__init__(limit)
+        self.arguments = arguments
+
+    def launch(self):
+        return sandbox.start_worker(self.arguments)

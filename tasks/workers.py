@@ -1,0 +1,87 @@
+"""Child processes that judge, because what they run may hang, crash or eat the memory, and then they are killed."""
+import json
+import os
+import queue
+import select
+import signal
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+
+class WorkerPool:
+    """`judge` jobs in parallel, at most `limit` seconds each. The children start when they are first needed, by
+    `launch`, which returns a Popen: they answer each line of JSON with one."""
+    start_limit = 60  # seconds for a child to import what it needs, however busy the machine
+
+    def __init__(self, limit=3.0, size=None):
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        self.limit, self.size = limit, size or max(1, min(8, cores))
+        self.children = queue.LifoQueue()  # the idle ones; None stands for one that is to be started
+        for _ in range(self.size):
+            self.children.put(None)
+        weakref.finalize(self, stop_all, self.children)  # when the pool is dropped and at exit
+
+    def judge(self, jobs):
+        """The verdict on each job, or 'timeouts' or 'errors' where there is none. Never raises; may be called from any
+        thread."""
+        if not jobs:
+            return []
+        with ThreadPoolExecutor(self.size) as threads:  # a thread does nothing but wait for its child
+            return list(threads.map(self.judge_one, jobs))
+
+    def judge_one(self, job):
+        child, verdict = self.children.get(), "errors"
+        try:
+            for _ in range(2):  # the death of a child (memory, somebody's kill) need not be this job's fault
+                with suppress(OSError):  # the machine is out of processes or memory
+                    if child is None or child.poll() is not None:
+                        child = self.start(child)
+                    verdict = self.exchange(child, job, self.limit)
+                if verdict != "errors":
+                    break
+            return verdict
+        finally:
+            self.children.put(child)
+
+    def start(self, dead):
+        if dead is not None:
+            stop(dead)
+        child = self.launch()
+        self.exchange(child, None, self.start_limit)  # it answers when its imports are done
+        return child
+
+    @staticmethod
+    def exchange(child, message, limit):
+        """The child's reply to a message. Without one in time the child is stopped: 'timeouts', or 'errors' if it
+        died."""
+        failure = "timeouts"
+        try:
+            child.stdin.write(json.dumps(message).encode() + b"\n")
+            poll = select.poll()
+            poll.register(child.stdout, select.POLLIN)
+            if poll.poll(1000 * limit):
+                return json.loads(child.stdout.readline())  # of a dead child b"", which is no JSON
+        except (OSError, ValueError):
+            failure = "errors"
+        stop(child)
+        return failure
+
+
+def stop(child):
+    """Kill a child and whatever it started, reap it and close its pipes."""
+    if child.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdin.close()
+    child.stdout.close()
+    if getattr(child, "group", None):  # the cgroup of a worker of sandbox.py
+        child.group.remove()
+
+
+def stop_all(children):
+    while not children.empty():
+        child = children.get()
+        if child is not None:
+            stop(child)
