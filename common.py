@@ -423,8 +423,8 @@ def log1mexp(x):
 
 
 def standardise(rewards, pool=None):
-    """(r - mean) / standard deviation of rewards [B, M], 0 where all are equal; by those of a pool [B or 1, R] if one is
-    given, else by each prompt's own."""
+    """(r - mean) / standard deviation of rewards [B, M], 0 where all are equal; by those of a pool [B or 1, R] if one
+    is given, else by each prompt's own."""
     pool = rewards if pool is None else pool
     mean, std = pool.mean(1, keepdim=True), pool.std(1, correction=0, keepdim=True)
     equal = pool.amax(1, keepdim=True) - pool.amin(1, keepdim=True) < 1e-6  # rounding would pass for a deviation

@@ -185,8 +185,8 @@ def end_of_step(run, line, shown):
         show(run, {f"validation, step {step}": line["valid"]})
     run.log("metrics.jsonl", **line)
     if step == 1 and run.budget > 1 and line.get("w_mean") and line["w_even"] > 0.95:
-        print("note: the weights are all alike, so they do nothing and this is the objective without them: shorter targets, "
-              "a smaller --n, or --probability success where there is one, tell prompts apart", flush=True)
+        print("note: the weights are all alike, so they do nothing and this is the objective without them: shorter "
+              "targets, a smaller --n, or --probability success where there is one, tell prompts apart", flush=True)
     if step == 1 or step % 25 == 0 or last:
         for example in shown:
             run.log("samples.jsonl", step=step, **example)
@@ -207,8 +207,8 @@ def end_of_step(run, line, shown):
 def print_line(line, steps, seconds):
     """The step line: the keys of metrics.jsonl, rounded, and the time left at `seconds` per step."""
     left = seconds * (steps - line["step"])
-    hidden = ("step", "seconds", "samples_per_s", "grad_norm")  # in metrics.jsonl only, as is what is no number
-    shown = {k: v for k, v in line.items() if k not in hidden and isinstance(v, (int, float))}
+    hidden = ("step", "seconds", "samples_per_s", "grad_norm", "_min", "_small")  # in metrics.jsonl only
+    shown = {k: v for k, v in line.items() if not k.endswith(hidden) and isinstance(v, (int, float))}
     text = "  ".join(f"{k} {v:,.0f}" if abs(v) >= 100 else f"{k} {v:.3g}" for k, v in shown.items())
     print(f"step {line['step']}/{steps}  {text}  eta {left:.0f} s", flush=True)
 

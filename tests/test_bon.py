@@ -666,7 +666,8 @@ def test_what_reaches_the_optimiser(script, flags, verifier, tmp_path, monkeypat
     if learned:  # in one call: a sample that equals the gold completion ties with it exactly
         pairs = [(p.prompt, text) for p, ts in zip(problems, texts)
                  for text in ([p.solution] * (script == "bon_sft") + ts)]
-        s = torch.tensor(verifiers.verify_scores(verifiers.load_verifier(verifier), *map(list, zip(*pairs)))).view(B, -1)
+        found = verifiers.verify_scores(verifiers.load_verifier(verifier), *map(list, zip(*pairs)))
+        s = torch.tensor(found).view(B, -1)
         gold_scores, s = (s[:, 0], s[:, 1:]) if script == "bon_sft" else (None, s)
     if script == "bon_rl":
         logp = seen["drawn"].logps.sum(-1)

@@ -268,7 +268,8 @@ def test_fast_path_equals_plain(folder_of, kind, monkeypatch):
 def test_the_fast_path_is_not_lost(folder_of, kind):
     """Architectures that have had it: a change of a library that takes it from one of them is seen here."""
     policy = common.load_policy(folder_of(kind), bits=32)
-    assert policy.fast and policy.note.endswith("fast (adapter folded into the weights, samples of a prompt share a row)")
+    assert policy.fast
+    assert policy.note.endswith("fast (adapter folded into the weights, samples of a prompt share a row)")
 
 
 @pytest.mark.parametrize("kind,why", [("bloom", "takes no 4-D mask"), ("mpt", "gives other log-probabilities")])
@@ -652,10 +653,12 @@ def test_estimators_are_fast(n, limit):
 def test_means_and_spreads():
     """The standard error is that of a sample (n - 1); the spread of weights by hand."""
     values = [0.25, 1.0, 0.0, 0.5]
-    assert evaluate.mean_se(values) == {"mean": pytest.approx(0.4375), "se": pytest.approx(statistics.stdev(values) / 2)}
+    error = statistics.stdev(values) / 2
+    assert evaluate.mean_se(values) == {"mean": pytest.approx(0.4375), "se": pytest.approx(error)}
     assert math.isnan(evaluate.mean_se([1.0])["se"])
     found = weight_stats(torch.tensor([[0.0, 1.0, 1.04], [0.96, 0.5, 2.5]]), "w")
-    assert found == pytest.approx({"w_mean": 1.0, "w_min": 0.0, "w_median": 0.96, "w_max": 2.5, "w_even": 0.5, "w_small": 1 / 6})
+    assert found == pytest.approx({"w_mean": 1.0, "w_min": 0.0, "w_median": 0.96, "w_max": 2.5, "w_even": 0.5,
+                                   "w_small": 1 / 6})
 
 
 

@@ -217,7 +217,7 @@ def test_copying_out_the_whole(script, tmp_path):
             shutil.copy(os.path.join(ROOT, name), tmp_path / name)
     task = ["--task", "countdown"]
     done = subprocess.run([sys.executable, f"{script}.py", *map(str, [*SMALL, *task]), "--out", "r",
-                           "--k" if script == "ppo_passk" else "--n", "4"], cwd=tmp_path, capture_output=True, text=True,
-                          env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
+                           "--k" if script == "ppo_passk" else "--n", "4"], cwd=tmp_path, capture_output=True,
+                          text=True, env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert os.path.exists(tmp_path / "r" / "result.json")
