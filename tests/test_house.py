@@ -221,3 +221,19 @@ def test_copying_out_the_whole(script, tmp_path):
                           text=True, env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert os.path.exists(tmp_path / "r" / "result.json")
+
+
+def test_requirements():
+    """Whatever is imported is listed, or comes with what is listed; TRL is for a comparison that asks for it."""
+    modules = set()
+    for path in files(".py"):
+        for node in ast.walk(ast.parse(source(path))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                modules.add(node.module.split(".")[0])
+    own = {os.path.basename(path)[:-3] for path in files(".py")} | {"support", "tasks"}
+    listed = {line.split("==")[0].replace("-", "_") for line in source("requirements.txt").split()}
+    with_them = {"safetensors", "tokenizers", "accelerate", "sympy", "latex2sympy2_extended"}
+    assert modules - own - listed - with_them - sys.stdlib_module_names <= {"trl"}
+    assert {"numpy", "mpmath"} <= listed & modules

@@ -408,7 +408,7 @@ def test_own_code_names_the_broken_line(row, match, write):
 def test_evaluate_humaneval_end_to_end(humaneval, tmp_path):
     """On a local model directory. The embedded model cannot write Python; what it writes is judged all the same."""
     model = tmp_path / "model"
-    shutil.copytree(os.path.join(common.HERE, "tiny"), model)
+    shutil.copytree(os.path.join(ROOT, "tiny"), model)
     code, out, err = run(evaluate.main, "--task", "humaneval", "--data", humaneval, model, "--samples", 4, "--k", "1,4",
                          "--max-new-tokens", 8, "--out", tmp_path / "e")
     assert code == 0 and "pass@4" in out and not err, err
@@ -461,5 +461,5 @@ def test_bench_of_the_sandbox():
 def test_loading_code_is_light():
     done = subprocess.run([sys.executable, "-c", "import tasks, sys; "
                            "print([m for m in ('torch', 'datasets', 'ctypes', 'numpy') if m in sys.modules])"],
-                          cwd=common.HERE, capture_output=True, text=True, check=True)
+                          cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
