@@ -205,22 +205,24 @@ def test_copying_out_the_weight_and_the_loss():
                 assert torch.equal(torch.as_tensor(a), torch.as_tensor(b)), (script, call)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_copying_out_the_whole(script, tmp_path):
-    """A script runs with the files that the README lists beside it, and nothing else of this project."""
+def test_copying_out_the_whole(tmp_path):
+    """The scripts run with the files that the README lists beside them, and nothing else of this project. (That none
+    needs another one is in test_copies_are_identical.)"""
     section = readme().split("## Copying out")[1].split("\n## ")[0]
     listed = re.search(r"The whole algorithm is the script with (.*?) beside it", section, re.DOTALL)[1]
-    for name in [f"{script}.py", *re.findall(r"`([\w./]+)`", listed)]:
+    for name in [*(f"{script}.py" for script in SCRIPTS), *re.findall(r"`([\w./]+)`", listed)]:
         if name.endswith("/"):
             shutil.copytree(os.path.join(ROOT, name), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(os.path.join(ROOT, name), tmp_path / name)
-    task = ["--task", "countdown"]
-    done = subprocess.run([sys.executable, f"{script}.py", *map(str, [*SMALL, *task]), "--out", "r",
-                           "--k" if script == "ppo_passk" else "--n", "4"], cwd=tmp_path, capture_output=True,
+    flags = [*map(str, SMALL), "--task", "countdown"]
+    program = "import importlib, json, sys\nfor script, flags in json.loads(sys.argv[1]):\n" \
+              "    importlib.import_module(script).main(flags)"
+    runs = [[script, [*flags, "--k" if script == "ppo_passk" else "--n", "4", "--out", script]] for script in SCRIPTS]
+    done = subprocess.run([sys.executable, "-c", program, json.dumps(runs)], cwd=tmp_path, capture_output=True,
                           text=True, env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
     assert done.returncode == 0 and not done.stderr, done.stderr
-    assert os.path.exists(tmp_path / "r" / "result.json")
+    assert all(os.path.exists(tmp_path / script / "result.json") for script in SCRIPTS)
 
 
 def test_requirements():

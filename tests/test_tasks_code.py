@@ -7,10 +7,10 @@ import sys
 import time
 
 import pytest
+from conftest import ROOT
 from test_scripts import run
 
 import bench
-import common
 import evaluate
 import ppo_passk
 import tasks
@@ -408,7 +408,7 @@ def test_own_code_names_the_broken_line(row, match, write):
 def test_evaluate_humaneval_end_to_end(humaneval, tmp_path):
     """On a local model directory. The embedded model cannot write Python; what it writes is judged all the same."""
     model = tmp_path / "model"
-    shutil.copytree(os.path.join(ROOT, "tiny"), model)
+    shutil.copytree(os.path.join(ROOT, "models", "tiny"), model)
     code, out, err = run(evaluate.main, "--task", "humaneval", "--data", humaneval, model, "--samples", 4, "--k", "1,4",
                          "--max-new-tokens", 8, "--out", tmp_path / "e")
     assert code == 0 and "pass@4" in out and not err, err
