@@ -27,6 +27,15 @@ from support.folder import Run
 from support.run import batch_of
 from test_scripts import command, read_lines, run, same_run
 
+
+@pytest.fixture(autouse=True, scope="module")
+def no_picture():
+    """curves.png takes a third of the time of so short a run; that of every mode is drawn in test_house.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("support.run.plot_run", lambda folder: open(os.path.join(folder, "curves.png"), "w").close())
+        yield
+
+
 # A tabular policy over V completions is softmax(theta). Each completion has a score and a reward.
 CASES = [("three", [0.1, 0.7, 0.4], [0.0, 1.0, 0.0]),
          ("tied scores", [0.5, 0.5, -1.0], [1.0, 0.0, 1.0]),

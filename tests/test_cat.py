@@ -29,6 +29,15 @@ from support.folder import Run
 from support.run import batch_of
 from test_scripts import command, read_lines, run, same_run
 
+
+@pytest.fixture(autouse=True, scope="module")
+def no_picture():
+    """curves.png takes a third of the time of so short a run; that of every mode is drawn in test_house.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("support.run.plot_run", lambda folder: open(os.path.join(folder, "curves.png"), "w").close())
+        yield
+
+
 mpmath.mp.dps = 60
 LOGPS = [-1e4, -3000.0, -300.0, -104.0, -88.0, -60.5, -59.5, -40.0, -20.0, -16.5, -9.0, -3.0, -1.0, -0.7, -0.69, -0.2,
          -0.01, -1e-4, -1e-6, -1e-8]
