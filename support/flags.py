@@ -115,8 +115,7 @@ def cli(main):
         except KeyboardInterrupt:
             raise SystemExit(130) from None
         finally:
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
+            processes.leave()
         who = f"process {processes.RANK}: " if processes.RANK else ""
         print(f"{os.path.basename(sys.argv[0])}: error: {who}{message}", file=sys.stderr)
         raise SystemExit(2)

@@ -5,6 +5,7 @@ processes put the shares together. The first one writes the run folder, and only
 """
 import os
 import sys
+import time
 from collections import Counter
 from contextlib import contextmanager
 
@@ -24,6 +25,15 @@ def init_processes():
             torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         if RANK:
             sys.stdout = open(os.devnull, "w")
+
+
+def leave():
+    """Leave the other processes, if there are any."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        # Threads of gloo outlive the group and may still be dropping the tensors of the last sum. One that does so when
+        # the interpreter has begun to end aborts the process, so let them have their turn.
+        time.sleep(0.5)
 
 
 @contextmanager

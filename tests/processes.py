@@ -13,3 +13,4 @@ processes.init_processes()
 for script, argv in json.loads(sys.argv[1]):
     # the command line's wrapper would leave the group after each
     importlib.import_module(script).main.__wrapped__(argv)
+processes.leave()
