@@ -43,7 +43,7 @@ class Policy:
     start: str | None = None  # peft name of the frozen starting adapter, the KL reference
     reference_kind: str = "start"
     accepts: frozenset = frozenset()  # argument names of the model's forward
-    fast: list | None = None  # what support/fast.py needs; None: the plain `sample` and `score` below
+    fast: object = None  # support/fast.py, Fast: which fast paths it takes; None: `sample` and `score` as below
 
     @property
     def lm(self):
@@ -227,6 +227,26 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
     return Samples(tokens[..., :longest], logps[..., :longest], lengths, entropies[..., :longest])
 
 
+def draw(p, u):
+    """Inverse transform: the first token whose cumulative probability exceeds u, in float64, which keeps the far tail
+    exact.  p [..., V] float32, u [..., 1] float64 -> [..., 1].  Of a large vocabulary blocks are summed first, then the
+    tokens of one: the probabilities are the same to a relative 1e-7, and no float64 copy of p is made."""
+    if p.shape[-1] <= 4096:
+        cdf = p.cumsum(-1, dtype=torch.float64)
+        return torch.searchsorted(cdf, u * cdf[..., -1:], right=True).clamp_max_(cdf.shape[-1] - 1)
+    size = 256 if p.shape[-1] % 256 == 0 else 128
+    if p.shape[-1] % size:
+        p = F.pad(p, (0, -p.shape[-1] % size))
+    blocks = p.unflatten(-1, (-1, size))  # [..., V / size, size]
+    total = F.pad(blocks.sum(-1).double().cumsum(-1), (1, 0))  # [..., 1 + V / size]: before each block, and in all
+    u = u * total[..., -1:]
+    block = torch.searchsorted(total[..., 1:].contiguous(), u, right=True).clamp_max_(blocks.shape[-2] - 1)
+    below, upto = total.gather(-1, block), total.gather(-1, block + 1)
+    cdf = blocks.gather(-2, block[..., None].expand(*block.shape, size))[..., 0, :].cumsum(-1, dtype=torch.float64)
+    inside = torch.searchsorted(cdf, (u - below) / (upto - below) * cdf[..., -1:], right=True).clamp_max_(size - 1)
+    return block * size + inside
+
+
 def decode(policy, prompts, u, temperature):
     """The sampling loop: one completion of each of P prompts for each of k rows of uniforms u [P, k, T].
     Returns tokens, logps, entropies [P, k, T] and lengths [P, k], as in Samples."""
@@ -240,6 +260,7 @@ def decode(policy, prompts, u, temperature):
                         "a decoder with attention in every layer")
     if k > 1:
         cache.batch_repeat_interleave(k)  # ... and its keys and values shared out to its samples
+    fast.make_room(cache)
     logits = out.logits[:, -1].repeat_interleave(k, 0)  # [R, V], R = P k
     position = position[:, -1:].repeat_interleave(k, 0)  # [R, 1]
     L, mask = mask.shape[1], F.pad(mask, (0, T), value=1).repeat_interleave(k, 0)  # [R, L + T]
@@ -250,10 +271,8 @@ def decode(policy, prompts, u, temperature):
     every = 1 if policy.device.type == "cpu" else 8  # asking a GPU whether rows have ended makes it wait
     for t in range(T):
         logp = torch.log_softmax(logits.float() / temperature, -1)  # [R, V]
-        # Inverse transform: the first token whose cumulative probability exceeds u. float64 keeps the far tail exact.
         p = logp.exp()
-        cdf = p.cumsum(-1, dtype=torch.float64)
-        token = torch.searchsorted(cdf, u[:, t:t + 1] * cdf[:, -1:], right=True).clamp_max_(cdf.shape[-1] - 1)  # [R, 1]
+        token = draw(p, u[:, t:t + 1])  # [R, 1]
         tokens[rows, t] = token[:, 0]
         logps[rows, t] = logp.gather(-1, token)[:, 0].masked_fill(done, 0.0)
         entropies[rows, t] = torch.special.entr(p).sum(-1).masked_fill(done, 0.0)
@@ -284,8 +303,8 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits
     Backward through one micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
     """
     max_tokens = max_tokens or load.micro_batch(policy.lm)
-    if policy.fast and not logits:
-        yield from fast.score(policy, prompts, completions, temperature, max_tokens)
+    if policy.fast and fast.pays(policy, prompts, completions, logits):
+        yield from fast.score(policy, prompts, completions, temperature, max_tokens, logits)
         return
     order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
     while order:  # from the longest down

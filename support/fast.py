@@ -1,13 +1,18 @@
 """The fast paths of common.sample and common.score: the same draws and log-probabilities, where that is cheaper.
 
-Two ideas. The adapter is folded into a copy of the weights, so that a linear layer is one product instead of three. And
-completions of one prompt share a row under a 4-D mask, so that the prompt's keys are stored and read once for all of
-them. On a float32 model of 0.2 M parameters, whose cost is calls and not arithmetic, sampling is 1.7 times as fast, the
-update 2.4 times. `choose` says whether a model gets them; tests compare both with the plain versions.
+Three ideas. Completions of one prompt share its keys and values, computed once, with gradient, and handed out to them
+(`score_shared`). The adapter is folded into a copy of the weights, so that a linear layer is one product instead of
+three (`folded`). And completions of one prompt share a row under a 4-D mask, so that its keys are stored and read once
+for all of them (`decode_packed`, `score_packs`). A model of 0.2 M parameters, whose cost is calls and not arithmetic,
+gets the last two: sampling is 1.7 times as fast, the update 2.4 times. A real one gets the first, which needs no mask,
+and where it is float32 the second, for sampling only: in the update the gradient of the copy would cost more than the
+small products. `choose` says what a model gets, and why; tests compare all of it with the plain versions.
 """
+import functools
 import math
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,34 +23,58 @@ from support import load
 PACK = 128  # most completion tokens in a row: beyond that, looking past each other costs more than the prompt saves
 
 
-def choose(policy):
-    """Whether the fast paths pay for this model and are right -> (its LoRA layers or None, the reason in words).
+@dataclass
+class Fast:
+    """What a model gets."""
+    layers: list  # LoRA layers that are folded: (parent module, attribute name, layer)
+    packs: bool  # several completions to a row, the adapter folded in the update too; False: shared keys and values
 
-    They pay by cost: a copy of every weight, and its gradient in the update, must be small beside the calls saved,
-    which is so below 5 M parameters on a CPU; and weights that are not float32 would lose small deltas. They are right
+
+def choose(policy):
+    """Which fast paths pay for this model and are right -> (Fast or None, the choice and its reason in words).
+
+    By cost: packed rows and a copy of every weight, with its gradient, must be small beside the calls saved, which is
+    so below 5 M parameters on a CPU; weights that are not float32 would lose small deltas when folded. They are right
     if the model gives the log-probabilities of two samples of a short prompt in either way: tried, whatever its name.
     """
     from transformers.pytorch_utils import Conv1D
     lm, layers = policy.lm, lora_layers(policy)
-    if policy.device.type != "cpu" or lm.num_parameters() >= 5e6:
-        return None, "plain (the fast path pays on a CPU below 5 M parameters)"
-    if any(type(layer.base_layer) not in (torch.nn.Linear, Conv1D) or layer.base_layer.weight.dtype != torch.float32
-           for _, _, layer in layers):
-        return None, "plain (the fast path needs linear layers in float32)"
-    if any(c.peft_type != "LORA" or c.use_dora or c.lora_bias for c in policy.model.peft_config.values()):
-        return None, "plain (the adapter is more than W + s B A)"
+    weights = sum(layer.base_layer.weight.numel() for _, _, layer in layers)
+    cannot = None  # why the adapter is not folded
+    if policy.device.type != "cpu" or any(type(layer.base_layer) not in (torch.nn.Linear, Conv1D)
+                                          or layer.base_layer.weight.dtype != torch.float32 for _, _, layer in layers):
+        cannot = "that needs linear layers in float32 on a CPU"
+    elif any(c.peft_type != "LORA" or c.use_dora or c.lora_bias for c in policy.model.peft_config.values()):
+        cannot = "the adapter is more than W + s B A"
+    elif 4 * weights > load.free_memory(policy.device) / 4:
+        cannot = "the copy would take more than a quarter of the memory"
     V = lm.config.get_text_config().vocab_size
     x, y = [[1 % V, 2 % V]] * 2, [[3 % V, 4 % V, 5 % V], [5 % V, 3 % V]]
-    with torch.no_grad(), warnings.catch_warnings(), folded(layers):
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (_, apart, _), = score_packs(policy, x, y, [[0], [1]], 1.0, 2048)
-        try:
-            (_, packed, _), = score_packs(policy, x, y, [[0, 1]], 1.0, 2048)
-        except (ValueError, RuntimeError) as error:  # what models raise whose mask has another shape (alibi)
-            return None, f"plain ({type(lm).__name__} takes no 4-D mask: {load.first_line(error)})"
-    if not torch.allclose(apart, packed, atol=1e-4):
-        return None, f"plain (under a 4-D mask {type(lm).__name__} gives other log-probabilities)"
-    return layers, "fast (adapter folded into the weights, samples of a prompt share a row)"
+
+        def same(way, *args):
+            """None, or why this way of scoring cannot be taken."""
+            try:
+                (_, found, _), = way(policy, x, y, *args)
+            except (ValueError, RuntimeError) as error:  # what models raise whose mask has another shape (alibi)
+                return load.first_line(error)
+            # one order in both, the longest completion first; in less than float32 any order of sums is another number
+            exact = apart.dtype == lm.dtype == torch.float32 and not getattr(lm, "is_quantized", False)
+            return None if torch.allclose(apart, found, atol=1e-4 if exact else 0.2) else "other log-probabilities"
+        small = lm.num_parameters() < 5e6
+        if small and not cannot:
+            with folded(layers):
+                mask = same(score_packs, [[0, 1]], 1.0, 2048)
+            if not mask:
+                return Fast(layers, True), "fast (adapter folded into the weights, samples of a prompt share a row)"
+            cannot = f"{type(lm).__name__} under a 4-D mask: {mask}"
+        wrong = same(score_shared, 1.0, 2048)
+    if wrong:
+        return None, f"plain ({type(lm).__name__} from a prompt's keys and values on: {wrong})"
+    return Fast([] if cannot else layers, False), "samples of a prompt share its keys and values, adapter " + (
+        f"not folded into the weights ({cannot})" if cannot else "folded into the weights in rollouts")
 
 
 def lora_layers(policy):
@@ -95,10 +124,42 @@ def window(policy):
 def decode(policy, prompts, u, temperature):
     """common.decode with the adapter folded, and several samples to a row where the model's window holds them all."""
     (_, k, T), L = u.shape, max(map(len, prompts))
-    g = max(g for g in range(1, k + 1) if k % g == 0 and (g == 1 or g * T <= PACK and L + g * T <= window(policy)))
-    with folded(policy.fast):
+    g = max(g for g in range(1, k + 1)
+            if k % g == 0 and (g == 1 or policy.fast.packs and g * T <= PACK and L + g * T <= window(policy)))
+    with folded(policy.fast.layers):
         return (common.decode if g == 1 else decode_packed)(policy, prompts, u.unflatten(1, (-1, g)) if g > 1 else u,
                                                             temperature)
+
+
+@functools.cache
+def roomy():
+    """A layer of transformers' cache that grows by 32 tokens at a time, in place: the default copies all keys and
+    values for every token."""
+    from transformers.cache_utils import DynamicLayer
+
+    class Roomy(DynamicLayer):
+        def update(self, keys, values, *args, **kwargs):
+            self.keys, self.values = (self.longer(*pair) for pair in ((self.keys, keys), (self.values, values)))
+            return self.keys, self.values
+
+        @staticmethod
+        def longer(old, new):
+            (R, H, n, D), m = old.shape, old.shape[2] + new.shape[2]
+            if old.stride() != (H * old.stride(1), old.stride(1), D, 1) or old.stride(1) < m * D:  # no room behind it
+                old, short = old.new_empty(R, H, m + 32, D)[:, :, :n], old
+                old.copy_(short)
+            whole = old.as_strided((R, H, m, D), old.stride())
+            whole[:, :, n:] = new
+            return whole
+    return DynamicLayer, Roomy
+
+
+def make_room(cache):
+    """Let the layers of a cache grow in place, those that only append; not where a gradient is wanted."""
+    plain, Roomy = roomy()
+    for layer in getattr(cache, "layers", ()):
+        if type(layer) is plain and layer.get_seq_length():
+            layer.__class__ = Roomy
 
 
 def decode_packed(policy, prompts, u, temperature):
@@ -124,8 +185,7 @@ def decode_packed(policy, prompts, u, temperature):
     for t in range(T):
         logp = torch.log_softmax(logits.float() / temperature, -1)  # [R, g, V]
         p = logp.exp()
-        cdf = p.cumsum(-1, dtype=torch.float64)
-        token = torch.searchsorted(cdf, u[..., t:t + 1] * cdf[..., -1:], right=True).clamp_max_(cdf.shape[-1] - 1)
+        token = common.draw(p, u[..., t:t + 1])
         logps[rows, :, t] = logp.gather(-1, token)[..., 0].masked_fill(done, 0.0)
         entropies[rows, :, t] = torch.special.entr(p).sum(-1).masked_fill(done, 0.0)
         token = token[..., 0]  # [R, g]
@@ -144,8 +204,20 @@ def decode_packed(policy, prompts, u, temperature):
     return (*(x.view(P, repeat * g, T) for x in (tokens, logps, entropies)), lengths.view(P, repeat * g))
 
 
-def score(policy, prompts, completions, temperature, max_tokens):
-    """common.score with the adapter folded, completions of one prompt in one row."""
+def pays(policy, prompts, completions, logits):
+    """Whether scoring these completions in the fast way is cheaper: by tokens, where keys and values are shared."""
+    if policy.fast.packs:
+        return not logits
+    ys = sum(map(len, completions))
+    apart, shared = sum(map(len, prompts)) + ys, sum(map(len, set(map(tuple, prompts)))) + ys
+    return apart > 1.25 * shared  # what two forward passes for one, and wider attention, were measured to cost
+
+
+def score(policy, prompts, completions, temperature, max_tokens, logits=False):
+    """common.score in the fast way."""
+    if not policy.fast.packs:
+        yield from score_shared(policy, prompts, completions, temperature, max_tokens, logits)
+        return
     packs, same = [], {}
     apart = max(map(len, prompts), default=0) + max(map(len, completions), default=0) > window(policy)
     for i in sorted(range(len(prompts)), key=lambda i: len(completions[i])):
@@ -157,11 +229,54 @@ def score(policy, prompts, completions, temperature, max_tokens):
             del rows[-g:]
     batches = score_packs(policy, prompts, completions, packs, temperature, max_tokens)
     while True:
-        with folded(policy.fast):  # anew for each micro-batch: its backward frees the graph that leads to the adapter
+        # anew for each micro-batch: its backward frees the graph that leads to the adapter
+        with folded(policy.fast.layers):
             batch = next(batches, None)
         if batch is None:
             return
         yield batch
+
+
+def score_shared(policy, prompts, completions, temperature, max_tokens, logits=False):
+    """common.score with each prompt of a micro-batch computed once: its keys and values, through which the gradient
+    flows, are handed out to its completions."""
+    same = {}
+    for i in sorted(range(len(prompts)), key=lambda i: -len(completions[i])):
+        same.setdefault(tuple(prompts[i]), []).append(i)
+    units = []  # completions of one prompt, the longest first, no more than a micro-batch holds
+    for x, rows in same.items():
+        g = max(1, (max_tokens - len(x)) // max(1, len(completions[rows[0]])))
+        units += [rows[i:i + g] for i in range(0, len(rows), g)]
+    units.sort(key=lambda rows: (len(completions[rows[0]]), len(prompts[rows[0]])))
+    while units:
+        some, r, L, T = [], 0, 0, 0
+        while units:  # from the longest down
+            rows = units[-1]
+            wider = max(L, len(prompts[rows[0]])), max(T, len(completions[rows[0]]))
+            if some and (len(some) + 1) * wider[0] + (r + len(rows)) * wider[1] > max_tokens:
+                break
+            (L, T), r = wider, r + len(rows)
+            some.append(units.pop())
+        owner = torch.tensor([p for p, rows in enumerate(some) for _ in rows], device=policy.device)  # [r]
+        index = [i for rows in some for i in rows]
+        own = torch.arange(T) < torch.tensor([len(completions[i]) for i in index])[:, None]  # [r, T]
+        tokens = torch.tensor([completions[i] + [0] * (T - len(completions[i])) for i in index], dtype=torch.long)
+        tokens, own = tokens.to(policy.device), own.to(policy.device)
+        ids, mask = common.left_pad([prompts[rows[0]] for rows in some], policy.device)  # [p, L]
+        position = common.positions_of(mask)
+        out = policy.forward(ids, mask, position, 1, use_cache=True)
+        scaled = out.logits[:, -1:][owner]  # [r, 1, V]: what the first token is drawn from
+        if T > 1:
+            cache = out.past_key_values
+            cache.batch_select_indices(owner)
+            mask = torch.cat([mask[owner], own[:, :-1].long()], 1)  # [r, L + T - 1]
+            position = position[owner, -1:] + torch.arange(1, T, device=policy.device)
+            out = policy.forward(tokens[:, :-1], mask, position, T - 1, past_key_values=cache, use_cache=True)
+            scaled = torch.cat([scaled, out.logits[:, 1 - T:]], 1)
+        scaled = scaled[:, :T].float() / temperature  # [r, T, V]
+        logps = None if logits else -F.cross_entropy(
+            scaled.flatten(0, 1), tokens.flatten(), reduction="none").view_as(own).masked_fill(~own, 0.0)
+        yield torch.tensor(index), scaled if logits else logps, own.float()
 
 
 def score_packs(policy, prompts, completions, packs, temperature, max_tokens):

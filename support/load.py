@@ -79,30 +79,32 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
 
 
 def free_memory(device):
-    """Bytes that a GPU has free, the unused part of torch's own cache included."""
+    """Bytes of memory that are free: of a GPU with the unused part of torch's own cache, of the system on a CPU."""
+    if device.type != "cuda":
+        import psutil
+        return psutil.virtual_memory().available
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def most_rows(lm, tokens):
-    """Rows of so many tokens that the sampler decodes at once: on a GPU those whose keys, values and logits half the
-    free memory holds; on a CPU 1024, less for a large vocabulary."""
-    c = lm.config.get_text_config()
-    if lm.device.type != "cuda":
-        return max(1, min(1024, 2 ** 26 // c.vocab_size))
+    """Rows of so many tokens that the sampler decodes at once: those whose keys, values and logits half the free memory
+    of a GPU holds; on a CPU 2 GB of it, at most 1024."""
+    c, gpu = lm.config.get_text_config(), lm.device.type == "cuda"
     heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
     width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    # bytes of keys and values in 16 bits, and of one row of logits, probabilities and their float64 sums
-    row = 4 * c.num_hidden_layers * heads * width * tokens + 24 * c.vocab_size
-    return max(1, free_memory(lm.device) // 2 // row)
+    # bytes of keys and values, and of one row of logits, log-probabilities, probabilities, their products
+    row = 2 * lm.dtype.itemsize * c.num_hidden_layers * heads * width * tokens + 20 * c.vocab_size
+    return max(1, free_memory(lm.device) // 2 // row if gpu else min(1024, 2 ** 31 // row))
 
 
 def micro_batch(lm):
-    """Tokens of one micro-batch of the update: 2048 on a CPU, 8192 on a GPU, less for a large model."""
+    """Tokens of one micro-batch of the update: 2048 on a CPU, 8192 on a GPU; less for a large model, as many as 2 GB of
+    a CPU's memory or half of a GPU's hold."""
     c, gpu = lm.config.get_text_config(), lm.device.type == "cuda"
     # Bytes that autograd keeps per token: activations of each layer (LoRA inputs in float32), logits in two precisions.
     token = 100 * c.num_hidden_layers * c.hidden_size + 24 * c.vocab_size
-    return max(256, min(8192 if gpu else 2048, (free_memory(lm.device) // 2 if gpu else 2 ** 32) // token))
+    return max(256, min(8192 if gpu else 2048, (free_memory(lm.device) // 2 if gpu else 2 ** 31) // token))
 
 
 def peak_memory(device):
