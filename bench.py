@@ -2,6 +2,7 @@
 
     python bench.py                              embedded model on the CPU: base, LoRA and 4-bit, 16 to 512 rows
     python bench.py --against trl                whole training step against TRL's GRPOTrainer (pip install trl==1.16.0)
+    python bench.py --model FILE.gguf            a real model, on sums in words; with --against trl its training step
     python bench.py --scaling                    time and peak memory of a step against k, prompts, length, vocabulary
     python bench.py --shape 7b --rows 128 --new-tokens 512     random weights of a 7b model, meant for a GPU
     python bench.py --sandbox 1000               verdicts per second on small programs, each in a fresh sandbox
@@ -17,6 +18,7 @@ import json
 import logging
 import math
 import multiprocessing
+import os
 import tempfile
 import time
 import warnings
@@ -28,12 +30,19 @@ def parse_args(argv=None):
     parser.add_argument("--shape", default="tiny", choices=["tiny", "0.1b", "0.5b", "1.5b", "7b"],
                         help="the embedded model, or random weights in the shape of Qwen2.5 0.5b, 1.5b, 7b (0.1b: a "
                              "small one)")
+    parser.add_argument("--model", default=None,
+                        help="a real model instead: hub id, local directory or FILE.gguf; answers sums in words")
+    parser.add_argument("--adapter", default=None,
+                        help="--model: a run folder, such as an SFT warm-up, whose adapter is merged in first")
+    parser.add_argument("--data", default=None, help="--model: problems of your own, FILE.jsonl, instead of sums")
+    parser.add_argument("--prompts", type=int, default=0,
+                        help="--against: prompts of a step; default 128, or 16 for --model")
     parser.add_argument("--rows", default=None,
                         help="batch sizes, prompts x k, comma-separated; default 16,64,256,512 or 64")
     parser.add_argument("--k", type=int, default=8, help="samples per prompt")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="prompt length for random shapes")
     parser.add_argument("--new-tokens", type=int, default=0,
-                        help="longest completion; 0 = the task's own, or 256 for random shapes")
+                        help="longest completion; 0 = the task's own, 256 for random shapes, 24 for --model")
     parser.add_argument("--precision", default=None,
                         help="of base (no adapter), lora, 4bit (NF4 + LoRA), comma-separated; default all for tiny, "
                              "lora,4bit otherwise (16-bit on a GPU)")
@@ -41,8 +50,9 @@ def parse_args(argv=None):
                         help="timed repetitions of each side, after one that is not counted")
     parser.add_argument("--against", default=None, choices=["trl"],
                         help="compare whole training steps with another library's")
-    parser.add_argument("--micro", default="8,64,128,256,512",
-                        help="--against: TRL's per_device_train_batch_size; 8 is its default")
+    parser.add_argument("--micro", default=None,
+                        help="--against: TRL's per_device_train_batch_size, which it sets to 8 by default; default "
+                             "8,64,128,256,512, or 8,32,128 for --model")
     parser.add_argument("--scaling", action="store_true",
                         help="how the cost of a step grows; table, fitted exponents and a picture")
     parser.add_argument("--out", default="scaling.png", help="--scaling: where the picture goes")
@@ -230,7 +240,7 @@ def memory(micro):
     """Run in a process of its own: peak memory in GB of two steps on countdown, ours (micro 0) or TRL's."""
     if micro:
         with contextlib.redirect_stdout(io.StringIO()):
-            against_trl(argparse.Namespace(micro=str(micro), repeat=1), ours={})
+            against_trl(argparse.Namespace(micro=str(micro), repeat=1, model=None, prompts=0), ours={})
         return load.peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     step = Stepper("mean")
     step()
@@ -268,7 +278,7 @@ def scaling(args):
             axes[row][column].grid(alpha=0.3)
     save_figure(figure, args.out)
     if importlib.util.find_spec("trl"):
-        for micro in (0, *numbers(args.micro, int, "--micro")):
+        for micro in (0, *numbers(args.micro or "8,64,128,256,512", int, "--micro")):
             lines.append({"what": "memory", "micro": micro, "memory_gb": alone(memory, micro)})
             print(f"peak memory of the process, 128 prompts x 8 of countdown: {lines[-1]['memory_gb']:.2f} GB "
                   + (f"(TRL, micro-batch {micro})" if micro else "(ours)"), flush=True)
@@ -278,21 +288,41 @@ def scaling(args):
     return lines
 
 
-class Stepper:
-    """One step of ppo_passk.py at a time, by its own `step`: 128 prompts x 8 samples of countdown, and as its users can
-    ask, no KL measured, which TRL does not measure either."""
+def real(args, folder):
+    """--model: (directory of the model as float32 weights with the adapter merged in, its task), written into folder.
+    A copy, so that both sides of a comparison load the very same weights."""
+    policy = common.load_policy(args.model, 32, adapter=args.adapter, reference="base")
+    task, rng = None, random.Random(args.seed)
+    if not args.data:
+        with open(os.path.join(folder, "sums.jsonl"), "w") as file:
+            terms = [(a, b, c) for a in range(20, 70) for b in range(2, 20) for c in range(2, 9)]
+            for a, b, c in rng.sample(terms, 1000):
+                file.write(json.dumps({"prompt": f"{a} plus {b} minus {c} is", "answer": str(a + b - c)}) + "\n")
+    task = tasks.load_task(None, args.data or os.path.join(folder, "sums.jsonl"))
+    task.max_new_tokens = args.new_tokens or 24
+    path = os.path.join(folder, "model")
+    policy.model.merge_and_unload().save_pretrained(path)
+    policy.tokenizer.save_pretrained(path)
+    return path, task
 
-    def __init__(self, objective, B=128, k=8):
+
+class Stepper:
+    """One step of ppo_passk.py at a time, by its own `step`: B prompts x 8 samples, and as its users can ask, no KL
+    measured, which TRL does not measure either."""
+
+    def __init__(self, objective, B=128, k=8, model="tiny", task=None):
         self.args = ppo_passk.parser().parse_args(["--objective", objective, "--k", str(k), "--samples", str(k),
                                                    "--prompts", str(B), "--lr", "1e-4", "--kl-prompts", "0",
                                                    "--steps", "1000000"])
-        self.policy, self.task, self.number = common.load_policy("tiny"), tasks.load_task("countdown"), 0
+        self.policy, self.task, self.number = common.load_policy(model, 32), task or tasks.load_task("countdown"), 0
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=self.args.lr, weight_decay=0.0)
+        self.zero = []
 
     def __call__(self):
         self.number += 1
         problems = batch_of(self.task.train, self.args.prompts, self.number, self.args.seed)
-        return ppo_passk.step(self.policy, self.task, self.optimizer, problems, self.number, self.args)
+        line, _ = ppo_passk.step(self.policy, self.task, self.optimizer, problems, self.number, self.args)
+        self.zero.append(line["zero"])
 
 
 def against_trl(args, ours=None):
@@ -308,56 +338,65 @@ def against_trl(args, ours=None):
     import datasets
     import peft
     import transformers
-    task, lines = tasks.load_task("countdown"), []
-    problem = {p.prompt: p for p in task.train}
-    ours = {objective: Stepper(objective) for objective in ("mean", "passk")} if ours is None else ours
-    rows = 128 * 8
-
-    def reward(prompts, completions, **_):
-        return [task.verify(problem[x], y) for x, y in zip(prompts, completions)]
-    sizes = [(micro, True) for micro in numbers(args.micro, int, "--micro")]
-    for micro, checkpointing in sizes:
+    lines, B = [], args.prompts or (16 if args.model else 128)
+    rows, sizes = 8 * B, [(micro, True) for micro in
+                          numbers(args.micro or ("8,32,128" if args.model else "8,64,128,256,512"), int, "--micro")]
+    for micro, _ in sizes:
         if rows % micro or micro % 8:
             raise UserError(f"--micro {micro}: give multiples of 8 that divide {rows}")
-        times = {"trl": [], **{objective: [] for objective in ours}}
+    with tempfile.TemporaryDirectory() as folder:
+        path, task = real(args, folder) if args.model else (TINY, tasks.load_task("countdown"))
+        own = path if args.model else "tiny"
+        if ours is None:
+            ours = {objective: Stepper(objective, B, model=own, task=task) for objective in ("mean", "passk")}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        # the text of what the policy reads, chat template and all, reads the same to TRL
+        text = {p.id: p.prompt if not (task.chat and tokenizer.chat_template) else tokenizer.apply_chat_template(
+            [{"role": "user", "content": p.prompt}], tokenize=False, add_generation_prompt=True) for p in task.train}
+        problem = {text[p.id]: p for p in task.train}
 
-        class Turns(transformers.TrainerCallback):
-            """After every step of TRL, one of ours for each objective."""
-            def on_step_end(self, *_, **__):
-                times["trl"].append(time.perf_counter() - self.mark)
-                for objective, step in ours.items():
-                    started = time.perf_counter()
-                    step()
-                    times[objective].append(time.perf_counter() - started)
-                self.mark = time.perf_counter()
-        turns = Turns()
-        with tempfile.TemporaryDirectory() as folder:
+        def reward(prompts, completions, **_):
+            return task.rewards([problem[x] for x in prompts], completions)
+        for micro, checkpointing in sizes:
+            times = {"trl": [], **{objective: [] for objective in ours}}
+
+            class Turns(transformers.TrainerCallback):
+                """After every step of TRL, one of ours for each objective."""
+                def on_step_end(self, *_, **__):
+                    times["trl"].append(time.perf_counter() - self.mark)
+                    for objective, step in ours.items():
+                        started = time.perf_counter()
+                        step()
+                        times[objective].append(time.perf_counter() - started)
+                    self.mark = time.perf_counter()
+            turns = Turns()
             trainer = trl.GRPOTrainer(
-                model=transformers.AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32),
-                processing_class=transformers.AutoTokenizer.from_pretrained(TINY), reward_funcs=reward,
-                train_dataset=datasets.Dataset.from_list([{"prompt": p.prompt} for p in task.train]), callbacks=[turns],
+                model=transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
+                processing_class=tokenizer, reward_funcs=reward, callbacks=[turns],
+                train_dataset=datasets.Dataset.from_list([{"prompt": x} for x in problem]),
                 peft_config=peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
                 args=trl.GRPOConfig(
-                    output_dir=folder, per_device_train_batch_size=micro, gradient_accumulation_steps=rows // micro,
-                    num_generations=8, gradient_checkpointing=checkpointing, max_completion_length=task.max_new_tokens,
-                    temperature=1.0, beta=0.0, learning_rate=1e-4, max_steps=args.repeat + 1, use_cpu=True, bf16=False,
-                    report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True))
+                    output_dir=os.path.join(folder, "trl"), per_device_train_batch_size=micro,
+                    gradient_accumulation_steps=rows // micro, num_generations=8, max_steps=args.repeat + 1,
+                    gradient_checkpointing=checkpointing, max_completion_length=task.max_new_tokens, temperature=1.0,
+                    beta=0.0, learning_rate=1e-4, use_cpu=True, bf16=False, report_to=[], save_strategy="no",
+                    logging_strategy="no", disable_tqdm=True))
             trainer.remove_callback(transformers.PrinterCallback)
-            load.set_threads(1)
+            load.set_threads(trainer.model.num_parameters())
             turns.mark = time.perf_counter()
             trainer.train()
-        for objective in ours:
-            a, b = times[objective][1:], times["trl"][1:]
-            lines.append({"what": "step", "objective": objective, "micro": micro, "checkpointing": checkpointing,
-                          "samples_per_s": rows / statistics.median(a),
-                          "trl_samples_per_s": rows / statistics.median(b),
-                          "ratio": statistics.median(y / x for x, y in zip(a, b))})
-            print("step  {objective:5}  {samples_per_s:7,.0f} samples/s   TRL, micro-batch {micro:4} "
-                  "{trl_samples_per_s:7,.0f}   ratio {ratio:.2f}".format(**lines[-1])
-                  + ("" if checkpointing else "   (without gradient checkpointing)"), flush=True)
-        # once more at its best, without a default that costs it time
-        if ours and (micro, checkpointing) == sizes[-1] and checkpointing:
-            sizes.append((max(lines, key=lambda line: line["trl_samples_per_s"])["micro"], False))
+            for objective in ours:
+                a, b, zero = times[objective][1:], times["trl"][1:], ours[objective].zero[-args.repeat:]
+                lines.append({"what": "step", "objective": objective, "micro": micro, "checkpointing": checkpointing,
+                              "samples_per_s": rows / statistics.median(a), "zero": statistics.mean(zero),
+                              "trl_samples_per_s": rows / statistics.median(b),
+                              "ratio": statistics.median(y / x for x, y in zip(a, b))})
+                print("step  {objective:5}  {samples_per_s:7,.4g} samples/s, {zero:3.0%} zero weights   TRL, "
+                      "micro-batch {micro:4} {trl_samples_per_s:7,.4g}   ratio {ratio:.2f}".format(**lines[-1])
+                      + ("" if checkpointing else "   (without gradient checkpointing)"), flush=True)
+            # once more at its best, without a default that costs it time
+            if ours and (micro, checkpointing) == sizes[-1] and checkpointing:
+                sizes.append((max(lines, key=lambda line: line["trl_samples_per_s"])["micro"], False))
     return lines
 
 
@@ -403,34 +442,37 @@ def main(argv=None):
     if args.sandbox:
         print(json.dumps({"lines": bench_sandbox(args.sandbox), **versions()}))
         return
-    tiny = args.shape == "tiny"
-    sizes = numbers(args.rows or ("16,64,256,512" if tiny else "64"), int, "--rows")
+    tiny = args.shape == "tiny" and not args.model
+    sizes = numbers(args.rows or ("16,64,256,512" if tiny else "128" if args.model else "64"), int, "--rows")
     if args.repeat < 1 or args.k < 1 or any(rows % args.k for rows in sizes):
         raise UserError(f"--rows must be multiples of --k {args.k}, and --repeat at least 1")
-    precisions = (args.precision or ("base,lora,4bit" if tiny else "lora,4bit")).split(",")
+    precisions = (args.precision or ("base,lora,4bit" if tiny else "lora" if args.model else "lora,4bit")).split(",")
     if set(precisions) - {"base", "lora", "4bit"}:
         raise UserError(f"--precision {args.precision}: choose from base, lora, 4bit")
     gpu, rng, lines = torch.cuda.is_available(), random.Random(args.seed), []
     task = tasks.load_task("countdown")
     with tempfile.TemporaryDirectory() as folder:
-        if not tiny:
+        path = "tiny" if tiny else folder
+        if args.model:
+            path, task = real(args, folder)
+        elif not tiny:
             build(args.shape, folder, args.seed)
         for precision in precisions:
             bits = 4 if precision == "4bit" else 16 if gpu else 32
-            policy = common.load_policy("tiny" if tiny else folder, bits, seed=args.seed)
+            policy = common.load_policy(path, bits, seed=args.seed)
             if precision == precisions[0]:
-                print(f"{args.shape}, {policy.note}; medians of {args.repeat}", flush=True)
+                print(f"{args.model or args.shape}, {policy.note}; medians of {args.repeat}", flush=True)
             if precision == "base":
                 policy.model.base_model.disable_adapter_layers()
-            new_tokens = args.new_tokens or (task.max_new_tokens if tiny else 256)
+            new_tokens = args.new_tokens or (task.max_new_tokens if tiny or args.model else 256)
 
             def prompts_for(rows):
-                if tiny:
-                    return [policy.encode(p.prompt) for p in task.train[:rows // args.k]]
+                if tiny or args.model:
+                    return [policy.encode(p.prompt, task.chat) for p in task.train[:rows // args.k]]
                 return [[rng.randrange(1, 30000) for _ in range(args.prompt_tokens)] for _ in range(rows // args.k)]
 
             def rewards_of(drawn):
-                if tiny:
+                if tiny or args.model:
                     texts = [policy.decode(row) for rows in drawn.lists() for row in rows]
                     problems = [p for p in task.train[:len(drawn.tokens)] for _ in range(args.k)]
                     return torch.tensor(task.rewards(problems, texts)).view(-1, args.k)
@@ -442,7 +484,8 @@ def main(argv=None):
             del policy
             if gpu:
                 torch.cuda.empty_cache()
-    print(json.dumps({"shape": args.shape, "device": "cuda" if gpu else "cpu", "lines": lines, **versions()}))
+    print(json.dumps({"shape": args.model or args.shape, "device": "cuda" if gpu else "cpu", "lines": lines,
+                      **versions()}))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def decode(policy, prompts, u, temperature):
 
 @functools.cache
 def roomy():
-    """A layer of transformers' cache that grows by 32 tokens at a time, in place: the default copies all keys and
+    """A layer of transformers' cache that grows in place, with room for a quarter more: the default copies all keys and
     values for every token."""
     from transformers.cache_utils import DynamicLayer
 
@@ -146,7 +146,7 @@ def roomy():
         def longer(old, new):
             (R, H, n, D), m = old.shape, old.shape[2] + new.shape[2]
             if old.stride() != (H * old.stride(1), old.stride(1), D, 1) or old.stride(1) < m * D:  # no room behind it
-                old, short = old.new_empty(R, H, m + 32, D)[:, :, :n], old
+                old, short = old.new_empty(R, H, m + max(4, m // 4), D)[:, :, :n], old
                 old.copy_(short)
             whole = old.as_strided((R, H, m, D), old.stride())
             whole[:, :, n:] = new

@@ -89,13 +89,13 @@ def free_memory(device):
 
 def most_rows(lm, tokens):
     """Rows of so many tokens that the sampler decodes at once: those whose keys, values and logits half the free memory
-    of a GPU holds; on a CPU 2 GB of it, at most 1024."""
+    of a GPU holds; on a CPU 1 GB, at most 1024."""
     c, gpu = lm.config.get_text_config(), lm.device.type == "cuda"
     heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
     width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    # bytes of keys and values, and of one row of logits, log-probabilities, probabilities, their products
-    row = 2 * lm.dtype.itemsize * c.num_hidden_layers * heads * width * tokens + 20 * c.vocab_size
-    return max(1, free_memory(lm.device) // 2 // row if gpu else min(1024, 2 ** 31 // row))
+    # bytes of keys and values with room to grow, and of a row of logits, log-probabilities, probabilities, products
+    row = 2.5 * lm.dtype.itemsize * c.num_hidden_layers * heads * width * tokens + 20 * c.vocab_size
+    return max(1, int(free_memory(lm.device) // 2 // row if gpu else min(1024, 2 ** 30 // row)))
 
 
 def micro_batch(lm):

@@ -1,0 +1,17 @@
+"""Arithmetic in words, for a real model: python results/words.py > words.jsonl
+
+1,600 different problems such as {"prompt": "38 plus 5 times 7 is", "answer": "73", "solution": " 73", "split": "train"},
+2,000 to train, 200 to validate, 400 to test. Products come first, as in school; no result is negative.
+"""
+import json
+import random
+
+rng, seen = random.Random(0), set()
+while len(seen) < 1600:
+    a, b, c = rng.randint(10, 60), rng.randint(2, 30), rng.randint(2, 9)
+    text, value = rng.choice(((f"{a} plus {b}", a + b), (f"{a} minus {b}", a - b), (f"{c} times {b}", c * b)))
+    if value < 0 or text in seen:
+        continue
+    split = "train" if len(seen) < 1200 else "valid" if len(seen) < 1300 else "test"
+    seen.add(text)
+    print(json.dumps({"prompt": f"{text} is", "answer": str(value), "solution": f" {value}", "split": split}))
