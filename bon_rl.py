@@ -63,8 +63,8 @@ def parser():
     fit.add_argument("--fit-problems", type=int, default=4000, help="training problems to sample on; 0 = all")
     fit.add_argument("--fit-samples", type=int, default=8, help="samples per problem")
     fit.add_argument("--fit-epochs", type=int, default=2, help="passes over the samples, 256 at a time")
-    fit.add_argument("--fit-lr", type=float, default=5e-3,
-                     help="peak learning rate (AdamW), decays to 0; large models: 1e-5 to 1e-4")
+    fit.add_argument("--fit-lr", type=float,
+                     help="peak learning rate (AdamW), decays to 0; default 5e-3, for a large model that of SFT")
     fit.add_argument("--verifier-noise", type=float, default=0.0,
                      help="probability that a label is flipped before fitting")
     return p

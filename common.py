@@ -43,6 +43,8 @@ class Policy:
     start: str | None = None  # peft name of the frozen starting adapter, the KL reference
     reference_kind: str = "start"
     accepts: frozenset = frozenset()  # argument names of the model's forward
+    system: str | None = None  # text of a system message, where prompts go through the chat template
+    size: int = 0  # parameters of the base
     fast: object = None  # support/fast.py, Fast: which fast paths it takes; None: `sample` and `score` as below
 
     @property
@@ -73,18 +75,29 @@ class Policy:
     def encode(self, prompt, chat=False):
         """Token ids of one prompt; through the chat template if `chat` and the tokenizer has one."""
         if chat and self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
+            turns = [{"role": "system", "content": self.system}] if self.system else []
+            text = self.tokenizer.apply_chat_template([*turns, {"role": "user", "content": prompt}], tokenize=False,
                                                       add_generation_prompt=True)
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return self.known(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         ids = self.tokenizer(prompt)["input_ids"]
         while len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers append it: all would be said
             ids.pop()
-        return ids
+        return self.known(ids)
 
     def encode_solution(self, text):
         """Token ids of a gold completion, end-of-sequence token included: to stop is a decision too."""
         end = self.tokenizer.eos_token_id
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.stop[0] if end is None else end]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.known(ids) + [self.stop[0] if end is None else end]
+
+    def known(self, ids):
+        """The ids, all of which the model has an embedding for.  Raises UserError."""
+        size = self.lm.get_input_embeddings().num_embeddings
+        if max(ids, default=0) >= size:
+            text = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(f"the tokenizer knows {text!r}, for which the model has no embedding (it has {size:,}): they "
+                            "do not belong together, or the text must do without it")
+        return ids
 
     def decode(self, tokens):
         """Text of a completion (list of ids) without its end-of-sequence token."""
@@ -108,7 +121,7 @@ class Policy:
 def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="start", seed=0, device=None):
     """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, all linear layers, no dropout).
 
-    model      hub id, local directory, or an embedded model: "tiny", "tiny_program", "tiny_peptide"
+    model      hub id, local directory, FILE.gguf, or an embedded model: "tiny", "tiny_program", "tiny_peptide"
     bits       4 (NF4, double quantisation), 8, 16 or 32; None: 4 on a GPU, 32 on a CPU
     adapter    directory of a peft adapter, or a run folder, to continue from (lora_rank is then the adapter's own);
                None: a new adapter, equal to the base
@@ -116,6 +129,7 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     Raises UserError: unknown model, no such device, bits that the hardware cannot do, adapter that does not fit.
     """
     lm, tokenizer, note = load.load_base(model, bits, device)
+    size = lm.num_parameters()
     import peft  # after load_base, which quietens what it imports
 
     start, inner = None, os.path.join(adapter or "", "adapter")
@@ -152,7 +166,7 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
         raise UserError(f"model {model!r} has no end-of-sequence token: add eos_token to its tokenizer_config.json")
     note += f", LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters"
     accepts = frozenset(inspect.signature(lm.forward).parameters)
-    policy = Policy(wrapped, tokenizer, lm.device, note, stop, start, reference, accepts)
+    policy = Policy(wrapped, tokenizer, lm.device, note, stop, start, reference, accepts, size=size)
     policy.fast, why = fast.choose(policy)
     policy.note += f"\nsampling and scoring: {why}"
     return policy

@@ -17,15 +17,18 @@ import argparse
 import json
 import math
 import os
+import time
 from difflib import SequenceMatcher
+
+from support.flags import prompt_flags
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("models", nargs="*", default=[],
-                        help="run folders, hub ids, local model directories or embedded models (tiny, tiny_program, "
-                             "tiny_peptide); BASE+ADAPTER puts an adapter on a base; default the task's own")
+                        help="run folders, hub ids, local model directories, GGUF files or embedded models (tiny, "
+                             "tiny_program, tiny_peptide); BASE+ADAPTER: adapter on base; default that of the task")
     parser.add_argument("--task", default=None, help="task name; default: that of the first run folder, else countdown")
     parser.add_argument("--data", default=None, help="problems from FILE.jsonl, or a local copy of the task's data set")
     parser.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
@@ -43,7 +46,8 @@ def parse_args(argv=None):
     parser.add_argument("--verifier", default=None,
                         help="folder of bon_rl.py --fit-verifier, or a reward model of one label")
     parser.add_argument("--bits", type=int, default=None, choices=[4, 8, 16, 32],
-                        help="precision of the base; default 4 (NF4) on a GPU, 32 on a CPU")
+                        help="precision of the base; default that of the run, or 4 (NF4) on a GPU, 32 on a CPU")
+    prompt_flags(parser)
     parser.add_argument("--pool", nargs="+", default=None, help="rescore these pool files instead of sampling")
     parser.add_argument("--co-scaling", action="store_true", help="fit and plot pass@N(T) = exp(a(T) N^b(T))")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
@@ -56,7 +60,7 @@ if __name__ == "__main__":
 
 import common
 import tasks
-from support import plots, processes
+from support import load, plots, processes
 from support.errors import UserError
 from support.flags import cli, numbers
 from support.folder import new_folder, versions, write_atomic
@@ -68,12 +72,17 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
     """Sample and verify: one dict per problem with id, prompt, completions, rewards, answers, logps (mean per token),
     lengths (tokens), entropy (of the sampled distribution, nats per token), gold (log pi of the gold completion, if
     there is one), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
-    Problems are taken in blocks of about 8,192 samples; the draws do not depend on the blocks."""
+    Problems are taken in blocks, on which the draws do not depend: of about 8,192 samples for a tiny model, of what
+    takes ten seconds for others. Shows a bar on a terminal, else a line each half minute."""
     from tqdm import tqdm
-    pool, size = [], max(1, 8192 // samples)
-    for first in tqdm(range(0, len(problems), size), desc=label or "evaluate", leave=False,
-                      disable=processes.RANK > 0 or None):  # None: silent in a pipe
-        block = problems[first:first + size]
+    pool, most = [], max(1, 8192 // samples)
+    tiny = policy.size < load.TINY
+    size = most if tiny else max(1, 64 // samples)
+    bar = tqdm(total=len(problems), desc=label or "evaluate", leave=False, unit="problem",
+               disable=processes.RANK > 0 or None)  # None: silent in a pipe
+    started = said = mark = time.time()
+    while len(pool) < len(problems):
+        first, block = len(pool), problems[len(pool):len(pool) + size]
         prompts = [policy.encode(p.prompt, task.chat) for p in block]
         drawn = common.sample(policy, prompts, samples, [common.seed_of("evaluate", seed, p.id) for p in block],
                               temperature, max_new_tokens or task.max_new_tokens)
@@ -99,6 +108,16 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
             gaps = common.kl_gap(policy, prompts, drawn, temperature, (len(prompts), 8))
             for entry, gap in zip(pool[first:], gaps.mean(-1).tolist()):
                 entry["kl"] = gap
+        bar.update(len(block))
+        now, done = time.time(), len(pool)
+        if now - said > 30 and done < len(problems) and bar.disable and not processes.RANK:
+            print(f"{label or 'evaluate'}: {done:,} of {len(problems):,} problems, {now - started:.0f} s, about "
+                  f"{(now - started) / done * (len(problems) - done):.0f} s left", flush=True)
+            said = now
+        if not tiny:  # the first process says it for all of them
+            grown = min(most, max(1, int(size * min(4, 10 / max(1e-3, now - mark)))))
+            size, mark = int(processes.all_reduce(0.0 if processes.RANK else float(grown))), now
+    bar.close()
     return pool
 
 
@@ -312,7 +331,7 @@ def main(argv=None):
                                levels=args.levels or (first["levels"] if own else None),
                                allow_unsandboxed=args.allow_unsandboxed_code)
         task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
-        args.models = args.models or [task.base]
+        args.models, wanted = args.models or [task.base], task.chat  # whether the task asks for a chat template
         name, graded = task.name, task.graded
         out = new_folder(args.out, f"evaluate-{name}")
         for model in args.models:
@@ -321,7 +340,9 @@ def main(argv=None):
                                 else model.partition("+"))
             policy = common.load_policy(base, args.bits or (flags or {}).get("bits"), adapter=adapter or None,
                                         reference="base")
-            print(f"{model}: {policy.note}", flush=True)
+            own, task.chat = flags if flags and args.chat is None else {}, wanted
+            how = load.put_prompts(policy, task, own.get("chat", args.chat), args.system or own.get("system"))
+            print(f"{model}: {policy.note}, prompts {how}", flush=True)
             problems = that_fit(policy, task, task.need(args.split))
             for temperature in temperatures:
                 row = model + (f" T={temperature:g}" if len(temperatures) > 1 else "")

@@ -1,7 +1,7 @@
-"""Arithmetic in words, for a real model: python results/words.py > words.jsonl
+"""Sums in words, for a real model: python results/words.py > words.jsonl
 
-1,600 different problems such as {"prompt": "38 plus 5 times 7 is", "answer": "73", "solution": " 73", "split": "train"},
-2,000 to train, 200 to validate, 400 to test. Products come first, as in school; no result is negative.
+1,600 different problems, 1,200 to train, 100 to validate, 300 to test; no result is negative. A line is
+{"prompt": "38 plus 5 is", "answer": "43", "solution": " 43", "split": "train"}.
 """
 import json
 import random

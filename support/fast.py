@@ -63,7 +63,7 @@ def choose(policy):
             # one order in both, the longest completion first; in less than float32 any order of sums is another number
             exact = apart.dtype == lm.dtype == torch.float32 and not getattr(lm, "is_quantized", False)
             return None if torch.allclose(apart, found, atol=1e-4 if exact else 0.2) else "other log-probabilities"
-        small = lm.num_parameters() < 5e6
+        small = policy.size < load.TINY
         if small and not cannot:
             with folded(layers):
                 mask = same(score_packs, [[0, 1]], 1.0, 2048)

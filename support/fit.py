@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import common
 import evaluate
 import tasks
-from support import processes
+from support import load, processes
 from support.errors import UserError
 from support.folder import new_folder
 from support.verifier import load_verifier, verifier_logits
@@ -26,6 +26,12 @@ def fit_verifier(args):
     folder = new_folder(args.out, f"verifier-{task.name}")
     started = time.time()
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, "base", args.seed)
+    load.put_prompts(policy, task, args.chat, args.system)
+    args.bits, size = args.bits or load.default_bits(policy.device), policy.size
+    if args.fit_lr is None:
+        args.fit_lr = 5e-3 if size < load.TINY else load.learning_rate(size, supervised=True)[0]
+    if args.eval_problems is None:
+        args.eval_problems = 0 if size < load.TINY else 4096 // 16
 
     def draw(problems, count):
         problems = evaluate.that_fit(policy, task, problems)
@@ -34,8 +40,8 @@ def fit_verifier(args):
     test = draw(task.need("test")[:args.eval_problems or None], 16)
     del policy  # a large base would be in memory twice
     verifier = load_verifier(args.model, args.bits, args.lora_rank, args.seed)
-    print(f"{folder}: {verifier.note}\nsampled {len(train) * args.fit_samples} completions in "
-          f"{time.time() - started:.0f} s", flush=True)
+    print(f"{folder}: {verifier.note}, learning rate {args.fit_lr:g}\nsampled {len(train) * args.fit_samples} "
+          f"completions in {time.time() - started:.0f} s", flush=True)
 
     generator = torch.Generator().manual_seed(args.seed)
     examples = [(e["prompt"], y, float(r == 1)) for e in train for y, r in zip(e["completions"], e["rewards"])]

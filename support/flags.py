@@ -27,17 +27,19 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
                    help="use the first so many training problems; 0 = all")
     g.add_argument("--allow-unsandboxed-code", action="store_true",
                    help="run model-written programs even where there is no sandbox")
-    g.add_argument("--model", help="hub id, local directory, or an embedded model; default that of the task")
+    g.add_argument("--model", help="hub id, local directory, FILE.gguf, or an embedded model; default that of the task")
     g.add_argument("--adapter", help="run folder or LoRA directory to continue from, e.g. an SFT warm-up before RL")
     g.add_argument("--bits", type=int, choices=[4, 8, 16, 32],
                    help="precision of the frozen base; default 4 (NF4) on a GPU, 32 on a CPU")
     g.add_argument("--lora-rank", type=int, default=16, help="rank of the LoRA adapter (alpha is twice that)")
+    prompt_flags(g)
     g = p.add_argument_group("training")
     g.add_argument("--samples", type=int, default=samples, help="samples per prompt, where the policy is sampled")
     g.add_argument("--prompts", type=int, default=prompts, help="prompts per step B")
     g.add_argument("--steps", type=int, default=steps, help="steps: batches of prompts")
-    g.add_argument("--lr", type=float, default=2e-3,
-                   help="peak learning rate (AdamW), decays to 0; large models: 1e-5 to 5e-5")
+    g.add_argument("--lr", type=float,
+                   help="peak learning rate (AdamW), decays to 0; default 2e-3 for a model of less than 5 M "
+                        "parameters, by size and mode down to 2e-5 for others, printed")
     g.add_argument("--max-grad-norm", type=float, default=1.0, help="clip the gradient's norm; 0 = never")
     g.add_argument("--temperature", type=float, default=1.0, help="sampling and scoring temperature T")
     g.add_argument("--max-new-tokens", type=int, default=0, help="longest completion in tokens; 0 = the task's own")
@@ -56,13 +58,23 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
     g = p.add_argument_group("evaluation and run folder")
     g.add_argument("--eval-samples", type=int, default=64,
                    help="samples per test problem before and after; 0 = no evaluation")
-    g.add_argument("--eval-problems", type=int, default=0, help="test problems to evaluate on; 0 = all")
+    g.add_argument("--eval-problems", type=int,
+                   help="problems to evaluate on, 0 = all; default all for a model of less than 5 M parameters, else "
+                        "those of 4,096 completions")
     g.add_argument("--eval-every", type=int, default=0,
                    help="evaluate on validation problems every so many steps; 0 = never")
     g.add_argument("--save-every", type=int, default=25, help="steps between checkpoints")
     g.add_argument("--out", help=f"run folder; default runs/{script}-<task>-<what>-<number>")
     g.add_argument("--resume", action="store_true", help="continue the run in --out")
     return p
+
+
+def prompt_flags(parser):
+    """What evaluate.py has too: how a prompt is put to a model."""
+    parser.add_argument("--chat", action=argparse.BooleanOptionalAction, default=None,
+                        help="put prompts through the tokenizer's chat template, or not; default what the task says, "
+                             "where there is one")
+    parser.add_argument("--system", help="text of a system message before the prompt, for a chat template")
 
 
 def check(args, positive=(), not_negative=()):
@@ -73,7 +85,7 @@ def check(args, positive=(), not_negative=()):
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
     for name in ("lr", "max_grad_norm", "kl_coef", "kl_prompts", "max_new_tokens", "train_problems", "eval_samples",
                  "eval_problems", "eval_every", "seed", *not_negative):
-        if not 0 <= getattr(args, name, 0) < math.inf:
+        if not 0 <= (getattr(args, name, 0) or 0) < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must not be negative, and finite; it is {getattr(args, name)}")
     if not 0 < args.temperature < math.inf:
         raise UserError(f"--temperature must be positive, not {args.temperature}")

@@ -1,5 +1,10 @@
 """Loading a frozen base in any precision, and how much of it memory holds."""
+import contextlib
+import ctypes
+import importlib.util
+import io
 import logging
+import math
 import os
 import sys
 import warnings
@@ -10,17 +15,57 @@ from support import ROOT
 from support.errors import UserError
 
 EMBEDDED = ("tiny", "tiny_program", "tiny_peptide")  # in models/
+TINY = 5e6  # parameters; below, a step costs calls and not arithmetic, and defaults are those of the embedded models
 
 
 def set_threads(parameters):
-    """One thread for a tiny model on a CPU, where two are slower even on an idle machine; torch's default otherwise."""
-    if parameters < 5e6:
+    """One thread for a tiny model on a CPU, where two are slower even on an idle machine; torch's default otherwise,
+    and tensors whose memory is kept: glibc gives that of large ones back, and each gets its pages anew, which is a
+    fifth of a step of 135 M parameters."""
+    if parameters < TINY:
         torch.set_num_threads(1)
+        return
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 2 ** 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
 
 
 def first_line(error):
     """What the first line of an error says: for libraries that raise a dozen types, with a page of advice each."""
     return str(error).strip().split("\n")[0]
+
+
+def default_bits(device):
+    """Precision of the base where none is asked for."""
+    return 4 if device.type == "cuda" else 32
+
+
+def learning_rate(parameters, supervised):
+    """Default of --lr for a base of so many parameters -> (rate, the reason in words). Steps over what the field uses
+    with LoRA; samples move a policy further than gold completions at the same rate, so RL has half or less."""
+    for most, sft, rl in ((TINY, 2e-3, 2e-3), (1e8, 5e-4, 5e-4), (1e9, 2e-4, 1e-4), (math.inf, 1e-4, 2e-5)):
+        if parameters < most:
+            break
+    mode, rate = ("SFT", sft) if supervised else ("RL", rl)
+    return rate, f"default of {mode} for {parameters / 1e6:,.1f} M parameters"
+
+
+def put_prompts(policy, task, chat=None, system=None):
+    """Resolve --chat and --system: sets task.chat and policy.system -> what was chosen, in words.  Raises UserError."""
+    if not policy.tokenizer.chat_template and (chat or system):
+        raise UserError(f"{'--chat' if chat else '--system'}: the tokenizer of this model has no chat template: leave "
+                        "it out, or add chat_template to its tokenizer_config.json")
+    task.chat = bool(policy.tokenizer.chat_template) and (task.chat if chat is None else chat)
+    if system and not task.chat:
+        raise UserError("--system needs prompts that go through the chat template: add --chat")
+    policy.system = system
+    try:
+        policy.encode("prompt", task.chat)
+    except Exception as error:  # a template is a program, and raises what it likes
+        raise UserError(f"the chat template of this model cannot be used ({first_line(error)}): leave out --system, or "
+                        "give --no-chat") from error
+    return "through the chat template" + ", with a system message" * bool(system) if task.chat else "as they are"
 
 
 def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **options):
@@ -38,8 +83,7 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
         raise UserError(f"device {device} was asked for but torch sees no GPU: check the driver or use the CPU")
     gpu = device.type == "cuda"
     why = "as asked" if bits is not None else "default on a GPU" if gpu else "default on a CPU"
-    if bits is None:
-        bits = 4 if gpu else 32
+    bits = default_bits(device) if bits is None else bits
     if bits not in (4, 8, 16, 32):
         raise UserError(f"--bits {bits}: choose 4, 8, 16 or 32")
     # bf16 where the hardware has it. Never float16: without loss scaling its gradients vanish.
@@ -52,20 +96,35 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
     elif bits == 8:
         quantisation = transformers.BitsAndBytesConfig(load_in_8bit=True)
 
-    path = os.path.join(ROOT, "models", model) if model in EMBEDDED else model
+    path, gguf = os.path.join(ROOT, "models", model) if model in EMBEDDED else model, model.endswith(".gguf")
+    if gguf and kind != "AutoModelForCausalLM":
+        raise UserError(f"model {model!r}: a GGUF file can be a policy, not a verifier: give a hub id or a directory")
+    if gguf:
+        path, options["gguf_file"] = os.path.split(os.path.abspath(model))
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(f"--model {model}: to read GGUF files, pip install gguf")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
-            transformers.AutoConfig.from_pretrained(path)  # one small file first: no network shows here
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-            lm = getattr(transformers, kind).from_pretrained(path, dtype=dtype, quantization_config=quantisation,
-                                                             device_map={"": device}, **options)
+            named = {name: value for name, value in options.items() if name == "gguf_file"}
+            config = transformers.AutoConfig.from_pretrained(path, **named)  # small, and first: no network shows here
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **named)
+            if gguf:
+                lm = dequantised(path, config, dtype, device if quantisation is None else "cpu", kind, options)
+                if quantisation is not None:  # transformers does not do both at once; this needs no copy on disk
+                    start = lm.generation_config
+                    lm = type(lm).from_pretrained(None, config=lm.config, state_dict=lm.state_dict(), dtype=dtype,
+                                                  quantization_config=quantisation, device_map={"": device})
+                    lm.generation_config = start
+            else:
+                lm = getattr(transformers, kind).from_pretrained(path, dtype=dtype, quantization_config=quantisation,
+                                                                 device_map={"": device}, **options)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # transformers raises a dozen types here; the first line says which file or id it was
         raise UserError(f"cannot load model {model!r} ({type(error).__name__}: {first_line(error)}): give a hub id "
-                        "that this machine can reach, or a local directory with config, weights and tokenizer"
-                        ) from error
+                        "that this machine can reach, a local directory with config, weights and tokenizer, or a "
+                        "GGUF file of an architecture that transformers reads") from error
     for module in lm.modules():
         # bitsandbytes 0.50 on a CPU with AVX512-BF16 repacks the weights in the first forward without gradient (the
         # sampler's), after which gradients are silently wrong. Refuse that path.
@@ -75,7 +134,30 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
         set_threads(sum(p.numel() for p in lm.parameters()))
     lm.requires_grad_(False)
     hardware = torch.cuda.get_device_name(device) if gpu else f"{torch.get_num_threads()} thread(s)"
-    return lm, tokenizer, f"{device.type} ({hardware}), {bits}-bit base ({why}), compute {str(dtype).split('.')[-1]}"
+    return lm, tokenizer, (f"{device.type} ({hardware}), {bits}-bit base ({why}"
+                           f"{', de-quantised from GGUF' * gguf}{' and quantised again' * (gguf and bits < 16)}), "
+                           f"compute {str(dtype).split('.')[-1]}")
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without a terminal, without the progress bar that transformers draws over the tensors of a GGUF file."""
+    with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def dequantised(folder, config, dtype, device, kind, options):
+    """The model of a GGUF file with plain weights, and no trace of how the file kept them."""
+    import transformers
+    from transformers.utils import quantization_config as known
+    if hasattr(known, "GgufConfig"):  # where it exists, weights may stay as they are, in kernels without a gradient
+        options["quantization_config"] = known.GgufConfig(dequantize=True)
+    lm = getattr(transformers, kind).from_pretrained(folder, config=config, dtype=dtype, device_map={"": device},
+                                                     **options)
+    for owner, name in ((lm, "hf_quantizer"), (lm.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    return lm
 
 
 def free_memory(device):

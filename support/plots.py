@@ -39,8 +39,9 @@ def plot(results, path, title=""):
     save_figure(figure, path)
 
 
-def plot_run(folder):
-    """curves.png of a run folder: training curves from metrics.jsonl, k-curves before and after from result.json."""
+def plot_run(folder, result):
+    """curves.png of a run folder: training curves from metrics.jsonl, k-curves before and after, where they are, from
+    the run's result."""
     if processes.RANK:
         return
     import matplotlib
@@ -48,8 +49,6 @@ def plot_run(folder):
     from matplotlib import pyplot
     with open(os.path.join(folder, "metrics.jsonl")) as file:
         lines = [json.loads(line) for line in file]
-    with open(os.path.join(folder, "result.json")) as file:
-        result = json.load(file)
     curves = [name for name in lines[0] if name.startswith(("pass@", "max@", "reward", "gold"))]
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
     for name in curves:

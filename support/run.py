@@ -70,9 +70,24 @@ def set_up(run, task, label, binary=None):
     task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
     run.create(f"{task.name}-{label}")
     run.policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed)
+    run.policy.note += f"\nprompts {load.put_prompts(run.policy, task, args.chat, args.system)}"
+    resolve(run)
     run.train = evaluate.that_fit(run.policy, task, task.need("train"))[:args.train_problems or None]
     run.valid = evaluate.that_fit(run.policy, task, task.need("valid")) if args.eval_every else []
     run.test = evaluate.that_fit(run.policy, task, task.need("test")) if args.eval_samples else []
+
+
+def resolve(run):
+    """Put numbers in the place of defaults that depend on the model or the machine, so that args.json and a resume
+    have them; add them to the policy's note."""
+    args, size, why = run.args, run.policy.size, "as asked"
+    if not run.resumed:  # of an older run folder, which has none: what it began with
+        args.bits = args.bits or load.default_bits(run.policy.device)
+    if args.lr is None:
+        args.lr, why = load.learning_rate(size, run.script == "bon_sft" or getattr(args, "mode", "rl") == "sft")
+    if args.eval_problems is None:
+        args.eval_problems = 0 if size < load.TINY else max(1, 4096 // max(1, args.eval_samples))
+    run.policy.note += f", learning rate {args.lr:g} ({why})"
 
 
 def begin(run, words, budget, verifier=None, target="solution"):
@@ -82,7 +97,7 @@ def begin(run, words, budget, verifier=None, target="solution"):
     run.optimizer = torch.optim.AdamW(run.policy.parameters(), lr=run.args.lr, weight_decay=0.0)
     run.begin(run.policy, run.optimizer)
     print(f"{run.folder}: {run.args.model}, {run.task.name}, {words}\n{run.policy.note}", flush=True)
-    run.mark = time.time()  # when the next step begins
+    run.mark = run.printed = run.pictured = time.time()  # when the next step begins; when what was last shown
 
 
 def evaluate_before(run):
@@ -96,8 +111,12 @@ def evaluate_before(run):
 def judge(run, problems, row=None):
     """A row of result.json: the policy as it is now on these problems."""
     args, budgets = run.args, {1, 2, 4, 8, 16, 32, 64, run.budget}
+    problems = problems[:args.eval_problems or None]
+    if run.policy.size >= load.TINY:
+        print(f"evaluation on {len(problems)} problems x {args.eval_samples} samples (--eval-problems, --eval-samples)",
+              flush=True)
     found, pool = evaluate.evaluate(
-        run.policy, run.task, problems[:args.eval_problems or None], args.eval_samples,
+        run.policy, run.task, problems, args.eval_samples,
         sorted(k for k in budgets if k <= args.eval_samples), args.temperature, args.seed, kl=True,
         verifier=run.verifier, target=run.target)
     if run.verifier and row:  # on samples of this policy, which may have learned to deceive it
@@ -193,11 +212,15 @@ def end_of_step(run, line, shown):
             prompt, completion, *rest = example.items()
             rest = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in rest)
             print(f"  {prompt[1]} -> {completion[1]}   {'  '.join(rest)}")
-    if step == 1 or step % 10 == 0 or last:
+    if step == 1 or step % 10 == 0 or last or time.time() - run.printed > 30:
         print_line(line, args.steps, took)
+        run.printed = time.time()
     stopping = run.stopping
     if step % args.save_every == 0 or last or stopping:
         run.save(run.policy, run.optimizer)
+        if not last and time.time() - run.pictured > 60:  # a picture takes a second
+            plot_run(run.folder, run.result)
+            run.pictured = time.time()
     if stopping and not last:
         print(f"stopped after step {step}; continue with --out {run.folder} --resume", flush=True)
         raise SystemExit(130)
@@ -222,5 +245,5 @@ def evaluate_after(run):
             found = run.result[f"verifier {row}"]
             print(f"verifier on samples {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
     run.finish()
-    plot_run(run.folder)
+    plot_run(run.folder, run.result)
     print(f"{run.result['seconds']:.0f} s; everything is in {run.folder}/", flush=True)

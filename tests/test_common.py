@@ -377,7 +377,7 @@ def test_the_path_taken_is_said(folder_of, monkeypatch):
                                          "log-probabilities)")
     monkeypatch.undo()
     monkeypatch.setattr(load, "free_memory", lambda device: 10 ** 5)
-    monkeypatch.setattr(policy.lm, "num_parameters", lambda: 10 ** 8)
+    policy.size = 10 ** 8
     found, why = fast.choose(policy)
     assert not found.layers and "quarter of the memory" in why
 

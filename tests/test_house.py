@@ -236,7 +236,7 @@ def test_requirements():
                 modules.add(node.module.split(".")[0])
     own = {os.path.basename(path)[:-3] for path in files(".py")} | {"support", "tasks"}
     listed = {line.split("==")[0].replace("-", "_") for line in source("requirements.txt").split()}
-    with_them = {"safetensors", "tokenizers", "accelerate", "huggingface_hub", "pyarrow", "sympy",
+    with_them = {"safetensors", "tokenizers", "accelerate", "huggingface_hub", "pyarrow", "psutil", "sympy",
                  "latex2sympy2_extended"}
     assert modules - own - listed - with_them - sys.stdlib_module_names <= {"trl"}
     assert {"numpy", "mpmath"} <= listed & modules
