@@ -35,6 +35,8 @@ def parse_args(argv=None):
     parser.add_argument("--adapter", default=None,
                         help="--model: a run folder, such as an SFT warm-up, whose adapter is merged in first")
     parser.add_argument("--data", default=None, help="--model: problems of your own, FILE.jsonl, instead of sums")
+    parser.add_argument("--chat", action=argparse.BooleanOptionalAction, default=None,
+                        help="--model: put the problems through the chat template, or not; default where there is one")
     parser.add_argument("--prompts", type=int, default=0,
                         help="--against: prompts of a step; default 128, or 16 for --model")
     parser.add_argument("--rows", default=None,
@@ -300,6 +302,7 @@ def real(args, folder):
                 file.write(json.dumps({"prompt": f"{a} plus {b} minus {c} is", "answer": str(a + b - c)}) + "\n")
     task = tasks.load_task(None, args.data or os.path.join(folder, "sums.jsonl"))
     task.max_new_tokens = args.new_tokens or 24
+    load.put_prompts(policy, task, args.chat)
     path = os.path.join(folder, "model")
     policy.model.merge_and_unload().save_pretrained(path)
     policy.tokenizer.save_pretrained(path)

@@ -95,8 +95,8 @@ class Policy:
         size = self.lm.get_input_embeddings().num_embeddings
         if max(ids, default=0) >= size:
             text = self.tokenizer.convert_ids_to_tokens(max(ids))
-            raise UserError(f"the tokenizer knows {text!r}, for which the model has no embedding (it has {size:,}): they "
-                            "do not belong together, or the text must do without it")
+            raise UserError(f"the tokenizer knows {text!r}, for which the model has no embedding (it has {size:,}): "
+                            "they do not belong together, or the text must do without it")
         return ids
 
     def decode(self, tokens):

@@ -135,7 +135,7 @@ def test_gguf_end_to_end(file, tmp_path):
     assert saved["bits"] == 32 and saved["lr"] == 2e-3 and saved["eval_problems"] == 0 and saved["system"] == "Sums."
     assert run(ppo_passk.main, "--out", out, "--resume")[0] == 0
     code, printed, err = run(evaluate.main, out, f"{file[0]}+{out}", "--data", data, "--samples", 2, "--k", 2,
-                             "--no-chat", "--out", tmp_path / "e")
+                             "--no-chat", "--max-new-tokens", 4, "--out", tmp_path / "e")
     assert code == 0 and printed.count("prompts as they are") == 2, err
     code, printed, err = run(bench.main, "--model", file[0], "--rows", 16, "--new-tokens", 3, "--repeat", 1,
                              "--adapter", out)
