@@ -55,7 +55,7 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "load_task", once)
         patch.setattr(evaluate, "that_fit", lambda policy, task, problems: problems)  # they all do
-        patch.setattr(support.run, "plot_run", lambda folder: None)
+        patch.setattr(support.run, "plot_run", lambda *rest: None)
         yield
 
 
