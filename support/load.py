@@ -56,8 +56,9 @@ def put_prompts(policy, task, chat=None, system=None):
     if not policy.tokenizer.chat_template and (chat or system):
         raise UserError(f"{'--chat' if chat else '--system'}: the tokenizer of this model has no chat template: leave "
                         "it out, or add chat_template to its tokenizer_config.json")
-    task.chat = bool(policy.tokenizer.chat_template) and (task.chat if chat is None else chat)
-    if system and not task.chat:
+    task.chat = task.chat if chat is None else chat
+    used = task.chat and bool(policy.tokenizer.chat_template)
+    if system and not used:
         raise UserError("--system needs prompts that go through the chat template: add --chat")
     policy.system = system
     try:
@@ -65,7 +66,7 @@ def put_prompts(policy, task, chat=None, system=None):
     except Exception as error:  # a template is a program, and raises what it likes
         raise UserError(f"the chat template of this model cannot be used ({first_line(error)}): leave out --system, or "
                         "give --no-chat") from error
-    return "through the chat template" + ", with a system message" * bool(system) if task.chat else "as they are"
+    return "through the chat template" + ", with a system message" * bool(system) if used else "as they are"
 
 
 def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **options):

@@ -32,7 +32,8 @@ from test_scripts import command, read_lines, run, same_run
 def no_picture():
     """curves.png takes a third of the time of so short a run; that of every mode is drawn in test_house.py."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("support.run.plot_run", lambda folder, result: open(os.path.join(folder, "curves.png"), "w").close())
+        patch.setattr("support.run.plot_run",
+                      lambda folder, result: open(os.path.join(folder, "curves.png"), "w").close())
         yield
 
 

@@ -177,7 +177,7 @@ def test_chat_and_system(file, tmp_path):
         with pytest.raises(UserError, match=why):
             load.put_prompts(policy, task, chat, system)
     policy.tokenizer.chat_template, task.chat = None, True
-    assert load.put_prompts(policy, task) == "as they are" and not task.chat
+    assert load.put_prompts(policy, task) == "as they are" and policy.encode("7", task.chat) == policy.encode("7")
     path = tmp_path / "plain.gguf"
     write_gguf(path, chat=None)
     assert common.load_policy(str(path)).tokenizer.chat_template is None
@@ -284,7 +284,7 @@ def test_slow_steps_are_shown_and_pictured(monkeypatch, tmp_path):
 
 
 def test_rows_are_bounded_by_memory():
-    """1,000 rows over 49,152 tokens of vocabulary: keys, values and probabilities of those decoded at once take 1 GB."""
+    """1,000 rows over 49,152 tokens of vocabulary: what those decoded at once need is at most 1 GB."""
     lm = types.SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, config=types.SimpleNamespace(
         get_text_config=lambda: types.SimpleNamespace(vocab_size=49152, num_hidden_layers=30, num_attention_heads=9,
                                                       num_key_value_heads=3, head_dim=64, hidden_size=576)))
