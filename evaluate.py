@@ -73,7 +73,8 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
     lengths (tokens), entropy (of the sampled distribution, nats per token), gold (log pi of the gold completion, if
     there is one), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
     Problems are taken in blocks, on which the draws do not depend: of about 8,192 samples for a tiny model, of what
-    takes ten seconds for others. Shows a bar on a terminal, else a line each half minute."""
+    takes ten seconds for others. Shows a bar on a terminal; else a line after the first block and each half minute, if
+    it takes longer."""
     from tqdm import tqdm
     pool, most = [], max(1, 8192 // samples)
     tiny = policy.size < load.TINY
@@ -110,9 +111,10 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
                 entry["kl"] = gap
         bar.update(len(block))
         now, done = time.time(), len(pool)
-        if now - said > 30 and done < len(problems) and bar.disable and not processes.RANK:
+        left = (now - started) / done * (len(problems) - done)
+        if left and (now - said > 30 or first == 0 and left > 30) and bar.disable and not processes.RANK:
             print(f"{label or 'evaluate'}: {done:,} of {len(problems):,} problems, {now - started:.0f} s, about "
-                  f"{(now - started) / done * (len(problems) - done):.0f} s left", flush=True)
+                  f"{left:.0f} s left", flush=True)
             said = now
         if not tiny:  # the first process says it for all of them
             grown = min(most, max(1, int(size * min(4, 10 / max(1e-3, now - mark)))))
