@@ -195,6 +195,10 @@ def bench_update(policy, prompts, rewards_of, args, new_tokens, label):
     for objective in ("mean", "passk"):
         A = ppo_passk.advantages(rewards, args.k, objective)
         rows = [(b, i) for b, i in A.nonzero().tolist()]
+        if not rows:  # nothing to update with: no ratio
+            print(f"update   {label:5} {len(every):5} rows  {objective:5} 100% zero weights: the rewards of each "
+                  "prompt are the same; give --data that it can nearly do, or --adapter", flush=True)
+            continue
         reset_peak(policy)
         dropped, full = alternate(policy, args.repeat, lambda: update(A, rows), lambda: update(A, every))
         line = {"what": "update", "precision": label, "objective": objective, "rows": len(every),

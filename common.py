@@ -220,7 +220,7 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
                         f"{policy.positions} positions: lower --max-new-tokens or take a model with more")
     loop = fast.decode if policy.fast else decode
     max_rows = max_rows or load.most_rows(policy.lm, longest + max_new_tokens)
-    chunk, share = max(1, max_rows // k), min(k, max_rows)  # prompts at once, samples of each at once
+    chunk, share = max(1, min(max_rows // k, 2 ** 14 // longest)), min(k, max_rows)  # prompts, samples of each at once
     shape = len(prompts), k, max_new_tokens
     tokens = torch.zeros(shape, dtype=torch.long, device=policy.device)
     logps, entropies = torch.zeros(2, *shape, device=policy.device)

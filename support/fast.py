@@ -209,8 +209,11 @@ def pays(policy, prompts, completions, logits):
     """Whether scoring these completions in the fast way is cheaper: by tokens, where keys and values are shared."""
     if policy.fast.packs:
         return not logits
-    ys = sum(map(len, completions))
-    apart, shared = sum(map(len, prompts)) + ys, sum(map(len, set(map(tuple, prompts)))) + ys
+    lengths = {}
+    for x, y in zip(prompts, completions):
+        lengths.setdefault(tuple(x), []).append(len(y))
+    apart = sum(map(len, prompts)) + sum(map(len, completions))
+    shared = sum(len(x) + len(ys) * max(ys) for x, ys in lengths.items())  # those of a prompt are padded to its longest
     return apart > 1.25 * shared  # what two forward passes for one, and wider attention, were measured to cost
 
 

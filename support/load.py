@@ -83,6 +83,8 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device} was asked for but torch sees no GPU: check the driver or use the CPU")
     gpu = device.type == "cuda"
+    if gpu:  # it plans anew for every shape, and keys that grow by a token have another one each time
+        torch.backends.cuda.enable_cudnn_sdp(False)
     why = "as asked" if bits is not None else "default on a GPU" if gpu else "default on a CPU"
     bits = default_bits(device) if bits is None else bits
     if bits not in (4, 8, 16, 32):
@@ -95,7 +97,8 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
         quantisation = transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     elif bits == 8:
-        quantisation = transformers.BitsAndBytesConfig(load_in_8bit=True)
+        # With a threshold, columns are chosen for all rows at once, and a draw would depend on what else is drawn.
+        quantisation = transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
 
     path, gguf = os.path.join(ROOT, "models", model) if model in EMBEDDED else model, model.endswith(".gguf")
     if gguf and kind != "AutoModelForCausalLM":

@@ -3,6 +3,7 @@
 They hold the same adapter and the same batch. Each samples, verifies and updates with its own prompts; sums over the
 processes put the shares together. The first one writes the run folder, and only it prints.
 """
+import datetime
 import os
 import sys
 import time
@@ -22,7 +23,9 @@ def init_processes():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         with lost():
-            torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            # Waiting for one that verifies programs or evaluates is not a fault; NCCL gives up after ten minutes.
+            torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                                                 timeout=datetime.timedelta(hours=2))
         if RANK:
             sys.stdout = open(os.devnull, "w")
 

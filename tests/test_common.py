@@ -274,7 +274,7 @@ def test_the_fast_path_is_not_lost(folder_of, kind):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2", "opt", "neox",
                                   "bloom", "mpt", "mistral", "phi3", "smollm3", "olmo2", "starcoder2"])
-def test_shared_prompts_equal_plain(folder_of, kind):
+def test_shared_prompts_equal_plain(folder_of, kind, monkeypatch):
     """A prompt's keys and values computed once for its completions, as a real model has it: the tokens, the
     log-probabilities and the gradients of common.py alone, whatever the micro-batch, also of one token, logits too."""
     policy = shaken(common.load_policy(folder_of(kind), bits=32))
@@ -289,7 +289,8 @@ def test_shared_prompts_equal_plain(folder_of, kind):
     logits = {i: (z, own) for index, zs, owns in common.score(policy, *args[:2], logits=True)
               for i, z, own in zip(index.tolist(), zs.detach(), owns)}
     policy.fast = fast.Fast(fast.lora_layers(policy), False)
-    assert fast.pays(policy, *args[:2], False) and fast.choose(policy)[0]
+    assert fast.choose(policy)[0]
+    monkeypatch.setattr(fast, "pays", lambda *_: True)  # of a pool as uneven as some of these it does not
     again = common.sample(policy, prompts, 6, seeds=range(5), max_new_tokens=10)
     assert again.lists() == y and torch.allclose(again.logps, drawn.logps, atol=1e-4)
     tolerance = 1e-3 if kind == "opt" else 1e-4  # a rounding may switch one of OPT's ReLUs
