@@ -91,7 +91,9 @@ TABLES = {
     "peptide": ("cat", "script=cat_bon", "| | mean | best of 4",
                 [None, "max@1", "max@4", "max@8", "max@16", "max@64", "kl", "entropy"], range(1, 9)),
     "program": ("program", "", "| | pass@1 | pass@8 | pass@32 | maj@8 | KL",
-                [None, "pass@1", "pass@8", "pass@32", "maj@8", "kl", "distinct"], range(1, 5))}
+                [None, "pass@1", "pass@8", "pass@32", "maj@8", "kl", "distinct"], range(1, 5)),
+    "real": ("real", "lr=0.0001", "| from one warm-up",
+             [None, "pass@1", "pass@8", "pass@32", "maj@8", "kl", "zero"], range(5))}
 
 
 @pytest.mark.parametrize("name", TABLES)
