@@ -386,8 +386,8 @@ def against_trl(args, ours=None):
                     output_dir=os.path.join(folder, "trl"), per_device_train_batch_size=micro,
                     gradient_accumulation_steps=rows // micro, num_generations=8, max_steps=args.repeat + 1,
                     gradient_checkpointing=checkpointing, max_completion_length=task.max_new_tokens, temperature=1.0,
-                    beta=0.0, learning_rate=1e-4, use_cpu=True, bf16=False, report_to=[], save_strategy="no",
-                    logging_strategy="no", disable_tqdm=True))
+                    beta=0.0, learning_rate=1e-4, use_cpu=not torch.cuda.is_available(), bf16=False, report_to=[],
+                    save_strategy="no", logging_strategy="no", disable_tqdm=True))
             trainer.remove_callback(transformers.PrinterCallback)
             load.set_threads(trainer.model.num_parameters())
             turns.mark = time.perf_counter()

@@ -85,12 +85,15 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
     gpu = device.type == "cuda"
     if gpu:  # it plans anew for every shape, and keys that grow by a token have another one each time
         torch.backends.cuda.enable_cudnn_sdp(False)
-    why = "as asked" if bits is not None else "default on a GPU" if gpu else "default on a CPU"
+    asked, why = bits, "as asked" if bits is not None else "default on a GPU" if gpu else "default on a CPU"
     bits = default_bits(device) if bits is None else bits
     if bits not in (4, 8, 16, 32):
         raise UserError(f"--bits {bits}: choose 4, 8, 16 or 32")
     # bf16 where the hardware has it. Never float16: without loss scaling its gradients vanish.
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else bits == 16
+    if gpu and bits == 16 and not bf16:
+        raise UserError(f"--bits 16 needs bfloat16, which {torch.cuda.get_device_name(device)} does not have: give 4, "
+                        "8 or 32")
     dtype = torch.bfloat16 if bf16 and bits != 32 else torch.float32
     quantisation = None
     if bits == 4:
@@ -137,6 +140,8 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
     if not gpu:
         set_threads(sum(p.numel() for p in lm.parameters()))
     lm.requires_grad_(False)
+    if gpu and asked is None and bf16 and 2 * lm.num_parameters() < free_memory(device) / 4:
+        why += "; it would fit with --bits 16, which spares the de-quantisation of each layer"
     hardware = torch.cuda.get_device_name(device) if gpu else f"{torch.get_num_threads()} thread(s)"
     return lm, tokenizer, (f"{device.type} ({hardware}), {bits}-bit base ({why}"
                            f"{', de-quantised from GGUF' * gguf}{' and quantised again' * (gguf and bits < 16)}), "

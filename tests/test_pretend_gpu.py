@@ -11,6 +11,8 @@ from pretend_gpu import PretendGPU
 from test_scripts import read_lines, run
 
 import common
+from support import load
+from support.errors import UserError
 
 SCRIPTS = {"ppo_passk": ["--k", 4], "bon_sft": ["--n", 4], "bon_rl": ["--n", 4], "cat_passk": ["--n", 4],
            "cat_passk rl": ["--n", 4, "--mode", "rl", "--kl-coef", 0.01], "cat_majority": ["--n", 4],
@@ -55,13 +57,29 @@ def test_sampler_and_scorer(bits):
     assert not gpu.mismatches
 
 
+def test_a_gpu_without_bfloat16(monkeypatch):
+    """It trains a 4-bit base in float32, and says that it cannot do 16 bits."""
+    with PretendGPU():
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+        with pytest.raises(UserError, match="--bits 16 needs bfloat16, which Pretend H100 does not have"):
+            common.load_policy("tiny", bits=16)
+        assert "4-bit base (default on a GPU), compute float32" in common.load_policy("tiny").note
+        monkeypatch.undo()
+
+
+def test_16_bits_are_not_offered_where_they_do_not_fit(monkeypatch):
+    monkeypatch.setattr(load, "free_memory", lambda _: 2 ** 20)
+    with PretendGPU():
+        assert "4-bit base (default on a GPU)," in common.load_policy("tiny").note
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_two_steps_of_each_script(name, tmp_path):
     """A run with its evaluations, in the default precision of a GPU."""
     module, out = importlib.import_module(name.split()[0]), tmp_path / "run"
     with PretendGPU() as gpu:
         code, printed, error = run(module.main, *SCRIPTS[name], *SMALL, "--out", out)
-        assert code == 0 and "cuda (Pretend H100), 4-bit base (default on a GPU)" in printed, error
+        assert code == 0 and "cuda (Pretend H100), 4-bit base (default on a GPU; it would fit with" in printed, error
     assert not gpu.mismatches and len(read_lines(out)) == 2
     args, result = (json.loads((out / f"{part}.json").read_text()) for part in ("args", "result"))
     assert args["flags"]["bits"] == 4 and {"before", "after"} <= result.keys()
