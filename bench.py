@@ -195,22 +195,21 @@ def bench_update(policy, prompts, rewards_of, args, new_tokens, label):
     for objective in ("mean", "passk"):
         A = ppo_passk.advantages(rewards, args.k, objective)
         rows = [(b, i) for b, i in A.nonzero().tolist()]
-        if not rows:  # nothing to update with: no ratio
-            print(f"update   {label:5} {len(every):5} rows  {objective:5} 100% zero weights: the rewards of each "
-                  "prompt are the same; give --data that it can nearly do, or --adapter", flush=True)
-            continue
         reset_peak(policy)
-        dropped, full = alternate(policy, args.repeat, lambda: update(A, rows), lambda: update(A, every))
+        full, *dropped = alternate(policy, args.repeat, lambda: update(A, every),
+                                   *([lambda: update(A, rows)] if rows else []))
         line = {"what": "update", "precision": label, "objective": objective, "rows": len(every),
-                "zero": 1 - len(rows) / len(every),
-                "dropped_s": statistics.median(s for s, _ in dropped), "all_s": statistics.median(s for s, _ in full),
-                "ratio": statistics.median(b / a for (a, _), (b, _) in zip(dropped, full)),
+                "zero": 1 - len(rows) / len(every), "all_s": statistics.median(s for s, _ in full),
                 "memory_gb": load.peak_memory(policy.device)}
         line["update_tokens_per_s"] = int(drawn.lengths.sum()) / line["all_s"]
+        text = "nothing to learn from: no ratio"  # the rewards of each prompt are all alike
+        if rows:
+            line |= {"dropped_s": statistics.median(s for s, _ in dropped[0]),
+                     "ratio": statistics.median(a / b for (a, _), (b, _) in zip(full, dropped[0]))}
+            text = f"dropped {line['dropped_s']:.3f} s   ratio {line['ratio']:.2f}"
         lines.append(line)
         print(f"update   {label:5} {len(every):5} rows  {objective:5} {line['zero']:4.0%} zero weights  "
-              f"dropped {line['dropped_s']:.3f} s   all {line['all_s']:.3f} s   ratio {line['ratio']:.2f}"
-              + peak(policy, line), flush=True)
+              f"all {line['all_s']:.3f} s   {text}" + peak(policy, line), flush=True)
     return lines
 
 

@@ -277,7 +277,7 @@ def decode(policy, prompts, u, temperature):
     fast.make_room(cache)
     logits = out.logits[:, -1].repeat_interleave(k, 0)  # [R, V], R = P k
     position = position[:, -1:].repeat_interleave(k, 0)  # [R, 1]
-    L, mask = mask.shape[1], F.pad(mask, (0, T), value=1).repeat_interleave(k, 0)  # [R, L + T]
+    L, mask = mask.shape[1], fast.decoding_mask(policy, F.pad(mask, (0, T), value=1)).repeat_interleave(k, 0)
     u, rows = u.flatten(0, 1), torch.arange(P * k, device=policy.device)  # the row of the result that each row writes
     done = torch.zeros_like(rows, dtype=torch.bool)
     tokens, lengths = torch.zeros(P * k, T, dtype=torch.long, device=policy.device), torch.zeros_like(rows)
@@ -302,7 +302,7 @@ def decode(policy, prompts, u, temperature):
                 cache.batch_select_indices(alive)
                 rows, u, mask, position, token, done = (x[alive] for x in (rows, u, mask, position, token, done))
         position = position + 1
-        logits = policy.forward(token, mask[:, :L + t + 1], position, 1, past_key_values=cache, use_cache=True).logits
+        logits = policy.forward(token, mask[..., :L + t + 1], position, 1, past_key_values=cache, use_cache=True).logits
         logits = logits[:, -1]
     return (*(x.unflatten(0, (P, k)) for x in (tokens, logps, entropies)), lengths.view(P, k))
 

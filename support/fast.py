@@ -28,6 +28,7 @@ class Fast:
     """What a model gets."""
     layers: list  # LoRA layers that are folded: (parent module, attribute name, layer)
     packs: bool  # several completions to a row, the adapter folded in the update too; False: shared keys and values
+    wide: bool = False  # tokens are decoded under a 4-D mask (decoding_mask)
 
 
 def choose(policy):
@@ -74,8 +75,35 @@ def choose(policy):
         wrong = same(score_shared, 1.0, 2048)
     if wrong:
         return None, f"plain ({type(lm).__name__} from a prompt's keys and values on: {wrong})"
-    return Fast([] if cannot else layers, False), "samples of a prompt share its keys and values, adapter " + (
+    wide = policy.device.type == "cuda" and takes_wide(policy, 1e-4 if policy.lm.dtype == torch.float32 else 0.2)
+    return Fast([] if cannot else layers, False, wide), "samples of a prompt share its keys and values, adapter " + (
         f"not folded into the weights ({cannot})" if cannot else "folded into the weights in rollouts")
+
+
+def decoding_mask(policy, mask):
+    """The mask [P, L + T] of prompts and all tokens to come, as decoding reads it: additive and [P, 1, 1, L + T] on a
+    GPU, where transformers would look at the values of a 2-D one for each token, and the host wait for the device."""
+    if not (policy.fast and policy.fast.wide) or mask.shape[1] > window(policy):
+        return mask
+    return ((1 - mask) * torch.finfo(policy.lm.dtype).min).to(policy.lm.dtype)[:, None, None]
+
+
+@torch.no_grad()
+def takes_wide(policy, tolerance):
+    """Whether a token after a padded prompt has the same logits under either mask."""
+    V, found = policy.lm.config.get_text_config().vocab_size, []
+    ids, mask = common.left_pad([[1 % V, 2 % V, 3 % V], [4 % V]], policy.device)
+    longer = F.pad(mask, (0, 1), value=1)
+    for wide in (False, True):
+        policy.fast = Fast([], False, wide)
+        cache = policy.forward(ids, mask, common.positions_of(mask), 1, use_cache=True).past_key_values
+        try:
+            out = policy.forward(ids[:, :1], decoding_mask(policy, longer), common.positions_of(longer)[:, -1:], 1,
+                                 past_key_values=cache, use_cache=True)
+        except (ValueError, RuntimeError):  # as in choose
+            return False
+        found.append(out.logits[:, -1].float())
+    return torch.allclose(*found, atol=tolerance)
 
 
 def lora_layers(policy):

@@ -57,6 +57,22 @@ def test_sampler_and_scorer(bits):
     assert not gpu.mismatches
 
 
+@pytest.mark.parametrize("bits", [4, 16])
+def test_the_host_hardly_waits(bits):
+    """Of the sampler, at most once per 8 tokens and 8 times a call; of the scorer, per micro-batch."""
+    with PretendGPU() as gpu:
+        policy = common.load_policy("tiny", bits=bits)
+        policy.stop = []
+        prompts = [policy.encode(x) for x in ("c7,3:21>", "c2,7,9:23>", "c1,2,3,4:9>")]
+        with gpu.phase("sample"):
+            drawn = common.sample(policy, prompts, 8, range(3), max_new_tokens=32)
+        ys = [y for rows in drawn.lists() for y in rows]
+        with gpu.phase("score"):
+            for _, logps, _ in common.score(policy, [x for x in prompts for _ in range(8)], ys):
+                logps.sum().backward()
+    assert gpu.syncs["sample"].total() <= 32 // 8 + 8 and gpu.syncs["score"].total() <= 3, gpu.report()
+
+
 def test_a_gpu_without_bfloat16(monkeypatch):
     """It trains a 4-bit base in float32, and says that it cannot do 16 bits."""
     with PretendGPU():
