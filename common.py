@@ -206,7 +206,7 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
 
     prompts  B lists of token ids, of any lengths
     seeds    B integers: the draws of prompt b depend on seeds[b] alone, not on what else is in the batch
-    max_rows most rows (prompt x sample) decoded at once; None: support/load.py, most_rows
+    max_rows most rows (prompt x sample) decoded at once, of 2^14 tokens of prompts; None: support/load.py, most_rows
     Returns Samples.  A completion cut at max_new_tokens has no end-of-sequence token; its text is verified as it is.
     Raises UserError if prompt and completion do not fit the model's positions.
     """

@@ -57,7 +57,7 @@ def is_cuda(device):
 class PretendGPU(TorchDispatchMode):
     """Context manager, see above.  strict: raise at a mismatch, as CUDA does, or only count it in `mismatches`."""
 
-    def __init__(self, total=80 * 2 ** 30, strict=True, own=os.path.dirname(os.path.abspath(__file__))):
+    def __init__(self, total=80 * 2 ** 30, strict=True, own=os.path.dirname(os.path.dirname(os.path.abspath(__file__)))):
         super().__init__()
         self.total, self.strict, self.own = total, strict, own
         self.tags, self.ambient, self.name, self.inside = {}, [], "other", False

@@ -272,8 +272,11 @@ def test_the_fast_path_is_not_lost(folder_of, kind):
     assert policy.note.endswith("fast (adapter folded into the weights, samples of a prompt share a row)")
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2", "opt", "neox",
-                                  "bloom", "mpt", "mistral", "phi3", "smollm3", "olmo2", "starcoder2"])
+SIXTEEN = ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2", "opt", "neox", "bloom", "mpt", "mistral",
+           "phi3", "smollm3", "olmo2", "starcoder2"]
+
+
+@pytest.mark.parametrize("kind", SIXTEEN)
 def test_shared_prompts_equal_plain(folder_of, kind, monkeypatch):
     """A prompt's keys and values computed once for its completions, as a real model has it: the tokens, the
     log-probabilities and the gradients of common.py alone, whatever the micro-batch, also of one token, logits too."""
@@ -306,8 +309,7 @@ def test_shared_prompts_equal_plain(folder_of, kind, monkeypatch):
     assert sorted(seen) == list(range(len(rows)))
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2", "opt", "neox",
-                                  "bloom", "mpt", "mistral", "phi3", "smollm3", "olmo2", "starcoder2"])
+@pytest.mark.parametrize("kind", SIXTEEN)
 def test_decoding_under_a_wide_mask(folder_of, kind):
     """As on a GPU: the draws of common.py alone where a model takes a 4-D mask; Bloom, whose bias needs a 2-D one, does
     not."""
@@ -339,6 +341,22 @@ def test_sharing_is_chosen_by_cost():
     policy = common.load_policy("tiny", bits=4)
     for L, T, n, pays in ((47, 4, 8, True), (47, 24, 8, True), (4, 64, 8, False), (47, 4, 1, False)):
         assert fast.pays(policy, [[1] * L] * n, [[1] * T] * n, False) is pays
+    # completions of a prompt are padded to its longest
+    assert not fast.pays(policy, [[1] * 47] * 8, [[1]] * 7 + [[1] * 200], False)
+
+
+def test_prompts_are_read_in_slices(monkeypatch):
+    """Reading prompts takes memory by their tokens, however few samples each has."""
+    policy, read = common.load_policy("tiny"), []
+    policy.fast = None
+    monkeypatch.setattr(common.Policy, "positions", 10 ** 6)
+
+    def decode(policy, prompts, u, temperature):
+        read.append(sum(map(len, prompts)))
+        return torch.ones(u.shape).long(), *torch.zeros(2, *u.shape), torch.ones(u.shape[:2]).long()
+    monkeypatch.setattr(common, "decode", decode)
+    common.sample(policy, [[1] * 3000] * 12, 1, range(12), max_new_tokens=2, max_rows=100)
+    assert sum(read) == 36000 and max(read) <= 2 ** 14
 
 
 def test_the_cache_grows_in_place(folder_of):
