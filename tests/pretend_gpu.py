@@ -29,6 +29,7 @@ from collections import Counter, defaultdict
 from unittest import mock
 
 import torch
+from conftest import ROOT
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -57,7 +58,7 @@ def is_cuda(device):
 class PretendGPU(TorchDispatchMode):
     """Context manager, see above.  strict: raise at a mismatch, as CUDA does, or only count it in `mismatches`."""
 
-    def __init__(self, total=80 * 2 ** 30, strict=True, own=os.path.dirname(os.path.dirname(os.path.abspath(__file__)))):
+    def __init__(self, total=80 * 2 ** 30, strict=True, own=ROOT):
         super().__init__()
         self.total, self.strict, self.own = total, strict, own
         self.tags, self.ambient, self.name, self.inside = {}, [], "other", False
