@@ -246,12 +246,12 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     for j, logps, _ in common.score_weighted(policy, prompts, y, c, tau):
         part_loss = -(c.flatten()[j].to(logps) * logps.sum(-1)).sum() / B
         part_loss.backward()
-        loss += part_loss.item()
+        loss += part_loss.detach()
     if c.any():
         norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
         optimizer.step()
 
-    line = {"loss": processes.all_reduce(loss), **sample_stats(task, drawn, rewards, n, gap, sampled - started),
+    line = {"loss": processes.all_reduce(float(loss)), **sample_stats(task, drawn, rewards, n, gap, sampled - started),
             "zero": zero, **stats, "grad_norm": norm,
             "diversity": evaluate.mean_diversity(texts, [task.extract(text) for text in texts], M),
             "samples_per_s": len(y) / (time.time() - started)}

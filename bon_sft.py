@@ -155,12 +155,12 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
         total = logps.sum(-1)  # log pi(y|x)  [r]
         part_loss = -(coefficients.flatten()[j].to(total) * total).sum() / B
         part_loss.backward()
-        loss += part_loss.item()
-        gold_logp += total.detach()[(j % (1 + M) == 0).to(total.device)].sum().item() / B
+        loss += part_loss.detach()
+        gold_logp += total.detach().masked_fill((j % (1 + M) > 0).to(total.device), 0.0).sum() / B
     norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
     optimizer.step()
 
-    line = {"loss": processes.all_reduce(loss), "gold": processes.all_reduce(gold_logp),
+    line = {"loss": processes.all_reduce(float(loss)), "gold": processes.all_reduce(float(gold_logp)),
             "zero": (coefficients == 0).float().mean().item(), "grad_norm": norm,
             "samples_per_s": len(y) / (time.time() - started)}
     if M:

@@ -287,7 +287,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
             gold[j] = logp.detach().double().cpu()
             part_loss = part_loss if args.contrastive else majority_sft_loss(logp, n, fixed_threshold(args)).sum()
         (part_loss / B).backward()
-        loss += part_loss.item() / B
+        loss += part_loss.detach() / B
     if coef.any():
         norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
         optimizer.step()
@@ -298,7 +298,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
         w = torch.ones(B) if args.contrastive else w  # the hybrid weighs no sequence
         line = {"gold": gold.mean().item(), "zero": 0.0, "length": sum(map(len, y)) / B}
         shown = {"logp": gold}
-    line = {"loss": processes.all_reduce(loss), **line, **weight_stats(w, "w"), "grad_norm": norm,
+    line = {"loss": processes.all_reduce(float(loss)), **line, **weight_stats(w, "w"), "grad_norm": norm,
             "samples_per_s": len(y) / (time.time() - started)}
     return line, examples(policy, problems, y, **shown)
 

@@ -226,7 +226,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
         else:
             part_loss = -(coef.flatten()[j].to(logp) * logp).sum() / B
         part_loss.backward()
-        loss += part_loss.item()
+        loss += part_loss.detach()
     if coef.any():
         norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
         optimizer.step()
@@ -236,7 +236,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
         w = passn_weight(gold.exp().clamp(max=1), n, "log")  # [B]
         line = {"gold": gold.mean().item(), "zero": 0.0, "length": sum(map(len, y)) / B}
         shown = {"logp": gold}
-    line = {"loss": processes.all_reduce(loss), **line, **weight_stats(w, "w"), "grad_norm": norm,
+    line = {"loss": processes.all_reduce(float(loss)), **line, **weight_stats(w, "w"), "grad_norm": norm,
             "samples_per_s": len(y) / (time.time() - started)}
     return line, examples(policy, problems, y, **shown)
 

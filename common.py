@@ -218,7 +218,7 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
     if longest + max_new_tokens > policy.positions:
         raise UserError(f"a prompt of {longest} tokens and --max-new-tokens {max_new_tokens} do not fit the model's "
                         f"{policy.positions} positions: lower --max-new-tokens or take a model with more")
-    loop = fast.decode if policy.fast else decode
+    loop = fast.halving(fast.decode if policy.fast else decode)
     max_rows = max_rows or load.most_rows(policy.lm, longest + max_new_tokens)
     chunk, share = max(1, min(max_rows // k, 2 ** 14 // longest)), min(k, max_rows)  # prompts, samples of each at once
     shape = len(prompts), k, max_new_tokens
@@ -317,7 +317,7 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits
     Backward through one micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
     """
     max_tokens = max_tokens or load.micro_batch(policy.lm)
-    if policy.fast and fast.pays(policy, prompts, completions, logits):
+    if policy.fast and fast.pays(policy, prompts, completions, max_tokens, logits):
         yield from fast.score(policy, prompts, completions, temperature, max_tokens, logits)
         return
     order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
@@ -334,8 +334,9 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits
         own = torch.arange(T) < torch.tensor([len(completions[i]) for i in index])[:, None]  # [r, T]
         tokens = torch.tensor([completions[i] + [0] * (T - len(completions[i])) for i in index], dtype=torch.long)
         ids, mask = (torch.cat(pair, 1).to(policy.device) for pair in ((ids, tokens), (mask, own.long())))  # [r, L + T]
-        scaled = policy.forward(ids, mask, positions_of(mask), T + 1, use_cache=False).logits
-        scaled, own = scaled[:, -T - 1:-1].float() / temperature, own.to(policy.device)  # [r, T, V]
+        with load.checkpoints(policy.lm, ids.numel() > max_tokens):
+            scaled = policy.forward(ids, mask, positions_of(mask), T + 1, use_cache=False).logits
+        scaled, own = scaled[:, -T - 1:-1].float() / temperature, mask[:, L:].bool()  # [r, T, V], [r, T]
         logps = None if logits else -F.cross_entropy(
             scaled.flatten(0, 1), ids[:, L:].flatten(), reduction="none").view_as(own).masked_fill(~own, 0.0)
         yield torch.tensor(index), scaled if logits else logps, own.float()

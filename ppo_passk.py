@@ -235,12 +235,12 @@ def step(policy, task, optimizer, problems, number, args):
             part_loss = ppo_loss(logps, old_logps[j, :logps.shape[1]], mask, A.flatten()[j].to(logps), args.clip)
             part_loss = part_loss / inside.sum()
             part_loss.backward()
-            loss += part_loss.item() / (args.epochs * args.minibatches)
+            loss += part_loss.detach() / (args.epochs * args.minibatches)
         if weights.any():
             norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
             optimizer.step()
 
-    line = {"loss": processes.all_reduce(loss), **sample_stats(task, drawn, rewards, k, gap, sampled - started),
+    line = {"loss": processes.all_reduce(float(loss)), **sample_stats(task, drawn, rewards, k, gap, sampled - started),
             "zero": zero, "grad_norm": norm, "samples_per_s": len(y) / (time.time() - started)}
     return line, examples(policy, problems, y, reward=rewards)
 

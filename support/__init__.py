@@ -6,5 +6,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name; rows that leave fragment a GPU's memory
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import common  # which imports this module: what it has is looked up when it is called
-from support import load
+from support import captured, load
 
 PACK = 128  # most completion tokens in a row: beyond that, looking past each other costs more than the prompt saves
 
@@ -29,6 +29,8 @@ class Fast:
     layers: list  # LoRA layers that are folded: (parent module, attribute name, layer)
     packs: bool  # several completions to a row, the adapter folded in the update too; False: shared keys and values
     wide: bool = False  # tokens are decoded under a 4-D mask (decoding_mask)
+    captured: bool = False  # decoding is support/captured.py
+    light: list = ()  # LoRA layers that captured decoding replaces: (parent module, attribute name, layer, weight)
 
 
 def choose(policy):
@@ -75,8 +77,11 @@ def choose(policy):
         wrong = same(score_shared, 1.0, 2048)
     if wrong:
         return None, f"plain ({type(lm).__name__} from a prompt's keys and values on: {wrong})"
-    wide = policy.device.type == "cuda" and takes_wide(policy, 1e-4 if policy.lm.dtype == torch.float32 else 0.2)
-    return Fast([] if cannot else layers, False, wide), "samples of a prompt share its keys and values, adapter " + (
+    shared = "samples of a prompt share its keys and values, "
+    if policy.device.type == "cuda":
+        found = Fast([], False, takes_wide(policy, 1e-4 if policy.lm.dtype == torch.float32 else 0.2))
+        return found, shared + captured.choose(policy, found, layers)
+    return Fast([] if cannot else layers, False), shared + "adapter " + (
         f"not folded into the weights ({cannot})" if cannot else "folded into the weights in rollouts")
 
 
@@ -150,9 +155,31 @@ def window(policy):
     return getattr(policy.lm.config.get_text_config(), "sliding_window", None) or math.inf
 
 
+def halving(loop):
+    """A sampling loop that is run for half of its rows at a time where the memory of a GPU does not hold all: the draws
+    are fixed by u, so they stay the same."""
+    def run(policy, prompts, u, temperature):
+        P, k, _ = u.shape
+        try:
+            return loop(policy, prompts, u, temperature)
+        except torch.OutOfMemoryError:
+            if P * k == 1:
+                raise
+        torch.cuda.empty_cache()  # outside of `except`, which holds the frames that hold the memory
+        if P > 1:
+            halves = [run(policy, prompts[half], u[half], temperature) for half in (slice(P // 2), slice(P // 2, P))]
+        else:
+            halves = [run(policy, prompts, u[:, half], temperature) for half in (slice(k // 2), slice(k // 2, k))]
+        return tuple(torch.cat(pair, 0 if P > 1 else 1) for pair in zip(*halves))
+    return run
+
+
 def decode(policy, prompts, u, temperature):
-    """common.decode with the adapter folded, and several samples to a row where the model's window holds them all."""
+    """common.decode with the adapter folded, and several samples to a row where the model's window holds them all; on a
+    GPU captured where that works."""
     (_, k, T), L = u.shape, max(map(len, prompts))
+    if policy.fast.captured and L + T <= window(policy):
+        return captured.decode(policy, prompts, u, temperature)
     g = max(g for g in range(1, k + 1)
             if k % g == 0 and (g == 1 or policy.fast.packs and g * T <= PACK and L + g * T <= window(policy)))
     with folded(policy.fast.layers):
@@ -233,10 +260,12 @@ def decode_packed(policy, prompts, u, temperature):
     return (*(x.view(P, repeat * g, T) for x in (tokens, logps, entropies)), lengths.view(P, repeat * g))
 
 
-def pays(policy, prompts, completions, logits):
+def pays(policy, prompts, completions, max_tokens, logits):
     """Whether scoring these completions in the fast way is cheaper: by tokens, where keys and values are shared."""
     if policy.fast.packs:
         return not logits
+    if any(len(x) + len(y) > max_tokens for x, y in zip(prompts, completions)):
+        return False  # such a row needs its layers computed again, which keys and values handed out do not survive
     lengths = {}
     for x, y in zip(prompts, completions):
         lengths.setdefault(tuple(x), []).append(len(y))

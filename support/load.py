@@ -1,6 +1,7 @@
 """Loading a frozen base in any precision, and how much of it memory holds."""
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import io
 import logging
@@ -10,6 +11,7 @@ import sys
 import warnings
 
 import torch
+import torch.utils.checkpoint
 
 from support import ROOT
 from support.errors import UserError
@@ -196,6 +198,21 @@ def micro_batch(lm):
     # Bytes that autograd keeps per token: activations of each layer (LoRA inputs in float32), logits in two precisions.
     token = 100 * c.num_hidden_layers * c.hidden_size + 24 * c.vocab_size
     return max(256, min(8192 if gpu else 2048, (free_memory(lm.device) // 2 if gpu else 2 ** 31) // token))
+
+
+@contextlib.contextmanager
+def checkpoints(lm, wanted):
+    """Inside, if wanted, each layer of a model keeps its inputs only and is computed again in the backward pass: for a
+    row of more tokens than a micro-batch should have. Not by the model's own switch, which turns dropout on."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+    layers = [layer for layer in lm.modules() if isinstance(layer, GradientCheckpointingLayer)] if wanted else []
+    for layer in layers:
+        layer.forward = functools.partial(torch.utils.checkpoint.checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def peak_memory(device):

@@ -15,11 +15,13 @@ and makes .to() copy; a TorchDispatchMode sees each ATen operation, in backward 
 would, and counts by phase and by source line
     syncs    operations that make the host wait for the device (.item(), .tolist(), .cpu(), nonzero, boolean indices)
     copies   copies of pageable host memory to the device, which wait for what the stream has to do
-    kernels  operations that launch at least one kernel (views and metadata left out)
-What it cannot see: kernels that only CUDA has and how they round, memory, streams, C++ that asks for a tensor's device,
-what happens inside an operation (bitsandbytes' own synchronisations), and threads other than the one that entered
-(modes are thread-local; hence HF_DEACTIVATE_ASYNC_LOAD). A green run means that no tensor is on the wrong device, and
-no more.
+    kernels  operations that launch at least one kernel (views and metadata left out); a replayed graph is one
+CUDA graphs are recorded and replayed as on a card: what runs inside torch.cuda.graph leaves no trace, an operation that
+waits or copies is refused there, and a replay does the same operations on the same memory, whatever Python has done
+since. What it cannot see: kernels that only CUDA has and how they round, memory, streams (there is one), C++ that asks
+for a tensor's device, what happens inside an operation (bitsandbytes' own synchronisations), and threads other than the
+one that entered (modes are thread-local; hence HF_DEACTIVATE_ASYNC_LOAD). A green run means that no tensor is on the
+wrong device and nothing captured depends on the host, and no more.
 """
 import contextlib
 import functools
@@ -63,7 +65,7 @@ class PretendGPU(TorchDispatchMode):
         self.total, self.strict, self.own = total, strict, own
         self.tags, self.ambient, self.name, self.inside = {}, [], "other", False
         self.syncs, self.copies, self.kernels = (defaultdict(Counter) for _ in range(3))  # phase -> Counter
-        self.mismatches = Counter()
+        self.mismatches, self.graph = Counter(), None  # graph: the one that is being captured
 
     # ------------------------------------------------------------------------------------------------ tags of storages
     def storage(self, tensor):
@@ -95,6 +97,8 @@ class PretendGPU(TorchDispatchMode):
             self.name = before
 
     def count(self, counters, what):
+        if self.graph:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {self.where()} {what}")
         counters[self.name][f"{self.where()} {what}"] += 1
 
     def where(self):
@@ -135,18 +139,22 @@ class PretendGPU(TorchDispatchMode):
             gpu, kwargs = True, {**kwargs, "device": torch.device("cpu")}
         if gpu and packet not in MIXED:
             self.check(func, packet, args, tensors, there)
+        if self.graph:
+            self.graph.before(func, args, kwargs)
         self.inside = func.namespace != "aten"  # kernels in Python (bitsandbytes) really are on the CPU
         try:
             out = func(*args, **kwargs)
         finally:
             self.inside = False
+        if self.graph:
+            self.graph.record(func, args, kwargs, out)
         if packet is aten.copy_:
             gpu = there[0]
             if gpu != there[1]:
                 self.count(self.copies if gpu else self.syncs, "copy_")
         elif not tensors and self.ambient:
             gpu = gpu or self.ambient[-1]  # made inside a composite operation: on the device of its tensors
-        if gpu and packet not in FREE and not func.is_view:
+        if gpu and packet not in FREE and not func.is_view and not self.graph:
             self.kernels[self.name][str(packet).removeprefix("aten.")] += 1
         if gpu and packet not in (aten._local_scalar_dense, aten.copy_):
             tree_map(self.tag, out)
@@ -172,6 +180,17 @@ class PretendGPU(TorchDispatchMode):
         if packet in WAIT or packet is aten.repeat_interleave and len(args) == 1:
             self.count(self.syncs, str(packet).removeprefix("aten."))
 
+    @contextlib.contextmanager
+    def capture(self, graph):
+        """torch.cuda.graph: it waits for the device, then what runs is recorded and has no effect."""
+        self.count(self.syncs, "capture")
+        self.graph = graph
+        try:
+            yield
+        finally:
+            self.graph = None
+            graph.restore()
+
     # ---------------------------------------------------------------------------------------------------- in and out
     def __enter__(self):
         os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers loads weights in threads
@@ -186,6 +205,8 @@ class PretendGPU(TorchDispatchMode):
                   **dict.fromkeys(("reset_peak_memory_stats", "synchronize", "empty_cache", "set_device", "init",
                                    "_lazy_init", "manual_seed", "manual_seed_all"))}
         self.stack = contextlib.ExitStack()
+        for name, value in (("CUDAGraph", functools.partial(Graph, self)), ("graph", self.capture)):
+            self.stack.enter_context(mock.patch.object(torch.cuda, name, value))
         for name, value in values.items():
             self.stack.enter_context(mock.patch.object(torch.cuda, name, lambda *_, value=value, **__: value))
         seen = lambda t: not gpu.inside and gpu.on(t)
@@ -200,6 +221,55 @@ class PretendGPU(TorchDispatchMode):
     def __exit__(self, *error):
         super().__exit__(*error)
         self.stack.__exit__(*error)
+
+
+class Graph:
+    """torch.cuda.CUDAGraph: operations in order, each with the tensors it had and made."""
+
+    def __init__(self, gpu):
+        self.gpu, self.calls, self.made, self.saved = gpu, [], set(), {}
+
+    def storages(self, tree):
+        return {s._cdata: s for t in tree_flatten(tree)[0] if isinstance(t, torch.Tensor)
+                for s in [self.gpu.storage(t)]}
+
+    def written(self, func, args, kwargs):
+        """Arguments that an operation writes to."""
+        known = dict(zip((a.name for a in func._schema.arguments), args)) | kwargs
+        return [known[a.name] for a in func._schema.arguments if a.is_write and known.get(a.name) is not None]
+
+    def before(self, func, args, kwargs):
+        with _disable_current_modes():
+            for at, storage in self.storages(self.written(func, args, kwargs)).items():
+                if at not in self.made and at not in self.saved:
+                    self.saved[at] = storage, storage.clone()
+
+    def record(self, func, args, kwargs, out):
+        inputs, outputs = self.storages((args, kwargs)), self.storages(out)
+        self.made |= outputs.keys() - inputs.keys()
+        new = [isinstance(t, torch.Tensor) and not self.storages(t).keys() & inputs.keys()
+               for t in tree_flatten(out)[0]]
+        if any(new) or self.written(func, args, kwargs):  # what is left makes a view of memory that stays
+            self.calls.append((func, args, kwargs, out, new))
+
+    def restore(self):
+        with _disable_current_modes():
+            for storage, was in self.saved.values():
+                storage.copy_(was)
+
+    def replay(self):
+        gpu = self.gpu
+        gpu.kernels[gpu.name]["graph"] += 1
+        gpu.inside = True
+        try:
+            with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes():
+                for func, args, kwargs, out, new in self.calls:
+                    again = func(*args, **kwargs)
+                    for old, value, copied in zip(tree_flatten(out)[0], tree_flatten(again)[0], new):
+                        if copied:
+                            old.copy_(value)
+        finally:
+            gpu.inside = False
 
 
 class Functions(TorchFunctionMode):

@@ -8,10 +8,11 @@ import pytest
 import torch
 import transformers
 from pretend_gpu import PretendGPU
+from test_common import folder_of, shaken  # noqa: F401, a fixture
 from test_scripts import read_lines, run
 
 import common
-from support import load
+from support import captured, fast, load
 from support.errors import UserError
 
 SCRIPTS = {"ppo_passk": ["--k", 4], "bon_sft": ["--n", 4], "bon_rl": ["--n", 4], "cat_passk": ["--n", 4],
@@ -40,6 +41,120 @@ def test_the_device_obeys():
     assert not torch.cuda.is_available() and not x.is_cuda
 
 
+def test_graphs():
+    """What is captured has no effect, and does the same to the same memory at every replay; what cannot be captured is
+    refused, and leaves no trace either."""
+    with PretendGPU() as gpu:
+        x, total, host = torch.ones(3, device="cuda"), torch.zeros(3, device="cuda"), [1]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = x * 2
+            y[1:] += 1
+            total += y * host[0]
+        assert total.tolist() == [0, 0, 0]
+        host[0] = 100  # the graph has the value that it was captured with
+        with gpu.phase("replay"):
+            graph.replay()
+        x += 1
+        graph.replay()
+        assert total.tolist() == [2 + 4, 3 + 5, 3 + 5] and y.tolist() == [4, 5, 5]
+        assert gpu.kernels["replay"].total() == 1
+        for wrong in (lambda: x.sum().item(), lambda: x[x > 0], lambda: x.cpu(), lambda: torch.ones(1).to("cuda")):
+            with pytest.raises(RuntimeError, match="capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+                x += 1
+                wrong()
+        assert x.tolist() == [2, 2, 2]
+
+
+def drawn_both_ways(policy, monkeypatch, temperature=1.0, steps=50):
+    """Samples captured, in segments of 16 tokens, and by the plain loop, some of which end early."""
+    monkeypatch.setattr(captured, "SEGMENT", 16)
+    monkeypatch.setattr(captured, "EVERY", 4)
+    size = policy.lm.config.vocab_size
+    policy.stop = list(range(size - size // 25 - 1, size))
+    prompts = [[3, 4, 5], [3, 4, 5, 6, 7, 8, 9], [5] * 20]
+    found = common.sample(policy, prompts, 8, [1, 2, 3], temperature, steps)
+    policy.fast.captured = False
+    plain = common.sample(policy, prompts, 8, [1, 2, 3], temperature, steps)
+    policy.fast.captured = True
+    return found, plain
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gpt2", "gemma"])
+def test_captured_and_plain_draw_the_same(folder_of, kind, monkeypatch):
+    """In float32, on five architectures, with rows that leave at the ends of segments and within."""
+    with PretendGPU() as gpu:
+        policy = shaken(common.load_policy(folder_of(kind), bits=32), scale=0.05)
+        assert "decoded in CUDA graphs, the adapter beside the weights" in policy.note
+        found, plain = drawn_both_ways(policy, monkeypatch, temperature=0.8)
+        assert found.lists() == plain.lists() and len({n for row in plain.lengths.tolist() for n in row}) > 5
+        for a, b in ((found.logps, plain.logps), (found.entropies, plain.entropies)):
+            assert (a - b).abs().max().item() < 1e-4
+        with policy.reference():  # the adapter off
+            found, plain = drawn_both_ways(policy, monkeypatch)
+        assert found.lists() == plain.lists()
+    assert not gpu.mismatches
+
+
+@pytest.mark.parametrize("kind,bits", [(kind, bits) for kind in ("llama", "qwen2", "qwen3", "gpt2", "gemma")
+                                       for bits in (4, 16)])
+def test_captured_and_plain_score_the_same(folder_of, kind, bits, monkeypatch):
+    """In bfloat16 and 4 bits another order of sums draws another token now and then; the log-probabilities are as near
+    to the scorer's as those of the plain loop."""
+    with PretendGPU() as gpu:
+        policy = shaken(common.load_policy(folder_of(kind), bits=bits), scale=0.05)
+        how = {16: "the adapter beside", 4: "weights de-quantised for rollouts"}[bits if kind != "gpt2" else 16]
+        assert f"decoded in CUDA graphs, {how}" in policy.note, policy.note
+        off, prompts = [], [x for x in ([3, 4, 5], [3, 4, 5, 6, 7, 8, 9], [5] * 20) for _ in range(8)]
+        for drawn in drawn_both_ways(policy, monkeypatch):
+            scored = common.sequence_logps(policy, prompts, [y for rows in drawn.lists() for y in rows])
+            gap = scored - drawn.logps.flatten(0, 1).double().sum(-1).cpu()
+            off.append((gap.abs() / drawn.lengths.flatten().cpu()).mean().item())
+    assert off[0] < 1.5 * off[1] + 0.002 and not gpu.mismatches, off
+
+
+def test_memory_for_dequantised_weights(monkeypatch):
+    """Where there is none, a token is decoded in 4 bits, captured too."""
+    monkeypatch.setattr(load, "free_memory", lambda _: 2 ** 18)
+    with PretendGPU():
+        policy = common.load_policy("tiny", bits=4)
+        assert "decoded in CUDA graphs, weights de-quantised for each token" in policy.note
+        monkeypatch.undo()
+        found, plain = drawn_both_ways(policy, monkeypatch)
+        assert found.lists() == plain.lists()
+
+
+def test_what_cannot_be_captured_is_decoded_kernel_by_kernel(folder_of, monkeypatch):
+    """And load_policy says so: a device without graphs, a model that looks at values, a sliding window, 8 bits."""
+    looks = transformers.LlamaModel.forward
+
+    def forward(self, *args, **kwargs):
+        kwargs["inputs_embeds"] = self.embed_tokens(kwargs.pop("input_ids"))
+        assert kwargs["inputs_embeds"].sum().item() < 1e9
+        return looks(self, *args, **kwargs)
+
+    def refused():
+        raise RuntimeError("this device has no graphs\nand more")
+    drawn = []
+    with PretendGPU() as gpu:
+        with monkeypatch.context() as patch:
+            patch.setattr(transformers.LlamaModel, "forward", forward)
+            policy = common.load_policy(folder_of("llama"), bits=32)
+            assert "kernel by kernel (LlamaForCausalLM captured: operation not permitted when" in policy.note
+            drawn.append(common.sample(policy, [[3, 4]], 4, [1], max_new_tokens=9).lists())
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "CUDAGraph", refused)
+            policy = common.load_policy(folder_of("llama"), bits=32)
+            assert "kernel by kernel (LlamaForCausalLM captured: this device has no graphs)" in policy.note
+            drawn.append(common.sample(policy, [[3, 4]], 4, [1], max_new_tokens=9).lists())
+        policy = common.load_policy(folder_of("llama"), bits=32)
+        drawn.append(common.sample(policy, [[3, 4]], 4, [1], max_new_tokens=9).lists())
+        assert drawn[0] == drawn[1] == drawn[2]
+        assert "a cache that does more than append" in common.load_policy(folder_of("gemma2"), bits=32).note
+        assert "kernel by kernel (8 bits)" in common.load_policy("tiny", bits=8).note
+    assert not gpu.mismatches
+
+
 @pytest.mark.parametrize("bits", [4, 8, 16, 32])
 def test_sampler_and_scorer(bits):
     """In every precision the sampler and the scorer agree, and every LoRA tensor gets a gradient on the device."""
@@ -58,10 +173,12 @@ def test_sampler_and_scorer(bits):
 
 
 @pytest.mark.parametrize("bits", [4, 16])
-def test_the_host_hardly_waits(bits):
-    """Of the sampler, at most once per 8 tokens and 8 times a call; of the scorer, per micro-batch."""
+@pytest.mark.parametrize("graphs", [True, False])
+def test_the_host_hardly_waits(bits, graphs):
+    """In the sampler, at most once per 8 tokens and 8 times a call; in the scorer, per micro-batch."""
     with PretendGPU() as gpu:
         policy = common.load_policy("tiny", bits=bits)
+        policy.fast.captured = graphs
         policy.stop = []
         prompts = [policy.encode(x) for x in ("c7,3:21>", "c2,7,9:23>", "c1,2,3,4:9>")]
         with gpu.phase("sample"):
@@ -70,7 +187,50 @@ def test_the_host_hardly_waits(bits):
         with gpu.phase("score"):
             for _, logps, _ in common.score(policy, [x for x in prompts for _ in range(8)], ys):
                 logps.sum().backward()
+    assert not graphs or gpu.kernels["sample"].total() < 32 * 30  # two tokens and the prompts launched, 30 replayed
     assert gpu.syncs["sample"].total() <= 32 // 8 + 8 and gpu.syncs["score"].total() <= 3, gpu.report()
+
+
+def test_rows_are_halved_where_memory_ends(monkeypatch):
+    """Until they fit, with the same draws; one row that does not is the end."""
+    plain, sizes = fast.decode, []
+
+    def most(rows):
+        def loop(policy, prompts, u, temperature):
+            sizes.append(u.shape[0] * u.shape[1])
+            if sizes[-1] > rows:
+                raise torch.OutOfMemoryError("no more")
+            return plain(policy, prompts, u, temperature)
+        return loop
+    with PretendGPU():
+        policy = common.load_policy("tiny", bits=32)
+        prompts = [policy.encode(x) for x in ("c7,3:21>", "c2,7,9:23>", "c1,2,3,4:9>")]
+        whole = common.sample(policy, prompts, 5, range(3), max_new_tokens=8)
+        monkeypatch.setattr(fast, "decode", most(3))
+        parts = common.sample(policy, prompts, 5, range(3), max_new_tokens=8)
+        assert parts.lists() == whole.lists() and (parts.logps - whole.logps).abs().max().item() < 1e-5
+        assert sizes == [15, 5, 2, 3, 10, 5, 2, 3, 5, 2, 3]
+        monkeypatch.setattr(fast, "decode", most(0))
+        with pytest.raises(torch.OutOfMemoryError):
+            common.sample(policy, prompts, 5, range(3), max_new_tokens=8)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma", "gpt2", "opt"])
+def test_a_row_longer_than_a_micro_batch(folder_of, kind):
+    """Its layers are computed again in the backward pass, with the same gradient; the others' are not."""
+    with PretendGPU() as gpu:
+        policy = shaken(common.load_policy(folder_of(kind), bits=32))
+        x, y = [[3, 4, 5], [6]], [[7, 8, 9, 10] * 6, [3, 0]]
+        kernels, gradients = [], []
+        for most in (1000, 20):
+            policy.model.zero_grad()
+            with gpu.phase(most):
+                for _, logps, _ in common.score(policy, x, y, 1.0, most):
+                    logps.sum().backward()
+            kernels.append(gpu.kernels[most]["addmm"] + gpu.kernels[most]["mm"])
+            gradients.append([p.grad.clone() for p in policy.parameters()])
+        assert all((a - b).abs().max().item() < 1e-3 * (1 + a.abs().max().item()) for a, b in zip(*gradients))
+        assert kernels[1] > kernels[0] and not any("forward" in vars(m) for m in policy.lm.modules())
 
 
 def test_a_gpu_without_bfloat16(monkeypatch):
@@ -87,6 +247,18 @@ def test_16_bits_are_not_offered_where_they_do_not_fit(monkeypatch):
     monkeypatch.setattr(load, "free_memory", lambda _: 2 ** 20)
     with PretendGPU():
         assert "4-bit base (default on a GPU)," in common.load_policy("tiny").note
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_precision_of_each_script(name, bits, tmp_path):
+    """Two steps and no evaluation; nothing waits more often than once for a micro-batch and a few times for a step."""
+    module = importlib.import_module(name.split()[0])
+    with PretendGPU() as gpu:
+        code, printed, error = run(module.main, *SCRIPTS[name], *SMALL, "--bits", bits, "--eval-samples", 0, "--out",
+                                   tmp_path / "run")
+    assert code == 0 and f"{bits}-bit base (as asked)" in printed, error
+    assert not gpu.mismatches and len(read_lines(tmp_path / "run")) == 2
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
