@@ -18,7 +18,7 @@ from support.errors import UserError
 SCRIPTS = {"ppo_passk": ["--k", 4], "bon_sft": ["--n", 4], "bon_rl": ["--n", 4], "cat_passk": ["--n", 4],
            "cat_passk rl": ["--n", 4, "--mode", "rl", "--kl-coef", 0.01], "cat_majority": ["--n", 4],
            "cat_majority rl": ["--n", 4, "--mode", "rl"], "cat_bon": ["--n", 4]}
-SMALL = ["--steps", 2, "--prompts", 4, "--samples", 4, "--eval-samples", 4, "--eval-problems", 4]
+SMALL = ["--steps", 2, "--prompts", 3, "--samples", 4, "--max-new-tokens", 8, "--eval-samples", 4, "--eval-problems", 3]
 
 
 def test_the_device_obeys():
@@ -66,16 +66,16 @@ def test_graphs():
         assert x.tolist() == [2, 2, 2]
 
 
-def drawn_both_ways(policy, monkeypatch, temperature=1.0, steps=50):
-    """Samples captured, in segments of 16 tokens, and by the plain loop, some of which end early."""
-    monkeypatch.setattr(captured, "SEGMENT", 16)
+def drawn_both_ways(policy, monkeypatch, temperature=1.0, steps=26):
+    """Samples captured, in segments of 8 tokens, and by the plain loop, some of which end early."""
+    monkeypatch.setattr(captured, "SEGMENT", 8)
     monkeypatch.setattr(captured, "EVERY", 4)
     size = policy.lm.config.vocab_size
-    policy.stop = list(range(size - size // 25 - 1, size))
+    policy.stop = list(range(size - size // 12 - 1, size))
     prompts = [[3, 4, 5], [3, 4, 5, 6, 7, 8, 9], [5] * 20]
-    found = common.sample(policy, prompts, 8, [1, 2, 3], temperature, steps)
+    found = common.sample(policy, prompts, 6, [1, 2, 3], temperature, steps)
     policy.fast.captured = False
-    plain = common.sample(policy, prompts, 8, [1, 2, 3], temperature, steps)
+    plain = common.sample(policy, prompts, 6, [1, 2, 3], temperature, steps)
     policy.fast.captured = True
     return found, plain
 
@@ -96,21 +96,33 @@ def test_captured_and_plain_draw_the_same(folder_of, kind, monkeypatch):
     assert not gpu.mismatches
 
 
-@pytest.mark.parametrize("kind,bits", [(kind, bits) for kind in ("llama", "qwen2", "qwen3", "gpt2", "gemma")
-                                       for bits in (4, 16)])
-def test_captured_and_plain_score_the_same(folder_of, kind, bits, monkeypatch):
-    """In bfloat16 and 4 bits another order of sums draws another token now and then; the log-probabilities are as near
-    to the scorer's as those of the plain loop."""
+def in_float32(policy):
+    """The policy with the same weights in float32, those of a 4-bit base too, scored by the plain way."""
+    for module in policy.lm.modules():
+        module.compute_dtype = torch.float32
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            tensor.data = tensor.data.float() if tensor.is_floating_point() else tensor.data
+    policy.fast = None
+    return policy
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gpt2", "gemma"])
+def test_captured_is_as_exact_as_plain(folder_of, kind, bits, monkeypatch):
+    """In bfloat16 and 4 bits another order of sums draws another token now and then. The log-probabilities are as near
+    as those of the plain loop to what the weights give in float32."""
     with PretendGPU() as gpu:
         policy = shaken(common.load_policy(folder_of(kind), bits=bits), scale=0.05)
-        how = {16: "the adapter beside", 4: "weights de-quantised for rollouts"}[bits if kind != "gpt2" else 16]
+        how = {16: "the adapter beside", 4: "weights de-quantised for rollouts"}[bits]
         assert f"decoded in CUDA graphs, {how}" in policy.note, policy.note
-        off, prompts = [], [x for x in ([3, 4, 5], [3, 4, 5, 6, 7, 8, 9], [5] * 20) for _ in range(8)]
-        for drawn in drawn_both_ways(policy, monkeypatch):
-            scored = common.sequence_logps(policy, prompts, [y for rows in drawn.lists() for y in rows])
-            gap = scored - drawn.logps.flatten(0, 1).double().sum(-1).cpu()
+        both, off = drawn_both_ways(policy, monkeypatch), []
+        prompts = [x for x in ([3, 4, 5], [3, 4, 5, 6, 7, 8, 9], [5] * 20) for _ in range(6)]
+        in_float32(policy)
+        for drawn in both:
+            true = common.sequence_logps(policy, prompts, [y for rows in drawn.lists() for y in rows])
+            gap = true - drawn.logps.flatten(0, 1).double().sum(-1).cpu()
             off.append((gap.abs() / drawn.lengths.flatten().cpu()).mean().item())
-    assert off[0] < 1.5 * off[1] + 0.002 and not gpu.mismatches, off
+    assert 0 < off[0] < 2 * off[1] and not gpu.mismatches, off  # of 18 samples: it moves by a quarter
 
 
 def test_memory_for_dequantised_weights(monkeypatch):
@@ -250,9 +262,9 @@ def test_16_bits_are_not_offered_where_they_do_not_fit(monkeypatch):
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32])
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if " " not in name])
 def test_every_precision_of_each_script(name, bits, tmp_path):
-    """Two steps and no evaluation; nothing waits more often than once for a micro-batch and a few times for a step."""
+    """Two steps and no evaluation."""
     module = importlib.import_module(name.split()[0])
     with PretendGPU() as gpu:
         code, printed, error = run(module.main, *SCRIPTS[name], *SMALL, "--bits", bits, "--eval-samples", 0, "--out",
