@@ -224,7 +224,7 @@ def point(k, prompts, length, vocabulary, seed=0, repeat=3):
     random weights -> (median seconds, peak memory in GB beyond what building and loading the model took)."""
     with tempfile.TemporaryDirectory() as folder:
         build("micro", folder, seed, vocabulary)
-        policy = common.load_policy(folder, seed=seed)
+        policy = common.load_policy(folder, 16 if torch.cuda.is_available() else 32, seed=seed)
     policy.stop = []  # nothing ends before its length
     rng = random.Random(seed)
     xs = [[rng.randrange(vocabulary) for _ in range(16)] for _ in range(prompts)]

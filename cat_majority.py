@@ -172,9 +172,8 @@ def contrastive_loss(logits, gold, u):
     logp = torch.log_softmax(logits, -1)  # [..., V]
     chosen = logp.gather(-1, gold[..., None])  # [..., 1]
     with torch.no_grad():
-        cdf = logp.exp().double().scatter(-1, gold[..., None], 0.0).cumsum(-1)  # [..., V]
-        rivals = torch.searchsorted(cdf, u.double() * cdf[..., -1:], right=True).clamp_max(cdf.shape[-1] - 1)
-    gaps = chosen - logp.gather(-1, rivals)  # differences of logits  [..., R]
+        rivals = common.draw(logp.exp().scatter_(-1, gold[..., None], 0.0), u.double())  # [..., R]
+    gaps = chosen - logp.gather(-1, rivals)  # differences of logits
     return -0.5 * chosen[..., 0] - 0.5 * torch.nn.functional.logsigmoid(gaps).mean(-1)
 
 

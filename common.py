@@ -44,6 +44,7 @@ class Policy:
     reference_kind: str = "start"
     accepts: frozenset = frozenset()  # argument names of the model's forward
     system: str | None = None  # text of a system message, where prompts go through the chat template
+    end: int | None = None  # what ends a turn there; None: the tokenizer's end-of-sequence token
     size: int = 0  # parameters of the base
     fast: object = None  # support/fast.py, Fast: which fast paths it takes; None: `sample` and `score` as below
 
@@ -86,7 +87,7 @@ class Policy:
 
     def encode_solution(self, text):
         """Token ids of a gold completion, end-of-sequence token included: to stop is a decision too."""
-        end = self.tokenizer.eos_token_id
+        end = self.tokenizer.eos_token_id if self.end is None else self.end
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self.known(ids) + [self.stop[0] if end is None else end]
 
@@ -243,7 +244,7 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
 
 def draw(p, u):
     """Inverse transform: the first token whose cumulative probability exceeds u, in float64, which keeps the far tail
-    exact.  p [..., V] float32, u [..., 1] float64 -> [..., 1].  Of a large vocabulary blocks are summed first, then the
+    exact.  p [..., V] float32, u [..., m] float64 -> [..., m].  Of a large vocabulary blocks are summed first, then the
     tokens of one: the probabilities are the same to a relative 1e-7, and no float64 copy of p is made."""
     if p.shape[-1] <= 4096:
         cdf = p.cumsum(-1, dtype=torch.float64)
@@ -256,9 +257,9 @@ def draw(p, u):
     u = u * total[..., -1:]
     block = torch.searchsorted(total[..., 1:].contiguous(), u, right=True).clamp_max_(blocks.shape[-2] - 1)
     below, upto = total.gather(-1, block), total.gather(-1, block + 1)
-    cdf = blocks.gather(-2, block[..., None].expand(*block.shape, size))[..., 0, :].cumsum(-1, dtype=torch.float64)
-    inside = torch.searchsorted(cdf, (u - below) / (upto - below) * cdf[..., -1:], right=True).clamp_max_(size - 1)
-    return block * size + inside
+    cdf = blocks.gather(-2, block[..., None].expand(*block.shape, size)).cumsum(-1, dtype=torch.float64)  # [..., m, size]
+    u = ((u - below) / (upto - below))[..., None] * cdf[..., -1:]  # [..., m, 1]
+    return block * size + torch.searchsorted(cdf, u, right=True)[..., 0].clamp_max_(size - 1)
 
 
 def decode(policy, prompts, u, temperature):
@@ -365,7 +366,8 @@ def sequence_logps(policy, prompts, completions, temperature=1.0):
 
 def kl_gap(policy, prompts, drawn, temperature=1.0, some=None):
     """log pi(y|x) - log ref(y|x) of Samples, nats, detached -> float64 [B, k] on the CPU; their expected mean is
-    KL(pi || ref).  some = (b, m): only of the first m samples of the first b prompts, [b, m], to watch it cheaply."""
+    KL(pi || ref).  some = (b, m): only of the first m samples of the first b prompts, [b, m], to watch it cheaply.
+    log pi is the sampler's; below float32 it is off the scorer's by rounding, which adds noise to a gap, not a bias."""
     b, m = map(min, some or drawn.lengths.shape, drawn.lengths.shape)
     pairs = [(x, y) for x, ys in zip(prompts[:b], drawn.lists()) for y in ys[:m]]
     with policy.reference():

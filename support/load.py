@@ -54,7 +54,8 @@ def learning_rate(parameters, supervised):
 
 
 def put_prompts(policy, task, chat=None, system=None):
-    """Resolve --chat and --system: sets task.chat and policy.system -> what was chosen, in words.  Raises UserError."""
+    """Resolve --chat and --system: sets task.chat, policy.system and policy.end -> what was chosen, in words.  Raises
+    UserError."""
     if not policy.tokenizer.chat_template and (chat or system):
         raise UserError(f"{'--chat' if chat else '--system'}: the tokenizer of this model has no chat template: leave "
                         "it out, or add chat_template to its tokenizer_config.json")
@@ -68,7 +69,18 @@ def put_prompts(policy, task, chat=None, system=None):
     except Exception as error:  # a template is a program, and raises what it likes
         raise UserError(f"the chat template of this model cannot be used ({first_line(error)}): leave out --system, or "
                         "give --no-chat") from error
+    policy.end = end_of_turn(policy) if used else None
     return "through the chat template" + ", with a system message" * bool(system) if used else "as they are"
+
+
+def end_of_turn(policy):
+    """The token that the chat template puts after what the model says; None where it is none that ends a completion.
+    Gemma's tokenizer has another one, <eos>, which no turn of a chat ends with."""
+    turns = [{"role": "user", "content": "prompt"}, {"role": "assistant", "content": "answer"}]
+    with contextlib.suppress(Exception):  # a template that cannot do this says nothing about it
+        text = policy.tokenizer.apply_chat_template(turns, tokenize=False)
+        ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return next((i for i in reversed(ids) if i in policy.stop), None)
 
 
 def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **options):

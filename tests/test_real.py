@@ -166,6 +166,14 @@ def test_chat_and_system(file, tmp_path):
         task.chat = True
         assert words in load.put_prompts(policy, task, chat, system)
         assert policy.encode("7", task.chat) == policy.encode(text)
+    mark = policy.tokenizer.convert_tokens_to_ids("!")  # ends a turn, but is not the tokenizer's end-of-sequence token
+    assert policy.encode_solution("7")[-1] == policy.tokenizer.eos_token_id != mark
+    policy.tokenizer.chat_template = CHAT.replace("{{ m.content }}", "{{ m.content }}!")
+    for stop, chat, end in (([mark], True, mark), ([mark], False, None), ([], True, None)):
+        policy.stop = [policy.tokenizer.eos_token_id, *stop]
+        load.put_prompts(policy, task, chat)
+        assert policy.encode_solution("7")[-1] == (end or policy.tokenizer.eos_token_id)
+    policy.tokenizer.chat_template = CHAT
     task.chat = False  # a task whose prompts are no language
     assert load.put_prompts(policy, task) == "as they are" and not task.chat
     load.put_prompts(policy, task, chat=True)
