@@ -5,6 +5,7 @@
     python bench.py --model FILE.gguf            a real model, on sums in words; with --against trl its training step
     python bench.py --scaling                    time and peak memory of a step against k, prompts, length, vocabulary
     python bench.py --shape 7b --rows 128 --new-tokens 512     random weights of a 7b model, meant for a GPU
+    python bench.py --gpu-report DIR             all of that on a GPU, its tests too, in nine minutes, as a table
     python bench.py --sandbox 1000               verdicts per second on small programs, each in a fresh sandbox
 
 The two sides of a ratio alternate in one process on the same prompts; the median of the pairwise ratios is printed.
@@ -59,6 +60,11 @@ def parse_args(argv=None):
                         help="how the cost of a step grows; table, fitted exponents and a picture")
     parser.add_argument("--out", default="scaling.png", help="--scaling: where the picture goes")
     parser.add_argument("--skip-generate", action="store_true", help="do not run the comparison with generate")
+    parser.add_argument("--gpu-report", metavar="DIR", default=None,
+                        help="GPU tests, sampler, update and whole steps of 1.5b, 0.5b and 7b, or of --shape; written "
+                             "to DIR after every figure")
+    parser.add_argument("--part", default=None, help=argparse.SUPPRESS)  # one of it, in a process of its own
+    parser.add_argument("--vocabulary", type=int, default=151936, help="vocabulary of random shapes")
     parser.add_argument("--sandbox", type=int, default=0,
                         help="time this many verdicts of the sandbox instead; 0 = do not")
     parser.add_argument("--seed", type=int, default=0, help="weights, prompts and draws")
@@ -436,6 +442,11 @@ def bench_sandbox(count):
 @cli
 def main(argv=None):
     args = parse_args(argv)
+    if args.gpu_report:
+        from support import gpu_report
+        gpu_report.prepare(args)
+        (gpu_report.one_part if args.part else gpu_report.report)(args)
+        return
     if args.against:
         lines = against_trl(args)
         print(json.dumps({"against": args.against, "lines": lines, **versions()}))
@@ -462,7 +473,7 @@ def main(argv=None):
         if args.model:
             path, task = real(args, folder)
         elif not tiny:
-            build(args.shape, folder, args.seed)
+            build(args.shape, folder, args.seed, args.vocabulary)
         for precision in precisions:
             bits = 4 if precision == "4bit" else 16 if gpu else 32
             policy = common.load_policy(path, bits, seed=args.seed)

@@ -340,9 +340,9 @@ def test_sharing_is_chosen_by_cost():
     """Where a prompt is short beside its completions, or has one, two forward passes cost more than they save."""
     policy = common.load_policy("tiny", bits=4)
     for L, T, n, pays in ((47, 4, 8, True), (47, 24, 8, True), (4, 64, 8, False), (47, 4, 1, False)):
-        assert fast.pays(policy, [[1] * L] * n, [[1] * T] * n, False) is pays
+        assert fast.pays(policy, [[1] * L] * n, [[1] * T] * n, 2048, False) is pays
     # completions of a prompt are padded to its longest
-    assert not fast.pays(policy, [[1] * 47] * 8, [[1]] * 7 + [[1] * 200], False)
+    assert not fast.pays(policy, [[1] * 47] * 8, [[1]] * 7 + [[1] * 200], 2048, False)
 
 
 def test_prompts_are_read_in_slices(monkeypatch):

@@ -1,6 +1,7 @@
 """The path of a GPU on a CPU that obeys CUDA's rules about devices (pretend_gpu.py): no tensor on the wrong one."""
 import importlib
 import json
+import types
 
 import bitsandbytes  # it, peft and transformers look for CUDA when they are imported: before one is pretended
 import peft
@@ -11,8 +12,9 @@ from pretend_gpu import PretendGPU
 from test_common import folder_of, shaken  # noqa: F401, a fixture
 from test_scripts import read_lines, run
 
+import bench
 import common
-from support import captured, fast, load
+from support import captured, fast, gpu_report, load
 from support.errors import UserError
 
 SCRIPTS = {"ppo_passk": ["--k", 4], "bon_sft": ["--n", 4], "bon_rl": ["--n", 4], "cat_passk": ["--n", 4],
@@ -283,3 +285,49 @@ def test_two_steps_of_each_script(name, tmp_path):
     assert not gpu.mismatches and len(read_lines(out)) == 2
     args, result = (json.loads((out / f"{part}.json").read_text()) for part in ("args", "result"))
     assert args["flags"]["bits"] == 4 and {"before", "after"} <= result.keys()
+
+
+def test_gpu_report(tmp_path, monkeypatch):
+    """Its parts, in this process, on a model of a few layers; what was written when a part ends is a whole report."""
+    args = bench.parse_args(["--gpu-report", str(tmp_path), "--rows", "8,16", "--k", "4", "--prompt-tokens", "6",
+                             "--new-tokens", "10", "--vocabulary", "512"])
+    gpu_report.prepare(args)
+    gpu_report.record(str(tmp_path), "start", device="Pretend H100", date="today", command="this", commit=None,
+                      versions={"torch": torch.__version__})
+    monkeypatch.setitem(bench.SHAPES, "7b", bench.SHAPES["micro"])  # with what a card of 24 GB does
+    monkeypatch.setattr(gpu_report, "rates", lambda: (1e9, 1e9))
+    monkeypatch.setattr(gpu_report.small_card, "__defaults__", (24e9, 12))
+    with PretendGPU() as gpu:
+        gpu_report.shape_part(str(tmp_path), "7b", args)
+    assert not gpu.mismatches
+    gpu_report.command_part(str(tmp_path), "tests", ["-c", "print('3 passed'); raise SystemExit(1)"], 60)
+    gpu_report.command_part(str(tmp_path), "slow", ["-c", "import time; time.sleep(60)"], 1)
+    lines = gpu_report.read(tmp_path)
+    found = [line for line in lines if line.get("what") == "sampler"]
+    assert [line["rows"] for line in found] == [8, 16] * 2
+    assert all(line[name] > 0 for line in found for name in ("tokens_per_s", "kernel_by_kernel", "generate", "bound"))
+    assert [line for line in lines if line["part"] == "7b on 24 GB"][0]["tokens"] == 12
+    assert lines[-2]["output"] == "3 passed" and lines[-2]["exit_code"] == 1 and lines[-1]["exit_code"] == "stopped"
+    text = (tmp_path / "gpu.md").read_text()
+    assert text.count("| sampler |") == 4 and "## 7b, 4 bits" in text and json.loads((tmp_path / "gpu.json").read_text())
+
+
+def test_the_bound_of_the_report():
+    """By hand: a step of R rows reads the weights once and the keys and values of each row's context."""
+    args = types.SimpleNamespace(prompt_tokens=100, new_tokens=50, k=4, seed=0, vocabulary=20, skip_generate=True)
+    policy = common.load_policy("tiny", bits=32)
+    policy.stop = []
+    base = sum(p.numel() for p in policy.lm.parameters() if not p.requires_grad)
+    context = 2 * 4 * 64 * 4  # K and V, layers, width, bytes
+    line = gpu_report.sampler(policy, 8, args, 1e9)
+    assert line["bound"] == pytest.approx(8 * 1e9 / (4 * base + 8 * context * (100 + 25)))
+    assert gpu_report.update(policy, 8, args, 1e9)["of_matrix_rate"] > 0
+
+
+def test_mistakes_about_the_report(tmp_path):
+    (tmp_path / "gpu.jsonl").write_text("")
+    (tmp_path / "file").write_text("")
+    for flags, why in (([tmp_path], "holds a report"), ([tmp_path / "file"], "cannot write to --gpu-report"),
+                       ([tmp_path / "new", "--rows", "9"], "multiples of --k 8")):
+        code, _, error = run(bench.main, "--gpu-report", *flags)
+        assert code == 2 and why in error and error.count("\n") == 1
