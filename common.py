@@ -244,8 +244,8 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
 
 def draw(p, u):
     """Inverse transform: the first token whose cumulative probability exceeds u, in float64, which keeps the far tail
-    exact.  p [..., V] float32, u [..., m] float64 -> [..., m].  Of a large vocabulary blocks are summed first, then the
-    tokens of one: the probabilities are the same to a relative 1e-7, and no float64 copy of p is made."""
+    exact.  p [..., V] float32, u [..., m] float64 -> [..., m].  Of a large vocabulary blocks are summed first, so that no
+    float64 copy of p is made: the same probabilities to a relative 1e-7."""
     if p.shape[-1] <= 4096:
         cdf = p.cumsum(-1, dtype=torch.float64)
         return torch.searchsorted(cdf, u * cdf[..., -1:], right=True).clamp_max_(cdf.shape[-1] - 1)
@@ -257,8 +257,8 @@ def draw(p, u):
     u = u * total[..., -1:]
     block = torch.searchsorted(total[..., 1:].contiguous(), u, right=True).clamp_max_(blocks.shape[-2] - 1)
     below, upto = total.gather(-1, block), total.gather(-1, block + 1)
-    cdf = blocks.gather(-2, block[..., None].expand(*block.shape, size)).cumsum(-1, dtype=torch.float64)  # [..., m, size]
-    u = ((u - below) / (upto - below))[..., None] * cdf[..., -1:]  # [..., m, 1]
+    cdf = blocks.gather(-2, block[..., None].expand(*block.shape, size)).cumsum(-1, dtype=torch.float64)
+    u = ((u - below) / (upto - below))[..., None] * cdf[..., -1:]  # [..., m, 1]; cdf [..., m, size]
     return block * size + torch.searchsorted(cdf, u, right=True)[..., 0].clamp_max_(size - 1)
 
 
@@ -366,8 +366,7 @@ def sequence_logps(policy, prompts, completions, temperature=1.0):
 
 def kl_gap(policy, prompts, drawn, temperature=1.0, some=None):
     """log pi(y|x) - log ref(y|x) of Samples, nats, detached -> float64 [B, k] on the CPU; their expected mean is
-    KL(pi || ref).  some = (b, m): only of the first m samples of the first b prompts, [b, m], to watch it cheaply.
-    log pi is the sampler's; below float32 it is off the scorer's by rounding, which adds noise to a gap, not a bias."""
+    KL(pi || ref).  some = (b, m): only of the first m samples of the first b prompts, [b, m], to watch it cheaply."""
     b, m = map(min, some or drawn.lengths.shape, drawn.lengths.shape)
     pairs = [(x, y) for x, ys in zip(prompts[:b], drawn.lists()) for y in ys[:m]]
     with policy.reference():

@@ -26,8 +26,8 @@ from support.run import batch_of
 
 SECONDS = 525  # of the whole command: below nine minutes with what starting and ending take
 TESTS = 150  # at most for the GPU tests
-BOUND = ("tokens/s at most = rows x bandwidth / (W + rows x c x (L + T/2)): weights W and, per token of context, keys and "
-         "values c are read once for each decoded token; L prompt, T new tokens")
+BOUND = ("tokens/s at most = rows x bandwidth / (W + rows x c x (L + T/2)): weights W and, per token of context, keys "
+         "and values c are read once for each decoded token; L prompt, T new tokens")
 RATE = "share of the matrix rate = tokens/s x 4 P / rate: forward and the gradient of activations, 2 P each; P weights"
 
 

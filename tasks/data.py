@@ -1,4 +1,17 @@
-"""Problems from data sets on the hub or local copies of them, and from files of one's own."""
+"""Problems from data sets on the hub or local copies of them, and from files of one's own.
+
+Your own problems are lines of {"prompt", "answer"[, "solution", "level", "split"]}; without a split they are divided
+80/10/10. Answers are compared by math-verify in child processes with a hard time limit; one that hangs it scores 0 and
+is counted as verifier_timeouts. Code is {"prompt", "tests", "entry_point"} (Python asserts, or HumanEval's
+check(candidate)) or {"prompt", "inputs", "outputs"} (standard input and output), with a "time_limit" in seconds of CPU
+if 3 is not right.
+
+--data of a named data set takes a local copy with or without the hub's folders, or the release files
+(HumanEval.jsonl.gz, mbpp.jsonl, sanitized-mbpp.json, GSM8K's and MATH's), as JSON, JSON lines or Parquet, gzipped or
+not. MBPP prompts show the first test and hide the others. Codecontests and TACO problems with several right outputs
+accept one; at most 50 tests of a problem are used. TACO has a loading script on the hub, which `datasets` no longer
+runs: give its rows as Parquet or JSON lines.
+"""
 import ast
 import gzip
 import itertools

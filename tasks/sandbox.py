@@ -16,7 +16,17 @@ changes its arguments changes those of the test, as if they were one process; a 
 what the program made of them. A program that reads standard input has to end by itself, with exit code 0, like in a
 contest.
 
-Not guaranteed: protection from bugs of the kernel, or from side channels (timing, load). Standard library only.
+It needs Linux (x86_64, aarch64, riscv64) with bubblewrap 0.7 or newer and user namespaces. Each program has no network,
+no files but the standard library and an empty 64 MB /tmp, no environment, its own processes, an unprivileged user, and
+limits on CPU, clock, memory, processes, files and output; where a cgroup can be made (root, or a delegated subtree) it
+bounds memory, processes and CPU too, and the first line that a run prints says whether it does. The interpreter is the
+one that runs the scripts or, where an unprivileged user may not read that, /usr/bin/python3. Values that cross are
+None, booleans, numbers, text, bytes, lists, tuples, dicts and sets; a test that needs more is counted as `unsupported`,
+what cannot be judged at all as `verifier_errors`, and both score 0. One verdict takes at most 10 times the problem's
+limit + 30 s.
+
+Not guaranteed: protection from bugs of the kernel, or from side channels (timing, load), or that a program which passes
+its tests is right. Standard library only.
 """
 import os
 import sys

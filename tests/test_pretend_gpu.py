@@ -309,7 +309,8 @@ def test_gpu_report(tmp_path, monkeypatch):
     assert [line for line in lines if line["part"] == "7b on 24 GB"][0]["tokens"] == 12
     assert lines[-2]["output"] == "3 passed" and lines[-2]["exit_code"] == 1 and lines[-1]["exit_code"] == "stopped"
     text = (tmp_path / "gpu.md").read_text()
-    assert text.count("| sampler |") == 4 and "## 7b, 4 bits" in text and json.loads((tmp_path / "gpu.json").read_text())
+    assert text.count("| sampler |") == 4 and "## 7b, 4 bits" in text
+    assert json.loads((tmp_path / "gpu.json").read_text()) == lines
 
 
 def test_the_bound_of_the_report():
