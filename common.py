@@ -44,7 +44,7 @@ class Policy:
     reference_kind: str = "start"
     accepts: frozenset = frozenset()  # argument names of the model's forward
     system: str | None = None  # text of a system message, where prompts go through the chat template
-    end: int | None = None  # what ends a turn there; None: the tokenizer's end-of-sequence token
+    end: int | None = None  # the end-of-sequence token of gold completions; None: the first of `stop`
     size: int = 0  # parameters of the base
     fast: object = None  # support/fast.py, Fast: which fast paths it takes; None: `sample` and `score` as below
 
@@ -87,9 +87,8 @@ class Policy:
 
     def encode_solution(self, text):
         """Token ids of a gold completion, end-of-sequence token included: to stop is a decision too."""
-        end = self.tokenizer.eos_token_id if self.end is None else self.end
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self.known(ids) + [self.stop[0] if end is None else end]
+        return self.known(ids) + [self.stop[0] if self.end is None else self.end]
 
     def known(self, ids):
         """The ids, all of which the model has an embedding for.  Raises UserError."""
@@ -166,8 +165,8 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     if not stop:
         raise UserError(f"model {model!r} has no end-of-sequence token: add eos_token to its tokenizer_config.json")
     note += f", LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters"
-    accepts = frozenset(inspect.signature(lm.forward).parameters)
-    policy = Policy(wrapped, tokenizer, lm.device, note, stop, start, reference, accepts, size=size)
+    policy = Policy(wrapped, tokenizer, lm.device, note, stop, start, reference, end=tokenizer.eos_token_id, size=size,
+                    accepts=frozenset(inspect.signature(lm.forward).parameters))
     policy.fast, why = fast.choose(policy)
     policy.note += f"\nsampling and scoring: {why}"
     return policy
@@ -244,8 +243,8 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
 
 def draw(p, u):
     """Inverse transform: the first token whose cumulative probability exceeds u, in float64, which keeps the far tail
-    exact.  p [..., V] float32, u [..., m] float64 -> [..., m].  Of a large vocabulary blocks are summed first, so that no
-    float64 copy of p is made: the same probabilities to a relative 1e-7."""
+    exact.  p [..., V] float32, u [..., m] float64 -> [..., m].  Of a large vocabulary blocks are summed first: without a
+    float64 copy of p, the same probabilities to a relative 1e-7."""
     if p.shape[-1] <= 4096:
         cdf = p.cumsum(-1, dtype=torch.float64)
         return torch.searchsorted(cdf, u * cdf[..., -1:], right=True).clamp_max_(cdf.shape[-1] - 1)

@@ -69,7 +69,8 @@ def put_prompts(policy, task, chat=None, system=None):
     except Exception as error:  # a template is a program, and raises what it likes
         raise UserError(f"the chat template of this model cannot be used ({first_line(error)}): leave out --system, or "
                         "give --no-chat") from error
-    policy.end = end_of_turn(policy) if used else None
+    end = end_of_turn(policy) if used else None
+    policy.end = policy.tokenizer.eos_token_id if end is None else end
     return "through the chat template" + ", with a system message" * bool(system) if used else "as they are"
 
 
