@@ -243,8 +243,8 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
 
 def draw(p, u):
     """Inverse transform: the first token whose cumulative probability exceeds u, in float64, which keeps the far tail
-    exact.  p [..., V] float32, u [..., m] float64 -> [..., m].  Of a large vocabulary blocks are summed first: without a
-    float64 copy of p, the same probabilities to a relative 1e-7."""
+    exact.  p [..., V] float32, u [..., m] float64 -> [..., m].  Of a large vocabulary blocks are summed first, with no
+    float64 copy of p: the same probabilities to a relative 1e-7."""
     if p.shape[-1] <= 4096:
         cdf = p.cumsum(-1, dtype=torch.float64)
         return torch.searchsorted(cdf, u * cdf[..., -1:], right=True).clamp_max_(cdf.shape[-1] - 1)
