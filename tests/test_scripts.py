@@ -198,15 +198,15 @@ def plain_logps(policy, prompt, row, temperature):
     return torch.log_softmax(logits, -1)[torch.arange(len(row)), row]
 
 
-LOOPS = [("ppo_passk", ["--k", "3"]), ("bon_rl", ["--variant", "rl"]), ("cat_passk", ["--mode", "rl"]),
-         ("cat_majority", ["--mode", "rl"]), ("cat_bon", [])]
+LOOPS = [("ppo_passk", ["--k", "3"]), ("bon_rl", ["--variant", "rl"]), ("cat_passk", []),
+         ("cat_majority", []), ("cat_bon", [])]
 
 
 def named(value):
     return value if isinstance(value, str) else " ".join(value)
 
 
-@pytest.mark.parametrize("script,flags", [*LOOPS, ("bon_sft", []), ("cat_passk", [])], ids=named)
+@pytest.mark.parametrize("script,flags", [*LOOPS, ("bon_sft", []), ("cat_passk", ["--mode", "sft"])], ids=named)
 def test_the_loop_of_every_script(script, flags, tmp_path, monkeypatch):
     """No two prompts of a run share a seed, the batches are those of its seed, the rate falls from lr to lr / steps,
     weights do not decay, and the gradient's norm is clipped as asked."""
@@ -216,7 +216,7 @@ def test_the_loop_of_every_script(script, flags, tmp_path, monkeypatch):
                        "--out", tmp_path / "r", *flags)
     assert code == 0, err
     assert len(set(seen["seeds"])) == len(seen["seeds"]) == (12 if seen["sample"] else 0)
-    assert bool(seen["sample"]) == (script != "cat_passk" or "rl" in flags)
+    assert bool(seen["sample"]) == ("sft" not in flags)
     assert seen["batch"] == [(6, 1, 7), (6, 2, 7)]
     assert seen["rate"] == pytest.approx([0.4, 0.2])
     assert seen["decay"] == [0.0] * 2 and seen["max_norm"] == [0.3] * 2
