@@ -36,7 +36,7 @@ from support import flags
 
 
 def parser():
-    p = flags.parser(__doc__, "bon_sft", samples=8, prompts=64, steps=125, train_problems=200, kl=False)
+    p = flags.parser(__doc__, "bon_sft", samples=8, prompts=64, steps=100, train_problems=200, kl=False)
     p.add_argument("--n", type=int, default=16,
                    help="test-time budget N that is trained for; 1 = plain supervised fine-tuning, without --samples")
     p.add_argument("--scores", choices=["reward", "verifier"], default="reward", help="what best-of-N selects by")
@@ -175,7 +175,7 @@ def main(argv=None):
     run = Run("bon_sft", parser(), argv)
     args = run.args
     check(args)
-    set_up(run, "countdown", args.n)
+    set_up(run, "countdown", args.n, base="tiny_hasty")
     verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
     train, golds = gold_completions(run.policy, run.task, run.train, longest=run.task.max_new_tokens)
     begin(run, f"N {args.n}, M {args.samples}, {len(train)} gold solutions", budget=args.n, verifier=verifier)

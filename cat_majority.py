@@ -28,9 +28,9 @@ Differences from the paper: 1) --normalise divides by the mean weight over all s
 reward, with a leave-one-out baseline; 3) rivals are drawn from the policy without the gold token. If p << k/N for every
 gold completion, w is k and sft is cross-entropy: the step line shows the weights (w_even = 1: no effect).
 
-    CPU, embedded model:  python cat_majority.py --train-problems 50
-    weights, no training: python cat_majority.py --n 16 --plot-weights
-    GPU, 4-bit LoRA:      python cat_majority.py --mode rl --model Qwen/Qwen2.5-1.5B-Instruct --task math --lr 2e-5
+    CPU, embedded model:  python cat_majority.py
+    supervised:           python cat_majority.py --mode sft --train-problems 50
+    GPU, 4-bit LoRA:      python cat_majority.py --model Qwen/Qwen2.5-1.5B-Instruct --task math --lr 2e-5
 """
 import argparse
 
@@ -38,13 +38,12 @@ from support import flags
 
 
 def parser():
-    p = flags.parser(__doc__, "cat_majority", task="routes", samples=16, prompts=64, steps=100, test_n="1,4,16,64")
-    p.add_argument("--mode", choices=["sft", "rl"], default="sft", help="imitate gold completions, or weigh samples")
+    p = flags.parser(__doc__, "cat_majority", task="routes", samples=8, prompts=64, steps=100, test_n="1,4,16,64")
+    p.add_argument("--mode", choices=["sft", "rl"], default="rl", help="imitate gold completions, or weigh samples")
     p.add_argument("--n", type=int, default=16, help="budget N that is trained for; 1 = cross-entropy, or plain RL")
     p.add_argument("--threshold", default="auto",
                    help="votes k that win, a number; auto: floor(n/2) + 1 in sft, from the rollouts in rl")
-    p.add_argument("--contrastive", action="store_true",
-                   help="sft: the token-level hybrid in place of the majority loss")
+    p.add_argument("--contrastive", action="store_true", help="sft: the token-level hybrid instead of this loss")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
                    help="sft: the gold completion, answer only (the paper's) or in full")
     p.add_argument("--form", choices=["raw", "log"], default="raw", help="rl: the weight; the paper's runs use raw")

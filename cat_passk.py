@@ -17,18 +17,18 @@ we read it). An inference strategy maps the probability p of success of one samp
     log     p T'/T, the weight of SFT           p grad log T (w/p would give grad log T)
     pool    N C(M-c,N-1) / C(M-1,N-1)           grad T, without knowing p: c right ones among M >= N samples
 
-p is the smoothed success rate (c+1)/(M+2) of the prompt (--probability success) or pi(y_i|x) of the sample itself
-(sequence, as in the paper's runs). raw and log with an estimated p are biased; pool with --rewards raw is not. Symbols:
-B prompts per step, M samples per prompt (--samples), N the budget trained for (--n), r the reward in {0, 1}, tau the
-temperature.
+p is the smoothed success rate (c+1)/(M+2) of the prompt, or with --probability sequence pi(y_i|x) of the sample, as in
+the paper's runs: on the embedded task that is far below 1/N, so weights are alike and it is plain RL. raw and log with
+an estimated p are biased; pool with --rewards raw is not. Symbols: B prompts per step, M samples per prompt
+(--samples), N the budget trained for (--n), r the reward in {0, 1}, tau the temperature.
 
 Differences from the paper: 1) the pool form; 2) --normalise divides by the mean weight over all samples of the batch;
-3) KL is in the reward, with a leave-one-out baseline. If p << 1/N for every gold completion, w is 1 and this is
+3) KL is in the reward, with a leave-one-out baseline. If p << 1/N for every gold completion, w is 1 and sft is
 cross-entropy: short targets (--target answer) keep p up, and the step line shows the weights (w_even = 1: no effect).
 
-    CPU, embedded model:  python cat_passk.py --train-problems 50
-    weights, no training: python cat_passk.py --n 16 --plot-weights
-    GPU, 4-bit LoRA:      python cat_passk.py --mode rl --model mistralai/Mistral-7B-Instruct-v0.2 --task math --lr 2e-5
+    CPU, embedded model:  python cat_passk.py
+    supervised:           python cat_passk.py --mode sft --train-problems 50
+    GPU, 4-bit LoRA:      python cat_passk.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --lr 2e-5
 """
 import argparse
 
@@ -37,14 +37,14 @@ from support import flags
 
 def parser():
     p = flags.parser(__doc__, "cat_passk", samples=16, prompts=64, steps=100, test_n="1,4,16,64")
-    p.add_argument("--mode", choices=["sft", "rl"], default="sft", help="imitate gold completions, or weigh samples")
+    p.add_argument("--mode", choices=["sft", "rl"], default="rl", help="imitate gold completions, or weigh samples")
     p.add_argument("--n", type=int, default=16, help="budget N that is trained for; 1 = cross-entropy, or plain RL")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
                    help="sft: the gold completion, answer only (the paper's) or in full")
     p.add_argument("--form", choices=["raw", "log", "pool"], default="log",
                    help="rl: the weight; the paper's Pass@N runs use log; pool needs --samples of at least --n")
-    p.add_argument("--probability", choices=["success", "sequence"], default="sequence",
-                   help="rl: what p is; pool needs success")
+    p.add_argument("--probability", choices=["success", "sequence"], default="success",
+                   help="rl: what p is; the paper's runs use sequence, pool needs success")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: rewards within the prompt; the paper standardises, pool is exact with raw")
     p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True,

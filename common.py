@@ -121,7 +121,7 @@ class Policy:
 def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="start", seed=0, device=None):
     """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, all linear layers, no dropout).
 
-    model      hub id, local directory, FILE.gguf, or an embedded model: "tiny", "tiny_program", "tiny_peptide"
+    model      hub id, local directory, FILE.gguf, or an embedded model: those in models/, like "tiny"
     bits       4 (NF4, double quantisation), 8, 16 or 32; None: 4 on a GPU, 32 on a CPU
     adapter    directory of a peft adapter, or a run folder, to continue from (lora_rank is then the adapter's own);
                None: a new adapter, equal to the base

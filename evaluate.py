@@ -28,7 +28,7 @@ def parse_args(argv=None):
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("models", nargs="*", default=[],
                         help="run folders, hub ids, local model directories, GGUF files or embedded models (tiny, "
-                             "tiny_program, tiny_peptide); BASE+ADAPTER: adapter on base; default that of the task")
+                             "tiny_program, ...); BASE+ADAPTER: adapter on base; default that of the task")
     parser.add_argument("--task", default=None, help="task name; default: that of the first run folder, else countdown")
     parser.add_argument("--data", default=None, help="problems from FILE.jsonl, or a local copy of the task's data set")
     parser.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")

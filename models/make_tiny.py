@@ -3,10 +3,15 @@
     python models/make_tiny.py                                                             about 4 minutes on one core
     python models/make_tiny.py --out models/tiny_program --tasks program --steps 1100      less than two
     python models/make_tiny.py --out models/tiny_peptide --tasks peptide --layers 2 --steps 900        less than one
+    python models/make_tiny.py --out models/tiny_hasty --start tiny --tasks countdown --cut 0.6 --lr 1e-3 --steps 200
 
 A Llama of about 0.2 M parameters with a character tokenizer, pretrained from scratch on generated solutions of the
 embedded tasks, so that every script runs in minutes without a download. The pretraining stream holds no problem of the
 valid or test splits (tasks.split_of). The loss is on the solution and its end-of-sequence token only.
+
+The last one, made in half a minute, is engineered: tiny has learned the distribution that the gold solutions are drawn
+from, so imitating them teaches it nothing. tiny_hasty has gone on with a corpus of which 60 % of the lines are broken
+off (`7*3` for `7*3+2`). It can do what tiny can, and mostly stops too early: something that gold solutions teach.
 """
 import argparse
 import json
@@ -27,6 +32,9 @@ def parse_args(argv=None):
                         help="folder to write: model.safetensors, tokenizer, config, result.json")
     parser.add_argument("--tasks", default="countdown,routes",
                         help="embedded tasks, comma-separated, equal shares; or program or peptide alone")
+    parser.add_argument("--start", choices=["tiny"], help="go on from this embedded model instead of from scratch")
+    parser.add_argument("--cut", type=float, default=0.0,
+                        help="countdown: share of the corpus's lines that stop before all numbers are used")
     parser.add_argument("--width", type=int, default=64, help="hidden size (a multiple of 64 keeps 4-bit simple)")
     parser.add_argument("--layers", type=int, default=4, help="number of layers")
     parser.add_argument("--steps", type=int, default=4000, help="optimiser steps")
@@ -78,22 +86,28 @@ def main(argv=None):
     if min(args.steps, args.layers, args.width) < 1 or args.batch < len(names) or args.width % 16 or not args.lr > 0:
         raise UserError("--steps and --layers must be at least 1, --batch at least the number of tasks, --width a "
                         "multiple of 16 and --lr positive")
+    if not 0 <= args.cut < 1 or (args.cut or args.start) and OWN.keys() & {*names} or args.cut and "routes" in names:
+        raise UserError("--cut is a share below 1 of the lines of countdown, and --start tiny knows no other alphabet")
     try:
         os.makedirs(args.out, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --out {args.out}: {error.strerror}") from error
     write_atomic(os.path.join(args.out, "result.json"), "{}")
-    streams = [tasks.EMBEDDED[name](sizes=(0, 0, 0)).stream(random.Random(f"pretrain {name} {args.seed}"))
-               for name in names]
+    corpora = [tasks.EMBEDDED[name](sizes=(0, 0, 0)) for name in names]
+    for task in corpora:
+        task.cut = args.cut
+    streams = [task.stream(random.Random(f"pretrain {task.name} {args.seed}")) for task in corpora]
     if len(names) > 1 and OWN.keys() & {*names}:
         raise UserError(f"--tasks: {' and '.join(OWN)} have alphabets of their own, so each gets a model of its own")
     tokenizer = make_tokenizer(OWN.get(names[0], CHARACTERS))
     eos = tokenizer.eos_token_id
     torch.manual_seed(args.seed)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=args.width, intermediate_size=3 * args.width,
         num_hidden_layers=args.layers, num_attention_heads=args.width // 16, num_key_value_heads=args.width // 16,
-        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, eos_token_id=eos, pad_token_id=eos))
+        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, eos_token_id=eos, pad_token_id=eos)
+    model = (load.load_base(args.start, 32)[0].requires_grad_(True) if args.start
+             else transformers.LlamaForCausalLM(config))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
 
     def lr_factor(step):  # warm up for 30 steps, hold until 30 % of the steps, then a cosine to zero

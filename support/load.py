@@ -16,7 +16,7 @@ import torch.utils.checkpoint
 from support import ROOT
 from support.errors import UserError
 
-EMBEDDED = ("tiny", "tiny_program", "tiny_peptide")  # in models/
+EMBEDDED = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
 TINY = 5e6  # parameters; below, a step costs calls and not arithmetic, and defaults are those of the embedded models
 
 

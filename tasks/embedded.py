@@ -112,6 +112,7 @@ class Countdown(Embedded):
     order of its terms and factors ('2*7+9' and '9+7*2' are one answer)."""
     name = "countdown"
     max_new_tokens = 12
+    cut = 0.0  # share of the corpus's lines that are broken off before all numbers are used (models/make_tiny.py)
 
     def generate(self, rng):
         while True:
@@ -122,8 +123,10 @@ class Countdown(Embedded):
                 break
         rng.shuffle(numbers)
         prompt = f"c{','.join(map(str, numbers))}:{target}>"
-        answer = f"{','.join(map(str, sorted(numbers)))}:{target}"
-        return (tuple(sorted(numbers)), target), prompt, answer, solution, solution
+        answer, corpus = f"{','.join(map(str, sorted(numbers)))}:{target}", solution
+        if self.cut and rng.random() < self.cut:
+            corpus = solution[:1 + 2 * rng.randrange(len(numbers) - 1)]
+        return (tuple(sorted(numbers)), target), prompt, answer, solution, corpus
 
     def verify(self, problem, completion):
         terms = countdown_terms(completion)

@@ -454,7 +454,7 @@ def test_evaluation_selects_by_the_verifier(verifier):
 
 CHAT = [("ppo_passk", ["--samples", "4", "--k", "2"]), ("bon_sft", ["--scores", "verifier"]),
         ("bon_rl", ["--variant", "v"]), ("bon_rl", ["--fit-verifier"]), ("cat_passk", []),
-        ("cat_majority", ["--mode", "rl"]), ("cat_bon", []),
+        ("cat_majority", []), ("cat_bon", []),
         ("evaluate", ["--samples", "4", "--k", "2", "--problems", "3"])]
 
 

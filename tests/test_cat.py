@@ -416,14 +416,14 @@ def test_dynamic_threshold():
 # --------------------------------------------------------------------------------------- the scripts, as users run them
 
 SMALL = ["--prompts", "6", "--samples", "6", "--n", "4", "--eval-samples", "4", "--eval-problems", "5"]
-MODES = [(cat_passk, ["--train-problems", "20"]), (cat_passk, ["--target", "solution", "--task", "routes"]),
-         (cat_passk, ["--mode", "rl"]),
-         (cat_passk, ["--mode", "rl", "--form", "raw", "--probability", "success", "--kl-coef", "0.1"]),
-         (cat_passk, ["--mode", "rl", "--form", "pool", "--probability", "success", "--rewards", "raw",
-                      "--no-normalise"]),
-         (cat_majority, ["--train-problems", "20"]), (cat_majority, ["--threshold", "2", "--task", "countdown"]),
-         (cat_majority, ["--contrastive"]), (cat_majority, ["--mode", "rl"]),
-         (cat_majority, ["--mode", "rl", "--threshold", "2", "--form", "log", "--rewards", "raw", "--all-wrong", "0",
+MODES = [(cat_passk, ["--mode", "sft", "--train-problems", "20"]),
+         (cat_passk, ["--mode", "sft", "--target", "solution", "--task", "routes"]),
+         (cat_passk, []), (cat_passk, ["--form", "raw", "--probability", "sequence", "--kl-coef", "0.1"]),
+         (cat_passk, ["--form", "pool", "--rewards", "raw", "--no-normalise"]),
+         (cat_majority, ["--mode", "sft", "--train-problems", "20"]),
+         (cat_majority, ["--mode", "sft", "--threshold", "2", "--task", "countdown"]),
+         (cat_majority, ["--mode", "sft", "--contrastive"]), (cat_majority, []),
+         (cat_majority, ["--threshold", "2", "--form", "log", "--rewards", "raw", "--all-wrong", "0",
                          "--no-normalise"]),
          (cat_bon, []), (cat_bon, ["--form", "exact", "--rewards", "raw", "--kl-coef", "0.1"]),
          (cat_bon, ["--ranks", "fifo", "--fifo", "50"]), (cat_bon, ["--mode", "sft", "--train-problems", "8"]),
@@ -518,12 +518,11 @@ def gradient_norm_of(policy, loss):
 
 
 @pytest.mark.parametrize("script,flags", [
-    (cat_passk, ["--mode", "rl"]),
-    (cat_passk, ["--mode", "rl", "--form", "raw", "--probability", "success", "--temperature", "0.8"]),
-    (cat_passk, ["--mode", "rl", "--form", "pool", "--probability", "success", "--rewards", "raw", "--no-normalise"]),
-    (cat_majority, ["--mode", "rl", "--task", "countdown"]),
-    (cat_majority, ["--mode", "rl", "--task", "countdown", "--threshold", "2", "--form", "log",
-                    "--no-normalise", "--rewards", "raw"]),
+    (cat_passk, []), (cat_passk, ["--probability", "sequence"]),
+    (cat_passk, ["--form", "raw", "--temperature", "0.8"]),
+    (cat_passk, ["--form", "pool", "--rewards", "raw", "--no-normalise"]),
+    (cat_majority, ["--task", "countdown"]),
+    (cat_majority, ["--task", "countdown", "--threshold", "2", "--form", "log", "--no-normalise", "--rewards", "raw"]),
     (cat_bon, []), (cat_bon, ["--form", "exact", "--rewards", "raw"]),
     (cat_bon, ["--ranks", "fifo", "--fifo", "20"])], ids=name_of)
 def test_what_reaches_the_optimiser_in_rl(script, flags, tmp_path, monkeypatch):
@@ -590,10 +589,10 @@ def test_what_reaches_the_optimiser_in_rl(script, flags, tmp_path, monkeypatch):
                                           (cat_majority, ["--task", "countdown", "--temperature", "0.8"]),
                                           (cat_majority, ["--contrastive"]),
                                           (cat_majority, ["--contrastive", "--task", "countdown"]),
-                                          (cat_bon, ["--mode", "sft", "--train-problems", "8"])], ids=name_of)
+                                          (cat_bon, ["--train-problems", "8"])], ids=name_of)
 def test_what_reaches_the_optimiser_in_sft(script, flags, tmp_path, monkeypatch):
     """-(1/B) sum_prompts w grad log pi(y*), y* the gold completion with its end-of-sequence token."""
-    args, seen = observed(script, flags, tmp_path / "r", monkeypatch)
+    args, seen = observed(script, ["--mode", "sft", *flags], tmp_path / "r", monkeypatch)
     policy, loss, eos, golden = seen["policy"], 0.0, seen["policy"].stop[0], 0.0
     if script is cat_bon:
         golds = json.load(open(tmp_path / "r" / "targets.json"))
@@ -671,14 +670,26 @@ def test_plot_weights(script, tmp_path):
 
 def test_warm_up_then_rl_and_the_sign_of_degeneration(tmp_path):
     """--adapter chains the stages; at n = 1 every weight is 1, and w_even says so."""
-    assert run(cat_passk.main, *SMALL, "--n", 1, "--steps", 1, "--out", tmp_path / "a")[0] == 0
+    assert run(cat_passk.main, "--mode", "sft", *SMALL, "--n", 1, "--steps", 1, "--out", tmp_path / "a")[0] == 0
     assert read_lines(tmp_path / "a")[0]["w_even"] == 1
-    code, _, err = run(cat_passk.main, *SMALL, "--mode", "rl", "--steps", 1, "--adapter", tmp_path / "a",
-                       "--out", tmp_path / "b")
+    code, _, err = run(cat_passk.main, *SMALL, "--steps", 1, "--adapter", tmp_path / "a", "--out", tmp_path / "b")
     assert code == 0, err
     after, before = (json.load(open(tmp_path / x / "result.json"))[row] for x, row in (("a", "after"), ("b", "before")))
     assert before["gold"] == after["gold"] and abs(before["kl"]["mean"]) < 1e-4
     assert read_lines(tmp_path / "b")[0]["w_even"] < 1
+
+
+def test_the_defaults_weigh_samples(tmp_path):
+    """The first step of either script without flags of its algorithm: samples of the policy, weights that differ."""
+    for script in (cat_passk, cat_majority):
+        out = tmp_path / script.__name__
+        assert run(script.main, "--steps", 1, "--eval-samples", 0, "--out", out)[0] == 0
+        line, = read_lines(out)
+        assert "reward" in line and line["w_even"] < 0.5 and line["w_max"] > 1.5 * line["w_median"], script
+    code, _, err = run(cat_passk.main, "--probability", "sequence", "--steps", 1, "--eval-samples", 0,
+                       "--out", tmp_path / "s")  # the paper's form, of which the docstring says that it hardly does
+    line, = read_lines(tmp_path / "s")
+    assert code == 0 and line["w_max"] < 1.5 * line["w_median"], err
 
 
 def test_a_degenerate_objective_is_named(tmp_path, capsys):
@@ -686,7 +697,7 @@ def test_a_degenerate_objective_is_named(tmp_path, capsys):
     small = ["--steps", "1", "--prompts", "8", "--eval-samples", "0"]
     cat_bon.main(["--mode", "sft", "--n", "8", "--train-problems", "8", *small, "--out", str(tmp_path / "a")])
     assert "the weights are all alike" in capsys.readouterr().out
-    cat_passk.main(["--n", "16", *small, "--out", str(tmp_path / "b")])
+    cat_passk.main(["--mode", "sft", "--n", "16", *small, "--out", str(tmp_path / "b")])
     assert "the weights are all alike" not in capsys.readouterr().out
 
 
@@ -695,7 +706,7 @@ def test_problems_without_a_gold_completion_are_counted(tmp_path):
     data.write_text("".join(json.dumps({"prompt": f"c{a},2>", "answer": str(a), "split": "train",
                                         **({"solution": f"{a}+2"} if a < 6 else {})}) + "\n"
                             for a in range(1, 9)))
-    flags = ["--data", data, "--steps", 1, "--prompts", 4, "--eval-samples", 0, "--max-new-tokens", 4]
+    flags = ["--mode", "sft", "--data", data, "--steps", 1, "--prompts", 4, "--eval-samples", 0, "--max-new-tokens", 4]
     code, out, err = run(cat_passk.main, *flags, "--target", "solution", "--out", tmp_path / "a")
     assert code == 0 and "left out 3 of 8" in out, err
     code, out, err = run(cat_passk.main, *flags, "--out", tmp_path / "b")  # the answer alone: a box
@@ -704,14 +715,14 @@ def test_problems_without_a_gold_completion_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("script,flags,words", [
-    (cat_passk, ["--mode", "rl", "--form", "pool"], "--probability success"),
-    (cat_passk, ["--mode", "rl", "--form", "pool", "--probability", "success", "--samples", "4"], "--samples 4"),
-    (cat_passk, ["--n", "0"], "--n"), (cat_passk, ["--kl-coef", "1"], "--kl-coef"),
+    (cat_passk, ["--form", "pool", "--probability", "sequence"], "--probability success"),
+    (cat_passk, ["--form", "pool", "--samples", "4"], "--samples 4"),
+    (cat_passk, ["--n", "0"], "--n"), (cat_passk, ["--mode", "sft", "--kl-coef", "1"], "--kl-coef"),
     (cat_passk, ["--task", "peptide", "--model", "tiny_peptide"], "graded"),
-    (cat_passk, ["--mode", "rl", "--prompts", "1"], "--normalise"), (cat_passk, ["--test-n", "a"], "--test-n"),
+    (cat_passk, ["--prompts", "1"], "--normalise"), (cat_passk, ["--test-n", "a"], "--test-n"),
     (cat_passk, ["--train-problems", "-1"], "--train-problems"), (cat_majority, ["--threshold", "17"], "--threshold"),
     (cat_majority, ["--threshold", "x"], "--threshold"), (cat_majority, ["--threshold", "0"], "--threshold"),
-    (cat_majority, ["--contrastive", "--mode", "rl"], "--contrastive"),
+    (cat_majority, ["--contrastive"], "--contrastive"),
     (cat_majority, ["--all-wrong", "nan"], "--all-wrong"), (cat_bon, ["--form", "exact", "--ranks", "fifo"], "fifo"),
     (cat_bon, ["--form", "exact", "--samples", "4"], "--samples 4"), (cat_bon, ["--fifo", "0"], "--fifo"),
     (cat_passk, ["--plot-weights", "--out", "/proc/no/w"], "/proc/no/w")], ids=name_of)

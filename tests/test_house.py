@@ -20,9 +20,10 @@ from support.run import METRICS
 
 SCRIPTS = ["ppo_passk", "bon_sft", "bon_rl", "cat_passk", "cat_majority", "cat_bon"]
 SMALL = ["--steps", 1, "--prompts", 4, "--samples", 4, "--eval-samples", 4, "--eval-problems", 4]
-RUNS = [("ppo_passk", ["--k", 4]), ("bon_sft", ["--n", 4]), ("bon_rl", ["--n", 4]), ("cat_passk", ["--n", 4]),
-        ("cat_passk", ["--n", 4, "--mode", "rl", "--eval-every", 1]), ("cat_majority", ["--n", 4]),
-        ("cat_majority", ["--n", 4, "--mode", "rl"]), ("cat_bon", ["--n", 4]), ("cat_bon", ["--n", 4, "--mode", "sft"])]
+RUNS = [("ppo_passk", ["--k", 4]), ("bon_sft", ["--n", 4]), ("bon_rl", ["--n", 4]),
+        ("cat_passk", ["--n", 4, "--eval-every", 1]), ("cat_passk", ["--n", 4, "--mode", "sft"]),
+        ("cat_majority", ["--n", 4]), ("cat_majority", ["--n", 4, "--mode", "sft"]), ("cat_bon", ["--n", 4]),
+        ("cat_bon", ["--n", 4, "--mode", "sft"])]
 
 
 def source(path):
@@ -105,7 +106,7 @@ def test_keys_and_columns(script, flags, tmp_path):
     for found in (line, line.get("valid", {}), result["before"], result["after"], line.get("diversity", {})):
         assert found.keys() <= known, found.keys() - known
     assert result.keys() <= {"before", "after", "seconds", "verifier before", "verifier after"}
-    sampled = "sft" not in flags and (script, flags) not in (("cat_passk", ["--n", 4]), ("cat_majority", ["--n", 4]))
+    sampled = "sft" not in flags
     assert ("tokens_per_s" in line) == ("reward" in line) == sampled
     assert line["samples_per_s"] > 0 and line["length"] > 1
     if sampled:  # sampling is a part of the step, so per second of the step there are fewer tokens
@@ -135,8 +136,7 @@ def test_what_one_reads(script, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "step", traced)
         patch.setattr("support.fast.choose", lambda policy: (None, "plain"))
-        flags = ["--mode", "rl"] if script.startswith("cat") else []
-        assert run(module.main, *SMALL[:6], "--n" if "ppo" not in script else "--k", 4, "--eval-samples", 0, *flags,
+        assert run(module.main, *SMALL[:6], "--n" if "ppo" not in script else "--k", 4, "--eval-samples", 0,
                    "--out", tmp_path / "r")[0] == 0
     read = {path for path, _ in called if not path.startswith(("support/", "tests/")) and path != "evaluate.py"}
     assert read >= {f"{script}.py", "common.py"} and len(read) == 3, read

@@ -84,7 +84,7 @@ TABLES = {
                   range(14)),
     "noise": ("bon", "script=bon_rl,variant=v", "| flipped |",
               [None, None, None, "bon@8", "pass@8", "verifier_auc.after"], (None, 0, 1, 2)),
-    "cat sft": ("cat", "script=cat_passk,mode=None", "| | pass@1 | pass@4", PASSN, range(1, 6)),
+    "cat sft": ("cat", "script=cat_passk,mode=sft", "| | pass@1 | pass@4", PASSN, range(1, 6)),
     "cat rl": ("cat", "script=cat_passk,mode=rl", "| | pass@1 | pass@4", PASSN, range(1, 14)),
     "majority": ("cat", "script=cat_majority", "| | pass@1 | pass@16 |",
                  [None, "pass@1", "pass@16", "maj@8", "maj@16", "maj@64", "gold", "kl", "distinct"], range(1, 9)),
