@@ -58,10 +58,12 @@ def test_sizes():
 
 
 def test_lines_are_short():
-    """120 characters at most; of the README all but its tables, whose rows cannot be broken."""
+    """120 characters at most; in results/ all but rows of tables, which cannot be broken. The README is one that people
+    finish."""
     for path in files(".py", ".sh", ".ini", ".md"):
         for number, line in enumerate(source(path).split("\n"), 1):
-            assert len(line) <= 120 or path.endswith(".md") and line.startswith("|"), (path, number)
+            assert len(line) <= 120 or path.startswith("results/") and line.startswith("|"), (path, number)
+    assert len(readme().split()) <= 2200
 
 
 def test_loops_are_alike():
@@ -158,11 +160,10 @@ def test_what_one_reads(script, tmp_path):
 # ---------------------------------------------------------------------------------------------------------- copying out
 
 def copying_out():
-    """The rows of the README's table -> [(script, functions of the weight, their lines, of the loss, their lines)]."""
+    """The rows of the README's list -> [(script, functions of the weight, their lines, of the loss, their lines)]."""
     section = readme().split("## Copying out")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+)\.py` \| (.*?): (\d+) \| (.*?)(?:: (\d+))? \|$", section, re.MULTILINE)
-    return [(script, re.findall(r"`([\w.]+)`", weight), int(n), re.findall(r"`([\w.]+)`", loss), int(m or 0))
-            for script, weight, n, loss, m in rows]
+    rows = re.findall(r"^(\w+)\.py +weight +(\d+)  (.*)\n(?: +loss +(\d+)  (.*)\n)?", section, re.MULTILINE)
+    return [(script, weight.split(), int(n), loss.split(), int(m or 0)) for script, n, weight, m, loss in rows]
 
 
 def taken(script, names):

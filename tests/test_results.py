@@ -1,4 +1,4 @@
-"""results/: every committed file has the one schema, and the tables of README.md are rebuilt from them by table.py."""
+"""results/: every committed file has the one schema, and the tables of results/README.md are rebuilt from them by table.py."""
 import glob
 import importlib.util
 import json
@@ -51,8 +51,8 @@ def test_schema(path):
 
 
 def readme_table(start, which=0):
-    """The rows below README.md's table header number `which` that begins with `start`, split into cells."""
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+    """The rows below the table header number `which` that begins with `start`, split into cells."""
+    with open(os.path.join(ROOT, "results", "README.md"), encoding="utf-8") as file:
         lines = file.read().split("\n")
     first = [i for i, line in enumerate(lines) if line.startswith(start)][which] + 2
     last = next(i for i in range(first, len(lines)) if not lines[i].startswith("|"))
@@ -68,7 +68,7 @@ def agree(printed, cell):
                for text, value in zip(found.groups()[:2], cell) if text is not None)
 
 
-# file, which of its runs, how the header in README.md begins, its columns (None:
+# file, which of its runs, how the header in results/README.md begins, its columns (None:
 # not recorded), and which row of it each of table.py's rows is (None: none)
 KSAMPLE = [None, None, "pass@1", "pass@8", "pass@32", "maj@8", "maj@32", "kl", "zero"]
 KL = [None, "pass@1", "pass@8", "kl"]

@@ -693,7 +693,8 @@ def readme():
 
 
 def test_readme_commands_parse():
-    """Every command line of the README is one that the parsers of the script and of its launcher accept."""
+    """Every command line of the README, and of the pages it leads to, is one that the parsers of the script and of its
+    launcher accept."""
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser
     sys.path.insert(0, os.path.join(ROOT, "results"))
@@ -703,7 +704,8 @@ def test_readme_commands_parse():
     for name in ("ppo_passk", "bon_sft", "bon_rl", "cat_passk", "cat_majority", "cat_bon"):
         module = importlib.import_module(name)
         parsers[name] = lambda argv, module=module: module.check(module.parser().parse_args(argv))
-    text = readme().replace("\\\n", " ")
+    text = readme() + "".join(open(os.path.join(ROOT, "results", name)).read() for name in ("README.md", "speed.md"))
+    text = text.replace("\\\n", " ")
     text = re.sub(r"(?<!`)`(?!`)[^`]+`", lambda match: " ".join(match[0].split()), text)  # a span may go over two lines
     commands = re.findall(r"(python|torchrun|accelerate launch) ([^\n`|&;#>]*?\.py\b)([^\n`|&;#>]*)", text)
     found = set()
