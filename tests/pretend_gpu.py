@@ -202,6 +202,7 @@ class PretendGPU(TorchDispatchMode):
                   "get_device_properties": properties, "is_bf16_supported": True,
                   "mem_get_info": (self.total, self.total), "memory_reserved": 0, "memory_allocated": 0,
                   "max_memory_allocated": 10 ** 9, "max_memory_reserved": 10 ** 9, "_is_in_bad_fork": False,
+                  "is_current_stream_capturing": False,
                   **dict.fromkeys(("reset_peak_memory_stats", "synchronize", "empty_cache", "set_device", "init",
                                    "_lazy_init", "manual_seed", "manual_seed_all"))}
         self.stack = contextlib.ExitStack()
