@@ -124,8 +124,8 @@ def test_quantised_gradients(bits):
     again = gradient(policy, *rows)[1]
     right = gradient(in_float32(dequantised(policy)), *rows)[1]
     for found in (first, again):
-        assert torch.cosine_similarity(found, right, dim=0) > (0.98 if bits == 4 else 0.95)  # 8: activations too
-        assert 0.9 < found.norm() / right.norm() < 1.1
+        near, far = (0.98, 1.1) if bits == 4 else (0.95, 1.25)  # 8 bits round the activations, too
+        assert torch.cosine_similarity(found, right, dim=0) > near and 1 / far < found.norm() / right.norm() < far
 
 
 def test_resume(tmp_path):
