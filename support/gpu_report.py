@@ -24,7 +24,7 @@ from support.errors import UserError
 from support.folder import versions, write_atomic
 from support.run import batch_of
 
-SECONDS = 525  # of the whole command: below nine minutes with what starting and ending take
+SECONDS = 500  # of the whole command: below nine minutes with what starting and ending take
 TESTS = 150  # at most for the GPU tests
 BOUND = ("tokens/s at most = rows x bandwidth / (W + rows x c x (L + T/2)): weights W and, per token of context, keys "
          "and values c are read once for each decoded token; L prompt, T new tokens")
@@ -337,7 +337,7 @@ def report(args):
     name = torch.cuda.get_device_name() if gpu else "CPU: a rehearsal, not a GPU"
     record(folder, "start", device=name, date=time.strftime("%Y-%m-%d"), command="python " + " ".join(sys.argv),
            **versions())
-    shapes = ["1.5b", "0.5b", "7b"] if args.shape == "tiny" else [args.shape]
+    shapes = ["1.5b", "7b", "0.5b"] if args.shape == "tiny" else [args.shape]
     given = [flag for name in ("rows", "k", "prompt_tokens", "new_tokens", "vocabulary", "seed") if getattr(args, name)
              for flag in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
     given += ["--skip-generate"] * args.skip_generate
