@@ -1,0 +1,207 @@
+"""The figures of results/claims.py, from the records alone.
+
+Colours are Okabe and Ito's, which the colour-blind tell apart; each line also has a style and a marker of its own, so
+that a grey print can be read. Grey is always the base, vermilion the inference-unaware twin, blue the aware objective;
+what else there is has the others. A band, or a bar, is the 95 % interval over seeds (t).
+"""
+import io
+import os
+
+import runner
+
+FOLDER = os.path.join(runner.ROOT, "results", "figures")
+STYLES = {  # colour, line, marker
+    "base": ("#777777", (0, (4, 2)), "o"), "twin": ("#D55E00", (0, (1, 1)), "s"), "aware": ("#0072B2", "-", "^"),
+    "green": ("#009E73", (0, (5, 1, 1, 1)), "D"), "purple": ("#CC79A7", (0, (3, 1)), "v"),
+    "sky": ("#56B4E9", (0, (6, 2, 1, 2, 1, 2)), "P")}
+METRIC = {"pass": "pass@k", "maj": "maj@k", "bon": "best of k by the verifier", "max": "best of k"}
+
+
+def cells(found, row, metric):
+    """(mean, low, high) of a row's metric over its seeds, None without a record. Of one seed the ends are its own."""
+    values = [runner.value(run, metric) for (other, _), run in sorted(found.items()) if other == row]
+    if not values:
+        return None
+    mean, low, high = runner.interval(values)
+    return (mean, mean, mean) if low is None else (mean, low, high)
+
+
+def curve(axis, found, row, label, style, kind="pass", minus=None, ks=runner.KS):
+    """A metric of a row against k (`minus`: less that of another row), with its band."""
+    color, line, marker = STYLES[style]
+    points = [cells(found, row, f"{kind}@{k}") for k in ks]
+    start = [cells(found, minus, f"{kind}@{k}") if minus else (0, 0, 0) for k in ks]
+    if None in points or None in start:
+        return
+    mean, low, high = ([p[i] - s[0] for p, s in zip(points, start)] for i in range(3))
+    axis.plot(ks, mean, color=color, linestyle=line, marker=marker, ms=4, lw=1.4, label=label)
+    axis.fill_between(ks, low, high, color=color, alpha=.2, lw=0)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ks, [str(k) for k in ks])
+    axis.set(xlabel="k", ylabel=METRIC[kind] + (" minus the base's" if minus else ""))
+
+
+def curves(*panels):
+    """A figure of `curve`s. panels: (title, kind, [(row, label, style), ...][, row to subtract])."""
+    def paint(axes, found):
+        for axis, (title, kind, rows, *minus) in zip(axes, panels):
+            for row, label, style in rows:
+                curve(axis, found, row, label, style, kind, *minus)
+            axis.set_title(title, fontsize=10)
+    paint.panels = len(panels)
+    return paint
+
+
+def kl(axes, found):
+    """Pass@8 against KL to the base, one point per KL coefficient."""
+    axis, = axes
+    for objective, style, label in (("mean", "twin", "mean"), ("passk", "aware", "pass@8")):
+        color, line, marker = STYLES[style]
+        rows = [f"kl-{objective}-{beta}" for beta in ("0.1", "0.03", "0.01")]
+        points = [(cells(found, row, "kl"), cells(found, row, "pass@8")) for row in rows]
+        if any(None in point for point in points):
+            continue
+        x, y = ([point[i][0] for point in points] for i in range(2))
+        bars = {f"{n}err": [[p[i][0] - p[i][1] for p in points], [p[i][2] - p[i][0] for p in points]]
+                for i, n in enumerate("xy")}
+        axis.errorbar(x, y, **bars, color=color, linestyle=line, marker=marker, capsize=2, label=label)
+        for beta, a, b in zip((".1", ".03", ".01"), x, y):
+            axis.annotate(beta, (a, b), textcoords="offset points", xytext=(5, 5), fontsize=8, color=color)
+    base = cells(found, "countdown-base", "pass@8")
+    if base:
+        axis.plot(0, base[0], marker="o", color=STYLES["base"][0], linestyle="none", label="base")
+    axis.set(xlabel="KL to the base (nats)", ylabel="pass@8")
+    axis.set_title("countdown, numbers: --kl-coef", fontsize=10)
+
+
+def temperatures(axes, found):
+    """Pass@8 against the temperature of the test; pass@N of one seed with the fits exp(a N^b)."""
+    left, fits = axes
+    for model, label, style in (("base", "base", "base"), ("rl", "RL", "twin"), ("bp-8", "RLB(P), T = 1", "aware"),
+                                ("bp-8-cold", "RLB(P), T = .5", "green")):
+        color, line, marker = STYLES[style]
+        points = {float(t): cells(found, f"{model}-T{t}", "pass@8") for t in runner.TEMPERATURES}
+        points = {t: cell for t, cell in points.items() if cell}
+        if points:
+            mean, low, high = ([cell[i] for cell in points.values()] for i in range(3))
+            left.plot(list(points), mean, color=color, linestyle=line, marker=marker, ms=4, label=label)
+            left.fill_between(list(points), low, high, color=color, alpha=.2, lw=0)
+    left.set(xlabel="temperature of the test", ylabel="pass@8")
+    left.set_title("countdown, 200 test problems", fontsize=10)
+    for t, style in zip(runner.TEMPERATURES, ("base", "twin", "aware", "green", "purple")):
+        run = found.get((f"base-T{t}", 0))
+        if run:
+            color, line, marker = STYLES[style]
+            ks = runner.KS[:-1]
+            a, b = run["co_scaling"]["a"], run["co_scaling"]["b"]
+            fits.plot(ks, [run["after"][f"pass@{k}"]["mean"] for k in ks], marker, color=color, ms=4, label=f"T = {t}")
+            fits.plot(ks, [2.718281828 ** (a * k ** b) for k in ks], linestyle=line, color=color, lw=1.2)
+    fits.set_xscale("log", base=2)
+    fits.set_xticks(runner.KS[:-1], [str(k) for k in runner.KS[:-1]])
+    fits.set(xlabel="N", ylabel="pass@N")
+    fits.set_title("base, one seed: measured, and exp(a N^b)", fontsize=10)
+
+
+def weights(axes, found):
+    """Raw weights N (1-p)^(N-1) of RL over the success rate p: where the weight trained with and that of the test are
+    both above 5 % of their maximum, and where only one is."""
+    p = [(i + .5) / 400 for i in range(400)]
+    test = [16 * (1 - x) ** 15 for x in p]
+    for axis, n, style in zip(axes, (1, 16, 64), ("twin", "aware", "green")):
+        trained = [n * (1 - x) ** (n - 1) for x in p]
+        on, want = [w > .05 * n for w in trained], [w > .05 * 16 for w in test]
+        axis.fill_between(p, 0, 1, where=[a and not b for a, b in zip(on, want)], color=STYLES["twin"][0], alpha=.18,
+                          hatch="//", lw=0, label="waste: trained, not needed")
+        axis.fill_between(p, 0, 1, where=[b and not a for a, b in zip(on, want)], color=STYLES["purple"][0], alpha=.3,
+                          hatch="..", lw=0, label="starvation: needed, not trained")
+        color, line, _ = STYLES[style]
+        axis.plot(p, [w / n for w in trained], color=color, linestyle=line, label=f"trained for pass@{n}")
+        axis.plot(p, [w / 16 for w in test], color=STYLES["base"][0], linestyle=STYLES["base"][1],
+                  label="of the test, pass@16")
+        axis.set(xlabel="success rate p", ylabel="weight / its maximum")
+        axis.set_title(f"trained for pass@{n}, tested at pass@16", fontsize=10)
+
+
+weights.panels, temperatures.panels, kl.panels = 3, 2, 1
+COUNTDOWN, ROUTES = ("countdown-base", "base", "base"), ("routes-base", "base", "base")
+FIGURES = {
+    "ksample": curves(
+        ("countdown", "pass", [COUNTDOWN, ("countdown-mean", "mean", "twin"), ("countdown-passk", "pass@8", "aware")]),
+        ("routes", "pass", [ROUTES, ("routes-mean", "mean", "twin"), ("routes-passk", "pass@8", "aware")]),
+        ("routes", "maj", [ROUTES, ("routes-mean", "mean", "twin"), ("routes-passk", "pass@8", "aware"),
+                           ("routes-majority", "majority", "green")])),
+    "kl": kl,
+    "bon": curves(
+        ("RL", "pass", [COUNTDOWN, ("rl", "RL", "twin"), ("bp-8", "RLB(P), N = 8", "aware")]),
+        ("supervised, 200 gold solutions", "pass", [COUNTDOWN, ("bon-sft-1", "SFT", "twin"),
+                                                    ("bon-sft-16", "BoN-SFT, N = 16", "aware")]),
+        ("a verifier in the loop", "bon", [COUNTDOWN, ("s", "S: trained by the reward", "twin"),
+                                           ("v", "V: trained by the verifier", "aware")])),
+    "rlb": curves(
+        ("pass@k minus the base's, N = 8", "pass", [
+            ("rl", "RL", "twin"), ("rl-entropy", "RL, entropy bonus", "green"), ("bp-8", "RLB(P)", "aware"),
+            ("b-8", "RLB, failures down", "purple")], "countdown-base"),
+        ("pass@k minus the base's, N = 16", "pass", [
+            ("bp-16", "RLB(P)", "aware"), ("b-16", "RLB, failures down", "purple")], "countdown-base")),
+    "temperatures": temperatures,
+    "catsft": curves(
+        ("SFT, 50 gold solutions", "pass", [
+            COUNTDOWN, ("gold50-1", "N = 1", "twin"), ("gold50-16", "N = 16", "aware"),
+            ("gold50-64", "N = 64", "green")]),
+        ("SFT, 4,000 gold solutions", "pass", [
+            COUNTDOWN, ("gold4000-1", "N = 1", "twin"), ("gold4000-16", "N = 16", "aware")])),
+    "catrl": curves(
+        ("RL, N = 16", "pass", [
+            COUNTDOWN, ("cat-1", "standard RL", "twin"), ("cat-sequence-16", "log, p of the sample", "purple"),
+            ("cat-raw-16", "raw, success rate", "aware"), ("cat-log-16", "log, success rate", "green"),
+            ("cat-pool-16", "pool", "sky")]),
+        ("the same, minus the base", "pass", [
+            ("cat-1", "standard RL", "twin"), ("cat-sequence-16", "log, p of the sample", "purple"),
+            ("cat-raw-16", "raw, success rate", "aware"), ("cat-log-16", "log, success rate", "green"),
+            ("cat-pool-16", "pool", "sky")], "countdown-base")),
+    "catwarm": curves(
+        ("warm-up on 50 gold solutions, then RL", "pass", [
+            COUNTDOWN, ("gold50-1-then-1", "cross-entropy, RL", "twin"), ("gold50-16-then-1", "aligned, RL", "aware"),
+            ("gold50-1-then-raw-16", "cross-entropy, aligned RL", "purple"),
+            ("gold50-16-then-raw-16", "aligned, aligned RL", "green")])),
+    "catmajority": curves(
+        ("routes, RL", "maj", [ROUTES, ("majority-1", "standard RL", "twin"),
+                               ("majority-raw-16", "majority, raw", "aware"),
+                               ("majority-log-16", "majority, log", "green")]),
+        ("routes, SFT on 50 gold solutions", "maj", [
+            ROUTES, ("majority-gold-1", "cross-entropy", "twin"), ("majority-gold-16", "majority", "aware"),
+            ("majority-contrastive", "contrastive", "green")])),
+    "catbon": curves(
+        ("peptide, best of k minus the base's", "max", [
+            ("peptide-1", "standard RL", "twin"), ("peptide-8", "ranks, N = 8", "aware"),
+            ("peptide-exact-8", "exact, N = 8", "green"), ("peptide-target-8", "SFT on the best", "purple")],
+         "peptide-base"),
+        ("peptide, best of k minus standard RL's", "max", [
+            ("peptide-8", "ranks, N = 8", "aware"), ("peptide-exact-8", "exact, N = 8", "green")], "peptide-1")),
+    "weights": weights,
+}
+
+
+def draw(found, name):
+    """Draw one of FIGURES into results/figures/ -> a line that says so, or that there is nothing to draw yet."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    figure, axes = pyplot.subplots(1, FIGURES[name].panels, figsize=(4.1 * FIGURES[name].panels, 3.3), squeeze=False)
+    FIGURES[name](axes[0], found)
+    for axis in axes[0]:
+        axis.grid(alpha=.3)
+        if axis.has_data():
+            axis.legend(fontsize=7)
+    shown = all(axis.has_data() for axis in axes[0])
+    figure.tight_layout()
+    image = io.BytesIO()
+    figure.savefig(image, dpi=100, metadata={"Software": None})
+    pyplot.close(figure)
+    path = os.path.join(FOLDER, name + ".png")
+    if shown:
+        os.makedirs(FOLDER, exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(image.getvalue())
+    return (f"results/figures/{name}.png is drawn" if shown else
+            f"results/figures/{name}.png is not drawn: no run of a panel is recorded yet")
