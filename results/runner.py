@@ -258,8 +258,8 @@ def flags_of(rest, seed):
     found, name = {}, "models"
     for word in rest:
         if word.startswith("--"):
-            name = word[2:].replace("-", "_")
-            found[name] = True
+            name = word[2:].removeprefix("no-").replace("-", "_")
+            found[name] = not word.startswith("--no-")
         else:
             try:
                 found[name] = json.loads(word)
