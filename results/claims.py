@@ -241,8 +241,8 @@ def report(found, name, least=SEEDS):
     claim = CLAIMS[name]
     said, seeds, intervals = judged(found, name, least)
     metrics = list(dict.fromkeys(m for part in claim.parts for m in part.metric.split(" - ")))
-    lines = [f"### `{name}`: {said}", "", f"{claim.sentence} ({claim.paper}). {seeds} seeds, "
-             f"`python results/claims.py {name}`, figures/{claim.figure}.png", "",
+    lines = [f"### `{name}`: {said}", "", f"{claim.sentence} ({claim.paper}).", "",
+             f"{seeds} seeds; `python results/claims.py {name}`; [figure](figures/{claim.figure}.png)", "",
              spread_table(found, rows_of(name), metrics), "",
              "| part, the main one first | difference | 95 %, t over seeds | 95 %, bootstrap over problems | seeds | |",
              "|---|---|---|---|---|---|"]
@@ -280,13 +280,13 @@ TABLES = {
 def draw(found):
     """results/claims.md and results/figures/ from the records."""
     import draw as pictures
-    text = ["# What the papers claim, and what the embedded tasks show", "", "Written by `python results/claims.py "
-            "--draw` from results/records/; the rule of the verdicts is at the top of results/claims.py.", "",
-            listing(found)]
+    text = ["# What the papers claim, and what the embedded tasks show", "",
+            "Written by `python results/claims.py --draw` from results/records/; the rule is at the top of that script.",
+            "", listing(found)]
     for name in CLAIMS:
         text += ["", report(found, name)]
-    text += ["", "## Every row", "", "400 test problems, 64 samples each, means over seeds ± standard deviation; "
-             "`results/runner.py` has the command of each row. KL in nats to the base."]
+    text += ["", "## Every row", "", "400 test problems, 64 samples each, means over seeds ± standard deviation; KL in "
+             "nats to the base.", "`results/runner.py` has the command of each row."]
     for title, (rows, columns) in TABLES.items():
         text += ["", f"### {title}", "", spread_table(found, rows, columns)]
     with open(os.path.join(runner.ROOT, "results", "claims.md"), "w", encoding="utf-8") as file:
