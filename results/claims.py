@@ -281,12 +281,12 @@ def draw(found):
     """results/claims.md and results/figures/ from the records."""
     import draw as pictures
     text = ["# What the papers claim, and what the embedded tasks show", "",
-            "Written by `python results/claims.py --draw` from results/records/; the rule is at the top of that script.",
+            "Written by `python results/claims.py --draw` from results/records/; the rule is at its top.",
             "", listing(found)]
     for name in CLAIMS:
         text += ["", report(found, name)]
-    text += ["", "## Every row", "", "400 test problems, 64 samples each, means over seeds ± standard deviation; KL in "
-             "nats to the base.", "`results/runner.py` has the command of each row."]
+    text += ["", "## Every row", "", "400 test problems, 64 samples each: means over seeds ± standard deviation; KL "
+             "in nats to the base.", "The commands are in `results/runner.py`."]
     for title, (rows, columns) in TABLES.items():
         text += ["", f"### {title}", "", spread_table(found, rows, columns)]
     with open(os.path.join(runner.ROOT, "results", "claims.md"), "w", encoding="utf-8") as file:
@@ -298,6 +298,9 @@ def draw(found):
 
 def make(wanted, jobs):
     """Make missing runs in `jobs` processes at once, this one among them."""
+    missing = len(set(wanted) - runner.records().keys())
+    print(f"{len(wanted) - missing} of {len(wanted)} runs are recorded" + f"; {missing} to make, a minute or two each, "
+          "and what they need; Ctrl-C saves, the same command goes on" * (missing > 0), flush=True)
     others = [multiprocessing.get_context("spawn").Process(target=runner.work, args=(wanted,)) for _ in range(jobs - 1)]
     try:
         for process in others:
@@ -314,16 +317,18 @@ def make(wanted, jobs):
 
 def parse_args(argv):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("name", nargs="?", help="a claim of the list; without one the list, or `all`: every claim")
+    p.add_argument("names", nargs="*", metavar="NAME",
+                   help="a claim of the list, several in the order of their runs, or `all`; without one: the list")
     p.add_argument("--seeds", type=int, default=SEEDS, help="seeds 0, 1, ... to run; at least 2")
     p.add_argument("--jobs", type=int, default=2, help="processes at once, of one thread each")
     p.add_argument("--json", action="store_true", help="the list of claims for programs, nothing else")
     p.add_argument("--draw", action="store_true", help="every table and figure again from the records; runs nothing")
     p.error = lambda sentence: p.exit(2, f"claims.py: error: {sentence}\n")  # one sentence, without the usage
     args = p.parse_args(argv)
-    if args.name is not None and args.name not in (*CLAIMS, "all"):
-        p.error(f"there is no claim {args.name!r}: `python results/claims.py` lists them")
-    if (args.name is not None) + args.json + args.draw > 1:
+    for name in args.names:
+        if name not in (*CLAIMS, "all"):
+            p.error(f"there is no claim {name!r}: `python results/claims.py` lists them")
+    if bool(args.names) + args.json + args.draw > 1:
         p.error("give one of NAME, --json and --draw")
     if args.seeds < 2 or args.jobs < 1:
         p.error(f"--seeds must be at least 2 and --jobs at least 1, not {args.seeds} and {args.jobs}")
@@ -332,12 +337,13 @@ def parse_args(argv):
 
 def main(argv=None):
     args = parse_args(argv)
-    if args.name is None:
+    if not args.names:
         found = runner.records()
         print(as_json(found) if args.json else "\n".join(draw(found)) if args.draw else listing(found))
         return
-    names = list(CLAIMS) if args.name == "all" else [args.name]
-    make([(row, seed) for name in names for seed in range(args.seeds) for row in rows_of(name)], args.jobs)
+    names = list(CLAIMS) if "all" in args.names else args.names
+    rows = [rows_of(name) for name in names] + [runner.ROWS] * ("all" in args.names)  # those of tables too
+    make(list(dict.fromkeys((row, seed) for some in rows for seed in range(args.seeds) for row in some)), args.jobs)
     found = runner.records()
     import draw as pictures
     for name in names:
