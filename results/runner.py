@@ -10,7 +10,7 @@ A run is trained by its script's own main(), so it can be resumed, in runs/claim
 itself would have made: equal seeds mean equal uniforms, so runs of one seed are compared on common random numbers. Its
 record is appended to results/records/SCRIPT.jsonl at once, one line:
 
-    row, script, flags (those of the command line, with the seed), commit, versions
+    row, script, flags (those of the command line, with the seed), commit (of the code), versions
     seconds, cpu_seconds  of training: by the clock (the machine was shared), of this process (None if it was resumed)
     samples_per_s, zero   of training: median over steps; share of samples without weight, mean over steps
     after                 {metric: {"mean", "se"}} over problems; KL is to the base, after a warm-up too
@@ -27,6 +27,7 @@ import re
 import shlex
 import signal
 import statistics
+import subprocess
 import sys
 import time
 
@@ -210,7 +211,7 @@ def evaluated(row, seed, cpu_seconds):
     from support.verifier import load_verifier
     script, rest, judge = words(row)
     line, given = arguments(row, seed), folder(row, seed)
-    run = {"row": row, "script": script, "flags": flags_of(rest, seed), **versions()}
+    run = {"row": row, "script": script, "flags": flags_of(rest, seed), **versions(), "commit": commit()}
     if row == "verifier":
         with open(os.path.join(given, "verifier.json")) as file:
             found = json.load(file)
@@ -237,11 +238,11 @@ def evaluated(row, seed, cpu_seconds):
     if judge:
         evaluate.add_scores(pool, load_verifier(folder(judge, seed)))
     values = evaluate.metrics(pool, KS, task.graded, "verifier" if judge else "logp")
+    kept = {"gold", "kl", "bon@8", "bon@32", "maj@8"} | ({"max@1", "max@8", "max@64"} if task.graded else set()) | (
+        {"maj@16", "maj@32", "maj@64"} if task.name == "routes" else set())
+    values = {name: v for name, v in values.items() if judge or not name.startswith("bon@")}  # by logp: of no interest
     after = {name: evaluate.mean_se(v) for name, v in values.items()}
-    kept = {"max@1", "max@8", "max@64"} if task.graded else {"gold"} | ({"bon@8", "bon@32"} if judge else set()) | \
-        ({"maj@8", "maj@16", "maj@32", "maj@64"} if task.name == "routes" else {"maj@8"})
-    run["after"] = {name: {part: round(number, 5) for part, number in cell.items()} for name, cell in after.items()
-                    if judge or not name.startswith("bon@")}
+    run["after"] = {name: {part: round(number, 5) for part, number in cell.items()} for name, cell in after.items()}
     run["problems"] = {} if task.graded else {"right": [sum(r == 1 for r in e["rewards"]) for e in pool]}
     run["problems"] |= {name: [round(1000 * v) for v in values[name]] for name in sorted(kept & values.keys())}
     if judge:
@@ -251,6 +252,18 @@ def evaluated(row, seed, cpu_seconds):
         fit = evaluate.co_scaling({1: {f"pass@{k}": after[f"pass@{k}"] for k in KS[:-1]}})[1]
         run["co_scaling"] = {name: round(value, 5) for name, value in fit.items()}
     return run
+
+
+def commit():
+    """The last commit of the code that runs, "-dirty" if it was changed since: records and tests are no part of it."""
+    code = ["--", "*.py", ":!results", ":!tests"]
+    try:
+        found, changed = (subprocess.run(["git", "-C", ROOT, *ask, *code], capture_output=True,
+                                         text=True).stdout.strip()
+                          for ask in (["log", "-1", "--format=%h"], ["status", "--porcelain"]))
+    except OSError:  # no git here
+        return None
+    return found + "-dirty" * bool(changed) or None
 
 
 def flags_of(rest, seed):
