@@ -17,9 +17,11 @@ STYLES = {  # colour, line, marker
 METRIC = {"pass": "pass@k", "maj": "maj@k", "bon": "best of k by the verifier", "max": "best of k"}
 
 
-def cells(found, row, metric):
-    """(mean, low, high) of a row's metric over its seeds, None without a record. Of one seed the ends are its own."""
-    values = [runner.value(run, metric) for (other, _), run in sorted(found.items()) if other == row]
+def cells(found, row, metric, minus=None):
+    """(mean, low, high) of a row's metric over its seeds, less that of the row `minus` at the same seed; None without a
+    record. Of one seed the ends are its own."""
+    values = [runner.value(run, metric) - (runner.value(found[minus, seed], metric) if minus else 0)
+              for (other, seed), run in found.items() if other == row and (not minus or (minus, seed) in found)]
     if not values:
         return None
     mean, low, high = runner.interval(values)
@@ -29,16 +31,15 @@ def cells(found, row, metric):
 def curve(axis, found, row, label, style, kind="pass", minus=None, ks=runner.KS):
     """A metric of a row against k (`minus`: less that of another row), with its band."""
     color, line, marker = STYLES[style]
-    points = [cells(found, row, f"{kind}@{k}") for k in ks]
-    start = [cells(found, minus, f"{kind}@{k}") if minus else (0, 0, 0) for k in ks]
-    if None in points or None in start:
+    points = [cells(found, row, f"{kind}@{k}", minus) for k in ks]
+    if None in points:
         return
-    mean, low, high = ([p[i] - s[0] for p, s in zip(points, start)] for i in range(3))
+    mean, low, high = zip(*points)
     axis.plot(ks, mean, color=color, linestyle=line, marker=marker, ms=4, lw=1.4, label=label)
     axis.fill_between(ks, low, high, color=color, alpha=.2, lw=0)
     axis.set_xscale("log", base=2)
     axis.set_xticks(ks, [str(k) for k in ks])
-    axis.set(xlabel="k", ylabel=METRIC[kind] + (" minus the base's" if minus else ""))
+    axis.set(xlabel="k", ylabel=METRIC[kind] + (f" minus that of {minus}" if minus else ""))
 
 
 def curves(*panels):
@@ -66,7 +67,7 @@ def kl(axes, found):
                 for i, n in enumerate("xy")}
         axis.errorbar(x, y, **bars, color=color, linestyle=line, marker=marker, capsize=2, label=label)
         for beta, a, b in zip((".1", ".03", ".01"), x, y):
-            axis.annotate(beta, (a, b), textcoords="offset points", xytext=(5, 5), fontsize=8, color=color)
+            axis.annotate(beta, (a, b), textcoords="offset points", xytext=(5, -10), fontsize=8, color=color)
     base = cells(found, "countdown-base", "pass@8")
     if base:
         axis.plot(0, base[0], marker="o", color=STYLES["base"][0], linestyle="none", label="base")
@@ -138,10 +139,10 @@ FIGURES = {
         ("a verifier in the loop", "bon", [COUNTDOWN, ("s", "S: trained by the reward", "twin"),
                                            ("v", "V: trained by the verifier", "aware")])),
     "rlb": curves(
-        ("pass@k minus the base's, N = 8", "pass", [
+        ("N = 8", "pass", [
             ("rl", "RL", "twin"), ("rl-entropy", "RL, entropy bonus", "green"), ("bp-8", "RLB(P)", "aware"),
             ("b-8", "RLB, failures down", "purple")], "countdown-base"),
-        ("pass@k minus the base's, N = 16", "pass", [
+        ("N = 16", "pass", [
             ("bp-16", "RLB(P)", "aware"), ("b-16", "RLB, failures down", "purple")], "countdown-base")),
     "temperatures": temperatures,
     "catsft": curves(
@@ -172,11 +173,11 @@ FIGURES = {
             ROUTES, ("majority-gold-1", "cross-entropy", "twin"), ("majority-gold-16", "majority", "aware"),
             ("majority-contrastive", "contrastive", "green")])),
     "catbon": curves(
-        ("peptide, best of k minus the base's", "max", [
+        ("peptide, against the base", "max", [
             ("peptide-1", "standard RL", "twin"), ("peptide-8", "ranks, N = 8", "aware"),
             ("peptide-exact-8", "exact, N = 8", "green"), ("peptide-target-8", "SFT on the best", "purple")],
          "peptide-base"),
-        ("peptide, best of k minus standard RL's", "max", [
+        ("peptide, against standard RL", "max", [
             ("peptide-8", "ranks, N = 8", "aware"), ("peptide-exact-8", "exact, N = 8", "green")], "peptide-1")),
     "weights": weights,
 }
@@ -187,7 +188,7 @@ def draw(found, name):
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    figure, axes = pyplot.subplots(1, FIGURES[name].panels, figsize=(4.1 * FIGURES[name].panels, 3.3), squeeze=False)
+    figure, axes = pyplot.subplots(1, FIGURES[name].panels, figsize=(3.9 * FIGURES[name].panels, 3.2), squeeze=False)
     FIGURES[name](axes[0], found)
     for axis in axes[0]:
         axis.grid(alpha=.3)
@@ -196,7 +197,7 @@ def draw(found, name):
     shown = all(axis.has_data() for axis in axes[0])
     figure.tight_layout()
     image = io.BytesIO()
-    figure.savefig(image, dpi=100, metadata={"Software": None})
+    figure.savefig(image, dpi=80, metadata={"Software": None})
     pyplot.close(figure)
     path = os.path.join(FOLDER, name + ".png")
     if shown:

@@ -181,7 +181,9 @@ def ensure(row, seed, wait=True, adapter=False):
             train(row, seed, resumed)
             said = [time.process_time() - cpu]
         if (row, seed) not in records():
-            append(evaluated(row, seed, None if resumed or not said else said[0]))
+            with open(folder(row, seed) + ".log", "a") as file, contextlib.redirect_stdout(file):
+                run = evaluated(row, seed, None if resumed or not said else said[0])
+            append(run)
             print(f"{row}, seed {seed}: recorded after {time.time() - started:.0f} s", flush=True)
     return True
 
