@@ -2,6 +2,7 @@
 
     python results/claims.py                            every claim, its verdict, its main number with interval, seeds
     python results/claims.py NAME --seeds 5 --jobs 2    run what it needs and is not recorded; its table and figure
+    python results/claims.py NAME --again runs/again    the same from nothing, beside the recorded number
     python results/claims.py --json                     the list for programs, nothing else
     python results/claims.py --draw                     results/claims.md and results/figures/ from results/records/
 
@@ -194,13 +195,18 @@ def number(x):
     return "?" if x is None else f"{x:+.3f}".replace("0.", ".", 1)
 
 
+def in_brief(found, name):
+    """The main part of a claim with its number and interval."""
+    mean, low, high = judged(found, name)[2][0]
+    return f"{CLAIMS[name].parts[0]}: {number(mean)} [{number(low)}, {number(high)}]"
+
+
 def listing(found):
     """The list of claims as a Markdown table."""
     lines = ["| claim | paper | verdict | main number [95 % interval] | seeds |", "|---|---|---|---|---|"]
     for name, claim in CLAIMS.items():
-        said, seeds, ((mean, low, high), *_) = judged(found, name)
-        lines.append(f"| `{name}`: {claim.sentence} | {claim.paper} | {said} | {claim.parts[0]}: {number(mean)} "
-                     f"[{number(low)}, {number(high)}] | {seeds} |")
+        said, seeds, _ = judged(found, name)
+        lines.append(f"| `{name}`: {claim.sentence} | {claim.paper} | {said} | {in_brief(found, name)} | {seeds} |")
     return "\n".join(lines)
 
 
@@ -296,16 +302,17 @@ def draw(found):
 
 # ------------------------------------------------------------------------------------------------------------- commands
 
-def make(wanted, jobs):
+def make(wanted, jobs, again=None):
     """Make missing runs in `jobs` processes at once, this one among them."""
     missing = len(set(wanted) - runner.records().keys())
     print(f"{len(wanted) - missing} of {len(wanted)} runs are recorded" + f"; {missing} to make, a minute or two each, "
           "and what they need; Ctrl-C saves, the same command goes on" * (missing > 0), flush=True)
-    others = [multiprocessing.get_context("spawn").Process(target=runner.work, args=(wanted,)) for _ in range(jobs - 1)]
+    others = [multiprocessing.get_context("spawn").Process(target=runner.work, args=(wanted, again))
+              for _ in range(jobs - 1)]
     try:
         for process in others:
             process.start()
-        runner.work(wanted)
+        runner.work(wanted, again)
     except BaseException:
         for process in others:
             process.terminate()  # each saves after its step
@@ -321,6 +328,7 @@ def parse_args(argv):
                    help="a claim of the list, several in the order of their runs, or `all`; without one: the list")
     p.add_argument("--seeds", type=int, default=SEEDS, help="seeds 0, 1, ... to run; at least 2")
     p.add_argument("--jobs", type=int, default=2, help="processes at once, of one thread each")
+    p.add_argument("--again", metavar="DIR", help="make every run anew, in DIR, and compare with what is recorded")
     p.add_argument("--json", action="store_true", help="the list of claims for programs, nothing else")
     p.add_argument("--draw", action="store_true", help="every table and figure again from the records; runs nothing")
     p.error = lambda sentence: p.exit(2, f"claims.py: error: {sentence}\n")  # one sentence, without the usage
@@ -328,6 +336,8 @@ def parse_args(argv):
     for name in args.names:
         if name not in (*CLAIMS, "all"):
             p.error(f"there is no claim {name!r}: `python results/claims.py` lists them")
+    if args.again and not args.names:
+        p.error("--again needs the name of a claim")
     if bool(args.names) + args.json + args.draw > 1:
         p.error("give one of NAME, --json and --draw")
     if args.seeds < 2 or args.jobs < 1:
@@ -343,11 +353,16 @@ def main(argv=None):
         return
     names = list(CLAIMS) if "all" in args.names else args.names
     rows = [rows_of(name) for name in names] + [runner.ROWS] * ("all" in args.names)  # those of tables too
-    make(list(dict.fromkeys((row, seed) for some in rows for seed in range(args.seeds) for row in some)), args.jobs)
+    recorded = runner.records()
+    if args.again:
+        runner.use(args.again)
+    make(list(dict.fromkeys((row, seed) for some in rows for seed in range(args.seeds) for row in some)), args.jobs,
+         args.again)
     found = runner.records()
     import draw as pictures
     for name in names:
-        print(report(found, name, min(args.seeds, SEEDS)), pictures.draw(found, CLAIMS[name].figure), sep="\n\n")
+        print(report(found, name, min(args.seeds, SEEDS)))
+        print("\nrecorded: " + in_brief(recorded, name) if args.again else pictures.draw(found, CLAIMS[name].figure))
 
 
 if __name__ == "__main__":

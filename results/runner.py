@@ -283,9 +283,18 @@ def flags_of(rest, seed):
     return {**found, "seed": seed}
 
 
-def work(wanted):
+def use(place):
+    """Keep runs and records of this process in a folder of their own."""
+    global RECORDS, RUNS
+    RECORDS, RUNS = (os.path.join(os.path.abspath(place), name) for name in ("records", "claims"))
+
+
+def work(wanted, place=None):
     """Make the runs [(row, seed)] that are missing, in this order. Several processes may be at the same list: each
-    takes what nobody is at, and in the end waits for the others. A process whose parent was killed stops."""
+    takes what nobody is at, and in the end waits for the others. A process whose parent was killed stops.
+    place: as in `use`, for a process of its own."""
+    if place:
+        use(place)
     parent = multiprocessing.parent_process()
     for wait in (False, True):
         for row, seed in wanted:

@@ -176,7 +176,7 @@ def test_json_and_list():
 
 
 @pytest.mark.parametrize("flags", [["no-such-claim"], ["--seeds", "x"], ["mean-pass1", "--seeds", "1"], ["--jobs", "0"],
-                                   ["--no"], ["--json", "--draw"], ["mean-pass1", "--json"]], ids=" ".join)
+                                   ["--no"], ["--again", "x"], ["--json", "--draw"], ["mean-pass1", "--json"]], ids=" ".join)
 def test_mistakes_are_one_sentence(flags, capsys):
     with pytest.raises(SystemExit) as stopped:
         claims.main(flags)
@@ -206,7 +206,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "RECORDS", str(tmp_path / "records"))
     monkeypatch.setattr(runner, "RUNS", str(tmp_path / "runs"))
     small = "ppo_passk --task countdown --k 2 --samples 4 --prompts 4 --save-every 1 --kl-prompts 0"
-    monkeypatch.setattr(runner, "ROWS", {"first": small + " --steps 1", "then": small + " --steps 3 --adapter {first}"})
+    monkeypatch.setattr(runner, "ROWS", {"first": small + " --steps 3", "then": small + " --steps 1 --adapter {first}"})
     monkeypatch.setattr(runner, "evaluated", lambda row, seed, cpu: {
         "row": row, "script": "ppo_passk", "flags": {"seed": seed}, "cpu_seconds": cpu})
     return tmp_path
@@ -225,18 +225,18 @@ def test_a_run_is_made_once_and_goes_on_after_a_kill(place, monkeypatch):
     monkeypatch.setattr("support.run.plot_run", lambda *args: None)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped:
-        runner.work([("then", 7)])
+        runner.work([("first", 7)])
     assert stopped.value.code == 130 and signal.getsignal(signal.SIGTERM) is before
-    assert steps == [1, 1] and runner.records().keys() == {("first", 7)}  # the row that it needs was made first
-    runner.work([("then", 7), ("first", 7)])
-    assert steps == [1, 1, 2, 3] and runner.records().keys() == {("first", 7), ("then", 7)}
-    assert runner.records()["first", 7]["cpu_seconds"] > 0 and runner.records()["then", 7]["cpu_seconds"] is None
-    runner.work([("then", 7)])
-    assert len(steps) == 4
+    assert steps == [1, 2] and not runner.records()
+    runner.work([("first", 7)])
+    assert steps == [1, 2, 3] and runner.records().keys() == {("first", 7)}
+    assert runner.records()["first", 7]["cpu_seconds"] is None  # of a part of it would say nothing
+    runner.work([("first", 7)])
+    assert len(steps) == 3
 
 
 def test_what_another_run_needs_is_made_again_if_its_folder_is_gone(place, monkeypatch):
-    """As in a fresh clone, which has the records alone. It is recorded once."""
+    """First what is needed. In a fresh clone, which has the records alone, it is made again, and recorded once."""
     made = []
 
     def train(row, seed, resumed):
@@ -245,14 +245,16 @@ def test_what_another_run_needs_is_made_again_if_its_folder_is_gone(place, monke
         for name in ("args.json", "result.json"):
             open(os.path.join(runner.folder(row, seed), name), "w").close()
     monkeypatch.setattr(runner, "train", train)
-    runner.work([("first", 7)])
+    runner.work([("then", 7), ("first", 7)])
+    assert made == [("first", False), ("then", False)]
     shutil.rmtree(place / "runs" / "first-7")
-    runner.work([("first", 7)])
-    assert made == [("first", False)]
-    runner.work([("then", 7)])
-    assert made == [("first", False), ("first", False), ("then", False)] and len(runner.records()) == 2
+    runner.work([("first", 7), ("then", 7)])
+    assert len(made) == 2
+    runner.ROWS["other"] = runner.ROWS["then"]
+    runner.work([("other", 7)])
+    assert made[2:] == [("first", False), ("other", False)] and len(runner.records()) == 3
     with open(place / "records" / "ppo_passk.jsonl") as file:
-        assert len(file.readlines()) == 2
+        assert len(file.readlines()) == 3
 
 
 def test_records_survive_a_killed_writer(place):
@@ -262,6 +264,19 @@ def test_records_survive_a_killed_writer(place):
         with open(place / "records" / "ppo_passk.jsonl", "a") as file:
             file.write('{"row": "first", "fl')
     assert runner.records().keys() == {("first", 0), ("first", 1)}
+
+
+def test_again_from_nothing(place, monkeypatch, capsys):
+    """A claim's runs once more in another folder; what is recorded stays as it is and is printed beside."""
+    monkeypatch.setattr(runner, "train", lambda *args: None)
+    monkeypatch.setattr(runner, "evaluated", lambda row, seed, cpu: {
+        **record(row, seed, pass_1=seed / 100 + len(row) / 8), "script": "ppo_passk"})
+    monkeypatch.setitem(claims.CLAIMS, "mine", Claim("paper", "s", (Part("first", "then", "pass@1"),), "kl"))
+    claims.main(["mine", "--seeds", "2", "--jobs", "1", "--again", str(place / "again")])
+    out = capsys.readouterr().out
+    assert out.startswith("0 of 4 runs are recorded; 4 to make") and "`mine`: holds" in out
+    assert out.endswith("recorded: pass@1: first minus then above 0: ? [?, ?]\n")
+    assert os.listdir(place / "again" / "records") == ["ppo_passk.jsonl"] and not os.path.exists(place / "records")
 
 
 def test_two_processes_share_a_list(place, monkeypatch):
