@@ -4,8 +4,9 @@ Colours are Okabe and Ito's, which the colour-blind tell apart; each line also h
 that a grey print can be read. Grey is always the base, vermilion the inference-unaware twin, blue the aware objective;
 what else there is has the others. A band, or a bar, is the 95 % interval over seeds (t).
 """
-import io
+import math
 import os
+from functools import partial
 
 import runner
 
@@ -42,73 +43,79 @@ def curve(axis, found, row, label, style, kind="pass", minus=None, ks=runner.KS)
     axis.set(xlabel="k", ylabel=METRIC[kind] + (f" minus that of {minus}" if minus else ""))
 
 
+def panel(axis, found, title, kind, rows, minus=None):
+    for row, label, style in rows:
+        curve(axis, found, row, label, style, kind, minus)
+    axis.set_title(title, fontsize=10)
+
+
 def curves(*panels):
-    """A figure of `curve`s. panels: (title, kind, [(row, label, style), ...][, row to subtract])."""
-    def paint(axes, found):
-        for axis, (title, kind, rows, *minus) in zip(axes, panels):
-            for row, label, style in rows:
-                curve(axis, found, row, label, style, kind, *minus)
-            axis.set_title(title, fontsize=10)
-    paint.panels = len(panels)
-    return paint
+    """A figure of curves against k. panels: (title, kind, [(row, label, style), ...][, row to subtract]). Those of
+    which fewer than two rows are recorded are left out."""
+    return lambda found: [partial(panel, found=found, title=title, kind=kind, rows=rows, **dict(zip(["minus"], minus)))
+                          for title, kind, rows, *minus in panels
+                          if sum(any((row, seed) in found for seed in range(99)) for row, _, _ in rows) > 1]
 
 
-def kl(axes, found):
+def kl(found):
     """Pass@8 against KL to the base, one point per KL coefficient."""
-    axis, = axes
-    for objective, style, label in (("mean", "twin", "mean"), ("passk", "aware", "pass@8")):
-        color, line, marker = STYLES[style]
-        rows = [f"kl-{objective}-{beta}" for beta in ("0.1", "0.03", "0.01")]
-        points = [(cells(found, row, "kl"), cells(found, row, "pass@8")) for row in rows]
-        if any(None in point for point in points):
-            continue
-        x, y = ([point[i][0] for point in points] for i in range(2))
-        bars = {f"{n}err": [[p[i][0] - p[i][1] for p in points], [p[i][2] - p[i][0] for p in points]]
-                for i, n in enumerate("xy")}
-        axis.errorbar(x, y, **bars, color=color, linestyle=line, marker=marker, capsize=2, label=label)
-        for beta, a, b in zip((".1", ".03", ".01"), x, y):
-            axis.annotate(beta, (a, b), textcoords="offset points", xytext=(5, -10), fontsize=8, color=color)
-    base = cells(found, "countdown-base", "pass@8")
-    if base:
-        axis.plot(0, base[0], marker="o", color=STYLES["base"][0], linestyle="none", label="base")
-    axis.set(xlabel="KL to the base (nats)", ylabel="pass@8")
-    axis.set_title("countdown, numbers: --kl-coef", fontsize=10)
+    rows = {o: [f"kl-{o}-{beta}" for beta in ("0.1", "0.03", "0.01")] for o in ("mean", "passk")}
+    points = {o: [(cells(found, row, "kl"), cells(found, row, "pass@8")) for row in rows[o]] for o in rows}
 
-
-def temperatures(axes, found):
-    """Pass@8 against the temperature of the test; pass@N of one seed with the fits exp(a N^b)."""
-    left, fits = axes
-    for model, label, style in (("base", "base", "base"), ("rl", "RL", "twin"), ("bp-8", "RLB(P), T = 1", "aware"),
-                                ("bp-8-cold", "RLB(P), T = .5", "green")):
-        color, line, marker = STYLES[style]
-        points = {float(t): cells(found, f"{model}-T{t}", "pass@8") for t in runner.TEMPERATURES}
-        points = {t: cell for t, cell in points.items() if cell}
-        if points:
-            mean, low, high = ([cell[i] for cell in points.values()] for i in range(3))
-            left.plot(list(points), mean, color=color, linestyle=line, marker=marker, ms=4, label=label)
-            left.fill_between(list(points), low, high, color=color, alpha=.2, lw=0)
-    left.set(xlabel="temperature of the test", ylabel="pass@8")
-    left.set_title("countdown, 200 test problems", fontsize=10)
-    for t, style in zip(runner.TEMPERATURES, ("base", "twin", "aware", "green", "purple")):
-        run = found.get((f"base-T{t}", 0))
-        if run:
+    def paint(axis):
+        for objective, style, label in (("mean", "twin", "mean"), ("passk", "aware", "pass@8")):
             color, line, marker = STYLES[style]
-            ks = runner.KS[:-1]
+            x, y = ([point[i][0] for point in points[objective]] for i in range(2))
+            bars = {f"{n}err": [[abs(p[i][end] - p[i][0]) for p in points[objective]] for end in (1, 2)]
+                    for i, n in enumerate("xy")}
+            axis.errorbar(x, y, **bars, color=color, linestyle=line, marker=marker, capsize=2, label=label)
+            for beta, a, b in zip((".1", ".03", ".01"), x, y):
+                axis.annotate(beta, (a, b), textcoords="offset points", xytext=(5, -10), fontsize=8, color=color)
+        base = cells(found, "countdown-base", "pass@8")
+        if base:
+            axis.plot(0, base[0], marker="o", color=STYLES["base"][0], linestyle="none", label="base")
+        axis.set(xlabel="KL to the base (nats)", ylabel="pass@8")
+        axis.set_title("countdown, numbers: --kl-coef", fontsize=10)
+    return [] if any(None in point for o in rows for point in points[o]) else [paint]
+
+
+def temperatures(found):
+    """Pass@8 against the temperature of the test; pass@N of one seed with the fits exp(a N^b)."""
+    def tested(axis):
+        for model, label, style in (("base", "base", "base"), ("rl", "RL", "twin"), ("bp-8", "RLB(P), T = 1", "aware"),
+                                    ("bp-8-cold", "RLB(P), T = .5", "green")):
+            color, line, marker = STYLES[style]
+            points = {float(t): cells(found, f"{model}-T{t}", "pass@8") for t in runner.TEMPERATURES}
+            points = {t: cell for t, cell in points.items() if cell}
+            if points:
+                mean, low, high = zip(*points.values())
+                axis.plot(list(points), mean, color=color, linestyle=line, marker=marker, ms=4, label=label)
+                axis.fill_between(list(points), low, high, color=color, alpha=.2, lw=0)
+        axis.set(xlabel="temperature of the test", ylabel="pass@8")
+        axis.set_title("countdown, 200 test problems", fontsize=10)
+
+    def fitted(axis):
+        ks = runner.KS[:-1]
+        for t, style in zip(runner.TEMPERATURES, ("base", "twin", "aware", "green", "purple")):
+            color, line, marker = STYLES[style]
+            run = found[f"base-T{t}", 0]
             a, b = run["co_scaling"]["a"], run["co_scaling"]["b"]
-            fits.plot(ks, [run["after"][f"pass@{k}"]["mean"] for k in ks], marker, color=color, ms=4, label=f"T = {t}")
-            fits.plot(ks, [2.718281828 ** (a * k ** b) for k in ks], linestyle=line, color=color, lw=1.2)
-    fits.set_xscale("log", base=2)
-    fits.set_xticks(runner.KS[:-1], [str(k) for k in runner.KS[:-1]])
-    fits.set(xlabel="N", ylabel="pass@N")
-    fits.set_title("base, one seed: measured, and exp(a N^b)", fontsize=10)
+            axis.plot(ks, [run["after"][f"pass@{k}"]["mean"] for k in ks], marker, color=color, ms=4, label=f"T = {t}")
+            axis.plot(ks, [math.exp(a * k ** b) for k in ks], linestyle=line, color=color, lw=1.2)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ks, [str(k) for k in ks])
+        axis.set(xlabel="N", ylabel="pass@N")
+        axis.set_title("base, one seed: measured, and exp(a N^b)", fontsize=10)
+    return [tested, fitted] if all((f"base-T{t}", 0) in found for t in runner.TEMPERATURES) else []
 
 
-def weights(axes, found):
+def weights(found):
     """Raw weights N (1-p)^(N-1) of RL over the success rate p: where the weight trained with and that of the test are
-    both above 5 % of their maximum, and where only one is."""
+    both above 5 % of their maximum, and where only one is. Needs no run."""
     p = [(i + .5) / 400 for i in range(400)]
     test = [16 * (1 - x) ** 15 for x in p]
-    for axis, n, style in zip(axes, (1, 16, 64), ("twin", "aware", "green")):
+
+    def paint(axis, n, style):
         trained = [n * (1 - x) ** (n - 1) for x in p]
         on, want = [w > .05 * n for w in trained], [w > .05 * 16 for w in test]
         axis.fill_between(p, 0, 1, where=[a and not b for a, b in zip(on, want)], color=STYLES["twin"][0], alpha=.18,
@@ -121,9 +128,9 @@ def weights(axes, found):
                   label="of the test, pass@16")
         axis.set(xlabel="success rate p", ylabel="weight / its maximum")
         axis.set_title(f"trained for pass@{n}, tested at pass@16", fontsize=10)
+    return [partial(paint, n=n, style=style) for n, style in ((1, "twin"), (16, "aware"), (64, "green"))]
 
 
-weights.panels, temperatures.panels, kl.panels = 3, 2, 1
 COUNTDOWN, ROUTES = ("countdown-base", "base", "base"), ("routes-base", "base", "base")
 FIGURES = {
     "ksample": curves(
@@ -188,21 +195,16 @@ def draw(found, name):
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    figure, axes = pyplot.subplots(1, FIGURES[name].panels, figsize=(3.9 * FIGURES[name].panels, 3.2), squeeze=False)
-    FIGURES[name](axes[0], found)
-    for axis in axes[0]:
+    panels = FIGURES[name](found)
+    if not panels:
+        return f"results/figures/{name}.png is not drawn: too few of its runs are recorded"
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.9 * len(panels), 3.2), squeeze=False)
+    for axis, paint in zip(axes[0], panels):
+        paint(axis)
         axis.grid(alpha=.3)
-        if axis.has_data():
-            axis.legend(fontsize=7)
-    shown = all(axis.has_data() for axis in axes[0])
+        axis.legend(fontsize=7)
     figure.tight_layout()
-    image = io.BytesIO()
-    figure.savefig(image, dpi=80, metadata={"Software": None})
+    os.makedirs(FOLDER, exist_ok=True)
+    figure.savefig(os.path.join(FOLDER, name + ".png"), dpi=80, metadata={"Software": None})
     pyplot.close(figure)
-    path = os.path.join(FOLDER, name + ".png")
-    if shown:
-        os.makedirs(FOLDER, exist_ok=True)
-        with open(path, "wb") as file:
-            file.write(image.getvalue())
-    return (f"results/figures/{name}.png is drawn" if shown else
-            f"results/figures/{name}.png is not drawn: no run of a panel is recorded yet")
+    return f"results/figures/{name}.png is drawn"

@@ -176,7 +176,8 @@ def test_json_and_list():
 
 
 @pytest.mark.parametrize("flags", [["no-such-claim"], ["--seeds", "x"], ["mean-pass1", "--seeds", "1"], ["--jobs", "0"],
-                                   ["--no"], ["--again", "x"], ["--json", "--draw"], ["mean-pass1", "--json"]], ids=" ".join)
+                                   ["--no"], ["--again", "x"], ["--json", "--draw"], ["mean-pass1", "--json"]],
+                         ids=" ".join)
 def test_mistakes_are_one_sentence(flags, capsys):
     with pytest.raises(SystemExit) as stopped:
         claims.main(flags)
