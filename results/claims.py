@@ -25,6 +25,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import statistics
 import sys
 from typing import NamedTuple
@@ -191,8 +192,8 @@ def judged(found, name, least=SEEDS):
 # --------------------------------------------------------------------------------------------------------------- output
 
 def number(x):
-    """-.0123 as people write it, three digits behind the point."""
-    return "?" if x is None else f"{x:+.3f}".replace("0.", ".", 1)
+    """With its sign, three digits behind the point and no 0 before it."""
+    return "?" if x is None else re.sub(r"^([+-])0\.", r"\1.", f"{x:+.3f}")
 
 
 def in_brief(found, name):

@@ -155,6 +155,7 @@ def test_a_claim_from_records(monkeypatch):
     assert (said, seeds) == ("holds", 5) and abs(mean - .5) < 1e-9 and abs(low - .5) < 1e-9 and abs(high - .5) < 1e-9
     text = claims.report(found, "mine")
     assert "`mine`: holds" in text and "| a | 5 | 0.770 ±0.016 |" in text and "+.500 | [+.500, +.500]" in text
+    assert [claims.number(x) for x in (.0123, -.5, 20.25, None)] == ["+.012", "-.500", "+20.250", "?"]
     del found["b", 3]
     assert claims.judged(found, "mine")[:2] == ("open", 4)
 
