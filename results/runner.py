@@ -15,6 +15,7 @@ record is appended to results/records/SCRIPT.jsonl at once, one line:
     samples_per_s, zero   of training: median over steps; share of samples without weight, mean over steps
     after                 {metric: {"mean", "se"}} over problems; KL is to the base, after a warm-up too
     problems              {"right": of 64 samples, how many; other metrics times 1000}, one integer per test problem
+                          (gold: per problem that has a solution)
     auc                   of the verifier on these samples; co_scaling: {"a", "b", "rmse"} of pass@N = exp(a N^b)
 """
 import contextlib

@@ -88,7 +88,8 @@ def test_records():
             assert cell.keys() == {"mean", "se"} and all(math.isfinite(v) for v in cell.values())
         size = run["flags"].get("problems", 400)
         for metric, values in run["problems"].items():
-            assert len(values) == size and all(isinstance(v, int) for v in values)
+            assert len(values) == size or metric == "gold" and size * .98 < len(values) < size  # not all have one
+            assert all(isinstance(v, int) for v in values)
             if metric != "right":
                 assert abs(statistics.mean(values) / 1000 - run["after"][metric]["mean"]) < 6e-4
         for k in runner.KS if "right" in run["problems"] else ():
