@@ -2,6 +2,7 @@
 
     python results/table.py runs/a runs/b ... --columns pass@1,pass@8,pass@32,maj@8,kl,seconds
     python results/table.py results/ppo_passk.json --where task=countdown,steps=250 --columns pass@1,pass@8,kl,zero
+    python results/table.py results/records/bon_rl.jsonl --where variant=bp
 
 A run is a folder or an entry of a file like those in results/: a JSON list of {"script", "flags", "commit", "before",
 "after": {metric: {"mean", "se"}}, "zero", "seconds", ...}. A flag that a file leaves out has its default; what a file
@@ -19,7 +20,7 @@ IGNORED = {"seed", "out", "resume", "save_every"}
 
 def load(path):
     with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        return [json.loads(line) for line in file] if path.endswith(".jsonl") else json.load(file)
 
 
 def read(path):
@@ -27,6 +28,7 @@ def read(path):
     try:
         if os.path.isfile(path):
             runs = load(path)
+            runs = [run for run in runs if run.get("after")]  # a verifier has no row
             for run in runs:
                 run["flags"] = {name: re.sub(f"-{run['flags']['seed']}$", "-SEED", value) if isinstance(value, str)
                                 else value for name, value in run["flags"].items()}

@@ -1,0 +1,370 @@
+"""The papers' claims on the embedded tasks: what holds, by how much, and the command that runs it again.
+
+    python results/claims.py                            every claim, its verdict, its main number with interval, seeds
+    python results/claims.py NAME --seeds 5 --jobs 2    run what it needs and is not recorded; its table and figure
+    python results/claims.py NAME --again runs/again    the same from nothing, beside the recorded number
+    python results/claims.py --json                     the list for programs, nothing else
+    python results/claims.py --draw                     results/claims.md and results/figures/ from results/records/
+
+A claim is a list of parts: the metric of one row minus that of another (nothing: of the row itself) is above, or below,
+a bound, nearly always 0. Rows are sets of runs, one per seed, in results/runner.py. A part is right if the 95 %
+interval of its mean lies on the right side of the bound: Student's t over the differences between runs of equal seed,
+which are evaluated on the same 400 test problems with the same uniform numbers. Beside it stands a bootstrap over
+problems (of the mean over seeds; it knows nothing of what another seed would have done, and decides nothing).
+
+    holds     every part is right
+    in part   the first part, the main one, is right, and another is not
+    fails     the main part is not right: its interval is on the wrong side, or covers the bound
+    open      fewer than 5 seeds have all runs
+
+These rules and bounds were written before the runs in results/records/ were started, after three seeds of most rows had
+been seen in older runs (results/*.json), so they are no blind predictions; the claims are the papers', as we read them.
+"""
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import re
+import statistics
+import sys
+from typing import NamedTuple
+
+sys.path[:0] = [os.path.dirname(os.path.abspath(__file__))]  # also where a test loads this file by its path
+import runner
+from runner import interval, per_problem, value
+
+SEEDS = 5  # below so many a claim is open
+TANG, CHOW, CAT = "arXiv 2503.19595", "arXiv 2412.15287", "arXiv 2604.24957"
+
+
+class Part(NamedTuple):
+    """`metric` of row `a` minus that of row `b` (None: 0) is `side` the bound. "x - y" is a difference of metrics."""
+    a: str
+    b: str | None
+    metric: str
+    side: str = "above"
+    bound: float = 0.0
+
+    def __str__(self):
+        less = "" if self.b is None else f" minus {self.b}"
+        return f"{self.metric}: {self.a}{less} {self.side} {self.bound:g}"
+
+
+class Claim(NamedTuple):
+    paper: str
+    sentence: str
+    parts: tuple  # of Part, the main one first
+    figure: str  # which of results/draw.py shows it
+
+
+def both(a, b, task, *metrics):
+    """Parts: row TASK-a is above TASK-b at every metric."""
+    return tuple(Part(f"{task}-{a}", f"{task}-{b}", metric) for metric in metrics)
+
+
+CLAIMS = {
+    # k-sample objectives
+    "mean-pass1": Claim(TANG, "Training for the mean is best at pass@1", (
+        *both("mean", "passk", "countdown", "pass@1"), *both("mean", "base", "countdown", "pass@1"),
+        *both("mean", "passk", "routes", "pass@1"), *both("mean", "base", "routes", "pass@1")), "ksample"),
+    "passk-pass8": Claim(TANG, "Training for pass@8 is better at pass@8 than for the mean, and than the base", (
+        *both("passk", "mean", "countdown", "pass@8"), *both("passk", "base", "countdown", "pass@8"),
+        *both("passk", "mean", "routes", "pass@8"), *both("passk", "base", "routes", "pass@8")), "ksample"),
+    "mean-diversity": Claim(TANG, "The mean objective pays in diversity: it loses pass@32, that for pass@8 does not", (
+        *both("base", "mean", "countdown", "pass@32"), *both("passk", "mean", "countdown", "pass@32", "distinct"),
+        Part("countdown-passk", "countdown-base", "pass@32", "above", -.02),
+        *both("base", "mean", "routes", "pass@32")), "ksample"),
+    "majority-majk": Claim(TANG, "Training for the majority is better at maj@k than training for the mean", (
+        *both("majority", "mean", "routes", "maj@8", "maj@32"), *both("majority", "base", "routes", "maj@8"),
+        *both("majority", "mean", "countdown", "maj@8")), "ksample"),
+    "passk-kl": Claim(TANG, "Training for pass@8 keeps pass@8 higher at a lower KL, at each of three KL coefficients", (
+        *(Part(f"kl-passk-{beta}", f"kl-mean-{beta}", "pass@8") for beta in ("0.03", "0.01", "0.1")),
+        *(Part(f"kl-passk-{beta}", f"kl-mean-{beta}", "kl", "below") for beta in ("0.03", "0.01", "0.1"))), "kl"),
+    # best-of-N
+    "bon-twin": Claim(CHOW, "Training for best-of-N beats its inference-unaware twin at pass@N", (
+        Part("bp-8", "rl", "pass@8"), Part("bp-8", "rl", "pass@32"), Part("bon-sft-16", "bon-sft-1", "pass@16"),
+        Part("bon-sft-16", "bon-sft-1", "pass@32")), "bon"),
+    "rl-pass32": Claim(CHOW, "Plain RL gains pass@1 and loses pass@32", (
+        Part("rl", "countdown-base", "pass@32", "below"), Part("rl", "countdown-base", "pass@1")), "bon"),
+    "v-over-s": Claim(CHOW, "BoN-RL-V beats BoN-RL-S at best-of-N by the verifier", (
+        Part("v", "s", "bon@8"), Part("v", "s", "bon@32")), "bon"),
+    "verifier-survives": Claim(CHOW, "The verifier survives being trained against: its AUC falls by less than .01", (
+        Part("v", "countdown-base", "auc", "above", -.01), Part("v", "countdown-base", "bon@8")), "bon"),
+    "rlb-minus": Claim(CHOW, "BoN-RLB, which pushes failures down, gains pass@N over the base", (
+        Part("b-8", "countdown-base", "pass@8"), Part("b-16", "countdown-base", "pass@16")), "rlb"),
+    "implicit": Claim(CHOW, "Implicit exploration (RLB(P)) beats explicit (RL with an entropy bonus) at pass@N", (
+        Part("bp-8", "rl-entropy", "pass@8"), Part("bp-8", "rl-entropy", "pass@32")), "rlb"),
+    "temperatures": Claim(CHOW, "RLB(P) trained at temperature 1 gains pass@8 over the base at temperatures .1 to 2", (
+        *(Part(f"bp-8-T{t}", f"base-T{t}", "pass@8") for t in ("1", "0.1", "0.5", "1.5", "2")),), "temperatures"),
+    "co-scaling": Claim(CHOW, "pass@N at a temperature is exp(a N^b), N up to 32: root mean square error below .01", (
+        *(Part(f"{model}-T{t}", None, "rmse", "below", .01) for model in ("base", "bp-8")
+          for t in ("1", "0.1", "0.5", "1.5", "2")),), "temperatures"),
+    # compute aligned training
+    "sft-passn": Claim(CAT, "Aligned SFT (N = 16) gains pass@16 and gives up less than .02 of pass@1", (
+        Part("gold50-16", "gold50-1", "pass@16"), Part("gold50-16", "gold50-1", "pass@1", "above", -.02),
+        Part("gold4000-16", "gold4000-1", "pass@16")), "catsft"),
+    "gold-likelihood": Claim(CAT, "In SFT the gain goes along with a likelier gold solution, the more the larger N", (
+        Part("gold50-16", "gold50-1", "gold"), Part("gold50-64", "gold50-16", "gold"),
+        Part("gold50-64", "gold50-16", "pass@16")), "catsft"),
+    "rl-steeper": Claim(CAT, "Aligned RL (N = 16) scales more steeply from pass@1 to pass@64 than standard RL", (
+        Part("cat-raw-16", "cat-1", "pass@64 - pass@1"), Part("cat-raw-16", "cat-1", "pass@64"),
+        Part("cat-sequence-16", "cat-1", "pass@64 - pass@1")), "catrl"),
+    "raw-log": Claim(CAT, "Log weights keep more pass@1, raw weights more pass@64 (p the success rate, N = 16)", (
+        Part("cat-log-16", "cat-raw-16", "pass@1"), Part("cat-raw-16", "cat-log-16", "pass@64")), "catrl"),
+    "warm-up": Claim(CAT, "Aligned SFT, then RL, beats cross-entropy, then RL", (
+        Part("gold50-16-then-1", "gold50-1-then-1", "pass@16"), Part("gold50-16-then-1", "gold50-1-then-1", "pass@1"),
+        Part("gold50-16-then-raw-16", "gold50-1-then-raw-16", "pass@16")), "catwarm"),
+    "majority-majn": Claim(CAT, "Majority-aligned training (N = 16) gains maj@N over its twin, in RL and in SFT", (
+        Part("majority-raw-16", "majority-1", "maj@16"), Part("majority-raw-16", "majority-1", "maj@64"),
+        Part("majority-gold-16", "majority-gold-1", "maj@16")), "catmajority"),
+    "contrastive": Claim(CAT, "The contrastive hybrid widens maj@64 most among the SFT rows", (
+        Part("majority-contrastive", "majority-gold-1", "maj@64"),
+        Part("majority-contrastive", "majority-gold-16", "maj@64")), "catmajority"),
+    "bon-lift": Claim(CAT, "Best-of-8 training (ranks) lifts the best of 8 more than the mean", (
+        Part("peptide-8", "peptide-1", "max@8"), Part("peptide-8", "peptide-1", "max@8 - max@1"),
+        Part("peptide-8", "peptide-base", "max@8 - max@1")), "catbon"),
+    "bon-target": Claim(CAT, "Pass@8 SFT on the best target degenerates to cross-entropy: best of 8 within .005", (
+        Part("peptide-target-8", "peptide-target-1", "max@8", "above", -.005),
+        Part("peptide-target-8", "peptide-target-1", "max@8", "below", .005)), "catbon"),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+
+def seeds_of(found, part):
+    """The seeds for which the records have what a part compares."""
+    rows = [row for row in (part.a, part.b) if row]
+    return [seed for seed in sorted({seed for _, seed in found}) if all((row, seed) in found for row in rows)]
+
+
+def differences(found, part):
+    """What a part compares: one number per seed, in the order of seeds_of."""
+    return [value(found[part.a, seed], part.metric) - (value(found[part.b, seed], part.metric) if part.b else 0)
+            for seed in seeds_of(found, part)]
+
+
+def bootstrap(found, part, resamples=1000):
+    """(low, high): 95 % of the part's mean over its seeds if other problems had been drawn, None where the records do
+    not have the metric of each problem."""
+    sums = None
+    for seed in seeds_of(found, part):
+        x = per_problem(found[part.a, seed], part.metric)
+        y = per_problem(found[part.b, seed], part.metric) if part.b else x and [0] * len(x)
+        if not x or not y:
+            return None
+        sums = [s + u - v for s, u, v in zip(sums or [0] * len(x), x, y)]
+    if sums is None:
+        return None
+    rng, n = random.Random(0), len(sums)
+    means = sorted(sum(rng.choices(sums, k=n)) / n / len(seeds_of(found, part)) for _ in range(resamples))
+    return means[round(.025 * resamples)], means[round(.975 * resamples) - 1]
+
+
+def right(part, low, high):
+    """Whether an interval lies on the part's side of its bound."""
+    return low is not None and (low > part.bound if part.side == "above" else high < part.bound)
+
+
+def side(part, low, high):
+    """Where an interval lies, in words."""
+    if low is None:
+        return "open"
+    return ("right" if right(part, low, high) else "covers the bound" if low <= part.bound <= high else "wrong side")
+
+
+def verdict(parts, intervals, seeds, least=SEEDS):
+    """The rule at the top of the file. intervals: (mean, low, high) of each part; seeds: for which all have runs."""
+    if seeds < least:
+        return "open"
+    main, *others = (right(part, low, high) for part, (_, low, high) in zip(parts, intervals, strict=True))
+    return "fails" if not main else "holds" if all(others) else "in part"
+
+
+def judged(found, name, least=SEEDS):
+    """(verdict, seeds, intervals of the parts) of a claim."""
+    parts = CLAIMS[name].parts
+    seeds = len(set.intersection(*(set(seeds_of(found, part)) for part in parts)))
+    intervals = [interval(differences(found, part)) for part in parts]
+    return verdict(parts, intervals, seeds, least), seeds, intervals
+
+
+# --------------------------------------------------------------------------------------------------------------- output
+
+def number(x):
+    """With its sign, three digits behind the point and no 0 before it."""
+    return "?" if x is None else re.sub(r"^([+-])0\.", r"\1.", f"{x:+.3f}")
+
+
+def in_brief(found, name):
+    """The main part of a claim with its number and interval."""
+    mean, low, high = judged(found, name)[2][0]
+    return f"{CLAIMS[name].parts[0]}: {number(mean)} [{number(low)}, {number(high)}]"
+
+
+def listing(found):
+    """The list of claims as a Markdown table."""
+    lines = ["| claim | paper | verdict | main number [95 % interval] | seeds |", "|---|---|---|---|---|"]
+    for name, claim in CLAIMS.items():
+        said, seeds, _ = judged(found, name)
+        lines.append(f"| `{name}`: {claim.sentence} | {claim.paper} | {said} | {in_brief(found, name)} | {seeds} |")
+    return "\n".join(lines)
+
+
+def as_json(found):
+    rows = []
+    for name, claim in CLAIMS.items():
+        said, seeds, ((mean, low, high), *_) = judged(found, name)
+        rows.append({"name": name, "paper": claim.paper, "verdict": said, "seeds": seeds, "effect": mean, "low": low,
+                     "high": high, "command": f"python results/claims.py {name}"})
+    return json.dumps(rows, indent=1)
+
+
+def rows_of(name):
+    """The rows that a claim compares, in the order of its parts."""
+    return list(dict.fromkeys(row for part in CLAIMS[name].parts for row in (part.b, part.a) if row))
+
+
+def spread_table(found, rows, columns):
+    """A Markdown table of rows, means over seeds ± standard deviation; rows without records are left out."""
+    lines = ["| row | seeds | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
+    for row in rows:
+        runs, cells = [run for (other, _), run in found.items() if other == row], []
+        if not runs:
+            continue
+        for column in columns:
+            try:
+                values = [value(run, column) for run in runs]
+                cells.append(f"{statistics.mean(values):.3f}"
+                             + (f" ±{statistics.stdev(values):.3f}" if len(values) > 1 else ""))
+            except (KeyError, TypeError):  # this row does not have it
+                cells.append("")
+        lines.append(f"| {row} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def report(found, name, least=SEEDS):
+    """A claim as Markdown: rows, parts with both intervals, verdict."""
+    claim = CLAIMS[name]
+    said, seeds, intervals = judged(found, name, least)
+    metrics = list(dict.fromkeys(m for part in claim.parts for m in part.metric.split(" - ")))
+    lines = [f"### `{name}`: {said}", "", f"{claim.sentence} ({claim.paper}).", "",
+             f"{seeds} seeds; `python results/claims.py {name}`; [figure](figures/{claim.figure}.png)", "",
+             spread_table(found, rows_of(name), metrics), "",
+             "| part, the main one first | difference | 95 %, t over seeds | 95 %, bootstrap over problems | seeds | |",
+             "|---|---|---|---|---|---|"]
+    for part, (mean, low, high) in zip(claim.parts, intervals):
+        boot = bootstrap(found, part)
+        lines.append(f"| {part} | {number(mean)} | [{number(low)}, {number(high)}] | "
+                     + (f"[{number(boot[0])}, {number(boot[1])}]" if boot else "")
+                     + f" | {len(seeds_of(found, part))} | {side(part, low, high)} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "k-sample objectives": (
+        [f"{task}-{row}" for task in ("countdown", "routes") for row in ("base", "mean", "passk", "majority")],
+        ("pass@1", "pass@8", "pass@32", "maj@8", "maj@32", "kl", "distinct", "zero", "cpu_seconds")),
+    "Pass@8 against KL": ([f"kl-{o}-{beta}" for o in ("mean", "passk") for beta in ("0.01", "0.03", "0.1")],
+                          ("pass@1", "pass@8", "kl")),
+    "Best-of-N": (["countdown-base", "bon-sft-1", "bon-sft-16", "rl", "rl-entropy", "b-8", "b-16", "bp-8", "bp-16", "s",
+                   "v"], ("pass@1", "pass@8", "pass@32", "bon@8", "bon@32", "gold", "distinct", "similarity", "entropy",
+                          "kl", "auc", "cpu_seconds", "samples_per_s")),
+    "Pass@8 at test temperatures": ([f"{model}-T{t}" for model in ("base", "rl", "bp-8", "bp-8-cold")
+                                     for t in runner.TEMPERATURES], ("pass@8", "pass@32", "rmse")),
+    "Compute aligned training, Pass@N": (
+        ["countdown-base", *(row for row in runner.ROWS if row.startswith(("gold", "cat-")))],
+        ("pass@1", "pass@4", "pass@16", "pass@64", "maj@8", "gold", "kl", "distinct")),
+    "Compute aligned training, majority": (
+        ["routes-base", *(row for row in runner.ROWS if row.startswith("majority-"))],
+        ("pass@1", "pass@16", "maj@8", "maj@16", "maj@64", "gold", "kl", "distinct")),
+    "Compute aligned training, best of N": (
+        ["peptide-base", *(row for row in runner.ROWS if row.startswith("peptide-") and row != "peptide-base")],
+        ("max@1", "max@4", "max@8", "max@16", "max@64", "kl", "entropy")),
+}
+
+
+def draw(found):
+    """results/claims.md and results/figures/ from the records."""
+    import draw as pictures
+    text = ["# What the papers claim, and what the embedded tasks show", "",
+            "Written by `python results/claims.py --draw` from results/records/; the rule is at its top.",
+            "", listing(found)]
+    for name in CLAIMS:
+        text += ["", report(found, name)]
+    text += ["", "## Every row", "", "400 test problems, 64 samples each: means over seeds ± standard deviation; KL "
+             "in nats to the base.", "The commands are in `results/runner.py`."]
+    for title, (rows, columns) in TABLES.items():
+        text += ["", f"### {title}", "", spread_table(found, rows, columns)]
+    with open(os.path.join(runner.ROOT, "results", "claims.md"), "w", encoding="utf-8") as file:
+        file.write("\n".join(text) + "\n")
+    return [pictures.draw(found, figure) for figure in pictures.FIGURES]
+
+
+# ------------------------------------------------------------------------------------------------------------- commands
+
+def make(wanted, jobs, again=None):
+    """Make missing runs in `jobs` processes at once, this one among them."""
+    missing = len(set(wanted) - runner.records().keys())
+    print(f"{len(wanted) - missing} of {len(wanted)} runs are recorded" + f"; {missing} to make, a minute or two each, "
+          "and what they need; Ctrl-C saves, the same command goes on" * (missing > 0), flush=True)
+    others = [multiprocessing.get_context("spawn").Process(target=runner.work, args=(wanted, again))
+              for _ in range(jobs - 1)]
+    try:
+        for process in others:
+            process.start()
+        runner.work(wanted, again)
+    except BaseException:
+        for process in others:
+            process.terminate()  # each saves after its step
+        raise
+    finally:
+        for process in others:
+            process.join()
+
+
+def parse_args(argv):
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("names", nargs="*", metavar="NAME",
+                   help="a claim of the list, several in the order of their runs, or `all`; without one: the list")
+    p.add_argument("--seeds", type=int, default=SEEDS, help="seeds 0, 1, ... to run; at least 2")
+    p.add_argument("--jobs", type=int, default=2, help="processes at once, of one thread each")
+    p.add_argument("--again", metavar="DIR", help="make every run anew, in DIR, and compare with what is recorded")
+    p.add_argument("--json", action="store_true", help="the list of claims for programs, nothing else")
+    p.add_argument("--draw", action="store_true", help="every table and figure again from the records; runs nothing")
+    p.error = lambda sentence: p.exit(2, f"claims.py: error: {sentence}\n")  # one sentence, without the usage
+    args = p.parse_args(argv)
+    for name in args.names:
+        if name not in (*CLAIMS, "all"):
+            p.error(f"there is no claim {name!r}: `python results/claims.py` lists them")
+    if args.again and not args.names:
+        p.error("--again needs the name of a claim")
+    if bool(args.names) + args.json + args.draw > 1:
+        p.error("give one of NAME, --json and --draw")
+    if args.seeds < 2 or args.jobs < 1:
+        p.error(f"--seeds must be at least 2 and --jobs at least 1, not {args.seeds} and {args.jobs}")
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if not args.names:
+        found = runner.records()
+        print(as_json(found) if args.json else "\n".join(draw(found)) if args.draw else listing(found))
+        return
+    names = list(CLAIMS) if "all" in args.names else args.names
+    rows = [rows_of(name) for name in names] + [runner.ROWS] * ("all" in args.names)  # those of tables too
+    recorded = runner.records()
+    if args.again:
+        runner.use(args.again)
+    make(list(dict.fromkeys((row, seed) for some in rows for seed in range(args.seeds) for row in some)), args.jobs,
+         args.again)
+    found = runner.records()
+    import draw as pictures
+    for name in names:
+        print(report(found, name, min(args.seeds, SEEDS)))
+        print("\nrecorded: " + in_brief(recorded, name) if args.again else pictures.draw(found, CLAIMS[name].figure))
+
+
+if __name__ == "__main__":
+    main()

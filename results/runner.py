@@ -1,0 +1,341 @@
+"""The runs behind results/claims.py: which there are, how one is made, and its line in results/records/.
+
+ROWS maps a name to the command line of a script without its seed and folder. {name} stands for the folder of that row's
+run of the same seed (a warm-up, a verifier), which is made first; "@ name" at the end for the verifier that best-of-k
+is selected by in the evaluation. Every flag that matters is spelled out, so that a row means the same when a default
+changes. Recipes are those that were chosen on validation problems before; none was chosen here.
+
+A run is trained by its script's own main(), so it can be resumed, in runs/claims/ROW-SEED; then it is evaluated on the
+400 test problems, 64 samples each (a base once per task and seed, not once per run), with the draws that the script
+itself would have made: equal seeds mean equal uniforms, so runs of one seed are compared on common random numbers. Its
+record is appended to results/records/SCRIPT.jsonl at once, one line:
+
+    row, script, flags (those of the command line, with the seed), commit (of the code), versions
+    seconds, cpu_seconds  of training: by the clock (the machine was shared), of this process (None if it was resumed)
+    samples_per_s, zero   of training: median over steps; share of samples without weight, mean over steps
+    after                 {metric: {"mean", "se"}} over problems; KL is to the base, after a warm-up too
+    problems              {"right": of 64 samples, how many; other metrics times 1000}, one integer per test problem
+                          (gold: per problem that has a solution)
+    auc                   of the verifier on these samples; co_scaling: {"a", "b", "rmse"} of pass@N = exp(a N^b)
+"""
+import contextlib
+import fcntl
+import json
+import math
+import multiprocessing
+import os
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RECORDS, RUNS = os.path.join(ROOT, "results", "records"), os.path.join(ROOT, "runs", "claims")
+KS = (1, 2, 4, 8, 16, 32, 64)
+
+TINY = "--model tiny --lr 0.002 --temperature 1 "
+RL = TINY + "--kl-prompts 0 "  # the KL that a run only watches costs a twentieth of it and changes nothing
+PPO = "ppo_passk " + RL + "--k 8 --samples 16 --prompts 64 "
+SFT = "bon_sft " + TINY + "--task countdown --train-problems 200 --samples 8 --prompts 64 --steps 125 "
+BON = "bon_rl " + RL + "--task countdown --samples 16 --prompts 32 --steps 100 "
+CAT = "cat_passk " + RL + "--task countdown --prompts 64 --steps 100 "
+GOLD = CAT + "--mode sft --target answer "
+CATRL = CAT + "--mode rl --samples 16 --normalise "
+SUCCESS = "--rewards standardised --probability success "
+SEQUENCE = "--rewards standardised --probability sequence --form log "
+MAJ = "cat_majority " + RL + "--task routes --prompts 64 --steps 100 "
+GOLDMAJ = MAJ + "--mode sft --target answer --train-problems 50 --threshold auto "
+MAJRL = MAJ + "--mode rl --samples 8 --rewards standardised --normalise "
+PEP = "cat_bon " + RL.replace("tiny", "tiny_peptide") + "--task peptide --samples 16 --prompts 64 --steps 100 "
+TEMPERATURES = ("0.1", "0.5", "1", "1.5", "2")
+
+ROWS = {
+    "verifier": "bon_rl --fit-verifier --model tiny --task countdown --fit-problems 4000 --fit-samples 8 "
+                "--fit-epochs 2 --fit-lr 0.005",
+    "countdown-base": "evaluate tiny --task countdown @ verifier",
+    "routes-base": "evaluate tiny --task routes",
+    "peptide-base": "evaluate tiny_peptide --task peptide",
+    # k-sample objectives, arXiv 2503.19595
+    **{f"{task}-{objective}": PPO + f"--task {task} --objective {objective} --steps 250"
+       for task in ("countdown", "routes") for objective in ("mean", "passk", "majority")},
+    **{f"kl-{objective}-{beta}": PPO + f"--task countdown --objective {objective} --kl-coef {beta} --steps 100"
+       for beta in ("0.03", "0.01", "0.1") for objective in ("mean", "passk")},
+    # best-of-N, arXiv 2412.15287
+    **{f"bon-sft-{n}": SFT + f"--n {n} --scores reward @ verifier" for n in (1, 16)},
+    "rl": BON + "--variant rl --n 8 @ verifier",
+    "rl-entropy": BON + "--variant rl --n 8 --entropy-coef 0.03 @ verifier",
+    **{f"bp-{n}": BON + f"--variant bp --n {n} --estimate plugin @ verifier" for n in (8, 16)},
+    **{f"b-{n}": BON + f"--variant b --n {n} --negatives minus @ verifier" for n in (8, 16)},
+    "s": BON + "--variant s --n 8 @ verifier",
+    "v": BON + "--variant v --n 8 --verifier {verifier} @ verifier",
+    "bp-8-cold": BON.replace("--temperature 1 ", "--temperature 0.5 ") + "--variant bp --n 8 --estimate plugin",
+    **{f"{model}-T{t}": f"evaluate {folder} --task countdown --problems 200 --temperature {t}" for t in TEMPERATURES
+       for model, folder in (("base", "tiny"), ("rl", "{rl}"), ("bp-8", "{bp-8}"), ("bp-8-cold", "{bp-8-cold}"))},
+    # compute aligned training, arXiv 2604.24957
+    **{f"gold50-{n}": GOLD + f"--train-problems 50 --n {n}" for n in (1, 16, 64)},
+    **{f"gold4000-{n}": GOLD + f"--train-problems 0 --n {n}" for n in (1, 16)},
+    "cat-1": CATRL + SEQUENCE + "--n 1",
+    "cat-sequence-16": CATRL + SEQUENCE + "--n 16",
+    "cat-log-16": CATRL + SUCCESS + "--form log --n 16",
+    "cat-raw-16": CATRL + SUCCESS + "--form raw --n 16",
+    "cat-pool-16": CAT + "--mode rl --samples 16 --no-normalise --rewards raw --probability success --form pool --n 16",
+    **{f"gold50-{n}-then-1": CATRL + SEQUENCE + f"--n 1 --adapter {{gold50-{n}}}" for n in (1, 16)},
+    **{f"gold50-{n}-then-raw-16": CATRL + SUCCESS + f"--form raw --n 16 --adapter {{gold50-{n}}}" for n in (1, 16)},
+    **{f"majority-gold-{n}": GOLDMAJ + f"--n {n}" for n in (1, 16)},
+    "majority-contrastive": GOLDMAJ + "--n 16 --contrastive",
+    "majority-1": MAJRL + "--n 1 --form raw --threshold auto --all-wrong 0",
+    **{f"majority-{form}-16": MAJRL + f"--n 16 --form {form} --threshold auto --all-wrong -0.5"
+       for form in ("raw", "log")},
+    **{f"peptide-{n}": PEP + f"--mode rl --form rank --ranks prompt --rewards standardised --n {n}" for n in (1, 8)},
+    "peptide-exact-8": PEP + "--mode rl --form exact --rewards raw --n 8",
+    **{f"peptide-target-{n}": PEP + f"--mode sft --train-problems 256 --n {n}" for n in (1, 8)},
+}
+
+
+def words(row):
+    """Of a row: its script, its other words with {name} where a folder goes, and its verifier or None."""
+    line, _, judge = ROWS[row].partition("@")
+    script, *rest = shlex.split(line)
+    return script, rest, judge.strip() or None
+
+
+def needs(row):
+    """The rows whose folders a row's run needs."""
+    _, rest, judge = words(row)
+    return [*re.findall(r"{([^}]+)}", " ".join(rest)), *([judge] if judge else [])]
+
+
+def folder(row, seed):
+    return os.path.join(RUNS, f"{row}-{seed}")
+
+
+def arguments(row, seed):
+    """The command line of a run after the name of its script, without --out."""
+    rest = words(row)[1]
+    return [re.sub(r"{([^}]+)}", lambda found: folder(found[1], seed), word) for word in rest] + ["--seed", str(seed)]
+
+
+def records():
+    """{(row, seed): record} of everything in results/records/. A line that a kill cut short counts as none; of two for
+    one run the first counts."""
+    found = {}
+    for name in sorted(os.listdir(RECORDS)) if os.path.isdir(RECORDS) else ():
+        with open(os.path.join(RECORDS, name), encoding="utf-8") as file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    run = json.loads(line)
+                    found.setdefault((run["row"], run["flags"]["seed"]), run)
+    return found
+
+
+@contextlib.contextmanager
+def locked(path, wait=True):
+    """Inside, no other process is; yields False at once if one is and `wait` is not set. A kill unlocks."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def append(run):
+    """Add a record to the file of its script, whole: what a killed writer left is closed with a line end first."""
+    path = os.path.join(RECORDS, run["script"] + ".jsonl")
+    os.makedirs(RECORDS, exist_ok=True)
+    with locked(os.path.join(RUNS, "records.lock")), open(path, "ab+") as file:
+        end = b""
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            end = b"" if file.read() == b"\n" else b"\n"
+        file.write(end + (json.dumps(run, separators=(",", ":")) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def ensure(row, seed, wait=True, adapter=False):
+    """See that the run of a row and seed is recorded (with `adapter`: that its folder is there), making what it needs.
+    Returns whether it is; False only if another process is at it and `wait` is not set. Raises SystemExit as scripts
+    do: 130 after Ctrl-C or SIGTERM, when what was trained is saved and the same call goes on."""
+    done = os.path.join(folder(row, seed), "verifier.json" if row == "verifier" else "result.json")
+
+    def finished():
+        return (row, seed) in records() and (os.path.exists(done) or not adapter)
+    if finished():
+        return True
+    for other in needs(row):
+        if not ensure(other, seed, wait, adapter=True):
+            return False
+    with locked(folder(row, seed) + ".lock", wait) as mine:
+        if not mine or finished():
+            return mine
+        said, started, cpu = [], time.time(), time.process_time()
+        resumed = os.path.exists(os.path.join(folder(row, seed), "args.json")) and not os.path.exists(done)
+        script = words(row)[0]
+        if script != "evaluate" and not os.path.exists(done):
+            print(f"{row}, seed {seed}: {'going on' if resumed else 'training'}", flush=True)
+            train(row, seed, resumed)
+            said = [time.process_time() - cpu]
+        if (row, seed) not in records():
+            with open(folder(row, seed) + ".log", "a") as file, contextlib.redirect_stdout(file):
+                run = evaluated(row, seed, None if resumed or not said else said[0])
+            append(run)
+            print(f"{row}, seed {seed}: recorded after {time.time() - started:.0f} s", flush=True)
+    return True
+
+
+def train(row, seed, resumed):
+    """Run a row's script in this process, what it prints to ROW-SEED.log."""
+    script, out = words(row)[0], folder(row, seed)
+    sys.path[:0] = [ROOT] * (ROOT not in sys.path)
+    module = __import__(script)
+    extra = [] if row == "verifier" else ["--eval-samples", "0"]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with open(out + ".log", "a") as file, contextlib.redirect_stdout(file):
+        try:
+            module.main([*arguments(row, seed), *extra, "--out", out, *(["--resume"] if resumed else [])])
+        finally:  # a script's own ask it to save and stop
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+def evaluated(row, seed, cpu_seconds):
+    """The record of a run whose training is finished."""
+    sys.path[:0] = [ROOT] * (ROOT not in sys.path)
+    import common
+    import evaluate
+    import tasks
+    from support.folder import versions
+    from support.verifier import load_verifier
+    script, rest, judge = words(row)
+    line, given = arguments(row, seed), folder(row, seed)
+    run = {"row": row, "script": script, "flags": flags_of(rest, seed), **versions(), "commit": commit()}
+    if row == "verifier":
+        with open(os.path.join(given, "verifier.json")) as file:
+            found = json.load(file)
+        return {**run, "seconds": found["seconds"], "cpu_seconds": cpu_seconds, "auc": found["auc"],
+                "auc_interval": [found["low"], found["high"]], "after": {}, "problems": {}}
+    flags = evaluate.parse_args(line) if script == "evaluate" else __import__(script).parser().parse_args(line)
+    if script == "evaluate":
+        model, adapter = ("tiny", flags.models[0]) if rest[0].startswith("{") else (rest[0], None)
+    else:
+        with open(os.path.join(given, "result.json")) as file:
+            seconds = json.load(file)["seconds"]
+        with open(os.path.join(given, "metrics.jsonl")) as file:
+            steps = [json.loads(text) for text in file]
+        model, adapter = flags.model, given
+        run |= {"seconds": seconds, "cpu_seconds": cpu_seconds and round(cpu_seconds, 1),
+                "samples_per_s": round(statistics.median(s["samples_per_s"] for s in steps), 1),
+                "zero": round(statistics.mean(s["zero"] for s in steps), 4)}
+    task = tasks.load_task(flags.task)
+    policy = common.load_policy(model, 32, adapter=adapter, reference="base")
+    problems = task.test[:getattr(flags, "problems", 0) or None]
+    # A policy trained at another temperature is tested at 1 here: its rows at others are evaluations of their own.
+    temperature = float(flags.temperature) if script == "evaluate" else 1.0
+    pool = evaluate.draw_pool(policy, task, problems, 64, temperature, seed, kl=True)  # as evaluate.evaluate
+    if judge:
+        evaluate.add_scores(pool, load_verifier(folder(judge, seed)))
+    values = evaluate.metrics(pool, KS, task.graded, "verifier" if judge else "logp")
+    kept = {"gold", "kl", "bon@8", "bon@32", "maj@8"} | ({"max@1", "max@8", "max@64"} if task.graded else set()) | (
+        {"maj@16", "maj@32", "maj@64"} if task.name == "routes" else set())
+    values = {name: v for name, v in values.items() if judge or not name.startswith("bon@")}  # by logp: of no interest
+    after = {name: evaluate.mean_se(v) for name, v in values.items()}
+    run["after"] = {name: {part: round(number, 5) for part, number in cell.items()} for name, cell in after.items()}
+    run["problems"] = {} if task.graded else {"right": [sum(r == 1 for r in e["rewards"]) for e in pool]}
+    run["problems"] |= {name: [round(1000 * v) for v in values[name]] for name in sorted(kept & values.keys())}
+    if judge:
+        run["auc"] = round(evaluate.auc([s for e in pool for s in e["scores"]],
+                                        [r for e in pool for r in e["rewards"]]), 5)
+    if "problems" in flags and flags.problems:
+        fit = evaluate.co_scaling({1: {f"pass@{k}": after[f"pass@{k}"] for k in KS[:-1]}})[1]
+        run["co_scaling"] = {name: round(value, 5) for name, value in fit.items()}
+    return run
+
+
+def commit():
+    """The last commit of the code that runs, "-dirty" if it was changed since: records and tests are no part of it."""
+    code = ["--", "*.py", ":!results", ":!tests"]
+    try:
+        found, changed = (subprocess.run(["git", "-C", ROOT, *ask, *code], capture_output=True,
+                                         text=True).stdout.strip()
+                          for ask in (["log", "-1", "--format=%h"], ["status", "--porcelain"]))
+    except OSError:  # no git here
+        return None
+    return found + "-dirty" * bool(changed) or None
+
+
+def flags_of(rest, seed):
+    """The words of a command line as {flag: value}, numbers as numbers, the model of evaluate.py as "models"."""
+    found, name = {}, "models"
+    for word in rest:
+        if word.startswith("--"):
+            name = word[2:].removeprefix("no-").replace("-", "_")
+            found[name] = not word.startswith("--no-")
+        else:
+            try:
+                found[name] = json.loads(word)
+            except ValueError:
+                found[name] = word
+    return {**found, "seed": seed}
+
+
+def use(place):
+    """Keep runs and records of this process in a folder of their own."""
+    global RECORDS, RUNS
+    RECORDS, RUNS = (os.path.join(os.path.abspath(place), name) for name in ("records", "claims"))
+
+
+def work(wanted, place=None):
+    """Make the runs [(row, seed)] that are missing, in this order. Several processes may be at the same list: each
+    takes what nobody is at, and in the end waits for the others. A process whose parent was killed stops.
+    place: as in `use`, for a process of its own."""
+    if place:
+        use(place)
+    parent = multiprocessing.parent_process()
+    for wait in (False, True):
+        for row, seed in wanted:
+            if parent is None or parent.is_alive():
+                ensure(row, seed, wait)
+
+
+# ------------------------------------------------------------------------------------------------ what a record says
+
+# Student's t, 97.5 %, for 1 to 20 degrees of freedom; with more the last, which is a little too wide
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+        2.110, 2.101, 2.093, 2.086)
+
+
+def interval(values):
+    """(mean, low, high) of numbers, one per seed: 95 %, t. Of a single one the ends are None; of none all are."""
+    if len(values) < 2:
+        return (*values, None, None) if values else (None, None, None)
+    mean = statistics.mean(values)
+    half = T975[min(len(values) - 1, len(T975)) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def value(run, metric):
+    """A metric of a record, "x - y" the difference of two, "auc" of its verifier, "rmse" of its fit."""
+    if " - " in metric:
+        x, y = metric.split(" - ")
+        return value(run, x) - value(run, y)
+    if metric in ("auc", "cpu_seconds", "seconds", "zero", "samples_per_s"):
+        return run[metric]
+    return run["co_scaling"]["rmse"] if metric == "rmse" else run["after"][metric]["mean"]
+
+
+def per_problem(run, metric):
+    """The metric of each problem of a record, None if it was not kept."""
+    if " - " in metric:
+        x, y = (per_problem(run, name) for name in metric.split(" - "))
+        return x and y and [u - v for u, v in zip(x, y)]
+    if metric.startswith("pass@") and "right" in run["problems"]:
+        k = int(metric[5:])
+        return [1 - math.comb(64 - c, k) / math.comb(64, k) for c in run["problems"]["right"]]
+    kept = run["problems"].get(metric)
+    return kept and [v / 1000 for v in kept]

@@ -1,0 +1,291 @@
+"""results/claims.py: records have one schema, verdicts follow the rule, a run is made once and survives a kill."""
+import glob
+import importlib
+import json
+import math
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+sys.path.append(os.path.join(ROOT, "results"))
+import claims
+import runner
+from claims import Claim, Part
+
+FOUND = runner.records()
+
+
+def command(*arguments, root=ROOT):
+    """(exit code, stdout, stderr) of claims.py in a process of its own."""
+    done = subprocess.run([sys.executable, os.path.join(root, "results", "claims.py"), *arguments],
+                          capture_output=True, text=True, cwd=root)
+    return done.returncode, done.stdout, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- what is written down
+
+def test_rows_parse_and_say_all_that_matters():
+    """Each command is one that its script takes; the flags whose defaults may change are spelled out."""
+    for row in runner.ROWS:
+        script, rest, _ = runner.words(row)
+        line = runner.arguments(row, 3)
+        assert line[-2:] == ["--seed", "3"] and not any("{" in word for word in line)
+        module = importlib.import_module(script)
+        flags = vars(module.parse_args(line) if script == "evaluate" else module.parser().parse_args(line))
+        if script != "evaluate":
+            module.check(module.parser().parse_args(line))
+            own = {"ppo_passk": ["objective", "k"], "bon_sft": ["n", "scores", "train-problems"],
+                   "bon_rl": ["variant", "n"], "cat_bon": ["mode", "n"], "cat_majority": ["mode", "n", "threshold"],
+                   "cat_passk": ["mode", "n"]}[script]
+            wanted = [*own, "model", "task", "lr", "temperature", "prompts", "steps"]
+            if "--fit-verifier" in line:
+                wanted = ["model", "task", "fit-problems", "fit-samples", "fit-epochs", "fit-lr"]
+            elif flags.get("mode", "rl") == "rl":
+                wanted += ["samples"] + ["form", "rewards"] * script.startswith("cat") + ["probability"] * (
+                    script == "cat_passk")
+            assert {f"--{name}" for name in wanted} <= set(line), row
+        assert runner.flags_of(rest, 3).keys() <= flags.keys(), row
+        assert set(runner.needs(row)) <= runner.ROWS.keys()
+
+
+def test_claims():
+    """Those of three papers, about rows that exist, with figures that exist; `rows_of` has what a claim runs."""
+    import draw
+    papers = [claim.paper for claim in claims.CLAIMS.values()]
+    assert [papers.count(paper) for paper in (claims.TANG, claims.CHOW, claims.CAT)] == [5, 8, 9]
+    for name, claim in claims.CLAIMS.items():
+        assert set(claims.rows_of(name)) <= runner.ROWS.keys() and claim.figure in draw.FIGURES
+        assert all(part.side in ("above", "below") for part in claim.parts)
+    assert all(set(rows) <= runner.ROWS.keys() for rows, _ in claims.TABLES.values())
+
+
+def test_records():
+    """One schema; a line for each run; the numbers of the problems are those of the means."""
+    lines = []
+    for path in glob.glob(os.path.join(runner.RECORDS, "*")):
+        with open(path) as file:
+            lines += [(os.path.basename(path), line) for line in file]
+    assert len({(run["row"], run["flags"]["seed"]) for run in (json.loads(line) for _, line in lines)}) == len(lines)
+    assert sum(len(line) for _, line in lines) < 4e6
+    for name, line in lines:
+        run = json.loads(line)
+        script, rest, judge = runner.words(run["row"])
+        assert name == run["script"] + ".jsonl" and script == run["script"]
+        assert run["flags"] == runner.flags_of(rest, run["flags"]["seed"])
+        trained = {"seconds", "cpu_seconds", "samples_per_s", "zero"} if script != "evaluate" else set()
+        if run["row"] == "verifier":
+            trained = {"seconds", "cpu_seconds", "auc", "auc_interval"}
+        extra = {"auc"} if judge else {"co_scaling"} if "problems" in run["flags"] else set()
+        assert run.keys() == {"row", "script", "flags", "commit", "versions", "after", "problems"} | trained | extra
+        for cell in run["after"].values():
+            assert cell.keys() == {"mean", "se"} and all(math.isfinite(v) for v in cell.values())
+        size = run["flags"].get("problems", 400)
+        for metric, values in run["problems"].items():
+            assert len(values) == size or metric == "gold" and size * .98 < len(values) < size  # not all have one
+            assert all(isinstance(v, int) for v in values)
+            if metric != "right":
+                assert abs(statistics.mean(values) / 1000 - run["after"][metric]["mean"]) < 6e-4
+        for k in runner.KS if "right" in run["problems"] else ():
+            assert abs(statistics.mean(runner.per_problem(run, f"pass@{k}")) - run["after"][f"pass@{k}"]["mean"]) < 2e-5
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+
+def record(row, seed, right=(32, 32), **after):
+    return {"row": row, "flags": {"seed": seed}, "problems": {"right": list(right), "maj@8": [500, 250]},
+            "after": {name.replace("_", "@"): {"mean": mean, "se": 0.1} for name, mean in after.items()}}
+
+
+def test_interval():
+    mean, low, high = claims.interval([1, 2, 3, 4, 5])
+    half = 2.7764 * math.sqrt(2.5) / math.sqrt(5)  # by hand
+    assert mean == 3 and abs(low - 3 + half) < 1e-3 and abs(high - 3 - half) < 1e-3
+    assert claims.interval([2.0]) == (2.0, None, None) and claims.interval([]) == (None, None, None)
+    assert claims.interval([0] * 30 + [1])[2] < 0.1
+
+
+def test_pairs_by_seed():
+    """Only seeds with both runs count, and "x - y" is the difference of two metrics."""
+    found = {(row, seed): record(row, seed, pass_1=mean, pass_8=2 * mean) for row, seed, mean in (
+        ("a", 0, .5), ("b", 0, .25), ("a", 1, .75), ("a", 2, .5), ("b", 2, .125))}
+    assert claims.seeds_of(found, Part("a", "b", "pass@1")) == [0, 2]
+    assert claims.differences(found, Part("a", "b", "pass@1")) == [.25, .375]
+    assert claims.differences(found, Part("a", None, "pass@1")) == [.5, .75, .5]
+    assert claims.differences(found, Part("a", "b", "pass@8 - pass@1")) == [.25, .375]
+
+
+def test_bootstrap():
+    """Over problems, paired: what every problem gains is certain; what half of them gain is known to about 2 errors."""
+    part = Part("a", "b", "pass@1")
+    found = {(row, seed): record(row, seed, right) for row, right in (("a", [48, 32]), ("b", [32, 16]))
+             for seed in (0, 1)}
+    assert claims.bootstrap(found, part) == (.25, .25)
+    found = {(row, 0): record(row, 0, right) for row, right in (("a", [64, 0] * 200), ("b", [0] * 400))}
+    low, high = claims.bootstrap(found, part)
+    assert abs(low - .5 + 1.96 * .025) < .005 and abs(high - .5 - 1.96 * .025) < .005
+    found = {(row, 0): record(row, 0) for row in "ab"}
+    assert claims.bootstrap(found, Part("a", "b", "maj@8")) == (0, 0)
+    assert claims.bootstrap(found, Part("a", "b", "kl")) is None
+
+
+def test_verdict():
+    above, below = Part("a", "b", "pass@1"), Part("a", "b", "kl", "below", .5)
+    yes, covers, no = (.1, .05, .15), (.1, -.05, .25), (-.1, -.2, -.05)
+    for parts, intervals, wanted in (
+            ([above], [yes], "holds"), ([above], [covers], "fails"), ([above], [no], "fails"),
+            ([above, above], [yes, covers], "in part"), ([above, above], [yes, no], "in part"),
+            ([above, above], [covers, yes], "fails"), ([below], [yes], "holds"), ([below], [(.6, .4, .8)], "fails"),
+            ([above, below], [yes, no], "holds")):
+        assert claims.verdict(parts, intervals, 5) == wanted
+        assert claims.verdict(parts, intervals, 4) == "open"
+    assert [claims.side(above, *cell[1:]) for cell in (yes, covers, no)] == ["right", "covers the bound", "wrong side"]
+
+
+def test_a_claim_from_records(monkeypatch):
+    monkeypatch.setitem(claims.CLAIMS, "mine", Claim("paper", "A beats B", (Part("a", "b", "pass@1"),), "kl"))
+    found = {(row, seed): record(row, seed, pass_1=mean + seed / 100) for row, mean in (("a", .75), ("b", .25))
+             for seed in range(5)}
+    said, seeds, ((mean, low, high),) = claims.judged(found, "mine")
+    assert (said, seeds) == ("holds", 5) and abs(mean - .5) < 1e-9 and abs(low - .5) < 1e-9 and abs(high - .5) < 1e-9
+    text = claims.report(found, "mine")
+    assert "`mine`: holds" in text and "| a | 5 | 0.770 ±0.016 |" in text and "+.500 | [+.500, +.500]" in text
+    assert [claims.number(x) for x in (.0123, -.5, 20.25, None)] == ["+.012", "-.500", "+20.250", "?"]
+    del found["b", 3]
+    assert claims.judged(found, "mine")[:2] == ("open", 4)
+
+
+# ------------------------------------------------------------------------------------------------------------- commands
+
+def test_json_and_list():
+    code, out, err = command("--json")
+    rows = json.loads(out)
+    assert code == 0 and not err and [row["name"] for row in rows] == list(claims.CLAIMS)
+    for row in rows:
+        assert list(row) == ["name", "paper", "verdict", "seeds", "effect", "low", "high", "command"]
+        assert row["verdict"] in ("holds", "in part", "fails", "open") and type(row["seeds"]) is int
+        assert (row["verdict"] == "open") == (row["seeds"] < claims.SEEDS)
+        assert row["seeds"] < 2 or row["low"] <= row["effect"] <= row["high"]
+        assert row["command"] == f"python results/claims.py {row['name']}"
+    code, out, err = command()
+    assert code == 0 and not err and all(f"| `{name}`: " in out for name in claims.CLAIMS)
+
+
+@pytest.mark.parametrize("flags", [["no-such-claim"], ["--seeds", "x"], ["mean-pass1", "--seeds", "1"], ["--jobs", "0"],
+                                   ["--no"], ["--again", "x"], ["--json", "--draw"], ["mean-pass1", "--json"]],
+                         ids=" ".join)
+def test_mistakes_are_one_sentence(flags, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        claims.main(flags)
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and not out and err.count("\n") == 1 and err.startswith("claims.py: error: ")
+
+
+def test_draw_from_what_is_committed(tmp_path):
+    """Every table and figure, with results/ alone, in under a minute; a picture is small."""
+    shutil.copytree(os.path.join(ROOT, "results"), tmp_path / "results", ignore=shutil.ignore_patterns(
+        "figures", "claims.md", "__pycache__"))
+    started = time.time()
+    code, out, err = command("--draw", root=str(tmp_path))
+    assert code == 0 and not err and time.time() - started < 60, err
+    text = (tmp_path / "results" / "claims.md").read_text()
+    assert claims.listing(runner.records()) in text or runner.records() != FOUND
+    assert all(f"### `{name}`: " in text for name in claims.CLAIMS)
+    for path in (tmp_path / "results" / "figures").iterdir():
+        assert path.stat().st_size < 80_000, path
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Folders of the test's own, and two small rows."""
+    monkeypatch.setattr(runner, "RECORDS", str(tmp_path / "records"))
+    monkeypatch.setattr(runner, "RUNS", str(tmp_path / "runs"))
+    small = "ppo_passk --task countdown --k 2 --samples 4 --prompts 4 --save-every 1 --kl-prompts 0"
+    monkeypatch.setattr(runner, "ROWS", {"first": small + " --steps 3", "then": small + " --steps 1 --adapter {first}"})
+    monkeypatch.setattr(runner, "evaluated", lambda row, seed, cpu: {
+        "row": row, "script": "ppo_passk", "flags": {"seed": seed}, "cpu_seconds": cpu})
+    return tmp_path
+
+
+def test_a_run_is_made_once_and_goes_on_after_a_kill(place, monkeypatch):
+    import ppo_passk
+    step, steps = ppo_passk.step, []
+
+    def counted(*args):
+        steps.append(args[4])
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+    monkeypatch.setattr(ppo_passk, "step", counted)
+    monkeypatch.setattr("support.run.plot_run", lambda *args: None)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        runner.work([("first", 7)])
+    assert stopped.value.code == 130 and signal.getsignal(signal.SIGTERM) is before
+    assert steps == [1, 2] and not runner.records()
+    runner.work([("first", 7)])
+    assert steps == [1, 2, 3] and runner.records().keys() == {("first", 7)}
+    assert runner.records()["first", 7]["cpu_seconds"] is None  # of a part of it would say nothing
+    runner.work([("first", 7)])
+    assert len(steps) == 3
+
+
+def test_what_another_run_needs_is_made_again_if_its_folder_is_gone(place, monkeypatch):
+    """First what is needed. In a fresh clone, which has the records alone, it is made again, and recorded once."""
+    made = []
+
+    def train(row, seed, resumed):
+        made.append((row, resumed))
+        os.makedirs(runner.folder(row, seed))
+        for name in ("args.json", "result.json"):
+            open(os.path.join(runner.folder(row, seed), name), "w").close()
+    monkeypatch.setattr(runner, "train", train)
+    runner.work([("then", 7), ("first", 7)])
+    assert made == [("first", False), ("then", False)]
+    shutil.rmtree(place / "runs" / "first-7")
+    runner.work([("first", 7), ("then", 7)])
+    assert len(made) == 2
+    runner.ROWS["other"] = runner.ROWS["then"]
+    runner.work([("other", 7)])
+    assert made[2:] == [("first", False), ("other", False)] and len(runner.records()) == 3
+    with open(place / "records" / "ppo_passk.jsonl") as file:
+        assert len(file.readlines()) == 3
+
+
+def test_records_survive_a_killed_writer(place):
+    """Half a line counts as none, and does not spoil the next one."""
+    for seed in (0, 1):
+        runner.append({"row": "first", "script": "ppo_passk", "flags": {"seed": seed}})
+        with open(place / "records" / "ppo_passk.jsonl", "a") as file:
+            file.write('{"row": "first", "fl')
+    assert runner.records().keys() == {("first", 0), ("first", 1)}
+
+
+def test_again_from_nothing(place, monkeypatch, capsys):
+    """A claim's runs once more in another folder; what is recorded stays as it is and is printed beside."""
+    monkeypatch.setattr(runner, "train", lambda *args: None)
+    monkeypatch.setattr(runner, "evaluated", lambda row, seed, cpu: {
+        **record(row, seed, pass_1=seed / 100 + len(row) / 8), "script": "ppo_passk"})
+    monkeypatch.setitem(claims.CLAIMS, "mine", Claim("paper", "s", (Part("first", "then", "pass@1"),), "kl"))
+    claims.main(["mine", "--seeds", "2", "--jobs", "1", "--again", str(place / "again")])
+    out = capsys.readouterr().out
+    assert out.startswith("0 of 4 runs are recorded; 4 to make") and "`mine`: holds" in out
+    assert out.endswith("recorded: pass@1: first minus then above 0: ? [?, ?]\n")
+    assert os.listdir(place / "again" / "records") == ["ppo_passk.jsonl"] and not os.path.exists(place / "records")
+
+
+def test_two_processes_share_a_list(place, monkeypatch):
+    """What another one is at is left to it, and waited for in the end."""
+    made = []
+    monkeypatch.setattr(runner, "train", lambda row, seed, resumed: made.append(row))
+    with runner.locked(runner.folder("first", 0) + ".lock") as mine:
+        assert mine and not runner.ensure("first", 0, wait=False) and not runner.ensure("then", 0, wait=False)
+    assert made == [] and runner.ensure("first", 0, wait=False) and made == ["first"]
