@@ -4,7 +4,7 @@
     python results/claims.py NAME --seeds 5 --jobs 2    run what it needs and is not recorded; its table and figure
     python results/claims.py NAME --again runs/again    the same from nothing, beside the recorded number
     python results/claims.py --json                     the list for programs, nothing else
-    python results/claims.py --draw                     results/claims.md and results/figures/ from results/records/
+    python results/claims.py --draw                     README.md's list, claims.md and figures/ from records/
 
 A claim is a list of parts: the metric of one row minus that of another (nothing: of the row itself) is above, or below,
 a bound, nearly always 0. Rows are sets of runs, one per seed, in results/runner.py. A part is right if the 95 %
@@ -28,6 +28,7 @@ import random
 import re
 import statistics
 import sys
+import textwrap
 from typing import NamedTuple
 
 sys.path[:0] = [os.path.dirname(os.path.abspath(__file__))]  # also where a test loads this file by its path
@@ -35,6 +36,7 @@ import runner
 from runner import interval, per_problem, value
 
 SEEDS = 5  # below so many a claim is open
+MARKS = "<!-- claims -->", "<!-- end of claims -->"  # in README.md
 TANG, CHOW, CAT = "arXiv 2503.19595", "arXiv 2412.15287", "arXiv 2604.24957"
 
 
@@ -284,8 +286,31 @@ TABLES = {
 }
 
 
+def readme(found):
+    """The lines of README.md: each claim, its verdict, the main number with its interval, and where the rest is."""
+    lines = []
+    for paper in dict.fromkeys(claim.paper for claim in CLAIMS.values()):
+        lines += ["", f"{paper}:", ""]
+        for name, claim in CLAIMS.items():
+            if claim.paper == paper:
+                said, seeds, ((mean, low, high), *_) = judged(found, name)
+                link = f"[`{name}`](results/claims.md#{name}-{said.replace(' ', '-')})"
+                what = f"**{said}**" if said != "open" else f"open, {seeds} of {SEEDS} seeds"
+                what += f", {number(mean)} [{number(low)}, {number(high)}]" if low is not None else ""
+                lines += textwrap.wrap(f"- {link} {claim.sentence}: {what}", 120, subsequent_indent="  ",
+                                       break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines[1:]) + "\n"
+
+
+def between(text, new):
+    """README.md with other lines between the two marks."""
+    before, _, rest = text.partition(MARKS[0] + "\n")
+    _, mark, after = rest.partition(MARKS[1])
+    return before + MARKS[0] + "\n" + new + mark + after
+
+
 def draw(found):
-    """results/claims.md and results/figures/ from the records."""
+    """README.md's lines, results/claims.md and results/figures/ from the records."""
     import draw as pictures
     text = ["# What the papers claim, and what the embedded tasks show", "",
             "Written by `python results/claims.py --draw` from results/records/; the rule is at its top.",
@@ -298,6 +323,11 @@ def draw(found):
         text += ["", f"### {title}", "", spread_table(found, rows, columns)]
     with open(os.path.join(runner.ROOT, "results", "claims.md"), "w", encoding="utf-8") as file:
         file.write("\n".join(text) + "\n")
+    path = os.path.join(runner.ROOT, "README.md")
+    with open(path, encoding="utf-8") as file:
+        page = file.read()
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(between(page, readme(found)))
     return [pictures.draw(found, figure) for figure in pictures.FIGURES]
 
 

@@ -1,4 +1,4 @@
-"""results/: every committed file has the one schema, and the tables of results/README.md are rebuilt from them by table.py."""
+"""results/: every committed file has the one schema, and table.py rebuilds the tables of results/README.md from them."""
 import glob
 import importlib.util
 import json
@@ -175,3 +175,15 @@ def test_errors(tmp_path):
     assert code == 2 and not out and err.count("\n") == 1 and f"{tmp_path} cannot be read" in err, err
     code, out, err = command("results/cat.json", "--where", "task=chess")
     assert code == 2 and not out and err.count("\n") == 1 and "task=chess" in err, err
+
+
+def test_what_is_drawn_is_up_to_date():
+    """README.md's list of claims and claims.md say what the records say."""
+    sys.path.append(os.path.join(ROOT, "results"))
+    import claims
+    found = claims.runner.records()
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        page = file.read()
+    assert page == claims.between(page, claims.readme(found)), "python results/claims.py --draw"
+    with open(os.path.join(ROOT, "results", "claims.md"), encoding="utf-8") as file:
+        assert claims.listing(found) in file.read(), "python results/claims.py --draw"

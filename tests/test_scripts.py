@@ -700,6 +700,7 @@ def test_readme_commands_parse():
     sys.path.insert(0, os.path.join(ROOT, "results"))
     parsers = {name: importlib.import_module(name).parse_args for name in ("evaluate", "bench", "make_tiny")}
     parsers["words"] = lambda argv: [].index(argv) if argv else None  # it takes no flags
+    parsers["claims"] = lambda argv: argv == ["NAME"] or importlib.import_module("claims").parse_args(argv)
     parsers["table"] = lambda argv: importlib.import_module("table").parser().parse_args(argv)
     for name in ("ppo_passk", "bon_sft", "bon_rl", "cat_passk", "cat_majority", "cat_bon"):
         module = importlib.import_module(name)
