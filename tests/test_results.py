@@ -1,4 +1,4 @@
-"""results/: every committed file has the one schema, and table.py rebuilds the tables of results/README.md from them."""
+"""results/: every committed file has the one schema, and the tables of results/README.md are rebuilt from them."""
 import glob
 import importlib.util
 import json
