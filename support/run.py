@@ -64,7 +64,8 @@ def set_up(run, task, label, binary=None, base=None):
     args, first = run.args, task
     args.task = args.task or (None if args.data else task)
     run.task = task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code)
-    args.model = args.model or (base if base and task.name == first else task.base)
+    begun = evaluate.run_flags(args.adapter) if args.adapter else None  # an adapter belongs to the base it was made on
+    args.model = args.model or (begun["model"] if begun else base if base and task.name == first else task.base)
     if task.graded and binary:
         raise UserError(f"task {task.name} has graded rewards: {binary}")
     task.max_new_tokens = args.max_new_tokens or task.max_new_tokens

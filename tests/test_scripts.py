@@ -662,6 +662,9 @@ def test_a_task_brings_its_base(tmp_path):
         assert run(script.main, "--out", folder, "--resume", "--model", base)[0] == 0
         code, _, err = run(script.main, "--out", folder, "--resume", "--model", "tiny_peptide")
         assert code == 2 and f"--model is {base}" in err
+    code, _, err = run(ppo_passk.main, *SMALL, "--steps", 1, "--eval-samples", 0, "--adapter",
+                       tmp_path / "bon_sft-countdown", "--out", tmp_path / "on")  # so does what is gone on from
+    assert code == 0 and json.load(open(tmp_path / "on" / "args.json"))["flags"]["model"] == "tiny_hasty", err
     code, _, err = run(evaluate.main, "--task", "program", "--samples", 4, "--k", 1, "--problems", 5,
                        "--out", tmp_path / "e")
     assert code == 0 and list(json.load(open(tmp_path / "e" / "result.json"))["results"]) == ["tiny_program"], err
