@@ -533,7 +533,7 @@ def test_what_a_test_evaluates_changes_nothing_for_the_next_verdict(pool):
         caught = "try: eval(f(1))\nexcept OSError: pass\nelse: assert False, 'it worked'"
         assert pool.judge_one(function(f"def f(x): return {line!r}", caught)) is True, line
     honest = ("import bisect, os, resource\nkept = bytearray(300_000_000)\n"
-              "assert f(2) == 4 and os.getpriority(os.PRIO_PROCESS, 0) == 0")
+              f"assert f(2) == 4 and os.getpriority(os.PRIO_PROCESS, 0) == {os.getpriority(os.PRIO_PROCESS, 0)}")
     for line in lines:
         pool.judge([function(f"def f(x): return {line!r}", "eval(f(1))")] * 4)
         assert pool.judge([function("def f(x): return x * x", honest, limit=3)] * 4) == [True] * 4
