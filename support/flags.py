@@ -27,8 +27,8 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
                    help="use the first so many training problems; 0 = all")
     g.add_argument("--allow-unsandboxed-code", action="store_true",
                    help="run model-written programs even where there is no sandbox")
-    g.add_argument("--model", help="hub id, local directory, FILE.gguf, or an embedded model; default that of --adapter "
-                   "or of the task")
+    g.add_argument("--model", help="hub id, local directory, FILE.gguf, or an embedded model; default that of "
+                   "--adapter or of the task")
     g.add_argument("--adapter", help="run folder or LoRA directory to continue from, e.g. an SFT warm-up before RL")
     g.add_argument("--bits", type=int, choices=[4, 8, 16, 32],
                    help="precision of the frozen base; default 4 (NF4) on a GPU, 32 on a CPU")
