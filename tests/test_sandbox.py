@@ -1,5 +1,6 @@
 """Programs that attack the sandbox, and honest ones beside them. Every attack that succeeds returns what the
 tests want."""
+import contextlib
 import os
 import shutil
 import signal
@@ -763,8 +764,13 @@ def test_nothing_outlives_a_caller_that_is_killed(pool):
         assert len(family) >= 20
         parent.kill()
         parent.wait()
-        alive = lambda: [p for p in family if os.path.exists(f"/proc/{p}")
-                         and " Z " not in Path(f"/proc/{p}/stat").read_text()]
+
+        def alive():
+            found = []
+            for p in family:
+                with contextlib.suppress(OSError):  # it has gone, perhaps just now
+                    found += [p] if " Z " not in Path(f"/proc/{p}/stat").read_text() else []
+            return found
         deadline = time.monotonic() + 5
         while alive() and time.monotonic() < deadline:
             time.sleep(0.05)
