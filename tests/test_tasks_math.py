@@ -144,10 +144,10 @@ def test_number_keys_are_exact(task):
     "{", "√", "√(", "√(()", "²", "½", r"\text{", r"\text{m}", r"\text{m}/", "m/", "cm ", "1 cm/", "1e", "1e9",
     r"1.\overline{", "1 000 ", r"\mathrm{", r"{\bf ", "^{", "2(", "9", r"\quad ", "5 million ", "x*10^"])
 def test_clean_is_quick_on_any_answer(answer):
-    started = time.perf_counter()
+    started = time.process_time()
     text = tasks.clean(answer * (mathematics.MAX_ANSWER // len(answer)))
     tasks.vote_key(text or "")
-    assert time.perf_counter() - started < 0.2
+    assert time.process_time() - started < 0.2
 
 
 def test_row_breaks_are_not_mathematics_delimiters():
@@ -254,9 +254,9 @@ def test_unbalanced_answers_are_read_whole(task):
     "1e999999999", "10^{10^{10}}", "999999999!", "1e-999999999", "9" * 900 + "e" + "9" * 50,
     "2(" * 300 + "1" + ")" * 300])
 def test_huge_numbers_stay_out_of_the_main_process(fresh, answer):
-    started = time.perf_counter()
+    started = time.process_time()
     assert fresh.extract(rf"\boxed{{{answer}}}")
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
     assert fresh.verify(problem("5"), rf"\boxed{{{answer}}}") == 0.0
 
 
@@ -483,12 +483,15 @@ def test_a_dropped_pool_takes_its_children_along():
 
 
 def test_import_is_light():
-    code = ("import sys, time; started = time.process_time(); import tasks; print(time.process_time() - started, "
+    """Against a loop of a million squares: a busy or slow machine slows both."""
+    code = ("import sys, time; started = time.process_time(); import tasks; taken = time.process_time() - started; "
+            "started = time.process_time(); sum(i * i for i in range(10**6)); "
+            "print(taken / (time.process_time() - started), "
             "[m for m in ('torch', 'transformers', 'datasets', 'math_verify', 'sympy') if m in sys.modules])")
     results = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
                               text=True, check=True).stdout.split(" ", 1) for _ in range(3)]
     assert {modules for _, modules in results} == {"[]\n"}
-    assert min(float(seconds) for seconds, _ in results) < 0.1
+    assert min(float(loops) for loops, _ in results) < 3, results
 
 
 def test_missing_math_verify_is_a_user_error(monkeypatch):
