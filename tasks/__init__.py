@@ -9,6 +9,24 @@
 Embedded (no download): `countdown`, `routes`, `program`, `peptide` (graded). From the hub: `gsm8k`, `math`, and
 code: `humaneval`, `mbpp`, `codecontests`, `taco`. Your own problems: `--data FILE.jsonl`.
 Nothing here imports torch: the verifier workers start in a fraction of a second.
+
+A verifier of your own, in a file beside the scripts:
+
+    import ppo_passk, tasks
+
+    class Sums(tasks.Task):
+        name, max_new_tokens = "sums", 8  # graded = True: verify returns any finite number, as a reward model does
+        def __init__(self):
+            super().__init__()
+            problems = [tasks.Problem(f"{a}+{b}", f"{a}+{b}:", str(a + b)) for a in range(1, 70) for b in range(1, 70)]
+            self.train, self.valid, self.test = problems[::2], problems[1::8], problems[3::8]
+        def verify(self, problem, completion):
+            return float(completion == problem.answer)
+        def extract(self, completion):
+            return completion
+
+    tasks.EMBEDDED["sums"] = Sums
+    ppo_passk.main(["--task", "sums", "--steps", "50"])
 """
 import re
 
