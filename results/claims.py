@@ -3,8 +3,9 @@
     python results/claims.py                            every claim, its verdict, its main number with interval, seeds
     python results/claims.py NAME --seeds 5 --jobs 2    run what it needs and is not recorded; its table and figure
     python results/claims.py NAME --again runs/again    the same from nothing, beside the recorded number
+    python results/claims.py which                      the runs of the table of all objectives, which.md
     python results/claims.py --json                     the list for programs, nothing else
-    python results/claims.py --draw                     README.md's list, claims.md and figures/ from records/
+    python results/claims.py --draw                     README.md's list, claims.md, which.md, figures/ from records/
 
 A claim is a list of parts: the metric of one row minus that of another (nothing: of the row itself) is above, or below,
 a bound, nearly always 0. Rows are sets of runs, one per seed, in results/runner.py. A part is right if the 95 %
@@ -33,6 +34,7 @@ from typing import NamedTuple
 
 sys.path[:0] = [os.path.dirname(os.path.abspath(__file__))]  # also where a test loads this file by its path
 import runner
+import which
 from runner import interval, per_problem, value
 
 SEEDS = 5  # below so many a claim is open
@@ -286,6 +288,9 @@ TABLES = {
 }
 
 
+TABLED = list(dict.fromkeys(row for rows, _ in TABLES.values() for row in rows))
+
+
 def readme(found):
     """The lines of README.md: each claim, its verdict, the main number with its interval, and where the rest is."""
     lines = []
@@ -310,7 +315,7 @@ def between(text, new):
 
 
 def draw(found):
-    """README.md's lines, results/claims.md and results/figures/ from the records."""
+    """README.md's lines, results/claims.md, which.md and figures/ from the records."""
     import draw as pictures
     text = ["# What the papers claim, and what the embedded tasks show", "",
             "Written by `python results/claims.py --draw` from results/records/; the rule is at its top.",
@@ -323,6 +328,8 @@ def draw(found):
         text += ["", f"### {title}", "", spread_table(found, rows, columns)]
     with open(os.path.join(runner.ROOT, "results", "claims.md"), "w", encoding="utf-8") as file:
         file.write("\n".join(text) + "\n")
+    with open(os.path.join(runner.ROOT, "results", "which.md"), "w", encoding="utf-8") as file:
+        file.write(which.page(found))
     path = os.path.join(runner.ROOT, "README.md")
     with open(path, encoding="utf-8") as file:
         page = file.read()
@@ -356,7 +363,8 @@ def make(wanted, jobs, again=None):
 def parse_args(argv):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("names", nargs="*", metavar="NAME",
-                   help="a claim of the list, several in the order of their runs, or `all`; without one: the list")
+                   help="a claim of the list, several in the order of their runs, `all` of them, or `which`: the table "
+                        "of objectives; without one: the list")
     p.add_argument("--seeds", type=int, default=SEEDS, help="seeds 0, 1, ... to run; at least 2")
     p.add_argument("--jobs", type=int, default=2, help="processes at once, of one thread each")
     p.add_argument("--again", metavar="DIR", help="make every run anew, in DIR, and compare with what is recorded")
@@ -365,7 +373,7 @@ def parse_args(argv):
     p.error = lambda sentence: p.exit(2, f"claims.py: error: {sentence}\n")  # one sentence, without the usage
     args = p.parse_args(argv)
     for name in args.names:
-        if name not in (*CLAIMS, "all"):
+        if name not in (*CLAIMS, "all", "which"):
             p.error(f"there is no claim {name!r}: `python results/claims.py` lists them")
     if args.again and not args.names:
         p.error("--again needs the name of a claim")
@@ -382,18 +390,25 @@ def main(argv=None):
         found = runner.records()
         print(as_json(found) if args.json else "\n".join(draw(found)) if args.draw else listing(found))
         return
-    names = list(CLAIMS) if "all" in args.names else args.names
-    rows = [rows_of(name) for name in names] + [runner.ROWS] * ("all" in args.names)  # those of tables too
+    names = list(CLAIMS) if "all" in args.names else [name for name in args.names if name != "which"]
+    rows = [rows_of(name) for name in names] + [TABLED] * ("all" in args.names)  # those of tables too
     recorded = runner.records()
     if args.again:
         runner.use(args.again)
-    make(list(dict.fromkeys((row, seed) for some in rows for seed in range(args.seeds) for row in some)), args.jobs,
-         args.again)
+    if names:
+        make(list(dict.fromkeys((row, seed) for some in rows for seed in range(args.seeds) for row in some)), args.jobs,
+             args.again)
+    if "which" in args.names:
+        first, second = which.stages(args.seeds)
+        make(first, args.jobs, args.again)
+        make(second(runner.records()), args.jobs, args.again)
     found = runner.records()
     import draw as pictures
     for name in names:
         print(report(found, name, min(args.seeds, SEEDS)))
         print("\nrecorded: " + in_brief(recorded, name) if args.again else pictures.draw(found, CLAIMS[name].figure))
+    if "which" in args.names:
+        print(which.page(found))
 
 
 if __name__ == "__main__":

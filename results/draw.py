@@ -9,6 +9,7 @@ import os
 from functools import partial
 
 import runner
+import which
 
 FOLDER = os.path.join(runner.ROOT, "results", "figures")
 STYLES = {  # colour, line, marker
@@ -131,6 +132,34 @@ def weights(found):
     return [partial(paint, n=n, style=style) for n, style in ((1, "twin"), (16, "aware"), (64, "green"))]
 
 
+POINTS = {  # of the table of objectives: colour and marker; one paper, one shape of marker
+    "base": ("#000000", "*"), "mean": ("#D55E00", "s"), "passk": ("#0072B2", "s"), "majority": ("#009E73", "s"),
+    "bon-sft": ("#E69F00", "^"), "bon-rlbp": ("#0072B2", "^"), "bon-s": ("#CC79A7", "^"), "bon-v": ("#56B4E9", "^"),
+    "cat-passk": ("#0072B2", "o"), "cat-pool": ("#56B4E9", "o"), "cat-majority": ("#009E73", "o")}
+
+
+def scatter(x, y):
+    """One point per objective with the 95 % interval of each metric, a panel per task; where more of both is better,
+    also the frontier: the points that no other one exceeds in both."""
+    def paint(axis, found, task):
+        front = []
+        for objective, (color, marker) in POINTS.items():
+            row = which.chosen(found, task, objective)
+            at = row and cells(found, row, x), row and cells(found, row, y)
+            if None not in at:
+                bars = [[[abs(at[i][0] - at[i][end])] for end in (1, 2)] for i in range(2)]
+                axis.errorbar(at[0][0], at[1][0], xerr=bars[0], yerr=bars[1], color=color, marker=marker, capsize=2,
+                              linestyle="none", label=objective)
+                front.append((at[0][0], at[1][0]))
+        if x != "kl":
+            front = sorted(p for p in front if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in front))
+            axis.plot(*zip(*front), color="#777777", lw=1, zorder=0)
+        axis.set(xlabel="KL to the base (nats)" if x == "kl" else x, ylabel=y)
+        axis.set_title(task, fontsize=10)
+    return lambda found: [partial(paint, found=found, task=task) for task in which.TASKS
+                          if sum(which.chosen(found, task, objective) is not None for objective in POINTS) > 2]
+
+
 COUNTDOWN, ROUTES = ("countdown-base", "base", "base"), ("routes-base", "base", "base")
 FIGURES = {
     "ksample": curves(
@@ -187,6 +216,8 @@ FIGURES = {
         ("peptide, against standard RL", "max", [
             ("peptide-8", "ranks, N = 8", "aware"), ("peptide-exact-8", "exact, N = 8", "green")], "peptide-1")),
     "weights": weights,
+    "which": scatter("pass@1", "pass@32"),
+    "which-kl": scatter("kl", "pass@32"),
 }
 
 

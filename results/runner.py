@@ -16,6 +16,7 @@ record is appended to results/records/SCRIPT.jsonl at once, one line:
     after                 {metric: {"mean", "se"}} over problems; KL is to the base, after a warm-up too
     problems              {"right": of 64 samples, how many; other metrics times 1000}, one integer per test problem
                           (gold: per problem that has a solution)
+    valid                 which-*, seed 0: means on the 400 validation problems, by which a learning rate is chosen
     auc                   of the verifier on these samples; co_scaling: {"a", "b", "rmse"} of pass@N = exp(a N^b)
 """
 import contextlib
@@ -94,6 +95,35 @@ ROWS = {
     **{f"peptide-target-{n}": PEP + f"--mode sft --train-problems 256 --n {n}" for n in (1, 8)},
 }
 
+# Which one should I use? (which.py): all objectives from one base per task, on equal samples and steps, each at three
+# learning rates, of which validation problems choose.
+OBJECTIVES = {
+    "mean": "ppo_passk --objective mean --k 8",
+    "passk": "ppo_passk --objective passk --k 8",
+    "majority": "ppo_passk --objective majority --k 8",
+    "bon-sft": "bon_sft --scores reward --train-problems 0 --n 8",
+    "bon-rlbp": "bon_rl --variant bp --estimate plugin --n 8",
+    "bon-s": "bon_rl --variant s --n 8",
+    "bon-v": "bon_rl --variant v --n 8 --verifier {judge}",
+    "cat-passk": "cat_passk --mode rl --normalise " + SUCCESS + "--form raw --n 8",
+    "cat-pool": "cat_passk --mode rl --no-normalise --rewards raw --probability success --form pool --n 8",
+    "cat-majority": "cat_majority --mode rl --normalise --rewards standardised --form raw --threshold auto "
+                    "--all-wrong -0.5 --n 8",
+}
+JUDGES = {"countdown": "verifier", "routes": "verifier-routes", "program": "verifier-program"}
+MODELS = {"countdown": "tiny", "routes": "tiny", "program": "tiny_program"}
+LRS = ("0.001", "0.002", "0.004")
+
+ROWS |= {
+    **{judge: ROWS["verifier"].replace("tiny --task countdown", f"{MODELS[task]} --task {task}")
+       for task, judge in JUDGES.items()},
+    **{f"which-{task}-base": f"evaluate {MODELS[task]} --task {task} @ {judge}" for task, judge in JUDGES.items()},
+    **{f"which-{task}-{objective}-{lr}":
+       f"{line.format(judge='{' + judge + '}')} --model {MODELS[task]} --task {task} --temperature 1 --samples 16 "
+       f"--prompts 64 --steps 100 --lr {lr}{' --kl-prompts 0' * (objective != 'bon-sft')} @ {judge}"
+       for task, judge in JUDGES.items() for objective, line in OBJECTIVES.items() for lr in LRS},
+}
+
 
 def words(row):
     """Of a row: its script, its other words with {name} where a folder goes, and its verifier or None."""
@@ -106,6 +136,10 @@ def needs(row):
     """The rows whose folders a row's run needs."""
     _, rest, judge = words(row)
     return [*re.findall(r"{([^}]+)}", " ".join(rest)), *([judge] if judge else [])]
+
+
+def is_verifier(row):
+    return "--fit-verifier" in ROWS[row]
 
 
 def folder(row, seed):
@@ -162,7 +196,7 @@ def ensure(row, seed, wait=True, adapter=False):
     """See that the run of a row and seed is recorded (with `adapter`: that its folder is there), making what it needs.
     Returns whether it is; False only if another process is at it and `wait` is not set. Raises SystemExit as scripts
     do: 130 after Ctrl-C or SIGTERM, when what was trained is saved and the same call goes on."""
-    done = os.path.join(folder(row, seed), "verifier.json" if row == "verifier" else "result.json")
+    done = os.path.join(folder(row, seed), "verifier.json" if is_verifier(row) else "result.json")
 
     def finished():
         return (row, seed) in records() and (os.path.exists(done) or not adapter)
@@ -194,7 +228,7 @@ def train(row, seed, resumed):
     script, out = words(row)[0], folder(row, seed)
     sys.path[:0] = [ROOT] * (ROOT not in sys.path)
     module = __import__(script)
-    extra = [] if row == "verifier" else ["--eval-samples", "0"]
+    extra = [] if is_verifier(row) else ["--eval-samples", "0"]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with open(out + ".log", "a") as file, contextlib.redirect_stdout(file):
         try:
@@ -215,7 +249,7 @@ def evaluated(row, seed, cpu_seconds):
     script, rest, judge = words(row)
     line, given = arguments(row, seed), folder(row, seed)
     run = {"row": row, "script": script, "flags": flags_of(rest, seed), **versions(), "commit": commit()}
-    if row == "verifier":
+    if is_verifier(row):
         with open(os.path.join(given, "verifier.json")) as file:
             found = json.load(file)
         return {**run, "seconds": found["seconds"], "cpu_seconds": cpu_seconds, "auc": found["auc"],
@@ -237,12 +271,17 @@ def evaluated(row, seed, cpu_seconds):
     problems = task.test[:getattr(flags, "problems", 0) or None]
     # A policy trained at another temperature is tested at 1 here: its rows at others are evaluations of their own.
     temperature = float(flags.temperature) if script == "evaluate" else 1.0
-    pool = evaluate.draw_pool(policy, task, problems, 64, temperature, seed, kl=True)  # as evaluate.evaluate
-    if judge:
-        evaluate.add_scores(pool, load_verifier(folder(judge, seed)))
-    values = evaluate.metrics(pool, KS, task.graded, "verifier" if judge else "logp")
+
+    def measured(problems, kl):
+        pool = evaluate.draw_pool(policy, task, problems, 64, temperature, seed, kl=kl)  # as evaluate.evaluate
+        if judge:
+            evaluate.add_scores(pool, load_verifier(folder(judge, seed)))
+        return pool, evaluate.metrics(pool, KS, task.graded, "verifier" if judge else "logp")
+    pool, values = measured(problems, True)
     kept = {"gold", "kl", "bon@8", "bon@32", "maj@8"} | ({"max@1", "max@8", "max@64"} if task.graded else set()) | (
         {"maj@16", "maj@32", "maj@64"} if task.name == "routes" else set())
+    if row.startswith("which-"):
+        kept = set()  # there are many, and their interval is that over seeds
     values = {name: v for name, v in values.items() if judge or not name.startswith("bon@")}  # by logp: of no interest
     after = {name: evaluate.mean_se(v) for name, v in values.items()}
     run["after"] = {name: {part: round(number, 5) for part, number in cell.items()} for name, cell in after.items()}
@@ -251,6 +290,10 @@ def evaluated(row, seed, cpu_seconds):
     if judge:
         run["auc"] = round(evaluate.auc([s for e in pool for s in e["scores"]],
                                         [r for e in pool for r in e["rewards"]]), 5)
+    if row.startswith("which-") and script != "evaluate" and seed == 0:  # a learning rate is chosen by it
+        _, values = measured(task.valid, False)
+        run["valid"] = {name: round(evaluate.mean_se(values[name])["mean"], 5)
+                        for name in ("pass@1", "pass@8", "pass@32", "maj@8", "bon@8")}
     if "problems" in flags and flags.problems:
         fit = evaluate.co_scaling({1: {f"pass@{k}": after[f"pass@{k}"] for k in KS[:-1]}})[1]
         run["co_scaling"] = {name: round(value, 5) for name, value in fit.items()}

@@ -17,6 +17,7 @@ from conftest import ROOT
 sys.path.append(os.path.join(ROOT, "results"))
 import claims
 import runner
+import which
 from claims import Claim, Part
 
 FOUND = runner.records()
@@ -80,9 +81,10 @@ def test_records():
         assert name == run["script"] + ".jsonl" and script == run["script"]
         assert run["flags"] == runner.flags_of(rest, run["flags"]["seed"])
         trained = {"seconds", "cpu_seconds", "samples_per_s", "zero"} if script != "evaluate" else set()
-        if run["row"] == "verifier":
+        if runner.is_verifier(run["row"]):
             trained = {"seconds", "cpu_seconds", "auc", "auc_interval"}
         extra = {"auc"} if judge else {"co_scaling"} if "problems" in run["flags"] else set()
+        extra |= {"valid"} if run["row"].startswith("which-") and trained and run["flags"]["seed"] == 0 else set()
         assert run.keys() == {"row", "script", "flags", "commit", "versions", "after", "problems"} | trained | extra
         for cell in run["after"].values():
             assert cell.keys() == {"mean", "se"} and all(math.isfinite(v) for v in cell.values())
@@ -161,6 +163,59 @@ def test_a_claim_from_records(monkeypatch):
     assert claims.judged(found, "mine")[:2] == ("open", 4)
 
 
+# ------------------------------------------------------------------------------------------------------------ which one
+
+def tried(task, objective, lr, seed, right, valid=None, **after):
+    run = {**record(f"which-{task}-{objective}-{lr}".removesuffix("-"), seed, right, **after), "cpu_seconds": 9.0}
+    return run | ({"valid": dict.fromkeys(which.BEST, valid)} if valid is not None else {})
+
+
+def test_objectives_are_compared_like_for_like():
+    """Equal base, samples, steps and temperature; k = N = 8; the same three learning rates for each."""
+    assert set(which.SELECT) == set(runner.OBJECTIVES) and set(which.LABELS) == {"base", *which.SELECT}
+    for task in which.TASKS:
+        for objective in which.SELECT:
+            lines = [runner.words(row) for row in which.tries(task, objective)]
+            assert [rest[rest.index("--lr") + 1] for _, rest, _ in lines] == list(runner.LRS)
+            for script, rest, judge in lines:
+                flags = vars(importlib.import_module(script).parser().parse_args(rest))
+                assert (flags["prompts"], flags["samples"], flags["steps"], flags["temperature"]) == (64, 16, 100, 1)
+                assert flags.get("n", flags.get("k")) == 8 and judge == runner.JUDGES[task]
+                assert (flags["model"], flags["task"]) == (runner.MODELS[task], task)
+
+
+def test_validation_problems_choose():
+    """The learning rate is the best at seed 0 on validation problems, whatever the test problems say, and of equal ones
+    the smallest; before all are tried there is none."""
+    found = {}
+    for lr, valid, test in zip(runner.LRS, (.5, .75, .75), (.9, .1, .2)):
+        assert which.chosen(found, "routes", "mean") is None
+        run = tried("routes", "mean", lr, 0, (32, 32), valid, pass_1=test)
+        found[run["row"], 0] = run
+    assert which.chosen(found, "routes", "mean") == f"which-routes-mean-{runner.LRS[1]}"
+    assert which.chosen({}, "routes", "base") == "which-routes-base"
+    first, second = which.stages(5)
+    assert len(first) == 3 * 10 * 3 and {seed for _, seed in first} == {0}
+    found = {(row, 0): {"valid": dict.fromkeys(which.BEST, .5)} for row, _ in first}
+    wanted = second(found)
+    assert len(wanted) == 3 * 11 * 5 and all(row in runner.ROWS for row, _ in wanted)
+
+
+def test_table_of_objectives():
+    """The best is bold; what its paired interval does not exclude is marked; the rest is not."""
+    found = {}
+    for objective, means in (("base", (.2, .2, .2)), ("mean", (.5, .5, .5)), ("passk", (.4, .55, .52))):
+        for seed, mean in enumerate(means):
+            for lr in runner.LRS if objective != "base" and seed == 0 else ("",) if objective == "base" else ("0.001",):
+                run = tried("routes", objective, lr, seed, (32, 32), .5, pass_1=mean + seed / 100, kl=0.0)
+                found[run["row"], seed] = run
+    lines = {line.split(":")[0].split(" |")[0]: line for line in which.table(found, "routes").split("\n")}
+    assert "| 0.001 | 3 | **0.510 ±0.010** |" in lines["| mean"] and "| ≈ 0.500 ±0.087 |" in lines["| pass@8"]
+    assert "|  | 3 | 0.210 ±0.010 |" in lines["| base"] and len(lines) == 5
+    text = which.page(found)
+    assert "| routes | mean | pass@1 | **0.500** | 0.500 | 0.500 |" in text and "## countdown" in text
+
+
 # ------------------------------------------------------------------------------------------------------------- commands
 
 def test_json_and_list():
@@ -198,6 +253,7 @@ def test_draw_from_what_is_committed(tmp_path):
     text = (tmp_path / "results" / "claims.md").read_text()
     assert claims.listing(runner.records()) in text or runner.records() != FOUND
     page = (tmp_path / "README.md").read_text()
+    assert which.page(runner.records()) == (tmp_path / "results" / "which.md").read_text() or runner.records() != FOUND
     assert all(f"### `{name}`: " in text and f"- [`{name}`](results/claims.md#" in page for name in claims.CLAIMS)
     for path in (tmp_path / "results" / "figures").iterdir():
         assert path.stat().st_size < 80_000, path

@@ -187,3 +187,5 @@ def test_what_is_drawn_is_up_to_date():
     assert page == claims.between(page, claims.readme(found)), "python results/claims.py --draw"
     with open(os.path.join(ROOT, "results", "claims.md"), encoding="utf-8") as file:
         assert claims.listing(found) in file.read(), "python results/claims.py --draw"
+    with open(os.path.join(ROOT, "results", "which.md"), encoding="utf-8") as file:
+        assert file.read() == claims.which.page(found), "python results/claims.py --draw"
