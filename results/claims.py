@@ -3,7 +3,7 @@
     python results/claims.py                            every claim, its verdict, its main number with interval, seeds
     python results/claims.py NAME --seeds 5 --jobs 2    run what it needs and is not recorded; its table and figure
     python results/claims.py NAME --again runs/again    the same from nothing, beside the recorded number
-    python results/claims.py which                      the runs of the table of all objectives, which.md
+    python results/claims.py which robust               the runs of the tables of all objectives, which.md
     python results/claims.py --json                     the list for programs, nothing else
     python results/claims.py --draw                     README.md's list, claims.md, which.md, figures/ from records/
 
@@ -363,8 +363,8 @@ def make(wanted, jobs, again=None):
 def parse_args(argv):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("names", nargs="*", metavar="NAME",
-                   help="a claim of the list, several in the order of their runs, `all` of them, or `which`: the table "
-                        "of objectives; without one: the list")
+                   help="a claim of the list, several in the order of their runs, `all` of them; `which`: the table of all "
+                        "objectives; `robust`: of bases, budgets and learning rates; without one: the list")
     p.add_argument("--seeds", type=int, default=SEEDS, help="seeds 0, 1, ... to run; at least 2")
     p.add_argument("--jobs", type=int, default=2, help="processes at once, of one thread each")
     p.add_argument("--again", metavar="DIR", help="make every run anew, in DIR, and compare with what is recorded")
@@ -373,7 +373,7 @@ def parse_args(argv):
     p.error = lambda sentence: p.exit(2, f"claims.py: error: {sentence}\n")  # one sentence, without the usage
     args = p.parse_args(argv)
     for name in args.names:
-        if name not in (*CLAIMS, "all", "which"):
+        if name not in (*CLAIMS, "all", "which", "robust"):
             p.error(f"there is no claim {name!r}: `python results/claims.py` lists them")
     if args.again and not args.names:
         p.error("--again needs the name of a claim")
@@ -390,7 +390,7 @@ def main(argv=None):
         found = runner.records()
         print(as_json(found) if args.json else "\n".join(draw(found)) if args.draw else listing(found))
         return
-    names = list(CLAIMS) if "all" in args.names else [name for name in args.names if name != "which"]
+    names = list(CLAIMS) if "all" in args.names else [name for name in args.names if name in CLAIMS]
     rows = [rows_of(name) for name in names] + [TABLED] * ("all" in args.names)  # those of tables too
     recorded = runner.records()
     if args.again:
@@ -402,14 +402,20 @@ def main(argv=None):
         first, second = which.stages(args.seeds)
         make(first, args.jobs, args.again)
         make(second(runner.records()), args.jobs, args.again)
+    if "robust" in args.names:
+        make(which.robust_runs(args.seeds), args.jobs, args.again)
     found = runner.records()
     import draw as pictures
     for name in names:
         print(report(found, name, min(args.seeds, SEEDS)))
         print("\nrecorded: " + in_brief(recorded, name) if args.again else pictures.draw(found, CLAIMS[name].figure))
-    if "which" in args.names:
+    if {"which", "robust"} & {*args.names}:
         print(which.page(found))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -124,6 +124,27 @@ ROWS |= {
        for task, judge in JUDGES.items() for objective, line in OBJECTIVES.items() for lr in LRS},
 }
 
+# How robust is it? (which.py): pass@k against the mean on other bases, budgets, samples and learning rates; always 1,024
+# samples a step. The two bases that are not in models/ are pretrained for this, once for all seeds.
+BASES = {"tiny": "tiny", "short": "{base-short}", "wide": "{base-wide}"}
+BUDGETS = ((2, 2), (2, 8), (8, 8), (8, 32), (32, 32), (32, 128))  # k, n samples per prompt
+
+
+def robust(base, objective, n, lr):
+    return (f"ppo_passk --model {BASES[base]} --task countdown --objective {objective} --samples {n} --prompts "
+            f"{1024 // n} --steps 50 --lr {lr} --temperature 1 --kl-prompts 0 --eval-problems 200 --k ")
+
+
+ROWS |= {
+    "base-short": "make_tiny --tasks countdown,routes --width 64 --layers 4 --steps 1300 --lr 0.005",
+    "base-wide": "make_tiny --tasks countdown,routes --width 128 --layers 4 --steps 4000 --lr 0.003",
+    **{f"robust-{base}-base": f"evaluate {model} --task countdown --problems 200" for base, model in BASES.items()},
+    **{f"robust-{base}-mean-{n}-{lr}": robust(base, "mean", n, lr) + str(n)
+       for base in BASES for n in sorted({n for _, n in BUDGETS}) for lr in LRS},
+    **{f"robust-{base}-passk-{k}-{n}-{lr}": robust(base, "passk", n, lr) + str(k)
+       for base in BASES for k, n in BUDGETS for lr in LRS},
+}
+
 
 def words(row):
     """Of a row: its script, its other words with {name} where a folder goes, and its verifier or None."""
@@ -142,8 +163,19 @@ def is_verifier(row):
     return "--fit-verifier" in ROWS[row]
 
 
+def is_base(row):
+    return ROWS[row].startswith("make_tiny ")
+
+
 def folder(row, seed):
-    return os.path.join(RUNS, f"{row}-{seed}")
+    """Where a run is; a base is one for all seeds."""
+    return os.path.join(RUNS, f"{row}-{0 if is_base(row) else seed}")
+
+
+def is_done(row, seed):
+    """Whether a run's folder is complete: make_tiny.py leaves an empty result in one that it has begun."""
+    path = os.path.join(folder(row, seed), "verifier.json" if is_verifier(row) else "result.json")
+    return os.path.exists(path) and os.path.getsize(path) > 2
 
 
 def arguments(row, seed):
@@ -196,22 +228,20 @@ def ensure(row, seed, wait=True, adapter=False):
     """See that the run of a row and seed is recorded (with `adapter`: that its folder is there), making what it needs.
     Returns whether it is; False only if another process is at it and `wait` is not set. Raises SystemExit as scripts
     do: 130 after Ctrl-C or SIGTERM, when what was trained is saved and the same call goes on."""
-    done = os.path.join(folder(row, seed), "verifier.json" if is_verifier(row) else "result.json")
-
     def finished():
-        return (row, seed) in records() and (os.path.exists(done) or not adapter)
+        return (row, seed) in records() and (is_done(row, seed) or not adapter)
     if finished():
         return True
     for other in needs(row):
-        if not ensure(other, seed, wait, adapter=True):
+        if not ensure(other, 0 if is_base(other) else seed, wait, adapter=True):
             return False
     with locked(folder(row, seed) + ".lock", wait) as mine:
         if not mine or finished():
             return mine
         said, started, cpu = [], time.time(), time.process_time()
-        resumed = os.path.exists(os.path.join(folder(row, seed), "args.json")) and not os.path.exists(done)
+        resumed = os.path.exists(os.path.join(folder(row, seed), "args.json")) and not is_done(row, seed)
         script = words(row)[0]
-        if script != "evaluate" and not os.path.exists(done):
+        if script != "evaluate" and not is_done(row, seed):
             print(f"{row}, seed {seed}: {'going on' if resumed else 'training'}", flush=True)
             train(row, seed, resumed)
             said = [time.process_time() - cpu]
@@ -226,9 +256,9 @@ def ensure(row, seed, wait=True, adapter=False):
 def train(row, seed, resumed):
     """Run a row's script in this process, what it prints to ROW-SEED.log."""
     script, out = words(row)[0], folder(row, seed)
-    sys.path[:0] = [ROOT] * (ROOT not in sys.path)
+    sys.path[:0] = [path for path in (ROOT, os.path.join(ROOT, "models")) if path not in sys.path]
     module = __import__(script)
-    extra = [] if is_verifier(row) else ["--eval-samples", "0"]
+    extra = [] if is_verifier(row) or is_base(row) else ["--eval-samples", "0"]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with open(out + ".log", "a") as file, contextlib.redirect_stdout(file):
         try:
@@ -254,9 +284,16 @@ def evaluated(row, seed, cpu_seconds):
             found = json.load(file)
         return {**run, "seconds": found["seconds"], "cpu_seconds": cpu_seconds, "auc": found["auc"],
                 "auc_interval": [found["low"], found["high"]], "after": {}, "problems": {}}
+    if is_base(row):
+        with open(os.path.join(given, "result.json")) as file:
+            found = json.load(file)
+        return {**run, "seconds": found["seconds"], "cpu_seconds": cpu_seconds, "parameters": found["parameters"],
+                "after": {}, "problems": {}}
     flags = evaluate.parse_args(line) if script == "evaluate" else __import__(script).parser().parse_args(line)
     if script == "evaluate":
-        model, adapter = ("tiny", flags.models[0]) if rest[0].startswith("{") else (rest[0], None)
+        model, adapter = flags.models[0], None
+        if rest[0].startswith("{") and not is_base(rest[0][1:-1]):
+            model, adapter = "tiny", model
     else:
         with open(os.path.join(given, "result.json")) as file:
             seconds = json.load(file)["seconds"]
@@ -268,7 +305,7 @@ def evaluated(row, seed, cpu_seconds):
                 "zero": round(statistics.mean(s["zero"] for s in steps), 4)}
     task = tasks.load_task(flags.task)
     policy = common.load_policy(model, 32, adapter=adapter, reference="base")
-    problems = task.test[:getattr(flags, "problems", 0) or None]
+    problems = task.test[:(flags.problems if script == "evaluate" else flags.eval_problems) or None]
     # A policy trained at another temperature is tested at 1 here: its rows at others are evaluations of their own.
     temperature = float(flags.temperature) if script == "evaluate" else 1.0
 
@@ -280,7 +317,7 @@ def evaluated(row, seed, cpu_seconds):
     pool, values = measured(problems, True)
     kept = {"gold", "kl", "bon@8", "bon@32", "maj@8"} | ({"max@1", "max@8", "max@64"} if task.graded else set()) | (
         {"maj@16", "maj@32", "maj@64"} if task.name == "routes" else set())
-    if row.startswith("which-"):
+    if row.startswith(("which-", "robust-")):
         kept = set()  # there are many, and their interval is that over seeds
     values = {name: v for name, v in values.items() if judge or not name.startswith("bon@")}  # by logp: of no interest
     after = {name: evaluate.mean_se(v) for name, v in values.items()}
@@ -294,7 +331,7 @@ def evaluated(row, seed, cpu_seconds):
         _, values = measured(task.valid, False)
         run["valid"] = {name: round(evaluate.mean_se(values[name])["mean"], 5)
                         for name in ("pass@1", "pass@8", "pass@32", "maj@8", "bon@8")}
-    if "problems" in flags and flags.problems:
+    if "-T" in row:
         fit = evaluate.co_scaling({1: {f"pass@{k}": after[f"pass@{k}"] for k in KS[:-1]}})[1]
         run["co_scaling"] = {name: round(value, 5) for name, value in fit.items()}
     return run

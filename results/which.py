@@ -1,4 +1,4 @@
-"""Which one should I use? `python results/claims.py which` makes the runs, `python results/claims.py --draw` the table.
+"""Which one should I use? `python results/claims.py which robust` makes the runs, `--draw` the tables in which.md.
 
 Every objective of the six scripts from one base per task, on equal samples (64 prompts x 16) and steps (100), k = N = 8.
 Each has three learning rates to choose from, tried at seed 0, and takes the one that is best on the 400 validation
@@ -49,10 +49,15 @@ def runs(found, row):
     return {seed: run for (other, seed), run in found.items() if other == row}
 
 
+def lead(found, row, other, metric):
+    """(mean, low, high) of a row's metric over another row's, paired by seed."""
+    one, two = runs(found, row), runs(found, other)
+    return interval([value(one[seed], metric) - value(two[seed], metric) for seed in sorted(one.keys() & two)])
+
+
 def tied(found, best, row, metric):
     """Whether the paired 95 % interval of the best row's lead over another one covers 0, or there is none yet."""
-    one, other = runs(found, best), runs(found, row)
-    _, low, _ = interval([value(one[seed], metric) - value(other[seed], metric) for seed in sorted(one.keys() & other)])
+    low = lead(found, best, row, metric)[1]
     return low is None or low <= 0
 
 
@@ -103,4 +108,44 @@ def page(found):
                 cells.append(f"**{text_}**" if row == best else text_)
             if any(cells):
                 text.append(f"| {task} | {objective} | {metric} | " + " | ".join(cells) + " |")
-    return "\n".join(text) + "\n"
+    return "\n".join([*text, "", *robust_page(found)]) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------------- how robust it is
+
+def robust_rows(base, k, n, lr):
+    """The two rows that are compared: trained for pass@k and for the mean, with n samples per prompt."""
+    return f"robust-{base}-passk-{k}-{n}-{lr}", f"robust-{base}-mean-{n}-{lr}"
+
+
+def robust_runs(seeds):
+    """(row, seed) of all runs, cheap comparisons of the default's k first."""
+    pairs = [(base, k, n, lr) for k, n in sorted(runner.BUDGETS, key=lambda b: b[0] != 8) for base in runner.BASES
+             for lr in runner.LRS]
+    rows = [f"robust-{base}-base" for base in runner.BASES] + [row for pair in pairs for row in robust_rows(*pair)]
+    return list(dict.fromkeys((row, seed) for row in rows for seed in range(seeds)))
+
+
+def robust_page(found):
+    """Markdown lines: the lead of pass@k training at pass@k, over the mean objective and over the base."""
+    lines = ["## How robust is pass@k against the mean?", "",
+             "`python results/claims.py robust`: countdown, 50 steps of 1,024 samples, 200 test problems x 64 samples, "
+             "paired by seed. A cell is the lead of training for pass@k at pass@k over training for the mean with the "
+             "same n samples per prompt and learning rate, with its 95 % interval, and / its lead over the base. *tiny* "
+             "is the embedded model, *short* has a third of its pretraining, *wide* four times its parameters.", "",
+             "| base | k | n | " + " | ".join(f"learning rate {lr}" for lr in runner.LRS) + " | seeds |",
+             "|---" * (4 + len(runner.LRS)) + "|"]
+    for base in runner.BASES:
+        for k, n in runner.BUDGETS:
+            cells, seeds = [], []
+            for lr in runner.LRS:
+                aware, mean = robust_rows(base, k, n, lr)
+                middle, low, high = lead(found, aware, mean, f"pass@{k}")
+                over, _, _ = lead(found, aware, f"robust-{base}-base", f"pass@{k}")
+                cells.append("" if middle is None else f"{middle:+.3f}" + (
+                    f" [{low:+.3f}, {high:+.3f}]" if low is not None else "") + (
+                    f" / {over:+.3f}" if over is not None else ""))
+                seeds.append(len(runs(found, aware).keys() & runs(found, mean)))
+            if any(cells):
+                lines.append(f"| {base} | {k} | {n} | " + " | ".join(cells) + f" | {min(filter(None, seeds))} |")
+    return lines

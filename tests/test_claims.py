@@ -14,7 +14,7 @@ import time
 import pytest
 from conftest import ROOT
 
-sys.path.append(os.path.join(ROOT, "results"))
+sys.path += [os.path.join(ROOT, "results"), os.path.join(ROOT, "models")]
 import claims
 import runner
 import which
@@ -39,8 +39,8 @@ def test_rows_parse_and_say_all_that_matters():
         line = runner.arguments(row, 3)
         assert line[-2:] == ["--seed", "3"] and not any("{" in word for word in line)
         module = importlib.import_module(script)
-        flags = vars(module.parse_args(line) if script == "evaluate" else module.parser().parse_args(line))
-        if script != "evaluate":
+        flags = vars((module.parse_args if script in ("evaluate", "make_tiny") else module.parser().parse_args)(line))
+        if script not in ("evaluate", "make_tiny"):
             module.check(module.parser().parse_args(line))
             own = {"ppo_passk": ["objective", "k"], "bon_sft": ["n", "scores", "train-problems"],
                    "bon_rl": ["variant", "n"], "cat_bon": ["mode", "n"], "cat_majority": ["mode", "n", "threshold"],
@@ -83,12 +83,14 @@ def test_records():
         trained = {"seconds", "cpu_seconds", "samples_per_s", "zero"} if script != "evaluate" else set()
         if runner.is_verifier(run["row"]):
             trained = {"seconds", "cpu_seconds", "auc", "auc_interval"}
-        extra = {"auc"} if judge else {"co_scaling"} if "problems" in run["flags"] else set()
+        if runner.is_base(run["row"]):
+            trained = {"seconds", "cpu_seconds", "parameters"}
+        extra = {"auc"} if judge else {"co_scaling"} if "-T" in run["row"] else set()
         extra |= {"valid"} if run["row"].startswith("which-") and trained and run["flags"]["seed"] == 0 else set()
         assert run.keys() == {"row", "script", "flags", "commit", "versions", "after", "problems"} | trained | extra
         for cell in run["after"].values():
             assert cell.keys() == {"mean", "se"} and all(math.isfinite(v) for v in cell.values())
-        size = run["flags"].get("problems", 400)
+        size = run["flags"].get("problems", run["flags"].get("eval_problems", 400))
         for metric, values in run["problems"].items():
             assert len(values) == size or metric == "gold" and size * .98 < len(values) < size  # not all have one
             assert all(isinstance(v, int) for v in values)
@@ -214,6 +216,28 @@ def test_table_of_objectives():
     assert "|  | 3 | 0.210 ±0.010 |" in lines["| base"] and len(lines) == 5
     text = which.page(found)
     assert "| routes | mean | pass@1 | **0.500** | 0.500 | 0.500 |" in text and "## countdown" in text
+
+
+def test_robustness_is_compared_like_for_like():
+    """Pass@k and the mean on the same base, samples, steps and learning rate; n = k and n = 4k; no run is missing."""
+    wanted = which.robust_runs(3)
+    assert len(wanted) == len(set(wanted)) == 3 * (3 + 3 * 3 * (4 + 6)) and all(row in runner.ROWS for row, _ in wanted)
+    assert {n / k for k, n in runner.BUDGETS} == {1, 4} and {k for k, _ in runner.BUDGETS} == {2, 8, 32}
+    for base in runner.BASES:
+        for k, n in runner.BUDGETS:
+            for lr in runner.LRS:
+                aware, mean = (runner.flags_of(runner.words(row)[1], 0) for row in which.robust_rows(base, k, n, lr))
+                assert (aware.pop("k"), aware.pop("objective"), mean.pop("objective")) == (k, "passk", "mean")
+                assert mean.pop("k") == n and aware == mean and aware["samples"] * aware["prompts"] == 1024
+
+
+def test_table_of_robustness():
+    found = {}
+    for seed in (0, 1):
+        for row, mean in zip((*which.robust_rows("wide", 8, 32, "0.004"), "robust-wide-base"), (.75, .5, .25)):
+            found[row, seed] = record(row, seed, pass_8=mean + seed / 10)
+    assert which.robust_page({})[-1].startswith("|---")
+    assert which.robust_page(found)[-1] == "| wide | 8 | 32 |  |  | +0.250 [+0.250, +0.250] / +0.500 | 2 |"
 
 
 # ------------------------------------------------------------------------------------------------------------- commands
