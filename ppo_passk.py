@@ -33,7 +33,7 @@ from support import flags
 
 
 def parser():
-    p = flags.parser(__doc__, "ppo_passk", samples=16, prompts=64, steps=250)
+    p = flags.parser(__doc__, "ppo_passk", samples=16, prompts=64, steps=200)
     p.add_argument("--objective", choices=["mean", "passk", "majority"], default="passk", help="what to train for")
     p.add_argument("--k", type=int, default=8, help="test-time budget that is trained for, at most --samples")
     p.add_argument("--estimator", choices=["loo", "centred", "plain"], default="loo",
