@@ -248,8 +248,8 @@ def draw(p, u):
     if p.shape[-1] <= 4096:
         cdf = p.cumsum(-1, dtype=torch.float64)
         return torch.searchsorted(cdf, u * cdf[..., -1:], right=True).clamp_max_(cdf.shape[-1] - 1)
-    size = 256 if p.shape[-1] % 256 == 0 else 128
-    if p.shape[-1] % size:
+    size, V = 256 if p.shape[-1] % 256 == 0 else 128, p.shape[-1]
+    if V % size:
         p = F.pad(p, (0, -p.shape[-1] % size))
     blocks = p.unflatten(-1, (-1, size))  # [..., V / size, size]
     total = F.pad(blocks.sum(-1).double().cumsum(-1), (1, 0))  # [..., 1 + V / size]: before each block, and in all
@@ -258,7 +258,7 @@ def draw(p, u):
     below, upto = total.gather(-1, block), total.gather(-1, block + 1)
     cdf = blocks.gather(-2, block[..., None].expand(*block.shape, size)).cumsum(-1, dtype=torch.float64)
     u = ((u - below) / (upto - below))[..., None] * cdf[..., -1:]  # [..., m, 1]; cdf [..., m, size]
-    return block * size + torch.searchsorted(cdf, u, right=True)[..., 0].clamp_max_(size - 1)
+    return (block * size + torch.searchsorted(cdf, u, right=True)[..., 0].clamp_max_(size - 1)).clamp_max_(V - 1)
 
 
 def decode(policy, prompts, u, temperature):

@@ -14,6 +14,7 @@ one pool-<n>.jsonl per model and temperature, which `--pool` rescores without sa
 pass@N(T) = exp(a(T) N^b(T)) at each temperature (Chow et al. 2024, arXiv 2412.15287).
 """
 import argparse
+import gc
 import json
 import math
 import os
@@ -340,6 +341,8 @@ def main(argv=None):
             flags = run_flags(model)
             base, _, adapter = ((flags["model"], "", model) if flags else (model, "", "") if os.path.exists(model)
                                 else model.partition("+"))
+            policy = None  # two models need not fit at once
+            gc.collect()
             policy = common.load_policy(base, args.bits or (flags or {}).get("bits"), adapter=adapter or None,
                                         reference="base")
             own, task.chat = flags if flags and args.chat is None else {}, wanted

@@ -40,8 +40,8 @@ def parser():
                    help="leave-one-out (the paper's; at k = 1 it has no baseline), centred (needs samples > k), or no "
                         "baseline")
     p.add_argument("--epochs", type=int, default=1,
-                   help="passes over the samples of a step; with 1 epoch and 1 minibatch the ratio is 1 and nothing is "
-                        "clipped")
+                   help="passes over the samples of a step; with 1 epoch and 1 minibatch the ratio is 1, up to what "
+                        "sampler and scorer round differently")
     p.add_argument("--minibatches", type=int, default=1,
                    help="optimiser steps per pass, each over its share of the prompts")
     p.add_argument("--clip", type=float, default=0.2, help="PPO clip eps of the per-token ratio")

@@ -10,6 +10,7 @@ small products. `choose` says what a model gets, and why; tests compare all of i
 """
 import functools
 import math
+import re
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def choose(policy):
                 return load.first_line(error)
             # one order in both, the longest completion first; in less than float32 any order of sums is another number
             exact = apart.dtype == lm.dtype == torch.float32 and not getattr(lm, "is_quantized", False)
-            return None if torch.allclose(apart, found, atol=1e-4 if exact else 0.2) else "other log-probabilities"
+            return None if captured.near(apart, found, exact) else "other log-probabilities"
         small = policy.size < load.TINY
         if small and not cannot:
             with folded(layers):
@@ -79,7 +80,7 @@ def choose(policy):
         return None, f"plain ({type(lm).__name__} from a prompt's keys and values on: {wrong})"
     shared = "samples of a prompt share its keys and values, "
     if policy.device.type == "cuda":
-        found = Fast([], False, takes_wide(policy, 1e-4 if policy.lm.dtype == torch.float32 else 0.2))
+        found = Fast([], False, takes_wide(policy))
         return found, shared + captured.choose(policy, found, layers)
     return Fast([] if cannot else layers, False), shared + "adapter " + (
         f"not folded into the weights ({cannot})" if cannot else "folded into the weights in rollouts")
@@ -94,7 +95,7 @@ def decoding_mask(policy, mask):
 
 
 @torch.no_grad()
-def takes_wide(policy, tolerance):
+def takes_wide(policy):
     """Whether a token after a padded prompt has the same logits under either mask."""
     V, found = policy.lm.config.get_text_config().vocab_size, []
     ids, mask = common.left_pad([[1 % V, 2 % V, 3 % V], [4 % V]], policy.device)
@@ -108,7 +109,7 @@ def takes_wide(policy, tolerance):
         except (ValueError, RuntimeError):  # as in choose
             return False
         found.append(out.logits[:, -1].float())
-    return torch.allclose(*found, atol=tolerance)
+    return captured.near(*found, policy.lm.dtype == torch.float32)
 
 
 def lora_layers(policy):
@@ -157,13 +158,14 @@ def window(policy):
 
 def halving(loop):
     """A sampling loop that is run for half of its rows at a time where the memory of a GPU does not hold all: the draws
-    are fixed by u, so they stay the same."""
+    are fixed by u, so they stay the same. (The update's micro-batches are not: their estimate leaves half free.)"""
     def run(policy, prompts, u, temperature):
         P, k, _ = u.shape
         try:
             return loop(policy, prompts, u, temperature)
-        except torch.OutOfMemoryError:
-            if P * k == 1:
+        except RuntimeError as error:  # instantiating a graph, cuBLAS and torch have an error of their own each
+            full = isinstance(error, torch.OutOfMemoryError) or re.search("out of memory|ALLOC_FAILED", str(error))
+            if not full or P * k == 1:
                 raise
         torch.cuda.empty_cache()  # outside of `except`, which holds the frames that hold the memory
         if P > 1:

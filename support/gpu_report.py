@@ -1,14 +1,19 @@
 """bench.py --gpu-report DIR: everything that is worth knowing of a GPU, in one command of at most nine minutes.
 
 The parts run one after the other, the most wanted first, each in a process of its own, so that one that fails or hangs
-takes nothing with it. Every figure is appended to DIR/gpu.jsonl as soon as it is there, and DIR/gpu.json and DIR/gpu.md
-are made anew from that, so that a run that is cut off still counts. On a CPU the same command is a rehearsal.
+takes nothing with it, and has seconds of its own. Every figure is appended to DIR/gpu.jsonl as soon as it is there, and
+DIR/gpu.json and DIR/gpu.md are made anew from that, so that a run that is cut off still counts; what the parts print is
+in DIR/output.log. --parts takes some of them. On a CPU the same command is a rehearsal.
 """
 import contextlib
+import faulthandler
+import gc
+import importlib.util
 import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,7 +30,8 @@ from support.folder import versions, write_atomic
 from support.run import batch_of
 
 SECONDS = 500  # of the whole command: below nine minutes with what starting and ending take
-TESTS = 150  # at most for the GPU tests
+PARTS = {"shape": (60, 190), "tests": (60, 120), "step": (60, 130), "ppo": (40, 70)}  # seconds: needed, at most
+THEIRS = 64  # tokens that the slow rivals of the sampler decode, where they need not be given the whole length
 BOUND = ("tokens/s at most = rows x bandwidth / (W + rows x c x (L + T/2)): weights W and, per token of context, keys "
          "and values c are read once for each decoded token; L prompt, T new tokens")
 RATE = "share of the matrix rate = tokens/s x 4 P / rate: forward and the gradient of activations, 2 P each; P weights"
@@ -70,12 +76,31 @@ def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def free():
+    """What was deleted leaves the card: a policy holds itself in a cycle."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def attempt(folder, part):
+    """A figure that fails is named in the report, and the next one is taken."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, AttributeError, UserError) as error:  # out of memory among the first
+        record(folder, part, note=f"failed: {type(error).__name__}: {load.first_line(error)}")
+        error.__traceback__ = None  # its frames hold tensors
+    free()
+
+
 def rates():
     """(bytes per second of a copy, reading and writing; floating-point operations per second of a matrix product) as
     this device reaches them, in the precision of the base."""
     gpu = device().type == "cuda"
-    dtype, n, times = (torch.bfloat16, 8192, 10) if gpu else (torch.float32, 1024, 3)
-    x, y = (torch.ones(2 ** 30 if gpu else 2 ** 24, dtype=dtype, device=device()) for _ in range(2))
+    dtype, n, times = (torch.bfloat16, 8192, 100) if gpu else (torch.float32, 1024, 3)
+    # random: a card multiplies ones faster, because it draws less power
+    x, y = (torch.randn(2 ** 30 if gpu else 2 ** 24, dtype=dtype, device=device()) for _ in range(2))
     a, b = x[:n * n].view(n, n), y[:n * n].view(n, n)
 
     def seconds(call):
@@ -114,31 +139,51 @@ def fresh_peak(policy, line):
     line |= {"seconds": time.perf_counter() - started, "peak_gb": load.peak_memory(policy.device)}
 
 
+def read_per_token(policy):
+    """Bytes of weights that are read for a decoded token: where a de-quantised copy is decoded from, the copy's."""
+    copies = [(layer.base_layer.weight, copy) for _, _, layer, copy in getattr(policy.fast, "light", None) or ()
+              if copy is not None]
+    return sum(p.nbytes for p in multiplied(policy) if not any(p is old for old, _ in copies)) + sum(
+        copy.nbytes for _, copy in copies)
+
+
 def sampler(policy, rows, args, bandwidth):
-    """A line: tokens per second of the sampler, of the plain loop, of generate, and the bound."""
+    """A line: tokens per second of the sampler, and the bound. The second of two calls: the first makes ready what
+    depends on the number of rows."""
     c, T, L = policy.lm.config.get_text_config(), args.new_tokens, args.prompt_tokens
-    prompts, seeds, line = prompts_of(rows, args), range(rows // args.k), {"rows": rows}
-    with fresh_peak(policy, line):
-        common.sample(policy, prompts, args.k, seeds, max_new_tokens=T)
-    seconds, peak = line.pop("seconds"), line.pop("peak_gb")
-    line |= {"tokens_per_s": rows * T / seconds}
-    weights = sum(p.nbytes for p in multiplied(policy))
+    prompts, line = prompts_of(rows, args), {"rows": rows}
+    for _ in range(2):
+        with fresh_peak(policy, line):
+            common.sample(policy, prompts, args.k, range(rows // args.k), max_new_tokens=T)
+    line["tokens_per_s"] = rows * T / line["seconds"]
     cached = 2 * c.num_hidden_layers * c.num_key_value_heads * c.hidden_size // c.num_attention_heads
-    bound = rows * bandwidth / (weights + rows * cached * policy.lm.dtype.itemsize * (L + T / 2))
-    line |= {"bound": bound, "of_bound": line["tokens_per_s"] / bound}
+    bound = rows * bandwidth / (read_per_token(policy) + rows * cached * policy.lm.dtype.itemsize * (L + T / 2))
+    return line | {"bound": bound, "of_bound": line["tokens_per_s"] / bound}
+
+
+def rivals(policy, rows, tokens, args):
+    """Lines: on equal prompts and tokens, the sampler, its plain loop and transformers' generate, with the adapter as
+    peft computes it, and how many times as fast the sampler is."""
+    prompts, first = prompts_of(rows, args), None
+    ours = lambda: common.sample(policy, prompts, args.k, range(rows // args.k), max_new_tokens=tokens)
+    whose = {"sampler": ours}
     if getattr(policy.fast, "captured", False):
-        policy.fast.captured = False
-        plain = {}
-        with fresh_peak(policy, plain):
-            common.sample(policy, prompts, args.k, seeds, max_new_tokens=T)
-        policy.fast.captured = True
-        line["kernel_by_kernel"] = rows * T / plain["seconds"]
+        def plain():
+            policy.fast.captured = False
+            try:
+                ours()
+            finally:
+                policy.fast.captured = True
+        whose["kernel by kernel"] = plain
     if not args.skip_generate:
-        theirs = {}
-        with fresh_peak(policy, theirs):
-            bench.generate(policy, prompts, args.k, T, args.seed)
-        line |= {"generate": rows * T / theirs["seconds"], "ratio": theirs["seconds"] / seconds}
-    return line | {"peak_gb": peak}
+        whose["generate"] = lambda: bench.generate(policy, prompts, args.k, tokens, args.seed)
+    for who, call in whose.items():
+        line = {}
+        with fresh_peak(policy, line):
+            call()
+        first = first or line["seconds"]
+        yield {"rows": rows, "new_tokens": tokens, "who": who, "tokens_per_s": rows * tokens / line["seconds"],
+               "sampler_is_faster": line["seconds"] / first, "peak_gb": line["peak_gb"]}
 
 
 def update(policy, rows, args, rate):
@@ -163,37 +208,50 @@ def update(policy, rows, args, rate):
 
 
 def shape_part(folder, shape, args):
-    """A model of random weights in both precisions: loading, sampler, update; of the 7b shape, what a card of 24 GB
-    would do."""
+    """A model of random weights in both precisions: loading, sampler, update; of the 7b shape first what a card of 24
+    GB would do."""
     gpu, (bandwidth, rate) = device().type == "cuda", rates()
     record(folder, shape, what="device", bandwidth_gb_per_s=bandwidth / 1e9, matrix_tflops=rate / 1e12)
     with tempfile.TemporaryDirectory() as path:
         bench.build(shape, path, args.seed, args.vocabulary)
-        for bits in (16 if gpu else 32, 4):
-            label = f"{shape}, {bits} bits"
-            policy = common.load_policy(path, bits, seed=args.seed)
-            policy.stop = [args.vocabulary]  # nothing ends before its length
-            record(folder, label, how=policy.note)
-            warm = [prompts_of(args.k, args)[0]]
-            common.sample(policy, warm, args.k, [0], max_new_tokens=4)
-            if not args.skip_generate:
-                bench.generate(policy, warm, args.k, 4, args.seed)
-            for rows in args.row_counts:
-                record(folder, label, what="sampler", **sampler(policy, rows, args, bandwidth))
-            record(folder, label, what="update", **update(policy, args.row_counts[0], args, rate))
-            del policy
-            if gpu:
-                torch.cuda.empty_cache()
+        full = 16 if gpu else 32
         if shape == "7b":
-            small_card(folder, path, args)
+            with attempt(folder, "7b on 24 GB"):
+                small_card(folder, path, args)
+        for bits in (4, full) if shape == "7b" else (full, 4):
+            with attempt(folder, f"{shape}, {bits} bits"):
+                precision_part(folder, f"{shape}, {bits} bits", path, bits, args, bandwidth, rate)
+
+
+def precision_part(folder, label, path, bits, args, bandwidth, rate):
+    policy, middle = common.load_policy(path, bits, seed=args.seed), args.row_counts[len(args.row_counts) // 2]
+    policy.stop = [args.vocabulary]  # nothing ends before its length
+    record(folder, label, how=policy.note)
+    for rows in args.row_counts:
+        with attempt(folder, label):
+            record(folder, label, what="sampler", **sampler(policy, rows, args, bandwidth))
+    with attempt(folder, label):
+        record(folder, label, what="update", **update(policy, args.row_counts[0], args, rate))
+    if not args.skip_generate:
+        bench.generate(policy, prompts_of(args.k, args)[:1], args.k, 4, args.seed)  # makes ready
+    for rows in sorted(args.row_counts, key=lambda rows: rows != middle):
+        with attempt(folder, label):
+            whole = rows == middle and bits != 4  # the figure that counts is taken on the whole length
+            for line in rivals(policy, rows, args.new_tokens if whole else min(THEIRS, args.new_tokens), args):
+                record(folder, label, what="against", **line)
 
 
 def small_card(folder, path, args, total=24e9, tokens=512):
-    """A step of one prompt, k samples of 512 tokens, all in the update, with what a card of 24 GB has free."""
+    """A step of one prompt, k samples of 512 tokens, all in the update, on what a card of 24 GB has: more than that is
+    refused."""
     with contextlib.ExitStack() as stack:
-        free = load.free_memory
-        stack.callback(setattr, load, "free_memory", free)
-        load.free_memory = lambda d: total - torch.cuda.memory_allocated(d) if d.type == "cuda" else free(d)
+        own = load.free_memory
+        stack.callback(setattr, load, "free_memory", own)
+        if device().type == "cuda":
+            share = min(1.0, (total - 0.6e9) / torch.cuda.get_device_properties(0).total_memory)  # less the context
+            torch.cuda.set_per_process_memory_fraction(share)
+            stack.callback(torch.cuda.set_per_process_memory_fraction, 1.0)
+            load.free_memory = lambda d: total - 0.6e9 - torch.cuda.memory_allocated(d) if d.type == "cuda" else own(d)
         policy, line = common.load_policy(path, 4, seed=args.seed), {}
         policy.stop = [args.vocabulary]
         prompts = prompts_of(args.k, args)
@@ -201,6 +259,8 @@ def small_card(folder, path, args, total=24e9, tokens=512):
             drawn = common.sample(policy, prompts, args.k, [0], max_new_tokens=tokens)
             for _, logps, _ in common.score(policy, prompts * args.k, drawn.lists()[0]):
                 logps.sum().backward()
+        if device().type == "cuda":
+            line["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
         record(folder, "7b on 24 GB", how=policy.note.split("\n")[-1], k=args.k, tokens=tokens, **line)
 
 
@@ -259,8 +319,7 @@ def trl_part(folder, shape, args):
             record(folder, "step", who=f"ours, {objective}", rows=rows, zero=shown["zero"],
                    samples_per_s=rows / line["seconds"], **line)
         del policy, optimizer
-        if gpu:
-            torch.cuda.empty_cache()
+        free()
         problem = {p.prompt: p for p in task.train}
 
         class Clock(transformers.TrainerCallback):
@@ -291,29 +350,39 @@ def trl_part(folder, shape, args):
             record(folder, "step", who=f"TRL {trl.__version__}, micro-batch {micro}", rows=rows, zero=0.0,
                    samples_per_s=rows / clock.seconds, seconds=clock.seconds, peak_gb=load.peak_memory(device()))
             del trainer, model
-            if gpu:
-                torch.cuda.empty_cache()
+            free()
 
 
-def command_part(folder, part, command, seconds, **environment):
-    """The last lines of a command's output, and how it ended."""
+def child(folder, command, seconds):
+    """Run a command of this checkout, what it prints to DIR/output.log -> (exit code or "stopped", its lines, seconds).
+    Its temporary files go with it, also where it is killed."""
     started = time.time()
-    try:
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=seconds,
-                              env={**os.environ, **environment})
-        code, text = done.returncode, done.stdout + done.stderr
-    except subprocess.TimeoutExpired as error:
-        code, text = "stopped", (error.stdout or b"").decode(errors="replace")
-    tail = [line for line in text.strip().split("\n") if "passed" in line or "failed" in line or "FAILED" in line
-            or "Error" in line or line.startswith(("before", "after"))] or text.strip().split("\n")[-3:]
-    record(folder, part, command=" ".join(command), exit_code=code, seconds=time.time() - started,
-           output="\n".join(tail[-20:]))
+    with tempfile.TemporaryDirectory() as scratch, open(os.path.join(folder, "output.log"), "a+") as log:
+        start = log.seek(0, os.SEEK_END)
+        try:
+            code = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                                  timeout=seconds, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
+                                                        "TMPDIR": scratch}).returncode
+        except subprocess.TimeoutExpired:
+            code = "stopped"
+        log.seek(start)
+        return code, log.read().strip().split("\n"), time.time() - started
+
+
+def command_part(folder, part, command, seconds):
+    """The lines of a command's output that say how it ended."""
+    code, lines, taken = child(folder, command, seconds)
+    tail = [line for line in lines if "passed" in line or "failed" in line or "FAILED" in line
+            or re.match(r"E  |\w*Error|before|after", line)] or lines[-3:]
+    record(folder, part, command=" ".join(command), exit_code=code, seconds=taken, output="\n".join(tail[-30:]))
 
 
 def one_part(args):
-    """In a process of its own: the part of --part."""
-    kind, shape = args.part.split(":")
+    """In a process of its own: the part of --part, which says where it hangs before its seconds are over."""
+    kind, shape, seconds = args.part.split(":")
+    faulthandler.dump_traceback_later(max(1, int(seconds) - 4), exit=True)
     {"shape": shape_part, "step": trl_part}[kind](args.gpu_report, shape, args)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def prepare(args):
@@ -322,6 +391,13 @@ def prepare(args):
     if args.k < 1 or any(rows % args.k for rows in args.row_counts):
         raise UserError(f"--rows must be multiples of --k {args.k}")
     args.new_tokens = args.new_tokens or 256
+    chosen = (args.parts or ",".join(PARTS)).split(",")
+    for name in chosen:
+        if name not in PARTS:
+            raise UserError(f"--parts: there is no {name!r}; choose from {', '.join(PARTS)}")
+    args.parts = chosen
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("--gpu-report needs bitsandbytes: pip install -r requirements.txt")
 
 
 def report(args):
@@ -341,27 +417,28 @@ def report(args):
     given = [flag for name in ("rows", "k", "prompt_tokens", "new_tokens", "vocabulary", "seed") if getattr(args, name)
              for flag in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
     given += ["--skip-generate"] * args.skip_generate
-    tests = ["-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "tests/test_gpu.py"]
-    parts = [("GPU tests", tests, TESTS), (f"shape:{shapes[0]}", None, 60), (f"step:{shapes[0]}", None, 40),
-             ("ppo_passk.py", ["ppo_passk.py", "--bits", "4", "--steps", "40", "--eval-samples", "16", "--out",
-                               os.path.abspath(os.path.join(folder, "ppo_passk"))], 60),
-             *((f"shape:{shape}", None, 40) for shape in shapes[1:])]
-    for part, command, least in parts:
-        left = SECONDS - (time.time() - started)
+    tests = ["-m", "pytest", "-v", "--tb=short", "-rf", "-o", "addopts=", "-p", "no:cacheprovider", "tests/test_gpu.py",
+             *["-n", "4"] * (importlib.util.find_spec("xdist") is not None and gpu)]
+    ppo = ["ppo_passk.py", "--bits", "4", "--steps", "40", "--eval-samples", "16"]
+    plan = [("shape", shapes[0], None), ("tests", "GPU tests", tests), *(("shape", x, None) for x in shapes[1:2]),
+            ("step", shapes[0], None), ("ppo", "ppo_passk.py", ppo), *(("shape", x, None) for x in shapes[2:])]
+    for kind, name, command in plan:
+        (least, most), left = PARTS[kind], SECONDS - (time.time() - started)
+        if kind not in args.parts:
+            continue
         if left < least:
-            record(folder, part, note=f"left out: {left:.0f} s were left")
-            continue
-        if command:
-            command_part(folder, part, command, min(left, least) if part == "GPU tests" else left)
-            continue
-        command = [os.path.join(ROOT, "bench.py"), "--gpu-report", folder, "--part", part, *given]
-        try:
-            done = subprocess.run([sys.executable, *command], timeout=left, stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                print(done.stderr, file=sys.stderr)
-                why = load.first_line(done.stderr.strip().split("\n")[-1])
-                record(folder, part, note=f"ended with exit code {done.returncode}: {why}")
-        except subprocess.TimeoutExpired:
-            record(folder, part, note="stopped: no time was left")
+            record(folder, name if command else f"{kind} {name}", note=f"left out: {left:.0f} s were left")
+        elif command:
+            with tempfile.TemporaryDirectory() as scratch:
+                out = ["--out", os.path.join(scratch, "run")] * (kind == "ppo")
+                command_part(folder, name, [*command, *out], min(left, most))
+        else:
+            seconds = int(min(left, most))
+            code, lines, _ = child(folder, [os.path.join(ROOT, "bench.py"), "--gpu-report", folder, "--part",
+                                            f"{kind}:{name}:{seconds}", *given], seconds)
+            if code:
+                print("\n".join(lines[-30:]), file=sys.stderr)
+                record(folder, f"{kind} {name}", note="stopped: its time was over" if code == "stopped" else
+                       f"ended with exit code {code}: {load.first_line(lines[-1])}")
     record(folder, "end", seconds=time.time() - started)
     print(f"written to {folder}/gpu.md, gpu.json and gpu.jsonl")

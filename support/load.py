@@ -110,6 +110,8 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
         raise UserError(f"--bits 16 needs bfloat16, which {torch.cuda.get_device_name(device)} does not have: give 4, "
                         "8 or 32")
     dtype = torch.bfloat16 if bf16 and bits != 32 else torch.float32
+    if gpu:  # peft computes the adapter in float32: beside a base in bfloat16 ten bits of its products are enough
+        torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
     quantisation = None
     if bits == 4:
         quantisation = transformers.BitsAndBytesConfig(

@@ -65,7 +65,7 @@ class PretendGPU(TorchDispatchMode):
         self.total, self.strict, self.own = total, strict, own
         self.tags, self.ambient, self.name, self.inside = {}, [], "other", False
         self.syncs, self.copies, self.kernels = (defaultdict(Counter) for _ in range(3))  # phase -> Counter
-        self.mismatches, self.graph = Counter(), None  # graph: the one that is being captured
+        self.mismatches, self.graph, self.strictly = Counter(), None, False  # graph: the one that is being captured
 
     # ------------------------------------------------------------------------------------------------ tags of storages
     def storage(self, tensor):
@@ -96,7 +96,13 @@ class PretendGPU(TorchDispatchMode):
         finally:
             self.name = before
 
+    def refuse(self, mode):
+        """torch.cuda.set_sync_debug_mode: whether a host that waits is an error."""
+        self.strictly = mode == "error"
+
     def count(self, counters, what):
+        if self.strictly and not self.graph:
+            raise RuntimeError(f"called a synchronizing CUDA operation: {self.where()} {what}")
         if self.graph:
             raise RuntimeError(f"operation not permitted when stream is capturing: {self.where()} {what}")
         counters[self.name][f"{self.where()} {what}"] += 1
@@ -181,7 +187,7 @@ class PretendGPU(TorchDispatchMode):
             self.count(self.syncs, str(packet).removeprefix("aten."))
 
     @contextlib.contextmanager
-    def capture(self, graph):
+    def capture(self, graph, stream=None):
         """torch.cuda.graph: it waits for the device, then what runs is recorded and has no effect."""
         self.count(self.syncs, "capture")
         self.graph = graph
@@ -204,9 +210,11 @@ class PretendGPU(TorchDispatchMode):
                   "max_memory_allocated": 10 ** 9, "max_memory_reserved": 10 ** 9, "_is_in_bad_fork": False,
                   "is_current_stream_capturing": False,
                   **dict.fromkeys(("reset_peak_memory_stats", "synchronize", "empty_cache", "set_device", "init",
-                                   "_lazy_init", "manual_seed", "manual_seed_all"))}
+                                   "_lazy_init", "manual_seed", "manual_seed_all",
+                                   "set_per_process_memory_fraction", "current_stream", "set_stream", "Stream"))}
         self.stack = contextlib.ExitStack()
-        for name, value in (("CUDAGraph", functools.partial(Graph, self)), ("graph", self.capture)):
+        for name, value in (("CUDAGraph", functools.partial(Graph, self)), ("graph", self.capture),
+                            ("device", lambda device: contextlib.nullcontext()), ("set_sync_debug_mode", self.refuse)):
             self.stack.enter_context(mock.patch.object(torch.cuda, name, value))
         for name, value in values.items():
             self.stack.enter_context(mock.patch.object(torch.cuda, name, lambda *_, value=value, **__: value))

@@ -16,7 +16,7 @@ from test_scripts import read_lines, run
 import bench
 import common
 import ppo_passk
-from support import load
+from support import captured, load
 
 PRETENDED = os.environ.get("PRETEND_GPU") and not torch.cuda.is_available()
 
@@ -48,12 +48,13 @@ def boundary(policy, prompt, prefix, u):
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
-def test_captured_and_plain_draw_the_same(folder_of, kind):
+def test_captured_and_plain_draw_the_same(folder_of, kind, monkeypatch):
     """In float32 the same tokens for the same seeds, until a uniform lies within 1e-5 of a boundary; and their
-    log-probabilities."""
+    log-probabilities. In several segments."""
+    monkeypatch.setattr(captured, "SEGMENT", 3 if PRETENDED else 48)
     policy = shaken(common.load_policy(folder_of(kind), bits=32), scale=0.05)
     assert "decoded in CUDA graphs, the adapter beside the weights" in policy.note, policy.note
-    prompts, k, T = [policy.encode(x) for x in PROMPTS], 4 if PRETENDED else 64, 8 if PRETENDED else 150
+    prompts, k, T = [policy.encode(x) for x in PROMPTS], 4 if PRETENDED else 64, 8 if PRETENDED else 110
     found = common.sample(policy, prompts, k, range(len(prompts)), max_new_tokens=T)
     policy.fast.captured = False
     plain = common.sample(policy, prompts, k, range(len(prompts)), max_new_tokens=T)
@@ -73,14 +74,14 @@ def test_captured_and_plain_draw_the_same(folder_of, kind):
 
 
 @pytest.mark.parametrize("bits", [4, 16])
-def test_captured_is_as_exact_as_plain(bits):
+def test_captured_is_as_exact_as_plain(bits, monkeypatch):
     """In bfloat16 and 4 bits: as near to what the weights give in float32 as the plain loop. All finite, on prompts
-    padded on the left."""
+    padded on the left, and in several segments, between which rows leave."""
+    monkeypatch.setattr(captured, "SEGMENT", 4)
     policy = shaken(common.load_policy("tiny", bits=bits), scale=0.05)
     assert "decoded in CUDA graphs" in policy.note, policy.note
     prompts, k, both, off = [policy.encode(x) for x in PROMPTS], 4 if PRETENDED else 64, [], []
-    for captured in (True, False):
-        policy.fast.captured = captured
+    for policy.fast.captured in (True, False):
         both.append(common.sample(policy, prompts, k, range(len(prompts)), max_new_tokens=12))
     assert all(drawn.logps.isfinite().all() and drawn.entropies.isfinite().all() for drawn in both)
     in_float32(policy)
@@ -146,7 +147,8 @@ def test_resume(tmp_path):
 @pytest.mark.skipif(bool(PRETENDED), reason="memory is not pretended")
 @pytest.mark.parametrize("bits", [4, 16])
 def test_memory_stays_within_the_estimate(tmp_path, bits):
-    """Of the sampler by support/load.py, most_rows, of the update by micro_batch: both leave half of what is free."""
+    """Of the sampler by support/load.py, most_rows, of the update by micro_batch: both mean to take half of what is
+    free. In a small model what does not grow with rows or tokens is more than usual: three quarters are allowed."""
     bench.build("0.1b", str(tmp_path), 0)
     policy = common.load_policy(str(tmp_path), bits=bits)
     policy.stop = []
@@ -159,13 +161,13 @@ def test_memory_stays_within_the_estimate(tmp_path, bits):
         start = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         drawn = common.sample(policy, prompts, 32, range(64), max_new_tokens=64, max_rows=rows)
-        assert torch.cuda.max_memory_allocated() - start < budget, (rows, budget)
+        assert torch.cuda.max_memory_allocated() - start < 0.75 * budget, (rows, budget)
         torch.cuda.reset_peak_memory_stats()
         start = torch.cuda.memory_allocated()
         ys = [y for rows in drawn.lists() for y in rows][:256]
         for _, logps, _ in common.score(policy, [prompts[0]] * len(ys), ys, 1.0, tokens):
             logps.sum().backward()
-        assert torch.cuda.max_memory_allocated() - start < budget, (tokens, budget)
+        assert torch.cuda.max_memory_allocated() - start < 0.75 * budget, (tokens, budget)
 
 
 @pytest.mark.skipif(bool(PRETENDED), reason="kernels are not pretended")

@@ -154,7 +154,7 @@ def test_what_cannot_be_captured_is_decoded_kernel_by_kernel(folder_of, monkeypa
         with monkeypatch.context() as patch:
             patch.setattr(transformers.LlamaModel, "forward", forward)
             policy = common.load_policy(folder_of("llama"), bits=32)
-            assert "kernel by kernel (LlamaForCausalLM captured: operation not permitted when" in policy.note
+            assert "kernel by kernel (LlamaForCausalLM captured: called a synchronizing CUDA" in policy.note
             drawn.append(common.sample(policy, [[3, 4]], 4, [1], max_new_tokens=9).lists())
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "CUDAGraph", refused)
@@ -167,6 +167,20 @@ def test_what_cannot_be_captured_is_decoded_kernel_by_kernel(folder_of, monkeypa
         assert "a cache that does more than append" in common.load_policy(folder_of("gemma2"), bits=32).note
         assert "kernel by kernel (8 bits)" in common.load_policy("tiny", bits=8).note
     assert not gpu.mismatches
+
+
+@pytest.mark.parametrize("bits", [4, 16, 32])
+def test_a_graph_that_computes_something_else_is_not_taken(bits, monkeypatch):
+    """What it draws is scored, so that it shows in bfloat16, too, where other tokens than the plain loop's are right."""
+    step = captured.Decoder.step
+
+    def wrong(self):
+        step(self)
+        self.logits.mul_(0.5)
+    monkeypatch.setattr(captured.Decoder, "step", wrong)
+    with PretendGPU():
+        policy = common.load_policy("tiny", bits=bits)
+    assert "kernel by kernel (LlamaForCausalLM captured: other log-probabilities)" in policy.note
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16, 32])
@@ -205,15 +219,17 @@ def test_the_host_hardly_waits(bits, graphs):
     assert gpu.syncs["sample"].total() <= 32 // 8 + 8 and gpu.syncs["score"].total() <= 3, gpu.report()
 
 
-def test_rows_are_halved_where_memory_ends(monkeypatch):
-    """Until they fit, with the same draws; one row that does not is the end."""
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no more"), RuntimeError("CUDA error: out of memory"),
+                                   RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")], ids=range(3))
+def test_rows_are_halved_where_memory_ends(monkeypatch, error):
+    """Until they fit, with the same draws; one row that does not is the end, and so is another error."""
     plain, sizes = fast.decode, []
 
     def most(rows):
         def loop(policy, prompts, u, temperature):
             sizes.append(u.shape[0] * u.shape[1])
             if sizes[-1] > rows:
-                raise torch.OutOfMemoryError("no more")
+                raise error
             return plain(policy, prompts, u, temperature)
         return loop
     with PretendGPU():
@@ -225,8 +241,16 @@ def test_rows_are_halved_where_memory_ends(monkeypatch):
         assert parts.lists() == whole.lists() and (parts.logps - whole.logps).abs().max().item() < 1e-5
         assert sizes == [15, 5, 2, 3, 10, 5, 2, 3, 5, 2, 3]
         monkeypatch.setattr(fast, "decode", most(0))
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(type(error)):
             common.sample(policy, prompts, 5, range(3), max_new_tokens=8)
+
+        def wrong(*_):
+            sizes.append("wrong")
+            raise RuntimeError("shapes differ")
+        monkeypatch.setattr(fast, "decode", wrong)
+        with pytest.raises(RuntimeError, match="shapes differ"):
+            common.sample(policy, prompts, 5, range(3), max_new_tokens=8)
+        assert sizes.count("wrong") == 1
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma", "gpt2", "opt"])
@@ -303,14 +327,54 @@ def test_gpu_report(tmp_path, monkeypatch):
     gpu_report.command_part(str(tmp_path), "tests", ["-c", "print('3 passed'); raise SystemExit(1)"], 60)
     gpu_report.command_part(str(tmp_path), "slow", ["-c", "import time; time.sleep(60)"], 1)
     lines = gpu_report.read(tmp_path)
+    assert not any("note" in line for line in lines)  # what failed
     found = [line for line in lines if line.get("what") == "sampler"]
     assert [line["rows"] for line in found] == [8, 16] * 2
-    assert all(line[name] > 0 for line in found for name in ("tokens_per_s", "kernel_by_kernel", "generate", "bound"))
+    assert all(line[name] > 0 for line in found for name in ("tokens_per_s", "bound", "of_bound", "peak_gb"))
+    rivals = [(line["rows"], line["who"]) for line in lines if line.get("what") == "against"]
+    assert rivals == [(rows, who) for rows in (16, 8) for who in ("sampler", "kernel by kernel", "generate")] * 2
     assert [line for line in lines if line["part"] == "7b on 24 GB"][0]["tokens"] == 12
     assert lines[-2]["output"] == "3 passed" and lines[-2]["exit_code"] == 1 and lines[-1]["exit_code"] == "stopped"
     text = (tmp_path / "gpu.md").read_text()
-    assert text.count("| sampler |") == 4 and "## 7b, 4 bits" in text
+    assert text.count("| sampler |") == 4 + 4 and "## 7b, 4 bits" in text
+    assert (tmp_path / "output.log").read_text() == "3 passed\n"
     assert json.loads((tmp_path / "gpu.json").read_text()) == lines
+
+
+def test_a_figure_that_fails_is_named_and_the_next_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_report, "markdown", lambda lines: "")
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), ValueError("no")):
+        with gpu_report.attempt(str(tmp_path), "7b, 4 bits"):
+            raise error
+    assert [line["note"] for line in gpu_report.read(tmp_path)] == [
+        "failed: OutOfMemoryError: CUDA out of memory. Tried to allocate", "failed: ValueError: no"]
+
+
+def test_the_plan_of_the_report(tmp_path, monkeypatch):
+    """Parts in their order, each with seconds of its own; what the time left does not hold is named."""
+    clock, told = [0.0], []
+
+    def child(folder, command, seconds):
+        told.append((command[command.index("--part") + 1] if "--part" in command else command[-1], seconds))
+        clock[0] += seconds
+        return ("stopped" if "step" in told[-1][0] else 0), ["5 passed"], 1.0
+    monkeypatch.setattr(gpu_report, "child", child)
+    monkeypatch.setattr(gpu_report.time, "time", lambda: clock[0])
+    args = bench.parse_args(["--gpu-report", str(tmp_path), "--rows", "8"])
+    gpu_report.prepare(args)
+    gpu_report.report(args)
+    assert [(part.split("/")[-1], seconds) for part, seconds in told] == [
+        ("shape:1.5b:190", 190), ("test_gpu.py", 120), ("shape:7b:190", 190)]
+    notes = {line["part"]: line["note"] for line in gpu_report.read(tmp_path) if "note" in line}
+    assert notes == {name: "left out: 0 s were left" for name in ("step 1.5b", "ppo_passk.py", "shape 0.5b")}
+    told.clear()
+    clock[0] = 0.0
+    args = bench.parse_args(["--gpu-report", str(tmp_path / "b"), "--rows", "8", "--parts", "ppo,step", "--shape",
+                             "7b"])
+    gpu_report.prepare(args)
+    gpu_report.report(args)
+    assert [part.split("/")[-1] for part, _ in told] == ["step:7b:130", "run"]
+    assert gpu_report.read(tmp_path / "b")[1]["note"] == "stopped: its time was over"
 
 
 def test_the_bound_of_the_report():
@@ -329,6 +393,7 @@ def test_mistakes_about_the_report(tmp_path):
     (tmp_path / "gpu.jsonl").write_text("")
     (tmp_path / "file").write_text("")
     for flags, why in (([tmp_path], "holds a report"), ([tmp_path / "file"], "cannot write to --gpu-report"),
-                       ([tmp_path / "new", "--rows", "9"], "multiples of --k 8")):
+                       ([tmp_path / "new", "--rows", "9"], "multiples of --k 8"),
+                       ([tmp_path / "new", "--parts", "all"], "--parts: there is no 'all'; choose from shape, tests")):
         code, _, error = run(bench.main, "--gpu-report", *flags)
         assert code == 2 and why in error and error.count("\n") == 1
