@@ -363,8 +363,8 @@ def make(wanted, jobs, again=None):
 def parse_args(argv):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("names", nargs="*", metavar="NAME",
-                   help="a claim of the list, several in the order of their runs, `all` of them; `which`: the table of all "
-                        "objectives; `robust`: of bases, budgets and learning rates; without one: the list")
+                   help="a claim of the list, several in the order of their runs, `all` of them; `which`: the table of "
+                        "all objectives; `robust`: of bases, budgets and learning rates; without one: the list")
     p.add_argument("--seeds", type=int, default=SEEDS, help="seeds 0, 1, ... to run; at least 2")
     p.add_argument("--jobs", type=int, default=2, help="processes at once, of one thread each")
     p.add_argument("--again", metavar="DIR", help="make every run anew, in DIR, and compare with what is recorded")

@@ -124,8 +124,8 @@ ROWS |= {
        for task, judge in JUDGES.items() for objective, line in OBJECTIVES.items() for lr in LRS},
 }
 
-# How robust is it? (which.py): pass@k against the mean on other bases, budgets, samples and learning rates; always 1,024
-# samples a step. The two bases that are not in models/ are pretrained for this, once for all seeds.
+# How robust is it? (which.py): pass@k against the mean on other bases, budgets, samples and learning rates; always
+# 1,024 samples a step. The two bases that are not in models/ are pretrained for this, once for all seeds.
 BASES = {"tiny": "tiny", "short": "{base-short}", "wide": "{base-wide}"}
 BUDGETS = ((2, 2), (2, 8), (8, 8), (8, 32), (32, 32), (32, 128))  # k, n samples per prompt
 

@@ -1,11 +1,12 @@
 """Which one should I use? `python results/claims.py which robust` makes the runs, `--draw` the tables in which.md.
 
-Every objective of the six scripts from one base per task, on equal samples (64 prompts x 16) and steps (100), k = N = 8.
-Each has three learning rates to choose from, tried at seed 0, and takes the one that is best on the 400 validation
-problems at what the objective is for (SELECT). The run of that seed and four more are in the table, on the 400 test
-problems; base and verifier are the same for all rows of a task. All 2-core CPU runs of one process beside another one.
+Every objective of the six scripts from one base per task, on equal samples (64 prompts x 16) and steps (100), k = N = 8
+for all. Each has three learning rates to choose from, tried at seed 0, and takes the one that is best on the 400
+validation problems at what the objective is for (SELECT). The run of that seed and four more are in the table, on the
+400 test problems; base and verifier are the same for all rows of a task. One thread each, two runs beside each other.
 """
 import statistics
+import textwrap
 
 import runner
 from runner import interval, value
@@ -87,13 +88,18 @@ def table(found, task):
     return "\n".join(lines)
 
 
+def paragraph(text):
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False) + [""]
+
+
 def page(found):
     """results/which.md."""
     text = ["# Which one should I use? The runs", "",
-            "Written by `python results/claims.py --draw` from results/records/; `python results/claims.py which` makes "
-            "what is missing.", "", " ".join(__doc__.split("\n\n")[1].split()),
-            "Means over seeds ± standard deviation; per column the best is bold, and ≈ marks what the paired 95 % "
-            "interval (t over seeds) does not separate from it. KL in nats to the base; seconds of CPU.", ""]
+            *paragraph("Written by `python results/claims.py --draw` from results/records/; `python results/claims.py "
+                       "which robust` makes what is missing."),
+            *paragraph(__doc__.split("\n\n")[1] + "Means over seeds ± standard deviation; per column the best is bold, "
+                       "and ≈ marks what the paired 95 % interval (t over seeds) does not separate from it. KL in nats "
+                       "to the base; seconds of CPU.")]
     for task in TASKS:
         text += [f"## {task}", "", table(found, task), ""]
     text += ["![pass@32 against pass@1, with the frontier](figures/which.png)", "",
@@ -111,7 +117,7 @@ def page(found):
     return "\n".join([*text, "", *robust_page(found)]) + "\n"
 
 
-# ------------------------------------------------------------------------------------------------------- how robust it is
+# ----------------------------------------------------------------------------------------------------- how robust it is
 
 def robust_rows(base, k, n, lr):
     """The two rows that are compared: trained for pass@k and for the mean, with n samples per prompt."""
@@ -129,10 +135,11 @@ def robust_runs(seeds):
 def robust_page(found):
     """Markdown lines: the lead of pass@k training at pass@k, over the mean objective and over the base."""
     lines = ["## How robust is pass@k against the mean?", "",
-             "`python results/claims.py robust`: countdown, 50 steps of 1,024 samples, 200 test problems x 64 samples, "
-             "paired by seed. A cell is the lead of training for pass@k at pass@k over training for the mean with the "
-             "same n samples per prompt and learning rate, with its 95 % interval, and / its lead over the base. *tiny* "
-             "is the embedded model, *short* has a third of its pretraining, *wide* four times its parameters.", "",
+             *paragraph(
+                 "Countdown, 50 steps of 1,024 samples, 200 test problems x 64 samples, paired by seed. A cell is the "
+                 "lead of training for pass@k at pass@k over training for the mean with the same n samples per prompt "
+                 "and learning rate, with its 95 % interval, and / its lead over the base. *tiny* is the embedded "
+                 "model, *short* has a third of its pretraining, *wide* four times its parameters."),
              "| base | k | n | " + " | ".join(f"learning rate {lr}" for lr in runner.LRS) + " | seeds |",
              "|---" * (4 + len(runner.LRS)) + "|"]
     for base in runner.BASES:

@@ -171,7 +171,7 @@ def test_what_cannot_be_captured_is_decoded_kernel_by_kernel(folder_of, monkeypa
 
 @pytest.mark.parametrize("bits", [4, 16, 32])
 def test_a_graph_that_computes_something_else_is_not_taken(bits, monkeypatch):
-    """What it draws is scored, so that it shows in bfloat16, too, where other tokens than the plain loop's are right."""
+    """What it draws is scored: it shows in bfloat16, too, where other tokens than the plain loop's may be right."""
     step = captured.Decoder.step
 
     def wrong(self):
