@@ -64,6 +64,9 @@ def test_claims():
     for name, claim in claims.CLAIMS.items():
         assert set(claims.rows_of(name)) <= runner.ROWS.keys() and claim.figure in draw.FIGURES
         assert all(part.side in ("above", "below") for part in claim.parts)
+        assert claim.why.count(". ") <= 1  # two sentences
+        if claims.judged(FOUND, name)[0] in ("in part", "fails"):
+            assert claim.why, f"{name} is not right in all parts: say why"
     assert all(set(rows) <= runner.ROWS.keys() for rows, _ in claims.TABLES.values())
 
 
