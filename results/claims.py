@@ -82,7 +82,11 @@ CLAIMS = {
         *both("base", "mean", "routes", "pass@32")), "ksample"),
     "majority-majk": Claim(TANG, "Training for the majority is better at maj@k than training for the mean", (
         *both("majority", "mean", "routes", "maj@8", "maj@32"), *both("majority", "base", "routes", "maj@8"),
-        *both("majority", "mean", "countdown", "maj@8")), "ksample"),
+        *both("majority", "mean", "countdown", "maj@8")), "ksample",
+        "On countdown, the last part, a problem has many right expressions and each is a vote of its own, so that a vote "
+        "is won by settling on one of them: the mean ends with 6.9 distinct completions of 64 and pass@1 .416, the "
+        "majority objective with 23.9 and .304. On routes the right answer is one number; there the mean ends with 2.4, "
+        "and its vote no longer grows with k."),
     "passk-kl": Claim(TANG, "Training for pass@8 keeps pass@8 higher at a lower KL, at each of three KL coefficients", (
         *(Part(f"kl-passk-{beta}", f"kl-mean-{beta}", "pass@8") for beta in ("0.03", "0.01", "0.1")),
         *(Part(f"kl-passk-{beta}", f"kl-mean-{beta}", "kl", "below") for beta in ("0.03", "0.01", "0.1"))), "kl"),
@@ -125,7 +129,10 @@ CLAIMS = {
         Part("gold50-16-then-raw-16", "gold50-1-then-raw-16", "pass@16")), "catwarm"),
     "majority-majn": Claim(CAT, "Majority-aligned training (N = 16) gains maj@N over its twin, in RL and in SFT", (
         Part("majority-raw-16", "majority-1", "maj@16"), Part("majority-raw-16", "majority-1", "maj@64"),
-        Part("majority-gold-16", "majority-gold-1", "maj@16")), "catmajority"),
+        Part("majority-gold-16", "majority-gold-1", "maj@16")), "catmajority",
+        "In SFT on 50 gold solutions, the third part, the weights of the operator are much alike (3.8 to 8.2 with a "
+        "median of 6.9, seed 0), and Adam does not see a common factor, so that it is cross-entropy within the errors. "
+        "In RL they are not (median .5 of the mean, largest 3.3)."),
     "contrastive": Claim(CAT, "The contrastive hybrid widens maj@64 most among the SFT rows", (
         Part("majority-contrastive", "majority-gold-1", "maj@64"),
         Part("majority-contrastive", "majority-gold-16", "maj@64")), "catmajority"),
