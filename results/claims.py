@@ -97,7 +97,10 @@ CLAIMS = {
     "rl-pass32": Claim(CHOW, "Plain RL gains pass@1 and loses pass@32", (
         Part("rl", "countdown-base", "pass@32", "below"), Part("rl", "countdown-base", "pass@1")), "bon"),
     "v-over-s": Claim(CHOW, "BoN-RL-V beats BoN-RL-S at best-of-N by the verifier", (
-        Part("v", "s", "bon@8"), Part("v", "s", "bon@32")), "bon"),
+        Part("v", "s", "bon@8"), Part("v", "s", "bon@32")), "bon",
+        "The lead at best-of-8 is there on four of five seeds and as large as its spread: S raises pass@8 from .657 to "
+        ".722 and so gives the verifier more right answers to pick from, V leaves it at .659 and makes picking easier "
+        "(AUC .790 against .738). At best-of-32, where picking counts more, V is ahead beyond the interval."),
     "verifier-survives": Claim(CHOW, "The verifier survives being trained against: its AUC falls by less than .01", (
         Part("v", "countdown-base", "auc", "above", -.01), Part("v", "countdown-base", "bon@8")), "bon"),
     "rlb-minus": Claim(CHOW, "BoN-RLB, which pushes failures down, gains pass@N over the base", (
@@ -123,7 +126,9 @@ CLAIMS = {
         "below 1/N, where the operator is linear and all weights are alike (over seeds 0 and 1 the median weight is 1.05 "
         "of the mean and the largest 1.9). With the prompt's success rate for p the median is .27 and the largest 4.2."),
     "raw-log": Claim(CAT, "Log weights keep more pass@1, raw weights more pass@64 (p the success rate, N = 16)", (
-        Part("cat-log-16", "cat-raw-16", "pass@1"), Part("cat-raw-16", "cat-log-16", "pass@64")), "catrl"),
+        Part("cat-log-16", "cat-raw-16", "pass@1"), Part("cat-raw-16", "cat-log-16", "pass@64")), "catrl",
+        "At pass@64 both end at the ceiling of this task (.961 and .964; the base has .956), so that nothing is left to "
+        "tell them apart."),
     "warm-up": Claim(CAT, "Aligned SFT, then RL, beats cross-entropy, then RL", (
         Part("gold50-16-then-1", "gold50-1-then-1", "pass@16"), Part("gold50-16-then-1", "gold50-1-then-1", "pass@1"),
         Part("gold50-16-then-raw-16", "gold50-1-then-raw-16", "pass@16")), "catwarm"),
@@ -135,7 +140,9 @@ CLAIMS = {
         "In RL they are not (median .5 of the mean, largest 3.3)."),
     "contrastive": Claim(CAT, "The contrastive hybrid widens maj@64 most among the SFT rows", (
         Part("majority-contrastive", "majority-gold-1", "maj@64"),
-        Part("majority-contrastive", "majority-gold-16", "maj@64")), "catmajority"),
+        Part("majority-contrastive", "majority-gold-16", "maj@64")), "catmajority",
+        "Its lead over the majority loss is .000 to .122, by seed: on 50 gold solutions all three SFT rows drift far "
+        "from the base (5 to 7 nats), and where they end depends on the seed more than on the loss."),
     "bon-lift": Claim(CAT, "Best-of-8 training (ranks) lifts the best of 8 more than the mean", (
         Part("peptide-8", "peptide-1", "max@8"), Part("peptide-8", "peptide-1", "max@8 - max@1"),
         Part("peptide-8", "peptide-base", "max@8 - max@1")), "catbon"),
