@@ -145,7 +145,10 @@ CLAIMS = {
         "from the base (5 to 7 nats), and where they end depends on the seed more than on the loss."),
     "bon-lift": Claim(CAT, "Best-of-8 training (ranks) lifts the best of 8 more than the mean", (
         Part("peptide-8", "peptide-1", "max@8"), Part("peptide-8", "peptide-1", "max@8 - max@1"),
-        Part("peptide-8", "peptide-base", "max@8 - max@1")), "catbon"),
+        Part("peptide-8", "peptide-base", "max@8 - max@1")), "catbon",
+        "Against the base, the third part, any RL lifts the mean (.791 to 1.323) more than the best of 8 (1.289 to "
+        "1.735), which is nearer to what this reward allows. Ranks change what is given up for what: .020 of the mean "
+        "against standard RL, for .016 of the best of 8."),
     "bon-target": Claim(CAT, "Pass@8 SFT on the best target degenerates to cross-entropy: best of 8 within .005", (
         Part("peptide-target-8", "peptide-target-1", "max@8", "above", -.005),
         Part("peptide-target-8", "peptide-target-1", "max@8", "below", .005)), "catbon"),
