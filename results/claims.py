@@ -83,10 +83,10 @@ CLAIMS = {
     "majority-majk": Claim(TANG, "Training for the majority is better at maj@k than training for the mean", (
         *both("majority", "mean", "routes", "maj@8", "maj@32"), *both("majority", "base", "routes", "maj@8"),
         *both("majority", "mean", "countdown", "maj@8")), "ksample",
-        "On countdown, the last part, a problem has many right expressions and each is a vote of its own, so that a vote "
-        "is won by settling on one of them: the mean ends with 6.9 distinct completions of 64 and pass@1 .416, the "
-        "majority objective with 23.9 and .304. On routes the right answer is one number; there the mean ends with 2.4, "
-        "and its vote no longer grows with k."),
+        "On countdown, the last part, a problem has many right expressions and each is a vote of its own, so that a "
+        "vote is won by settling on one of them: the mean ends with 6.9 distinct completions of 64 and pass@1 .416, "
+        "the majority objective with 23.9 and .304. On routes the right answer is one number; there the mean ends "
+        "with 2.4, and its vote no longer grows with k."),
     "passk-kl": Claim(TANG, "Training for pass@8 keeps pass@8 higher at a lower KL, at each of three KL coefficients", (
         *(Part(f"kl-passk-{beta}", f"kl-mean-{beta}", "pass@8") for beta in ("0.03", "0.01", "0.1")),
         *(Part(f"kl-passk-{beta}", f"kl-mean-{beta}", "kl", "below") for beta in ("0.03", "0.01", "0.1"))), "kl"),
@@ -98,48 +98,51 @@ CLAIMS = {
         Part("rl", "countdown-base", "pass@32", "below"), Part("rl", "countdown-base", "pass@1")), "bon"),
     "v-over-s": Claim(CHOW, "BoN-RL-V beats BoN-RL-S at best-of-N by the verifier", (
         Part("v", "s", "bon@8"), Part("v", "s", "bon@32")), "bon",
-        "The lead at best-of-8 is there on four of five seeds and as large as its spread: S raises pass@8 from .657 to "
-        ".722 and so gives the verifier more right answers to pick from, V leaves it at .659 and makes picking easier "
-        "(AUC .790 against .738). At best-of-32, where picking counts more, V is ahead beyond the interval."),
+        "The lead at best-of-8 is there on four of five seeds and as large as its spread: S raises pass@8 from .657 "
+        "to .722 and so gives the verifier more right answers to pick from, V leaves it at .659 and makes picking "
+        "easier (AUC .790 against .738). At best-of-32, where picking counts more, V is ahead beyond the interval."),
     "verifier-survives": Claim(CHOW, "The verifier survives being trained against: its AUC falls by less than .01", (
         Part("v", "countdown-base", "auc", "above", -.01), Part("v", "countdown-base", "bon@8")), "bon"),
     "rlb-minus": Claim(CHOW, "BoN-RLB, which pushes failures down, gains pass@N over the base", (
         Part("b-8", "countdown-base", "pass@8"), Part("b-16", "countdown-base", "pass@16")), "rlb",
-        "On a prompt whose 16 samples all fail each gets the same coefficient, -12 (the estimate of the failure rate ends "
-        "at 1 - 1/(2M)), which teaches nothing and adds noise: no sample has weight zero, the norm of the gradient is 40 "
-        "to 80, and one seed in five loses .11 and .21. RLB(P), which leaves failures alone, gains .061 of pass@8."),
+        "On a prompt whose 16 samples all fail each gets the same coefficient, -12 (the estimate of the failure rate "
+        "ends at 1 - 1/(2M)), which teaches nothing and adds noise: no sample has weight zero, the norm of the "
+        "gradient is 40 to 80, and one seed in five loses .11 and .21. RLB(P), which leaves failures alone, gains "
+        ".061 of pass@8."),
     "implicit": Claim(CHOW, "Implicit exploration (RLB(P)) beats explicit (RL with an entropy bonus) at pass@N", (
         Part("bp-8", "rl-entropy", "pass@8"), Part("bp-8", "rl-entropy", "pass@32")), "rlb"),
     "temperatures": Claim(CHOW, "RLB(P) trained at temperature 1 gains pass@8 over the base at temperatures .1 to 2", (
         *(Part(f"bp-8-T{t}", f"base-T{t}", "pass@8") for t in ("1", "0.1", "0.5", "1.5", "2")),), "temperatures",
-        "Below the temperature of training a policy that has concentrated draws the same again and again: at .1 its 64 "
-        "samples hold 5.0 distinct completions, those of the base 11.8, so that it is ahead at pass@1 (.328 against .296) "
-        "and behind at pass@8 (.500 against .569)."),
+        "Below the temperature of training a policy that has concentrated draws the same again and again: at .1 its "
+        "64 samples hold 5.0 distinct completions, those of the base 11.8, so that it is ahead at pass@1 (.328 "
+        "against .296) and behind at pass@8 (.500 against .569)."),
     "co-scaling": Claim(CHOW, "pass@N at a temperature is exp(a N^b), N up to 32: root mean square error below .01", (
         *(Part(f"{model}-T{t}", None, "rmse", "below", .01) for model in ("base", "bp-8")
           for t in ("1", "0.1", "0.5", "1.5", "2")),), "temperatures",
-        "From a temperature of .5 on the residuals have one shape: measured lies above the fit at N = 1 (by .02 to .05) "
-        "and 32, below it from 2 to 8 (by up to .05), because -log pass@N falls faster and faster in log N where the law "
-        "is a straight line. Such a line needs problems with success rates down to 0; here 96 % are solved by 64 samples."),
+        "From a temperature of .5 on the residuals have one shape: measured lies above the fit at N = 1 (by .02 to "
+        ".05) and 32, below it from 2 to 8 (by up to .05), because -log pass@N falls faster and faster in log N where"
+        " the law is a straight line. Such a line needs problems with success rates down to 0; here 96 % are solved "
+        "by 64 samples."),
     # compute aligned training
     "sft-passn": Claim(CAT, "Aligned SFT (N = 16) gains pass@16 and gives up less than .02 of pass@1", (
         Part("gold50-16", "gold50-1", "pass@16"), Part("gold50-16", "gold50-1", "pass@1", "above", -.02),
         Part("gold4000-16", "gold4000-1", "pass@16")), "catsft",
-        "With 4,000 gold solutions, the third part, there is no overconfidence to prevent: each is seen less than twice, "
-        "they are drawn from what the base has learned, and all rows end at its pass@16 (.803)."),
+        "With 4,000 gold solutions, the third part, there is no overconfidence to prevent: each is seen less than "
+        "twice, they are drawn from what the base has learned, and all rows end at its pass@16 (.803)."),
     "gold-likelihood": Claim(CAT, "In SFT the gain goes along with a likelier gold solution, the more the larger N", (
         Part("gold50-16", "gold50-1", "gold"), Part("gold50-64", "gold50-16", "gold"),
         Part("gold50-64", "gold50-16", "pass@16")), "catsft"),
     "rl-steeper": Claim(CAT, "Aligned RL (N = 16) scales more steeply from pass@1 to pass@64 than standard RL", (
         Part("cat-raw-16", "cat-1", "pass@64 - pass@1"), Part("cat-raw-16", "cat-1", "pass@64"),
         Part("cat-sequence-16", "cat-1", "pass@64 - pass@1")), "catrl",
-        "The third part takes the probability of the sample itself for p, as the paper's runs do: most of these are far "
-        "below 1/N, where the operator is linear and all weights are alike (over seeds 0 and 1 the median weight is 1.05 "
-        "of the mean and the largest 1.9). With the prompt's success rate for p the median is .27 and the largest 4.2."),
+        "The third part takes the probability of the sample itself for p, as the paper's runs do: most of these are "
+        "far below 1/N, where the operator is linear and all weights are alike (over seeds 0 and 1 the median weight "
+        "is 1.05 of the mean and the largest 1.9). With the prompt's success rate for p the median is .27 and the "
+        "largest 4.2."),
     "raw-log": Claim(CAT, "Log weights keep more pass@1, raw weights more pass@64 (p the success rate, N = 16)", (
         Part("cat-log-16", "cat-raw-16", "pass@1"), Part("cat-raw-16", "cat-log-16", "pass@64")), "catrl",
-        "At pass@64 both end at the ceiling of this task (.961 and .964; the base has .956), so that nothing is left to "
-        "tell them apart."),
+        "At pass@64 both end at the ceiling of this task (.961 and .964; the base has .956), so that nothing is left "
+        "to tell them apart."),
     "warm-up": Claim(CAT, "Aligned SFT, then RL, beats cross-entropy, then RL", (
         Part("gold50-16-then-1", "gold50-1-then-1", "pass@16"), Part("gold50-16-then-1", "gold50-1-then-1", "pass@1"),
         Part("gold50-16-then-raw-16", "gold50-1-then-raw-16", "pass@16")), "catwarm"),
@@ -147,8 +150,8 @@ CLAIMS = {
         Part("majority-raw-16", "majority-1", "maj@16"), Part("majority-raw-16", "majority-1", "maj@64"),
         Part("majority-gold-16", "majority-gold-1", "maj@16")), "catmajority",
         "In SFT on 50 gold solutions, the third part, the weights of the operator are much alike (3.8 to 8.2 with a "
-        "median of 6.9, seed 0), and Adam does not see a common factor, so that it is cross-entropy within the errors. "
-        "In RL they are not (median .5 of the mean, largest 3.3)."),
+        "median of 6.9, seed 0), and Adam does not see a common factor, so that it is cross-entropy within the "
+        "errors. In RL they are not (median .5 of the mean, largest 3.3)."),
     "contrastive": Claim(CAT, "The contrastive hybrid widens maj@64 most among the SFT rows", (
         Part("majority-contrastive", "majority-gold-1", "maj@64"),
         Part("majority-contrastive", "majority-gold-16", "maj@64")), "catmajority",
@@ -158,8 +161,8 @@ CLAIMS = {
         Part("peptide-8", "peptide-1", "max@8"), Part("peptide-8", "peptide-1", "max@8 - max@1"),
         Part("peptide-8", "peptide-base", "max@8 - max@1")), "catbon",
         "Against the base, the third part, any RL lifts the mean (.791 to 1.323) more than the best of 8 (1.289 to "
-        "1.735), which is nearer to what this reward allows. Ranks change what is given up for what: .020 of the mean "
-        "against standard RL, for .016 of the best of 8."),
+        "1.735), which is nearer to what this reward allows. Ranks change what is given up for what: .020 of the mean"
+        " against standard RL, for .016 of the best of 8."),
     "bon-target": Claim(CAT, "Pass@8 SFT on the best target degenerates to cross-entropy: best of 8 within .005", (
         Part("peptide-target-8", "peptide-target-1", "max@8", "above", -.005),
         Part("peptide-target-8", "peptide-target-1", "max@8", "below", .005)), "catbon"),
