@@ -317,7 +317,7 @@ def test_decoding_under_a_wide_mask(folder_of, kind):
     prompts = [policy.encode(p) for p in PROMPTS]
     policy.fast = None
     drawn = common.sample(policy, prompts, 6, seeds=range(5), max_new_tokens=10)
-    taken = fast.takes_wide(policy, 1e-4)
+    taken = fast.takes_wide(policy)
     assert taken is (kind != "bloom")
     if taken:
         policy.fast = fast.Fast([], False, True)
