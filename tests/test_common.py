@@ -400,6 +400,7 @@ def test_draw_of_a_large_vocabulary(V):
     assert common.draw(p[3:], torch.tensor([[1 - 4e-7]], dtype=torch.float64)).item() == V - 1
     u = torch.full((4, 2, 1), 0.3, dtype=torch.float64)
     assert torch.equal(common.draw(p[:, None].expand(4, 2, V), u)[:, 1], common.draw(p, u[:, 0]))
+    assert (common.draw(torch.full((4, V), torch.nan), u[:, 0]) < V).all()  # an id that there is
 
 
 def test_the_path_taken_is_said(folder_of, monkeypatch):
