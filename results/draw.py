@@ -191,11 +191,11 @@ FIGURES = {
         ("RL, N = 16", "pass", [
             COUNTDOWN, ("cat-1", "standard RL", "twin"), ("cat-sequence-16", "log, p of the sample", "purple"),
             ("cat-raw-16", "raw, success rate", "aware"), ("cat-log-16", "log, success rate", "green"),
-            ("cat-pool-16", "pool", "sky")]),
+            ("old-cat-pool-16", "pool", "sky")]),
         ("the same, minus the base", "pass", [
             ("cat-1", "standard RL", "twin"), ("cat-sequence-16", "log, p of the sample", "purple"),
             ("cat-raw-16", "raw, success rate", "aware"), ("cat-log-16", "log, success rate", "green"),
-            ("cat-pool-16", "pool", "sky")], "countdown-base")),
+            ("old-cat-pool-16", "pool", "sky")], "countdown-base")),
     "catwarm": curves(
         ("warm-up on 50 gold solutions, then RL", "pass", [
             COUNTDOWN, ("gold50-1-then-1", "cross-entropy, RL", "twin"), ("gold50-16-then-1", "aligned, RL", "aware"),
@@ -204,17 +204,17 @@ FIGURES = {
     "catmajority": curves(
         ("routes, RL", "maj", [ROUTES, ("majority-1", "standard RL", "twin"),
                                ("majority-raw-16", "majority, raw", "aware"),
-                               ("majority-log-16", "majority, log", "green")]),
+                               ("old-majority-log-16", "majority, log", "green")]),
         ("routes, SFT on 50 gold solutions", "maj", [
             ROUTES, ("majority-gold-1", "cross-entropy", "twin"), ("majority-gold-16", "majority", "aware"),
             ("majority-contrastive", "contrastive", "green")])),
     "catbon": curves(
         ("peptide, against the base", "max", [
             ("peptide-1", "standard RL", "twin"), ("peptide-8", "ranks, N = 8", "aware"),
-            ("peptide-exact-8", "exact, N = 8", "green"), ("peptide-target-8", "SFT on the best", "purple")],
+            ("old-peptide-exact-8", "exact, N = 8", "green"), ("peptide-target-8", "SFT on the best", "purple")],
          "peptide-base"),
         ("peptide, against standard RL", "max", [
-            ("peptide-8", "ranks, N = 8", "aware"), ("peptide-exact-8", "exact, N = 8", "green")], "peptide-1")),
+            ("peptide-8", "ranks, N = 8", "aware"), ("old-peptide-exact-8", "exact, N = 8", "green")], "peptide-1")),
     "weights": weights,
     "which": scatter("pass@1", "pass@32"),
     "which-kl": scatter("kl", "pass@32"),

@@ -1,13 +1,13 @@
 """Markdown table over runs, those that differ only in --seed put together.
 
     python results/table.py runs/a runs/b ... --columns pass@1,pass@8,pass@32,maj@8,kl,seconds
-    python results/table.py results/ppo_passk.json --where task=countdown,steps=250 --columns pass@1,pass@8,kl,zero
-    python results/table.py results/records/bon_rl.jsonl --where variant=bp
+    python results/table.py results/records/bon_rl.jsonl --where variant=bp --columns pass@8,kl,zero
 
-A run is a folder or an entry of a file like those in results/: a JSON list of {"script", "flags", "commit", "before",
-"after": {metric: {"mean", "se"}}, "zero", "seconds", ...}. A flag that a file leaves out has its default; what a file
-names after the run's own seed (adapter runs/a-0 of seed 0) counts as one, runs/a-SEED. A cell is the mean over seeds ±
-the standard deviation over seeds, or of one run ± the standard error over problems. What has no result is named.
+A run is a folder or an entry of a file like those in results/records/, one JSON object to a line (or a JSON list of
+them): {"script", "flags", "commit", "after": {metric: {"mean", "se"}}, "zero", "seconds", ...}. A flag that a file
+leaves out has its default; what a file names after the run's own seed (adapter runs/a-0 of seed 0) counts as one,
+runs/a-SEED. A cell is the mean over seeds ± the standard deviation over seeds, or of one run ± the standard error over
+problems. What has no result is named.
 """
 import argparse
 import json

@@ -1,6 +1,6 @@
 """Which one should I use? `python results/claims.py which robust` makes the runs, `--draw` the tables in which.md.
 
-Every objective of the six scripts from one base per task, on equal samples (64 prompts x 16) and steps (100), k = N = 8
+Every objective of the six scripts from one base per task, on equal samples (64 prompts x 16) and steps (50), k = N = 8
 for all. Each has three learning rates to choose from, tried at seed 0, and takes the one that is best on the 400
 validation problems at what the objective is for (SELECT). The run of that seed and four more are in the table, on the
 400 test problems; base and verifier are the same for all rows of a task. One thread each, two runs beside each other.
@@ -39,11 +39,14 @@ def chosen(found, task, objective):
     return max(rows, key=lambda row: found[row, 0]["valid"][SELECT[objective]])
 
 
-def stages(seeds):
-    """The two lists of (row, seed) to make, the second a function of what the first has recorded."""
-    first = [(row, 0) for task in TASKS for objective in SELECT for row in tries(task, objective)]
-    return first, lambda found: [(chosen(found, task, objective), seed) for task in TASKS for objective in LABELS
-                                 for seed in range(seeds)]
+def trials(task):
+    """[(row, 0)] of which the learning rates are chosen."""
+    return [(row, 0) for objective in SELECT for row in tries(task, objective)]
+
+
+def table_runs(found, task, seeds):
+    """[(row, seed)] of a task's table once its trials are recorded, seed after seed."""
+    return [(chosen(found, task, objective), seed) for seed in range(seeds) for objective in LABELS]
 
 
 def runs(found, row):
