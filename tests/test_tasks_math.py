@@ -393,7 +393,7 @@ def test_children_work_in_parallel(fake):
     assert len(pids(pool)) == 4
     started = time.perf_counter()
     assert pool.judge([("sleep", "sleep")] * 8) == [True] * 8
-    assert time.perf_counter() - started < 5  # 2 seconds, but 8 one after the other
+    assert time.perf_counter() - started < 7  # 2 seconds, but 8 one after the other
 
 
 def test_a_pool_that_cannot_start_children_reports_errors(monkeypatch):
@@ -668,7 +668,7 @@ def test_no_network_is_one_quick_sentence(cache, monkeypatch, name, repository, 
     with pytest.raises(tasks.UserError, match=match) as error:
         tasks.load_task(name)
     assert one_sentence(str(error.value))
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 20
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 
