@@ -91,6 +91,22 @@ def table(found, task):
     return "\n".join(lines)
 
 
+def signed(middle, low, high):
+    """A lead with its interval."""
+    return "" if middle is None else f"{middle:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if low is not None else "")
+
+
+def leads(found, task):
+    """Markdown: each objective's lead over the base, paired by seed."""
+    lines = ["| lead over the base | " + " | ".join(BEST) + " |", "|---" * (1 + len(BEST)) + "|"]
+    for objective in SELECT:
+        row = chosen(found, task, objective)
+        if row and runs(found, row):
+            lines.append(f"| {objective} | " + " | ".join(
+                signed(*lead(found, row, f"which-{task}-base", metric)) for metric in BEST) + " |")
+    return "\n".join(lines)
+
+
 def paragraph(text):
     return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False) + [""]
 
@@ -104,7 +120,7 @@ def page(found):
                        "and ≈ marks what the paired 95 % interval (t over seeds) does not separate from it. KL in nats "
                        "to the base; seconds of CPU.")]
     for task in TASKS:
-        text += [f"## {task}", "", table(found, task), ""]
+        text += [f"## {task}", "", table(found, task), "", leads(found, task), ""]
     text += ["![pass@32 against pass@1, with the frontier](figures/which.png)", "",
              "![pass@32 against KL](figures/which-kl.png)", "", "## Learning rates", "",
              "On validation problems, seed 0; the chosen one is bold.", "",
@@ -152,9 +168,7 @@ def robust_page(found):
                 aware, mean = robust_rows(base, k, n, lr)
                 middle, low, high = lead(found, aware, mean, f"pass@{k}")
                 over, _, _ = lead(found, aware, f"robust-{base}-base", f"pass@{k}")
-                cells.append("" if middle is None else f"{middle:+.3f}" + (
-                    f" [{low:+.3f}, {high:+.3f}]" if low is not None else "") + (
-                    f" / {over:+.3f}" if over is not None else ""))
+                cells.append(signed(middle, low, high) + (f" / {over:+.3f}" if over is not None else ""))
                 seeds.append(len(runs(found, aware).keys() & runs(found, mean)))
             if any(cells):
                 lines.append(f"| {base} | {k} | {n} | " + " | ".join(cells) + f" | {min(filter(None, seeds))} |")

@@ -219,11 +219,13 @@ def test_table_of_objectives():
     for objective, means in (("base", (.2, .2, .2)), ("mean", (.5, .5, .5)), ("passk", (.4, .55, .52))):
         for seed, mean in enumerate(means):
             for lr in runner.LRS if objective != "base" and seed == 0 else ("",) if objective == "base" else ("0.002",):
-                run = tried("routes", objective, lr, seed, (32, 32), .5, pass_1=mean + seed / 100, kl=0.0)
+                run = tried("routes", objective, lr, seed, (32, 32), .5, pass_1=mean + seed / 100, kl=0.0,
+                            **dict.fromkeys(("pass_8", "pass_32", "maj_8", "bon_8"), mean))
                 found[run["row"], seed] = run
     lines = {line.split(":")[0].split(" |")[0]: line for line in which.table(found, "routes").split("\n")}
     assert "| 0.002 | 3 | **0.510 ±0.010** |" in lines["| mean"] and "| ≈ 0.500 ±0.087 |" in lines["| pass@8"]
     assert "|  | 3 | 0.210 ±0.010 |" in lines["| base"] and len(lines) == 5
+    assert which.leads(found, "routes").split("\n")[2].startswith("| mean | +0.300 [+0.300, +0.300] |")
     text = which.page(found)
     assert "| routes | mean | pass@1 | **0.500** | 0.500 | 0.500 |" in text and "## countdown" in text
 
