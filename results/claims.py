@@ -310,7 +310,7 @@ TABLES = {
                           ("pass@1", "pass@8", "kl")),
     "Best-of-N": (["countdown-base", "bon-sft-1", "old-bon-sft-4", "bon-sft-16", "rl", "rl-entropy", "old-star", "b-8",
                    "b-16", "old-b-8-slow", "old-b-8-64x8", "old-b-8-exact", "bp-8", "bp-16", "s", "v",
-                   "old-v-noise-0.1", "old-v-noise-0.3"],
+                   "old-v-noise-0", "old-v-noise-0.1", "old-v-noise-0.3"],
                   ("pass@1", "pass@8", "pass@32", "bon@8", "bon@32", "gold", "distinct", "similarity", "entropy", "kl",
                    "auc", "cpu_seconds", "samples_per_s")),
     "Pass@8 at test temperatures": ([f"{model}-T{t}" for model in ("base", "rl", "bp-8", "bp-8-cold")
@@ -328,7 +328,7 @@ TABLES = {
          "old-peptide-4", "old-peptide-8-fifo", "old-peptide-exact-4", "old-peptide-exact-8"],
         ("max@1", "max@4", "max@8", "max@16", "max@64", "kl", "entropy")),
     "A code task, `--task program`": (
-        [f"old-program-{row}" for row in ("mean", "passk", "bp-8", "cat-raw-8", "bon-sft-8", "cat-bon-8",
+        [f"old-program-{row}" for row in ("base", "mean", "passk", "bp-8", "cat-raw-8", "bon-sft-8", "cat-bon-8",
                                           "cat-majority-8", "gold-16")],
         ("pass@1", "pass@8", "pass@32", "maj@8", "kl", "distinct", "seconds")),
     "A real model": (
