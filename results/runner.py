@@ -370,12 +370,27 @@ def use(place):
     RECORDS, RUNS = (os.path.join(os.path.abspath(place), name) for name in ("records", "claims"))
 
 
+def remember_problems():
+    """From now on this process generates the problems of a task once; that takes up to half of a short run's time."""
+    from tasks.embedded import Embedded
+    made, problems = {}, Embedded.problems
+
+    def problems_once(task, split, size, seed=0):
+        key = type(task), split, size, seed
+        if key not in made:
+            made[key] = problems(task, split, size, seed)
+        return list(made[key])
+    Embedded.problems = problems_once
+
+
 def work(wanted, place=None):
     """Make the runs [(row, seed)] that are missing, in this order. Several processes may be at the same list: each
     takes what nobody is at, and in the end waits for the others. A process whose parent was killed stops.
     place: as in `use`, for a process of its own."""
     if place:
         use(place)
+    sys.path[:0] = [ROOT] * (ROOT not in sys.path)
+    remember_problems()
     parent = multiprocessing.parent_process()
     for wait in (False, True):
         for row, seed in wanted:

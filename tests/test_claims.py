@@ -14,7 +14,6 @@ import time
 import pytest
 from conftest import ROOT
 
-sys.path += [os.path.join(ROOT, "results"), os.path.join(ROOT, "models")]
 import claims
 import runner
 import which

@@ -701,7 +701,6 @@ def test_readme_commands_parse():
     launcher accept."""
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser
-    sys.path.insert(0, os.path.join(ROOT, "results"))
     parsers = {name: importlib.import_module(name).parse_args for name in ("evaluate", "bench", "make_tiny")}
     parsers["words"] = lambda argv: [].index(argv) if argv else None  # it takes no flags
     parsers["claims"] = lambda argv: argv == ["NAME"] or importlib.import_module("claims").parse_args(argv)
