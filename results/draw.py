@@ -219,6 +219,7 @@ FIGURES = {
     "which": scatter("pass@1", "pass@32"),
     "which-kl": scatter("kl", "pass@32"),
 }
+SCATTERS = FIGURES["which"], FIGURES["which-kl"]
 
 
 def draw(found, name):
@@ -233,7 +234,10 @@ def draw(found, name):
     for axis, paint in zip(axes[0], panels):
         paint(axis)
         axis.grid(alpha=.3)
-        axis.legend(fontsize=7)
+        if FIGURES[name] not in SCATTERS:
+            axis.legend(fontsize=7)
+    if FIGURES[name] in SCATTERS:  # the same points in every panel, all over it
+        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.tight_layout()
     os.makedirs(FOLDER, exist_ok=True)
     figure.savefig(os.path.join(FOLDER, name + ".png"), dpi=80, metadata={"Software": None})
