@@ -19,8 +19,9 @@ we read it). An inference strategy maps the probability p of success of one samp
 
 p is the smoothed success rate (c+1)/(M+2) of the prompt, or with --probability sequence pi(y_i|x) of the sample, as in
 the paper's runs: on the embedded task that is far below 1/N, so weights are alike and it is plain RL. raw and log with
-an estimated p are biased; pool with --rewards raw is not. Symbols: B prompts per step, M samples per prompt
-(--samples), N the budget trained for (--n), r the reward in {0, 1}, tau the temperature.
+an estimated p are biased; pool with --rewards raw is not: it is ppo_passk.py's default estimator, sample for sample.
+Symbols: B prompts per step, M samples per prompt (--samples), N the budget trained for (--n), r the reward in {0, 1},
+tau the temperature.
 
 Differences from the paper: 1) the pool form; 2) --normalise divides by the mean weight over all samples of the batch;
 3) KL is in the reward, with a leave-one-out baseline. If p << 1/N for every gold completion, w is 1 and sft is

@@ -19,6 +19,7 @@ import cat_passk
 import common
 import evaluate
 import make_tiny
+import ppo_passk
 import tasks
 from cat_bon import bon_weight
 from cat_majority import dynamic_threshold, majority_sft_loss, majority_weight
@@ -230,6 +231,15 @@ def test_pool_form_is_exact(n):
         mean = sum(math.comb(m, c) * p ** c * (1 - p) ** (m - c) * Fraction(c, m) * Fraction(pool_weight(c, m, n))
                    for c in range(m + 1))
         assert float(mean) == pytest.approx(float(p * n * (1 - p) ** (n - 1)), rel=1e-12)
+
+
+def test_pool_form_is_the_passk_objective():
+    """With raw rewards it gives each sample the coefficient of ppo_passk.py's default estimator."""
+    for m in range(1, 9):
+        for n in range(1, m + 1):
+            r = torch.tensor([[1.0] * c + [0.0] * (m - c) for c in range(m + 1)], dtype=torch.float64)
+            found = r / m * pool_weight(r.sum(1, keepdim=True), m, n)
+            assert torch.allclose(found, ppo_passk.advantages(r, n, "passk"), atol=1e-14), (m, n)
 
 
 @pytest.mark.parametrize("n,k", [(2, 1), (4, 1), (3, 2), (5, 3)])

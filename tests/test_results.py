@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -64,6 +65,24 @@ def test_errors(tmp_path):
     assert code == 2 and not out and err.count("\n") == 1 and f"{tmp_path} cannot be read" in err, err
     code, out, err = command("results/records/older.jsonl", "--where", "task=chess")
     assert code == 2 and not out and err.count("\n") == 1 and "task=chess" in err, err
+
+
+def test_the_answer():
+    """Which one should I use: at most 150 words; each number is the lead of the row it names, with its interval."""
+    import claims
+    with open(os.path.join(ROOT, "results", "README.md"), encoding="utf-8") as file:
+        text = file.read().split("## Which one should I use?\n")[1].split("\n## ")[0]
+    assert len(text.split()) <= 150
+    number, seen, found = r"[+-]\.\d{3}", 0, claims.runner.records()
+    for part in text.split("\n- "):
+        named = re.findall(r"`(which-(\w+?)-\S+)`", part)
+        said = re.findall(rf"(pass@\d+|maj@\d+|bon@\d+)\s+({number})\s+\[({number}),\s+({number})\]", part)
+        assert len(named) <= 1 and len(said) == len(re.findall(number, part)) / 3 and bool(named) == bool(said), part
+        for metric, *three in said:
+            [(row, task)] = named
+            assert [claims.number(x) for x in claims.which.lead(found, row, f"which-{task}-base", metric)] == three
+            seen += 1
+    assert seen >= 4
 
 
 def test_what_is_drawn_is_up_to_date():
