@@ -237,7 +237,8 @@ def draw(found, name):
         if FIGURES[name] not in SCATTERS:
             axis.legend(fontsize=7)
     if FIGURES[name] in SCATTERS:  # the same points in every panel, all over it
-        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
+        shown = max((panel.get_legend_handles_labels() for panel in axes[0]), key=lambda pair: len(pair[0]))
+        axis.legend(*shown, fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.tight_layout()
     os.makedirs(FOLDER, exist_ok=True)
     figure.savefig(os.path.join(FOLDER, name + ".png"), dpi=80, metadata={"Software": None})
