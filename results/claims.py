@@ -376,7 +376,7 @@ def draw(found):
         "400 test problems, 64 samples each: means over seeds ± standard deviation; KL in nats to the base. The "
         "commands are in `results/runner.py`. Rows named old-* are of earlier versions of the code (after a warm-up "
         "their KL is to its end), real-* are 100 problems x 32 samples of the real model of "
-        "[README.md](README.md#a-real-model), KL to its warm-up; their flags are in `records/older.jsonl`.", 120)]
+        "[README.md](README.md#a-real-model), KL to the warm-up; their flags are in `records/older.jsonl`.", 120)]
     for title, (rows, columns) in TABLES.items():
         text += ["", f"### {title}", "", spread_table(found, rows, columns)]
     with open(os.path.join(runner.ROOT, "results", "claims.md"), "w", encoding="utf-8") as file:

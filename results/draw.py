@@ -219,7 +219,6 @@ FIGURES = {
     "which": scatter("pass@1", "pass@32"),
     "which-kl": scatter("kl", "pass@32"),
 }
-SCATTERS = FIGURES["which"], FIGURES["which-kl"]
 
 
 def draw(found, name):
@@ -234,9 +233,9 @@ def draw(found, name):
     for axis, paint in zip(axes[0], panels):
         paint(axis)
         axis.grid(alpha=.3)
-        if FIGURES[name] not in SCATTERS:
+        if not name.startswith("which"):
             axis.legend(fontsize=7)
-    if FIGURES[name] in SCATTERS:  # the same points in every panel, all over it
+    if name.startswith("which"):  # the same labels for every panel, beside the last: points are all over it
         shown = max((panel.get_legend_handles_labels() for panel in axes[0]), key=lambda pair: len(pair[0]))
         axis.legend(*shown, fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.tight_layout()

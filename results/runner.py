@@ -24,6 +24,7 @@ code, kept because no later run has their settings, without problems; the real m
 """
 import contextlib
 import fcntl
+import functools
 import json
 import math
 import multiprocessing
@@ -374,7 +375,10 @@ def remember_problems():
     """From now on this process generates the problems of a task once; that takes up to half of a short run's time."""
     from tasks.embedded import Embedded
     made, problems = {}, Embedded.problems
+    if hasattr(problems, "__wrapped__"):  # it does already
+        return
 
+    @functools.wraps(problems)
     def problems_once(task, split, size, seed=0):
         key = type(task), split, size, seed
         if key not in made:
