@@ -99,6 +99,7 @@ def begin(run, words, budget, verifier=None, target="solution"):
     run.begin(run.policy, run.optimizer)
     print(f"{run.folder}: {run.args.model}, {run.task.name}, {words}\n{run.policy.note}", flush=True)
     run.mark = run.printed = run.pictured = time.time()  # when the next step begins; when what was last shown
+    run.idle = 0  # steps in a row that could teach nothing
 
 
 def evaluate_before(run):
@@ -207,6 +208,11 @@ def end_of_step(run, line, shown):
     if step == 1 and run.budget > 1 and line.get("w_mean") and line["w_even"] > 0.95:
         print("note: the weights are all alike, so they do nothing and this is the objective without them: shorter "
               "targets, a smaller --n, or --probability success where there is one, tell prompts apart", flush=True)
+    run.idle = run.idle + 1 if line["zero"] == 1 else 0
+    if run.idle == 5:
+        print("note: for five steps no sample had a coefficient other than 0, as when all samples of a prompt have the "
+              "same reward, so nothing was learned. If earlier ones differed, the policy may have collapsed: take a "
+              "lower --lr; if not, more samples per prompt, other problems or a warm-up", flush=True)
     if step == 1 or step % 25 == 0 or last:
         for example in shown:
             run.log("samples.jsonl", step=step, **example)

@@ -711,6 +711,18 @@ def test_a_degenerate_objective_is_named(tmp_path, capsys):
     assert "the weights are all alike" not in capsys.readouterr().out
 
 
+def test_steps_that_teach_nothing_are_named(tmp_path, capsys):
+    """Once, after the fifth in a row; not where samples had weight."""
+    data = tmp_path / "p.jsonl"
+    data.write_text(json.dumps({"prompt": "c1,2>", "answer": "999", "split": "train"}) + "\n")
+    flags = ["--prompts", "1", "--samples", "8", "--eval-samples", "0", "--max-new-tokens", "4"]
+    for steps, said in ((4, 0), (7, 1)):
+        ppo_passk.main([*flags, "--data", str(data), "--steps", str(steps), "--out", str(tmp_path / str(steps))])
+        assert capsys.readouterr().out.count("nothing was learned") == said
+    ppo_passk.main(["--prompts", "16", "--steps", "6", "--eval-samples", "0", "--out", str(tmp_path / "c")])
+    assert "nothing was learned" not in capsys.readouterr().out
+
+
 def test_problems_without_a_gold_completion_are_counted(tmp_path):
     data = tmp_path / "p.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"c{a},2>", "answer": str(a), "split": "train",
