@@ -140,20 +140,24 @@ POINTS = {  # of the table of objectives: colour and marker; one paper, one shap
 
 def scatter(x, y):
     """One point per objective with the 95 % interval of each metric, a panel per task; where more of both is better,
-    also the frontier: the points that no other one exceeds in both."""
+    also the frontier: the points that no other one exceeds in both. The panel has room for the points, and an interval
+    that leaves it is cut: one collapsed seed makes one as wide as all of the metric."""
     def paint(axis, found, task):
-        front = []
+        points = []
         for objective, (color, marker) in POINTS.items():
             row = which.chosen(found, task, objective)
             at = row and cells(found, row, x), row and cells(found, row, y)
             if None not in at:
                 bars = [[[abs(at[i][0] - at[i][end])] for end in (1, 2)] for i in range(2)]
-                axis.errorbar(at[0][0], at[1][0], xerr=bars[0], yerr=bars[1], color=color, marker=marker, capsize=2,
-                              linestyle="none", label=objective)
-                front.append((at[0][0], at[1][0]))
+                axis.errorbar(at[0][0], at[1][0], xerr=bars[0], yerr=bars[1], color=color, capsize=2, lw=1)
+                axis.plot(at[0][0], at[1][0], color=color, marker=marker, ms=7, linestyle="none", label=objective)
+                points.append((at[0][0], at[1][0]))
         if x != "kl":
-            front = sorted(p for p in front if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in front))
+            front = sorted(p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points))
             axis.plot(*zip(*front), color="#777777", lw=1, zorder=0)
+        for limits, values in zip((axis.set_xlim, axis.set_ylim), zip(*points)):
+            room = .15 * (max(values) - min(values))
+            limits(min(values) - room, max(values) + room)
         axis.set(xlabel="KL to the base (nats)" if x == "kl" else x, ylabel=y)
         axis.set_title(task, fontsize=10)
     return lambda found: [partial(paint, found=found, task=task) for task in which.TASKS

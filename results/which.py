@@ -123,7 +123,9 @@ def page(found):
         seeds = min(len(runs(found, chosen(found, task, objective))) for objective in LABELS)
         text += [f"## {task}", "", *["Not finished: a row without five seeds is a first look.\n"] * (seeds < 5),
                  table(found, task), "", leads(found, task), ""]
-    text += ["![pass@32 against pass@1, with the frontier](figures/which.png)", "",
+    text += [*paragraph("A point is an objective, its bars are 95 % intervals over seeds, cut at the panel; the grey "
+                        "line is the frontier."),
+             "![pass@32 against pass@1, with the frontier](figures/which.png)", "",
              "![pass@32 against KL](figures/which-kl.png)", "", "## Learning rates", "",
              "On validation problems, seed 0; the chosen one is bold.", "",
              "| task | objective | metric | " + " | ".join(runner.LRS) + " |", "|---" * (3 + len(runner.LRS)) + "|"]
