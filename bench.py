@@ -486,7 +486,7 @@ def main(argv=None):
 
             def prompts_for(rows):
                 if tiny or args.model:
-                    return [policy.encode(p.prompt, task.chat) for p in task.train[:rows // args.k]]
+                    return policy.encode([p.prompt for p in task.train[:rows // args.k]], task.chat)
                 return [[rng.randrange(1, 30000) for _ in range(args.prompt_tokens)] for _ in range(rows // args.k)]
 
             def rewards_of(drawn):

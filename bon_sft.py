@@ -127,7 +127,7 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
     B, M, n, tau = len(problems), args.samples if args.n > 1 else 0, args.n, args.temperature
     optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
     started = time.time()
-    prompts = [policy.encode(p.prompt, task.chat) for p in problems]
+    prompts = policy.encode([p.prompt for p in problems], task.chat)
 
     # Sample, unless N = 1. The seed alone fixes the M draws of each prompt.
     y = [[golds[p.id]] for p in problems]  # of each prompt the gold completion and then M samples

@@ -167,7 +167,7 @@ def find_targets(policy, task, problems, M, tau, seed):
     targets = {}
     for first in range(0, len(problems), 256):
         block = problems[first:first + 256]
-        prompts = [policy.encode(p.prompt, task.chat) for p in block]
+        prompts = policy.encode([p.prompt for p in block], task.chat)
         seeds = [common.seed_of("target", seed, p.id) for p in block]
         drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens).lists()
         texts = [policy.decode(y) for rows in drawn for y in rows]
@@ -203,7 +203,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None, recent=Non
     B, M, n, tau, beta = len(problems), args.samples, args.n, args.temperature, args.kl_coef
     optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
     started = time.time()
-    prompts = [policy.encode(p.prompt, task.chat) for p in problems]
+    prompts = policy.encode([p.prompt for p in problems], task.chat)
 
     if args.mode == "sft":
         y, coef = [golds[p.id] for p in problems], torch.ones(B, 1)

@@ -189,7 +189,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
     B, M, n, tau, beta = len(problems), args.samples, args.n, args.temperature, args.kl_coef
     optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
     started = time.time()
-    prompts = [policy.encode(p.prompt, task.chat) for p in problems]
+    prompts = policy.encode([p.prompt for p in problems], task.chat)
 
     if args.mode == "sft":
         y, coef = [golds[p.id] for p in problems], torch.ones(B, 1)

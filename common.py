@@ -73,17 +73,19 @@ class Policy:
         options |= {name: value for name, value in known.items() if name in self.accepts}
         return self.lm(input_ids=ids, attention_mask=mask, **options)
 
-    def encode(self, prompt, chat=False):
-        """Token ids of one prompt; through the chat template if `chat` and the tokenizer has one."""
-        if chat and self.tokenizer.chat_template:
-            turns = [{"role": "system", "content": self.system}] if self.system else []
-            text = self.tokenizer.apply_chat_template([*turns, {"role": "user", "content": prompt}], tokenize=False,
-                                                      add_generation_prompt=True)
-            return self.known(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        ids = self.tokenizer(prompt)["input_ids"]
-        while len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers append it: all would be said
-            ids.pop()
-        return self.known(ids)
+    def encode(self, prompts, chat=False):
+        """Token ids of a prompt or of each of a list; through the chat template if `chat` and the tokenizer has one."""
+        texts, chat = [prompts] if isinstance(prompts, str) else prompts, bool(chat and self.tokenizer.chat_template)
+        if chat:
+            system = [{"role": "system", "content": self.system}] if self.system else []
+            texts = [self.tokenizer.apply_chat_template(
+                [*system, {"role": "user", "content": x}], tokenize=False, add_generation_prompt=True) for x in texts]
+        rows = self.tokenizer(texts, add_special_tokens=not chat)["input_ids"] if texts else []
+        for ids in rows:
+            while not chat and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+                ids.pop()  # some tokenizers append it: all would be said
+        self.known([i for ids in rows for i in ids])
+        return rows[0] if isinstance(prompts, str) else rows
 
     def encode_solution(self, text):
         """Token ids of a gold completion, end-of-sequence token included: to stop is a decision too."""
@@ -131,7 +133,6 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     lm, tokenizer, note = load.load_base(model, bits, device)
     size = lm.num_parameters()
     import peft  # after load_base, which quietens what it imports
-
     start, inner = None, os.path.join(adapter or "", "adapter")
     folder = inner if os.path.isdir(inner) else adapter
     torch.manual_seed(seed)

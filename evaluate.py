@@ -85,7 +85,7 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
     started = said = mark = time.time()
     while len(pool) < len(problems):
         first, block = len(pool), problems[len(pool):len(pool) + size]
-        prompts = [policy.encode(p.prompt, task.chat) for p in block]
+        prompts = policy.encode([p.prompt for p in block], task.chat)
         drawn = common.sample(policy, prompts, samples, [common.seed_of("evaluate", seed, p.id) for p in block],
                               temperature, max_new_tokens or task.max_new_tokens)
         tokens, sums, lengths = drawn.lists(), drawn.logps.double().sum(-1).cpu(), drawn.lengths.cpu()  # [b, n] each
@@ -212,7 +212,8 @@ def that_fit(policy, task, problems):
     if policy.positions == math.inf:
         return problems
     longest = policy.positions - task.max_new_tokens
-    kept = [p for p in problems if len(policy.encode(p.prompt, task.chat)) <= longest]
+    rows = policy.encode([p.prompt for p in problems], task.chat)
+    kept = [p for p, ids in zip(problems, rows) if len(ids) <= longest]
     if not kept and problems:
         raise UserError(f"no problem leaves room for --max-new-tokens {task.max_new_tokens} in the model's "
                         f"{policy.positions} positions: lower it or take a model with more")

@@ -201,7 +201,7 @@ def step(policy, task, optimizer, problems, number, args):
     B, n, k, tau, beta = len(problems), args.samples, args.k, args.temperature, args.kl_coef
     optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
     started = time.time()
-    prompts = [policy.encode(p.prompt, task.chat) for p in problems]
+    prompts = policy.encode([p.prompt for p in problems], task.chat)
 
     # Sample. The seed alone fixes the n draws of each prompt.
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]

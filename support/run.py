@@ -135,11 +135,10 @@ def gold_completions(policy, task, problems, target="solution", longest=torch.in
     """Gold completions for supervised fine-tuning -> (problems that have one of at most `longest` tokens, {problem id:
     its token ids with end-of-sequence}); says how many were left out.  Raises UserError if none is left."""
     golds = {}
-    for p in problems:
+    for p, prompt in zip(problems, policy.encode([p.prompt for p in problems], task.chat)):
         text = task.target(p, target)
         ids = [] if text is None else policy.encode_solution(text)
-        room = policy.positions - len(policy.encode(p.prompt, task.chat))
-        if text is not None and len(ids) <= min(longest, room):
+        if text is not None and len(ids) <= min(longest, policy.positions - len(prompt)):
             golds[p.id] = ids
     what = f"no gold completion ({target})" + f" of at most {longest} tokens" * (longest < torch.inf)
     if not golds:

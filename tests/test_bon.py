@@ -464,7 +464,7 @@ def test_chat_reaches_every_prompt(script, flags, verifier, tmp_path, monkeypatc
     asked = {common.Policy: [], verifiers.Verifier: []}
     for kind, calls in asked.items():
         def spy(*args, calls=calls, encode=kind.encode):
-            calls.append(args[-1])
+            calls += [args[-1]] * (len(args[1]) if isinstance(args[1], list) else 1)
             return encode(*args)
         monkeypatch.setattr(kind, "encode", spy)
     data, fits = tmp_path / "p.jsonl", "--fit-verifier" in flags

@@ -636,10 +636,12 @@ def test_models_without_an_attention_cache_are_refused(tmp_path):
 def test_a_tokenizer_that_appends_eos_does_not_end_the_prompt():
     from tokenizers.processors import TemplateProcessing
     policy = common.load_policy("tiny", bits=32)
-    wanted = policy.encode("c7,3>")
+    wanted, other = policy.encode(["c7,3>", "c8>"])
+    assert wanted == policy.encode("c7,3>") and other == policy.encode("c8>") and policy.encode([]) == []
     policy.tokenizer._tokenizer.post_processor = TemplateProcessing(single="<eos> $A <eos>",
                                                                     special_tokens=[("<eos>", 0)])
     assert policy.tokenizer("c7,3>")["input_ids"] == [0, *wanted, 0]
+    assert policy.encode(["c8>", "c7,3>"]) == [[0, *other], [0, *wanted]]
     assert policy.encode("c7,3>") == [0, *wanted]  # the first may be a beginning-of-sequence token that is the same id
 
 
@@ -657,6 +659,7 @@ def test_special_tokens_come_once():
     policy.tokenizer.chat_template = ("{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}"
                                       "{% if add_generation_prompt %}A{% endif %}")
     assert policy.encode("c7>", chat=True) == ids("uc7>A")
+    assert policy.encode(["c7>", "c8,1>"], chat=True) == [ids("uc7>A"), ids("uc8,1>A")]
     assert verifier.encode("c7>", "7", chat=True) == ids("uc7>a7")  # the assistant's turn, finished
     assert verifier.encode("c7>", "7") == [start, *ids("c7>7"), 0]
 
