@@ -174,7 +174,7 @@ def robust_page(found):
                 aware, mean = robust_rows(base, k, n, lr)
                 middle, low, high = lead(found, aware, mean, f"pass@{k}")
                 over, _, _ = lead(found, aware, f"robust-{base}-base", f"pass@{k}")
-                cells.append(signed(middle, low, high) + (f" / {over:+.3f}" if over is not None else ""))
+                cells.append("" if None in (middle, over) else f"{signed(middle, low, high)} / {over:+.3f}")
                 seeds.append(len(runs(found, aware).keys() & runs(found, mean)))
             if any(cells):
                 lines.append(f"| {base} | {k} | {n} | " + " | ".join(cells) + f" | {min(filter(None, seeds))} |")
