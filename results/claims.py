@@ -379,10 +379,9 @@ def draw(found):
         "[README.md](README.md#a-real-model), KL to the warm-up; their flags are in `records/older.jsonl`.", 120)]
     for title, (rows, columns) in TABLES.items():
         text += ["", f"### {title}", "", spread_table(found, rows, columns)]
-    with open(os.path.join(runner.ROOT, "results", "claims.md"), "w", encoding="utf-8") as file:
-        file.write("\n".join(text) + "\n")
-    with open(os.path.join(runner.ROOT, "results", "which.md"), "w", encoding="utf-8") as file:
-        file.write(which.page(found))
+    for name, content in (("claims.md", "\n".join(text) + "\n"), ("which.md", which.page(found))):
+        with open(os.path.join(runner.ROOT, "results", name), "w", encoding="utf-8") as file:
+            file.write(content)
     path = os.path.join(runner.ROOT, "README.md")
     with open(path, encoding="utf-8") as file:
         page = file.read()
