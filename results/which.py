@@ -175,8 +175,8 @@ def robust_page(found):
              *paragraph(
                  "Countdown, 50 steps of 1,024 samples, 200 test problems x 64 samples. The lead at pass@k of training "
                  "for pass@k over training for the mean with the same n samples per prompt, paired by seed, with its "
-                 "95 % interval. Each at its best: each objective at the learning rate that is best for it on these same "
-                 "problems. First all bases together, a pair per base and seed."),
+                 "95 % interval. Each at its best: each objective at the learning rate that is best for it on these "
+                 "same problems. First all bases together, a pair per base and seed."),
              *["Not finished: every cell is to have three seeds.\n"] * any(
                  (row, seed) not in found for row, seed in robust_runs(3)),
              "| k | n | each at its best | " + " | ".join(rates) + " | pairs |", "|---" * (4 + len(rates)) + "|"]
