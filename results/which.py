@@ -168,6 +168,14 @@ def at_their_best(found, base, k, n):
         return [max(rows, key=score) for rows in zip(*pairs)]
 
 
+def compared(found, k, n):
+    """Differences at pass@k between training for it and for the mean: columns (each at its best, then the learning
+    rates) of one list per base, seed by seed."""
+    columns = [[at_their_best(found, base, k, n) for base in runner.BASES],
+               *([robust_rows(base, k, n, lr) for base in runner.BASES] for lr in runner.LRS)]
+    return [[differences(found, *pair, f"pass@{k}") if pair else [] for pair in column] for column in columns]
+
+
 def robust_page(found):
     """Markdown lines: the lead of pass@k training at pass@k over the mean objective, and over the base."""
     rates = [f"learning rate {lr}" for lr in runner.LRS]
@@ -180,11 +188,10 @@ def robust_page(found):
              *["Not finished: every cell is to have three seeds.\n"] * any(
                  (row, seed) not in found for row, seed in robust_runs(3)),
              "| k | n | each at its best | " + " | ".join(rates) + " | pairs |", "|---" * (4 + len(rates)) + "|"]
-    table = []
+    table, ends = [], []
     for k, n in runner.BUDGETS:
-        columns = [[at_their_best(found, base, k, n) for base in runner.BASES],
-                   *([robust_rows(base, k, n, lr) for base in runner.BASES] for lr in runner.LRS)]
-        columns = [[differences(found, *pair, f"pass@{k}") if pair else [] for pair in column] for column in columns]
+        columns = compared(found, k, n)
+        ends += [interval(pairs)[1:] for column in columns[1:] for pairs in column if len(pairs) > 1]
         if any(sum(column, []) for column in columns):
             lines.append(f"| {k} | {n} | " + " | ".join(signed(*interval(sum(column, []))) for column in columns)
                          + f" | {min(len(sum(column, [])) for column in columns[1:])} |")
@@ -199,6 +206,7 @@ def robust_page(found):
                              + f" | {min(len(column[i]) for column in columns[1:])} |")
     return [*lines, "", *paragraph(
         "Each base by itself, and / the lead over that base. *tiny* is the embedded model, *short* has a third of its "
-        "pretraining, *wide* four times its parameters."),
+        f"pretraining, *wide* four times its parameters. Of {len(ends)} cells of one base and learning rate "
+        f"{sum(low > 0 for low, _ in ends)} have an interval above 0, {sum(high < 0 for _, high in ends)} one below."),
         "| base | k | n | each at its best | " + " | ".join(rates) + " | seeds |", "|---" * (5 + len(rates)) + "|",
         *sorted(table, key=lambda line: [line.startswith(f"| {base} ") for base in runner.BASES], reverse=True)]

@@ -94,6 +94,23 @@ def test_the_answer():
                 assert claims.which.lead(found, other, row, metric)[1] <= 0, (task, objective, other)
 
 
+def test_the_lead_over_the_mean():
+    """What the pages say of robustness: leads with the objectives at their best, sure at 8 and 32, not at 2."""
+    import claims
+    found = claims.runner.records()
+    with open(os.path.join(ROOT, "results", "README.md"), encoding="utf-8") as file:
+        answer, text = file.read().split("- Against the mean on three bases")
+    assert "It leads the mean at k = 8 and 32,\n  [hardly at 2](which.md#how-robust" in answer
+    number = r"([+-]\.\d{3})"
+    said = re.findall(rf"{number}\s+\[{number},\s+{number}\]\s+with\s+n\s+=\s+(\d+)", text.split("\n- ")[0])
+    assert len(said) == len(claims.runner.BUDGETS)
+    for (k, n), (*three, samples) in zip(claims.runner.BUDGETS, said):
+        columns = [sum(column, []) for column in claims.which.compared(found, k, n)]
+        best, *rates = map(claims.interval, columns)
+        assert [claims.number(x) for x in best] == three and int(samples) == n and len(columns[0]) == 9
+        assert (best[1] > 0) == (k > 2) and all(high > 0 for _, _, high in rates)  # "turns nowhere surely"
+
+
 def test_what_is_drawn_is_up_to_date():
     """README.md's list of claims and claims.md say what the records say."""
     import claims
