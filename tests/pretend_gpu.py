@@ -52,7 +52,7 @@ INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, ate
 
 
 def tensors_in(tree):
-    """The tensors in nested lists, tuples and dictionaries (torch's own walk takes three times as long)."""
+    """The tensors in nested lists, tuples and dictionaries (with torch's own walk a load takes half as long again)."""
     if isinstance(tree, torch.Tensor):
         return [tree]
     if isinstance(tree, dict):
