@@ -24,6 +24,8 @@ import tempfile
 import time
 import warnings
 
+from support.flags import plain_flag
+
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
@@ -69,6 +71,7 @@ def parse_args(argv=None):
     parser.add_argument("--sandbox", type=int, default=0,
                         help="time this many verdicts of the sandbox instead; 0 = do not")
     parser.add_argument("--seed", type=int, default=0, help="weights, prompts and draws")
+    plain_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -82,79 +85,15 @@ import common
 import ppo_passk
 import tasks
 import torch
-from support import ROOT, fast, load
+from fast.choose import choose_fast
+from fast.folded import folded, lora_layers
+from support import load
 from support.errors import UserError
 from support.flags import cli, numbers
 from support.folder import versions
+from support.measure import TINY, alternate, build, generate, reset_peak
 from support.plots import save_figure
 from support.run import batch_of
-
-TINY = ROOT + "/models/tiny"
-
-SHAPES = {  # hidden, feed-forward, layers, heads, key-value heads
-    "micro": (64, 192, 4, 4, 4),  # the size of the embedded model, for --scaling
-    "0.1b": (512, 1536, 8, 8, 2), "0.5b": (896, 4864, 24, 14, 2), "1.5b": (1536, 8960, 28, 12, 2),
-    "7b": (3584, 18944, 28, 28, 4)}
-
-
-def build(shape, folder, seed, vocabulary=151936):
-    """Write a random model of a shape, with the embedded tokenizer, into `folder`, so that it loads like any other."""
-    import transformers
-    transformers.utils.logging.disable_progress_bar()
-    hidden, feed, layers, heads, kv = SHAPES[shape]
-    gpu = torch.cuda.is_available()
-    torch.manual_seed(seed)
-    with torch.device("cuda" if gpu else "cpu"):
-        model = transformers.AutoModelForCausalLM.from_config(transformers.Qwen2Config(
-            vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed, num_hidden_layers=layers,
-            num_attention_heads=heads, num_key_value_heads=kv, tie_word_embeddings=shape != "7b", bos_token_id=None,
-            eos_token_id=0, pad_token_id=0, max_position_embeddings=8192),
-            dtype=torch.bfloat16 if gpu else torch.float32)
-    model.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
-    del model
-    if gpu:
-        torch.cuda.empty_cache()
-
-
-def synchronise(policy):
-    if policy.device.type == "cuda":
-        torch.cuda.synchronize(policy.device)
-
-
-def timed(policy, call):
-    """(seconds, result) of one call, the device idle before and after."""
-    synchronise(policy)
-    started = time.perf_counter()
-    result = call()
-    synchronise(policy)
-    return time.perf_counter() - started, result
-
-
-def alternate(policy, repeat, *calls):
-    """Run the calls in turn, `repeat` times after one burn-in -> per call a list of (seconds, result)."""
-    for call in calls:
-        timed(policy, call)
-    rounds = [[timed(policy, call) for call in calls] for _ in range(repeat)]
-    return list(zip(*rounds))
-
-
-@torch.no_grad()
-def generate(policy, prompts, k, max_new_tokens, seed):
-    """The same draw by transformers' generate -> number of useful tokens."""
-    ids, mask = common.left_pad(prompts, device=policy.device)
-    torch.manual_seed(seed)
-    out = policy.lm.generate(input_ids=ids, attention_mask=mask, do_sample=True, num_return_sequences=k,
-                             temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens,
-                             eos_token_id=policy.stop, pad_token_id=policy.stop[0])
-    ended = torch.isin(out[:, ids.shape[1]:], torch.tensor(policy.stop, device=policy.device)).long()
-    return int((ended.cumsum(1) - ended == 0).sum())  # tokens up to the first end-of-sequence token, inclusive
-
-
-def reset_peak(policy):
-    if policy.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(policy.device)
-
 
 def peak(policy, line):
     """Peak memory of a line; on a CPU the process has one peak only, which the JSON line keeps."""
@@ -170,7 +109,7 @@ def bench_sampler(policy, prompts, args, new_tokens, label):
         return int(common.sample(policy, prompts, args.k, draws, max_new_tokens=new_tokens).lengths.sum())
 
     def theirs():  # without an adapter, without its wrappers
-        with fast.folded(fast.lora_layers(policy)) if label == "base" else contextlib.nullcontext():
+        with folded(lora_layers(policy)) if label == "base" else contextlib.nullcontext():
             return generate(policy, prompts, args.k, new_tokens, next(seeds))
     runs = alternate(policy, args.repeat, ours, *([] if args.skip_generate else [theirs]))
     rates = [[tokens / seconds for seconds, tokens in side] for side in runs]
@@ -226,12 +165,17 @@ SWEEPS = {"k": (2, 4, 8, 16, 32), "prompts": (8, 16, 32, 64, 128), "length": (8,
           "vocabulary": (512, 2048, 8192, 32768)}
 
 
-def point(k, prompts, length, vocabulary, seed=0, repeat=3):
+def fast_of(plain):
+    """load_policy's argument `fast`, by --plain."""
+    return None if plain else choose_fast
+
+
+def point(k, prompts, length, vocabulary, seed=0, repeat=3, plain=False):
     """Run in a process of its own: a step (sample k completions of exactly `length` tokens, update with all of them) on
     random weights -> (median seconds, peak memory in GB beyond what building and loading the model took)."""
     with tempfile.TemporaryDirectory() as folder:
         build("micro", folder, seed, vocabulary)
-        policy = common.load_policy(folder, 16 if torch.cuda.is_available() else 32, seed=seed)
+        policy = common.load_policy(folder, 16 if torch.cuda.is_available() else 32, seed=seed, fast=fast_of(plain))
     policy.stop = []  # nothing ends before its length
     rng = random.Random(seed)
     xs = [[rng.randrange(vocabulary) for _ in range(16)] for _ in range(prompts)]
@@ -248,13 +192,14 @@ def point(k, prompts, length, vocabulary, seed=0, repeat=3):
     return statistics.median(seconds for seconds, _ in runs), load.peak_memory(policy.device) - before
 
 
-def memory(micro):
+def memory(micro, plain):
     """Run in a process of its own: peak memory in GB of two steps on countdown, ours (micro 0) or TRL's."""
     if micro:
         with contextlib.redirect_stdout(io.StringIO()):
-            against_trl(argparse.Namespace(micro=str(micro), repeat=1, model=None, prompts=0), ours={})
+            against_trl(argparse.Namespace(micro=str(micro), repeat=1, model=None, prompts=0, plain=plain),
+                        ours={})
         return load.peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    step = Stepper("mean")
+    step = Stepper("mean", plain=plain)
     step()
     step()
     return load.peak_memory(step.policy.device)
@@ -276,7 +221,7 @@ def scaling(args):
     print("a step on random weights (0.2 M parameters without the vocabulary), around "
           + ", ".join(f"{n} {v}" for n, v in POINT.items()))
     for column, (name, values) in enumerate(SWEEPS.items()):
-        found = [alone(point, **{**POINT, name: value}, seed=args.seed) for value in values]
+        found = [alone(point, **{**POINT, name: value}, seed=args.seed, plain=args.plain) for value in values]
         for row, (what, unit) in enumerate((("seconds", "s"), ("memory_gb", "GB"))):
             ys = [max(f[row], 1e-6) for f in found]
             x, y = [math.log(v) for v in values], [math.log(v) for v in ys]
@@ -291,7 +236,7 @@ def scaling(args):
     save_figure(figure, args.out)
     if importlib.util.find_spec("trl"):
         for micro in (0, *numbers(args.micro or "8,64,128,256,512", int, "--micro")):
-            lines.append({"what": "memory", "micro": micro, "memory_gb": alone(memory, micro)})
+            lines.append({"what": "memory", "micro": micro, "memory_gb": alone(memory, micro, args.plain)})
             print(f"peak memory of the process, 128 prompts x 8 of countdown: {lines[-1]['memory_gb']:.2f} GB "
                   + (f"(TRL, micro-batch {micro})" if micro else "(ours)"), flush=True)
     else:
@@ -303,7 +248,7 @@ def scaling(args):
 def real(args, folder):
     """--model: (directory of the model as float32 weights with the adapter merged in, its task), written into folder.
     A copy, so that both sides of a comparison load the very same weights."""
-    policy = common.load_policy(args.model, 32, adapter=args.adapter, reference="base")
+    policy = common.load_policy(args.model, 32, adapter=args.adapter, reference="base")  # only to be saved
     task, rng = None, random.Random(args.seed)
     if not args.data:
         with open(os.path.join(folder, "sums.jsonl"), "w") as file:
@@ -323,11 +268,12 @@ class Stepper:
     """One step of ppo_passk.py at a time, by its own `step`: B prompts x 8 samples, and as its users can ask, no KL
     measured, which TRL does not measure either."""
 
-    def __init__(self, objective, B=128, k=8, model="tiny", task=None):
+    def __init__(self, objective, B=128, k=8, model="tiny", task=None, plain=False):
         self.args = ppo_passk.parser().parse_args(["--objective", objective, "--k", str(k), "--samples", str(k),
                                                    "--prompts", str(B), "--lr", "1e-4", "--kl-prompts", "0",
                                                    "--steps", "1000000"])
-        self.policy, self.task, self.number = common.load_policy(model, 32), task or tasks.load_task("countdown"), 0
+        self.policy = common.load_policy(model, 32, fast=fast_of(plain))
+        self.task, self.number = task or tasks.load_task("countdown"), 0
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=self.args.lr, weight_decay=0.0)
         self.zero = []
 
@@ -361,7 +307,8 @@ def against_trl(args, ours=None):
         path, task = real(args, folder) if args.model else (TINY, tasks.load_task("countdown"))
         own = path if args.model else "tiny"
         if ours is None:
-            ours = {objective: Stepper(objective, B, model=own, task=task) for objective in ("mean", "passk")}
+            ours = {objective: Stepper(objective, B, model=own, task=task, plain=args.plain)
+                    for objective in ("mean", "passk")}
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         # the text of what the policy reads, chat template and all, reads the same to TRL
         text = {p.id: p.prompt if not (task.chat and tokenizer.chat_template) else tokenizer.apply_chat_template(
@@ -477,7 +424,7 @@ def main(argv=None):
             build(args.shape, folder, args.seed, args.vocabulary)
         for precision in precisions:
             bits = 4 if precision == "4bit" else 16 if gpu else 32
-            policy = common.load_policy(path, bits, seed=args.seed)
+            policy = common.load_policy(path, bits, seed=args.seed, fast=fast_of(args.plain))
             if precision == precisions[0]:
                 print(f"{args.model or args.shape}, {policy.note}; medians of {args.repeat}", flush=True)
             if precision == "base":

@@ -5,8 +5,10 @@ softmax(logits / temperature) over the whole vocabulary (no top-k, no top-p), a 
 token that is a decision of the policy like any other, and log pi(y|x) is the sum over the completion's tokens, that one
 included.
 
-`sample` and `score` are the plain versions, right for any causal LM with an attention cache. Where `policy.fast` is set
-(load_policy prints whether, and why) they hand over to those of support/fast.py: the same draws, the same numbers.
+`sample` and `score` are the plain versions, right for any causal LM with an attention cache, and what a run with
+--plain executes. Without that flag a script gives the policy its fast paths (`policy.fast`, fast/choose.py; the run
+prints which, and why). Then `sample` hands over to `Fast.decode` instead of `decode` below, and `score`, where it pays,
+to `Fast.score` instead of the rest of its body: the same draws, the same numbers.
 """
 import inspect
 import math
@@ -17,11 +19,15 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from support import fast, load, processes  # before torch: the package sets the thread policy
-from support.errors import UserError
+import support
+
+support.set_thread_policy()  # torch reads it when it is loaded
 
 import torch
 import torch.nn.functional as F
+
+from support import decoding, load, processes
+from support.errors import UserError
 
 
 def seed_of(*parts):
@@ -46,7 +52,7 @@ class Policy:
     system: str | None = None  # text of a system message, where prompts go through the chat template
     end: int | None = None  # the end-of-sequence token of gold completions; None: the first of `stop`
     size: int = 0  # parameters of the base
-    fast: object = None  # support/fast.py, Fast: which fast paths it takes; None: `sample` and `score` as below
+    fast: object = None  # fast/choose.py, Fast: the fast paths it takes; None: `sample` and `score` as below
 
     @property
     def lm(self):
@@ -57,6 +63,18 @@ class Policy:
     def positions(self):
         """Most tokens that the model has positions for."""
         return getattr(self.lm.config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+    @property
+    def window(self):
+        """Most tokens that a position looks back on."""
+        return decoding.window(self.lm.config)
+
+    def decoding_mask(self, mask):
+        """The mask [P, L + T] of prompts and all tokens to come, as decoding reads it: 4-D on a GPU, where transformers
+        would look at the values of a 2-D one for each token, and the host wait for the device."""
+        if not (self.fast and self.fast.wide) or mask.shape[1] > self.window:
+            return mask
+        return decoding.additive(mask, self.lm.dtype)
 
     def parameters(self):
         """The trainable tensors: those of the adapter "default"."""
@@ -120,7 +138,7 @@ class Policy:
                 self.model.set_adapter("default")
 
 
-def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="start", seed=0, device=None):
+def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="start", seed=0, device=None, fast=None):
     """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, all linear layers, no dropout).
 
     model      hub id, local directory, FILE.gguf, or an embedded model: those in models/, like "tiny"
@@ -128,6 +146,7 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     adapter    directory of a peft adapter, or a run folder, to continue from (lora_rank is then the adapter's own);
                None: a new adapter, equal to the base
     reference  what Policy.reference() is: "start" (the policy as loaded) or "base". Costs no second model.
+    fast       fast.choose.choose_fast: sample and score by the fast paths that suit the model; None: by this file alone
     Raises UserError: unknown model, no such device, bits that the hardware cannot do, adapter that does not fit.
     """
     lm, tokenizer, note = load.load_base(model, bits, device)
@@ -168,7 +187,7 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     note += f", LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters"
     policy = Policy(wrapped, tokenizer, lm.device, note, stop, start, reference, end=tokenizer.eos_token_id, size=size,
                     accepts=frozenset(inspect.signature(lm.forward).parameters))
-    policy.fast, why = fast.choose(policy)
+    policy.fast, why = fast(policy) if fast else (None, "plain (the loops of common.py)")
     policy.note += f"\nsampling and scoring: {why}"
     return policy
 
@@ -219,7 +238,7 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
     if longest + max_new_tokens > policy.positions:
         raise UserError(f"a prompt of {longest} tokens and --max-new-tokens {max_new_tokens} do not fit the model's "
                         f"{policy.positions} positions: lower --max-new-tokens or take a model with more")
-    loop = fast.halving(fast.decode if policy.fast else decode)
+    loop = decoding.halving(policy.fast.decode if policy.fast else decode)
     max_rows = max_rows or load.most_rows(policy.lm, longest + max_new_tokens)
     chunk, share = max(1, min(max_rows // k, 2 ** 14 // longest)), min(k, max_rows)  # prompts, samples of each at once
     shape = len(prompts), k, max_new_tokens
@@ -275,10 +294,10 @@ def decode(policy, prompts, u, temperature):
                         "a decoder with attention in every layer")
     if k > 1:
         cache.batch_repeat_interleave(k)  # ... and its keys and values shared out to its samples
-    fast.make_room(cache)
+    decoding.make_room(cache)
     logits = out.logits[:, -1].repeat_interleave(k, 0)  # [R, V], R = P k
     position = position[:, -1:].repeat_interleave(k, 0)  # [R, 1]
-    L, mask = mask.shape[1], fast.decoding_mask(policy, F.pad(mask, (0, T), value=1)).repeat_interleave(k, 0)
+    L, mask = mask.shape[1], policy.decoding_mask(F.pad(mask, (0, T), value=1)).repeat_interleave(k, 0)
     u, rows = u.flatten(0, 1), torch.arange(P * k, device=policy.device)  # the row of the result that each row writes
     done = torch.zeros_like(rows, dtype=torch.bool)
     tokens, lengths = torch.zeros(P * k, T, dtype=torch.long, device=policy.device), torch.zeros_like(rows)
@@ -318,8 +337,8 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits
     Backward through one micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
     """
     max_tokens = max_tokens or load.micro_batch(policy.lm)
-    if policy.fast and fast.pays(policy, prompts, completions, max_tokens, logits):
-        yield from fast.score(policy, prompts, completions, temperature, max_tokens, logits)
+    if policy.fast and policy.fast.pays(prompts, completions, max_tokens, logits):
+        yield from policy.fast.score(policy, prompts, completions, temperature, max_tokens, logits)
         return
     order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
     while order:  # from the longest down

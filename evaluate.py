@@ -21,7 +21,7 @@ import os
 import time
 from difflib import SequenceMatcher
 
-from support.flags import prompt_flags
+from support.flags import plain_flag, prompt_flags
 
 
 def parse_args(argv=None):
@@ -49,6 +49,7 @@ def parse_args(argv=None):
     parser.add_argument("--bits", type=int, default=None, choices=[4, 8, 16, 32],
                         help="precision of the base; default that of the run, or 4 (NF4) on a GPU, 32 on a CPU")
     prompt_flags(parser)
+    plain_flag(parser)
     parser.add_argument("--pool", nargs="+", default=None, help="rescore these pool files instead of sampling")
     parser.add_argument("--co-scaling", action="store_true", help="fit and plot pass@N(T) = exp(a(T) N^b(T))")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
@@ -61,6 +62,7 @@ if __name__ == "__main__":
 
 import common
 import tasks
+from fast.choose import choose_fast
 from support import load, plots, processes
 from support.errors import UserError
 from support.flags import cli, numbers
@@ -345,7 +347,7 @@ def main(argv=None):
             policy = None  # two models need not fit at once
             gc.collect()
             policy = common.load_policy(base, args.bits or (flags or {}).get("bits"), adapter=adapter or None,
-                                        reference="base")
+                                        reference="base", fast=None if args.plain else choose_fast)
             own, task.chat = flags if flags and args.chat is None else {}, wanted
             how = load.put_prompts(policy, task, own.get("chat", args.chat), args.system or own.get("system"))
             print(f"{model}: {policy.note}, prompts {how}", flush=True)

@@ -47,11 +47,16 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     parse_args()  # --help and bad flags answer before the heavy imports
 
+import support
+
+support.set_thread_policy()  # torch reads it when it is loaded
+
 import common
 import evaluate
 import tasks
 import torch
 import torch.nn.functional as F
+from fast.choose import choose_fast
 from support import load
 from support.errors import UserError
 from support.flags import cli
@@ -145,7 +150,7 @@ def main(argv=None):
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)
     seconds = time.time() - started
-    policy = common.load_policy(os.path.abspath(args.out), bits=32)
+    policy = common.load_policy(os.path.abspath(args.out), bits=32, fast=choose_fast)
     result = {"flags": {name: value for name, value in vars(args).items() if name != "out"},
               "parameters": sum(p.numel() for p in model.parameters()), "seconds": round(seconds)}
     for name in names:

@@ -275,6 +275,7 @@ def evaluated(row, seed, cpu_seconds):
     import common
     import evaluate
     import tasks
+    from fast.choose import choose_fast
     from support.folder import versions
     from support.verifier import load_verifier
     script, rest, judge = words(row)
@@ -305,7 +306,7 @@ def evaluated(row, seed, cpu_seconds):
                 "samples_per_s": round(statistics.median(s["samples_per_s"] for s in steps), 1),
                 "zero": round(statistics.mean(s["zero"] for s in steps), 4)}
     task = tasks.load_task(flags.task)
-    policy = common.load_policy(model, 32, adapter=adapter, reference="base")
+    policy = common.load_policy(model, 32, adapter=adapter, reference="base", fast=choose_fast)
     problems = task.test[:(flags.problems if script == "evaluate" else flags.eval_problems) or None]
     # A policy trained at another temperature is tested at 1 here: its rows at others are evaluations of their own.
     temperature = float(flags.temperature) if script == "evaluate" else 1.0

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import common
 import evaluate
 import tasks
+from fast.choose import choose_fast
 from support import load, processes
 from support.errors import UserError
 from support.folder import new_folder
@@ -25,7 +26,8 @@ def fit_verifier(args):
     task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
     folder = new_folder(args.out, f"verifier-{task.name}")
     started = time.time()
-    policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, "base", args.seed)
+    policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, "base", args.seed,
+                                fast=None if args.plain else choose_fast)
     load.put_prompts(policy, task, args.chat, args.system)
     args.bits, size = args.bits or load.default_bits(policy.device), policy.size
     if args.fit_lr is None:

@@ -34,6 +34,7 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
                    help="precision of the frozen base; default 4 (NF4) on a GPU, 32 on a CPU")
     g.add_argument("--lora-rank", type=int, default=16, help="rank of the LoRA adapter (alpha is twice that)")
     prompt_flags(g)
+    plain_flag(g)
     g = p.add_argument_group("training")
     g.add_argument("--samples", type=int, default=samples, help="samples per prompt, where the policy is sampled")
     g.add_argument("--prompts", type=int, default=prompts, help="prompts per step B")
@@ -76,6 +77,13 @@ def prompt_flags(parser):
                         help="put prompts through the tokenizer's chat template, or not; default what the task says, "
                              "where there is one")
     parser.add_argument("--system", help="text of a system message before the prompt, for a chat template")
+
+
+def plain_flag(parser):
+    """What every command has that samples or scores."""
+    parser.add_argument("--plain", action="store_true",
+                        help="sample and score by the loops of common.py alone: the same draws and figures within "
+                             "rounding, more slowly")
 
 
 def check(args, positive=(), not_negative=()):

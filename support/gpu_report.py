@@ -22,9 +22,10 @@ from collections import Counter
 
 import torch
 
-import bench
 import common
-from support import ROOT, flags, load
+import ppo_passk
+from fast.choose import choose_fast
+from support import ROOT, flags, load, measure
 from support.errors import UserError
 from support.folder import versions, write_atomic
 from support.run import batch_of
@@ -131,11 +132,11 @@ def multiplied(policy):
 @contextlib.contextmanager
 def fresh_peak(policy, line):
     """Adds the seconds and the peak memory of what is inside to a line."""
-    bench.synchronise(policy)
-    bench.reset_peak(policy)
+    measure.synchronise(policy)
+    measure.reset_peak(policy)
     started = time.perf_counter()
     yield
-    bench.synchronise(policy)
+    measure.synchronise(policy)
     line |= {"seconds": time.perf_counter() - started, "peak_gb": load.peak_memory(policy.device)}
 
 
@@ -176,7 +177,7 @@ def rivals(policy, rows, tokens, args):
                 policy.fast.captured = True
         whose["kernel by kernel"] = plain
     if not args.skip_generate:
-        whose["generate"] = lambda: bench.generate(policy, prompts, args.k, tokens, args.seed)
+        whose["generate"] = lambda: measure.generate(policy, prompts, args.k, tokens, args.seed)
     for who, call in whose.items():
         line = {}
         with fresh_peak(policy, line):
@@ -213,7 +214,7 @@ def shape_part(folder, shape, args):
     gpu, (bandwidth, rate) = device().type == "cuda", rates()
     record(folder, shape, what="device", bandwidth_gb_per_s=bandwidth / 1e9, matrix_tflops=rate / 1e12)
     with tempfile.TemporaryDirectory() as path:
-        bench.build(shape, path, args.seed, args.vocabulary)
+        measure.build(shape, path, args.seed, args.vocabulary)
         full = 16 if gpu else 32
         if shape == "7b":
             with attempt(folder, "7b on 24 GB"):
@@ -223,8 +224,14 @@ def shape_part(folder, shape, args):
                 precision_part(folder, f"{shape}, {bits} bits", path, bits, args, bandwidth, rate)
 
 
+def fast_of(args):
+    """load_policy's argument `fast`, by --plain."""
+    return None if args.plain else choose_fast
+
+
 def precision_part(folder, label, path, bits, args, bandwidth, rate):
-    policy, middle = common.load_policy(path, bits, seed=args.seed), args.row_counts[len(args.row_counts) // 2]
+    policy = common.load_policy(path, bits, seed=args.seed, fast=fast_of(args))
+    middle = args.row_counts[len(args.row_counts) // 2]
     policy.stop = [args.vocabulary]  # nothing ends before its length
     record(folder, label, how=policy.note)
     for rows in args.row_counts:
@@ -233,7 +240,7 @@ def precision_part(folder, label, path, bits, args, bandwidth, rate):
     with attempt(folder, label):
         record(folder, label, what="update", **update(policy, args.row_counts[0], args, rate))
     if not args.skip_generate:
-        bench.generate(policy, prompts_of(args.k, args)[:1], args.k, 4, args.seed)  # makes ready
+        measure.generate(policy, prompts_of(args.k, args)[:1], args.k, 4, args.seed)  # makes ready
     for rows in sorted(args.row_counts, key=lambda rows: rows != middle):
         with attempt(folder, label):
             whole = rows == middle and bits != 4  # the figure that counts is taken on the whole length
@@ -252,7 +259,7 @@ def small_card(folder, path, args, total=24e9, tokens=512):
             torch.cuda.set_per_process_memory_fraction(share)
             stack.callback(torch.cuda.set_per_process_memory_fraction, 1.0)
             load.free_memory = lambda d: total - 0.6e9 - torch.cuda.memory_allocated(d) if d.type == "cuda" else own(d)
-        policy, line = common.load_policy(path, 4, seed=args.seed), {}
+        policy, line = common.load_policy(path, 4, seed=args.seed, fast=fast_of(args)), {}
         policy.stop = [args.vocabulary]
         prompts = prompts_of(args.k, args)
         with fresh_peak(policy, line):
@@ -303,19 +310,20 @@ def trl_part(folder, shape, args):
     import transformers
     gpu, rows = device().type == "cuda", args.row_counts[len(args.row_counts) // 2]
     with tempfile.TemporaryDirectory() as path:
-        bench.build(shape, path, args.seed, args.vocabulary)
+        measure.build(shape, path, args.seed, args.vocabulary)
         tokenizer = word_tokenizer(args.vocabulary)
-        task, policy = Words(args, tokenizer), common.load_policy(path, 16 if gpu else 32, seed=args.seed)
+        task = Words(args, tokenizer)
+        policy = common.load_policy(path, 16 if gpu else 32, seed=args.seed, fast=fast_of(args))
         policy.tokenizer, policy.stop = tokenizer, [args.vocabulary]  # nothing ends early, as with TRL's least length
         for objective in ("mean", "passk"):
-            own = bench.ppo_passk.parser().parse_args([
+            own = ppo_passk.parser().parse_args([
                 "--objective", objective, "--k", str(args.k), "--samples", str(args.k), "--prompts",
                 str(rows // args.k), "--lr", "1e-5", "--kl-prompts", "0"])
             optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, weight_decay=0.0)
             for number in (1, 2):  # the first one warms up
                 line, problems = {}, batch_of(task.train, own.prompts, number, args.seed)
                 with fresh_peak(policy, line):
-                    shown, _ = bench.ppo_passk.step(policy, task, optimizer, problems, number, own)
+                    shown, _ = ppo_passk.step(policy, task, optimizer, problems, number, own)
             record(folder, "step", who=f"ours, {objective}", rows=rows, zero=shown["zero"],
                    samples_per_s=rows / line["seconds"], **line)
         del policy, optimizer
@@ -416,10 +424,10 @@ def report(args):
     shapes = ["1.5b", "7b", "0.5b"] if args.shape == "tiny" else [args.shape]
     given = [flag for name in ("rows", "k", "prompt_tokens", "new_tokens", "vocabulary", "seed") if getattr(args, name)
              for flag in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
-    given += ["--skip-generate"] * args.skip_generate
+    given += ["--skip-generate"] * args.skip_generate + ["--plain"] * args.plain
     tests = ["-m", "pytest", "-v", "--tb=short", "-rf", "-o", "addopts=", "-p", "no:cacheprovider", "tests/test_gpu.py",
              *["-n", "4"] * (importlib.util.find_spec("xdist") is not None and gpu)]
-    ppo = ["ppo_passk.py", "--bits", "4", "--steps", "40", "--eval-samples", "16"]
+    ppo = ["ppo_passk.py", "--bits", "4", "--steps", "40", "--eval-samples", "16", *["--plain"] * args.plain]
     plan = [("shape", shapes[0], None), ("tests", "GPU tests", tests), *(("shape", x, None) for x in shapes[1:2]),
             ("step", shapes[0], None), ("ppo", "ppo_passk.py", ppo), *(("shape", x, None) for x in shapes[2:])]
     for kind, name, command in plan:

@@ -19,7 +19,7 @@ import evaluate
 import tasks
 from bon_rl import bon_rl_coefficients, bon_rlb_coefficients, kl_coefficients, lambda_n, rlb_weights
 from bon_sft import bon_sft_coefficients
-from conftest import ROOT
+from conftest import ROOT, load_policy
 from support import fit, load, processes
 from support import verifier as verifiers
 from support.errors import UserError
@@ -399,7 +399,7 @@ def test_the_interval_of_the_auc():
 
 
 def test_entropies_are_those_of_the_sampled_distribution():
-    policy = common.load_policy("tiny", bits=32)
+    policy = load_policy("tiny", bits=32)
     prompts = [policy.encode(p) for p in ("c7,3,2,9:23>", "c8,8:64>")]
     drawn = common.sample(policy, prompts, 40, [1, 2], 0.8, 12)
     padding = torch.arange(drawn.entropies.shape[2]) >= drawn.lengths[..., None]
@@ -446,7 +446,7 @@ def test_the_fitted_verifier_knows_right_from_wrong(verifier, tmp_path):
 
 def test_evaluation_selects_by_the_verifier(verifier):
     """What the training scripts report as BoN@k where they have one."""
-    policy, task = common.load_policy("tiny", bits=32), tasks.load_task("countdown")
+    policy, task = load_policy("tiny", bits=32), tasks.load_task("countdown")
     found, pool = evaluate.evaluate(policy, task, task.test[:10], 8, (4,), verifier=verifiers.load_verifier(verifier))
     by = lambda key: [common.bon_at_k(entry[key], entry["rewards"], 4) for entry in pool]
     assert found["bon@4"] == evaluate.mean_se(by("scores")) and by("scores") != by("logps")
@@ -738,7 +738,7 @@ def test_resume_bit_for_bit(script, flags, verifier, tmp_path, monkeypatch):
 def test_a_gold_completion_ends():
     """On countdown the end is all but certain once the numbers are used up, so no gradient would show that it is
     missing."""
-    policy = common.load_policy("tiny", bits=32)
+    policy = load_policy("tiny", bits=32)
     ids = policy.encode_solution("7*2+9")
     assert ids[-1] == policy.tokenizer.eos_token_id and policy.decode(ids) == "7*2+9" and len(ids) == 6
 

@@ -24,7 +24,7 @@ import tasks
 from cat_bon import bon_weight
 from cat_majority import dynamic_threshold, majority_sft_loss, majority_weight
 from cat_passk import operator_weight, passn_sft_loss, passn_weight, pool_weight
-from conftest import ROOT
+from conftest import ROOT, load_policy
 from support import load, processes
 from support.folder import Run
 from support.run import batch_of
@@ -637,7 +637,7 @@ def test_what_reaches_the_optimiser_in_sft(script, flags, tmp_path, monkeypatch)
 
 def test_the_target_is_the_first_of_equals():
     """Where several samples are right, or none, the first of them is imitated, whatever its length."""
-    policy, task = common.load_policy("tiny", bits=32), tasks.load_task("countdown")
+    policy, task = load_policy("tiny", bits=32), tasks.load_task("countdown")
     targets = cat_bon.find_targets(policy, task, task.train[:8], 12, 3.0, seed=3)  # hot: of many lengths
     kinds = set()
     for p in task.train[:8]:
@@ -760,7 +760,7 @@ def test_the_peptide_base_is_small_and_as_good_as_it_says(tmp_path):
     assert sum(os.path.getsize(os.path.join(folder, n)) for n in os.listdir(folder)) < 1e6
     recorded = json.load(open(os.path.join(folder, "result.json")))["peptide"]
     task = tasks.load_task("peptide")
-    found, _ = evaluate.evaluate(common.load_policy("tiny_peptide", bits=32), task, task.valid[:100], samples=16,
+    found, _ = evaluate.evaluate(load_policy("tiny_peptide", bits=32), task, task.valid[:100], samples=16,
                                  ks=(1, 8), seed=5)
     for name in ("max@1", "max@8"):
         assert abs(found[name]["mean"] - recorded[name]["mean"]) < 4 * found[name]["se"]

@@ -9,11 +9,15 @@ import types
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, load_policy
 
 import common
 import evaluate
-from support import fast, load
+from fast import packed as packing
+from fast import shared
+from fast.choose import Fast, choose_fast, takes_wide
+from fast.folded import Product, folded, lora_layers
+from support import decoding, load
 from support import verifier as verifiers
 from support.errors import UserError
 from support.run import batch_of, gold_completions, weight_stats
@@ -97,7 +101,7 @@ def plain_sample(policy, prompt, u, temperature):
 def test_sampler_equals_plain_decoding(folder_of, kind):
     """Same uniforms, same tokens and log-probabilities as decoding each row by itself: cache, unequal prompts, rows
     that leave the batch, chunks. And the scorer gives the sampler's log-probabilities."""
-    policy = shaken(common.load_policy(folder_of(kind), bits=32))
+    policy = shaken(load_policy(folder_of(kind), bits=32))
     prompts = [policy.encode(p) for p in PROMPTS]
     for temperature, max_rows in ((1.0, None), (0.7, 7), (1.0, 2)):  # 2: the samples of one prompt in two turns
         drawn = common.sample(policy, prompts, 3, seeds=range(5), temperature=temperature, max_new_tokens=12,
@@ -118,7 +122,7 @@ def test_sampler_equals_plain_decoding(folder_of, kind):
 
 def test_sampler_follows_the_exact_distribution(folder_of):
     """All completions of at most 3 tokens, their exact probabilities, and a chi-square test over 20,000 draws."""
-    policy = shaken(common.load_policy(folder_of("llama"), bits=32))
+    policy = shaken(load_policy(folder_of("llama"), bits=32))
     head = policy.lm.get_output_embeddings().weight
     with torch.no_grad():
         head[5:] = 0  # four tokens with a life of their own
@@ -140,7 +144,7 @@ def test_sampler_follows_the_exact_distribution(folder_of):
 
 
 def test_draws_do_not_depend_on_the_batch():
-    policy = common.load_policy("tiny", bits=32)
+    policy = load_policy("tiny", bits=32)
     prompts = [policy.encode(p) for p in PROMPTS]
     together = common.sample(policy, prompts, 4, seeds=range(5), max_new_tokens=12).lists()
     alone = [common.sample(policy, [p], 4, seeds=[b], max_new_tokens=12).lists()[0] for b, p in enumerate(prompts)]
@@ -156,11 +160,11 @@ def test_generation_config_has_no_say(folder_of, tmp_path):
     shutil.copytree(folder, tmp_path / "m")
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps(
         {"eos_token_id": 0, "do_sample": True, "top_k": 1, "temperature": 0.01, "top_p": 0.1}))
-    a, b = (common.load_policy(str(f), bits=32) for f in (folder, tmp_path / "m"))
+    a, b = (load_policy(str(f), bits=32) for f in (folder, tmp_path / "m"))
     prompts = [a.encode(p) for p in PROMPTS]
     assert common.sample(a, prompts, 2, range(5)).lists() == common.sample(b, prompts, 2, range(5)).lists()
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 7]}))
-    assert common.load_policy(str(tmp_path / "m"), bits=32).stop == [0, 7, 9]
+    assert load_policy(str(tmp_path / "m"), bits=32).stop == [0, 7, 9]
 
 
 def gradient(policy, prompts, completions, weights, **options):
@@ -178,7 +182,7 @@ def gradient(policy, prompts, completions, weights, **options):
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_loss_and_gradient_do_not_depend_on_batching(folder_of, kind):
     """Micro-batch size, order, and padding: against one unpadded row at a time through the plain model."""
-    policy = shaken(common.load_policy(folder_of(kind), bits=32))
+    policy = shaken(load_policy(folder_of(kind), bits=32))
     rng = random.Random(0)
     prompts = [policy.encode(rng.choice(PROMPTS)) for _ in range(9)]
     completions = [[rng.randrange(1, 20) for _ in range(rng.randint(1, 9))] + [0] for _ in prompts]
@@ -205,7 +209,7 @@ def test_loss_and_gradient_do_not_depend_on_batching(folder_of, kind):
 
 def test_long_completions_share_rows_in_parts(folder_of):
     """More of them than fit a row of PACK tokens: two to a row, the fifth alone, each scored once and as by itself."""
-    policy, rng = shaken(common.load_policy(folder_of("llama"), bits=32)), random.Random(0)
+    policy, rng = shaken(load_policy(folder_of("llama"), bits=32)), random.Random(0)
     prompt = policy.encode(PROMPTS[0])
     completions = [[rng.randrange(1, 20) for _ in range(n)] for n in (60, 50, 64, 55, 58)]
     parts = list(common.score(policy, [prompt] * 5, completions, 1.3))
@@ -224,8 +228,8 @@ def test_long_completions_share_rows_in_parts(folder_of):
 def test_fast_path_equals_plain(folder_of, kind, monkeypatch):
     """The adapter folded into the weights, and rows that hold several completions of a prompt: the tokens, the
     log-probabilities and the gradients of common.py alone, one completion to a row."""
-    policy, packed = shaken(common.load_policy(folder_of(kind), bits=32)), []
-    decode_packed, score_packs = fast.decode_packed, fast.score_packs
+    policy, packed = shaken(load_policy(folder_of(kind), bits=32)), []
+    decode_packed, score_packs = packing.decode_packed, packing.score_packs
 
     def spy(policy, prompts, u, temperature):
         packed.append(u.shape[2])
@@ -234,8 +238,8 @@ def test_fast_path_equals_plain(folder_of, kind, monkeypatch):
     def spy_packs(policy, prompts, completions, packs, *rest):
         packed.append(max(map(len, packs)))
         return score_packs(policy, prompts, completions, packs, *rest)
-    monkeypatch.setattr(fast, "decode_packed", spy)
-    monkeypatch.setattr(fast, "score_packs", spy_packs)
+    monkeypatch.setattr(packing, "decode_packed", spy)
+    monkeypatch.setattr(packing, "score_packs", spy_packs)
     prompts = [policy.encode(p) for p in PROMPTS * 5]  # enough for the products that become convolutions
     samples = common.sample(policy, prompts, 8, seeds=range(25), max_new_tokens=10)
     drawn = samples.lists()
@@ -267,7 +271,7 @@ def test_fast_path_equals_plain(folder_of, kind, monkeypatch):
 @pytest.mark.parametrize("kind", ["mistral", "qwen3", "gemma3", "phi3", "smollm3", "olmo2", "starcoder2", "neox"])
 def test_the_fast_path_is_not_lost(folder_of, kind):
     """Architectures that have had it: a change of a library that takes it from one of them is seen here."""
-    policy = common.load_policy(folder_of(kind), bits=32)
+    policy = load_policy(folder_of(kind), bits=32)
     assert policy.fast.packs
     assert policy.note.endswith("fast (adapter folded into the weights, samples of a prompt share a row)")
 
@@ -280,7 +284,7 @@ SIXTEEN = ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2", "opt"
 def test_shared_prompts_equal_plain(folder_of, kind, monkeypatch):
     """A prompt's keys and values computed once for its completions, as a real model has it: the tokens, the
     log-probabilities and the gradients of common.py alone, whatever the micro-batch, also of one token, logits too."""
-    policy = shaken(common.load_policy(folder_of(kind), bits=32))
+    policy = shaken(load_policy(folder_of(kind), bits=32))
     prompts = [policy.encode(p) for p in PROMPTS]
     policy.fast = None
     drawn = common.sample(policy, prompts, 6, seeds=range(5), max_new_tokens=10)
@@ -291,9 +295,9 @@ def test_shared_prompts_equal_plain(folder_of, kind, monkeypatch):
     plain, wanted = gradient(policy, *args)
     logits = {i: (z, own) for index, zs, owns in common.score(policy, *args[:2], logits=True)
               for i, z, own in zip(index.tolist(), zs.detach(), owns)}
-    policy.fast = fast.Fast(fast.lora_layers(policy), False)
-    assert fast.choose(policy)[0]
-    monkeypatch.setattr(fast, "pays", lambda *_: True)  # of a pool as uneven as some of these it does not
+    policy.fast = Fast(lora_layers(policy), False)
+    assert choose_fast(policy)[0]
+    monkeypatch.setattr(Fast, "pays", lambda *_: True)  # of a pool as uneven as some of these it does not
     again = common.sample(policy, prompts, 6, seeds=range(5), max_new_tokens=10)
     assert again.lists() == y and torch.allclose(again.logps, drawn.logps, atol=1e-4)
     tolerance = 1e-3 if kind == "opt" else 1e-4  # a rounding may switch one of OPT's ReLUs
@@ -313,21 +317,21 @@ def test_shared_prompts_equal_plain(folder_of, kind, monkeypatch):
 def test_decoding_under_a_wide_mask(folder_of, kind):
     """As on a GPU: the draws of common.py alone where a model takes a 4-D mask; Bloom, whose bias needs a 2-D one, does
     not."""
-    policy = shaken(common.load_policy(folder_of(kind), bits=32))
+    policy = shaken(load_policy(folder_of(kind), bits=32))
     prompts = [policy.encode(p) for p in PROMPTS]
     policy.fast = None
     drawn = common.sample(policy, prompts, 6, seeds=range(5), max_new_tokens=10)
-    taken = fast.takes_wide(policy)
+    taken = takes_wide(policy)
     assert taken is (kind != "bloom")
     if taken:
-        policy.fast = fast.Fast([], False, True)
+        policy.fast = Fast([], False, True)
         again = common.sample(policy, prompts, 6, seeds=range(5), max_new_tokens=10)
         assert again.lists() == drawn.lists() and torch.allclose(again.logps, drawn.logps, atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [4, 16])
 def test_shared_prompts_of_a_quantised_base(bits):
-    policy = shaken(common.load_policy("tiny", bits=bits))
+    policy = shaken(load_policy("tiny", bits=bits))
     assert policy.fast and not policy.fast.packs and not policy.fast.layers and "float32" in policy.note
     prompts = [policy.encode(p) for p in PROMPTS[:2] for _ in range(4)]
     ys = [policy.encode_solution(y) for y in ("2*7+9", "7*2+9", "3", "", "1+1", "9", "8-7*2", "4")]
@@ -338,16 +342,16 @@ def test_shared_prompts_of_a_quantised_base(bits):
 
 def test_sharing_is_chosen_by_cost():
     """Where a prompt is short beside its completions, or has one, two forward passes cost more than they save."""
-    policy = common.load_policy("tiny", bits=4)
+    policy = load_policy("tiny", bits=4)
     for L, T, n, pays in ((47, 4, 8, True), (47, 24, 8, True), (4, 64, 8, False), (47, 4, 1, False)):
-        assert fast.pays(policy, [[1] * L] * n, [[1] * T] * n, 2048, False) is pays
+        assert policy.fast.pays([[1] * L] * n, [[1] * T] * n, 2048, False) is pays
     # completions of a prompt are padded to its longest
-    assert not fast.pays(policy, [[1] * 47] * 8, [[1]] * 7 + [[1] * 200], 2048, False)
+    assert not policy.fast.pays([[1] * 47] * 8, [[1]] * 7 + [[1] * 200], 2048, False)
 
 
 def test_prompts_are_read_in_slices(monkeypatch):
     """Reading prompts takes memory by their tokens, however few samples each has."""
-    policy, read = common.load_policy("tiny"), []
+    policy, read = load_policy("tiny"), []
     policy.fast = None
     monkeypatch.setattr(common.Policy, "positions", 10 ** 6)
 
@@ -361,13 +365,13 @@ def test_prompts_are_read_in_slices(monkeypatch):
 
 def test_the_cache_grows_in_place(folder_of):
     """Keys and values are copied when there is no room behind them, and not for each token."""
-    policy = common.load_policy(folder_of("llama"), bits=32)
+    policy = load_policy(folder_of("llama"), bits=32)
     ids = torch.randint(3, 20, (3, 40))
     mask = torch.ones_like(ids)
     with torch.no_grad():
         wanted = policy.lm(input_ids=ids).logits
         cache = policy.lm(input_ids=ids[:, :5], use_cache=True).past_key_values
-        fast.make_room(cache)
+        decoding.make_room(cache)
         places, rows = set(), torch.arange(3)
         for t in range(5, 40):
             if t == 20:
@@ -405,28 +409,28 @@ def test_draw_of_a_large_vocabulary(V):
 
 def test_the_path_taken_is_said(folder_of, monkeypatch):
     for kind, why in (("bloom", "BloomForCausalLM under a 4-D mask"), ("mpt", "under a 4-D mask: other log-prob")):
-        policy = common.load_policy(folder_of(kind), bits=32)
+        policy = load_policy(folder_of(kind), bits=32)
         assert policy.fast and not policy.fast.packs and why in policy.note
-    policy = common.load_policy(folder_of("llama"), bits=32)
-    for name in ("score_packs", "score_shared"):
-        monkeypatch.setattr(fast, name, lambda *rest: iter([(torch.arange(2), torch.ones(2, 3), None)]))
-    assert fast.choose(policy) == (None, "plain (LlamaForCausalLM from a prompt's keys and values on: other "
+    policy = load_policy(folder_of("llama"), bits=32)
+    for module, name in ((packing, "score_packs"), (shared, "score_shared")):
+        monkeypatch.setattr(module, name, lambda *rest: iter([(torch.arange(2), torch.ones(2, 3), None)]))
+    assert choose_fast(policy) == (None, "plain (LlamaForCausalLM from a prompt's keys and values on: other "
                                          "log-probabilities)")
     monkeypatch.undo()
     monkeypatch.setattr(load, "free_memory", lambda device: 10 ** 5)
     policy.size = 10 ** 8
-    found, why = fast.choose(policy)
+    found, why = choose_fast(policy)
     assert not found.layers and "quarter of the memory" in why
 
 
 def test_an_unexpected_error_is_not_swallowed(folder_of, monkeypatch):
     """Only what models raise at a mask of another shape means that they cannot; anything else is a mistake."""
-    policy = common.load_policy(folder_of("llama"), bits=32)
+    policy = load_policy(folder_of("llama"), bits=32)
     forward = policy.lm.forward
     monkeypatch.setattr(policy.lm, "forward", lambda attention_mask=None, **rest: forward(
         attention_mask=attention_mask if attention_mask.dim() == 2 else attention_mask.renamed, **rest))
     with pytest.raises(AttributeError):
-        fast.choose(policy)
+        choose_fast(policy)
 
 
 def test_a_product_keeps_the_bias():
@@ -435,7 +439,7 @@ def test_a_product_keeps_the_bias():
     for base in (torch.nn.Linear(16, 24), Conv1D(24, 16)):
         weight = torch.randn_like(base.weight)
         torch.nn.init.normal_(base.bias)  # the biases of the random models above are zeros
-        product = fast.Product(base, weight - base.weight)
+        product = Product(base, weight - base.weight)
         for shape in ((2, 3, 16), (32, 64, 16)):
             x = torch.randn(shape)
             wanted = x @ (weight if isinstance(base, Conv1D) else weight.T) + base.bias
@@ -444,9 +448,9 @@ def test_a_product_keeps_the_bias():
 
 def test_reference_is_folded_too(tmp_path):
     """Base and frozen start give the same log-probabilities on both paths."""
-    first = shaken(common.load_policy("tiny"))
+    first = shaken(load_policy("tiny"))
     first.model.save_pretrained(tmp_path, save_embedding_layers=False)
-    policy = common.load_policy("tiny", adapter=str(tmp_path))
+    policy = load_policy("tiny", adapter=str(tmp_path))
     shaken(policy, seed=1)
     prompts, ys = [policy.encode(PROMPTS[0])] * 3, [policy.encode_solution(y) for y in ("2*7+9", "7*2+9", "3")]
     layers = policy.fast
@@ -462,45 +466,45 @@ def test_reference_is_folded_too(tmp_path):
 
 def test_a_model_that_ignores_the_mask_is_not_packed(folder_of, monkeypatch):
     """What counts is what the model does with a 4-D mask, tried once; then the plain path is taken."""
-    policy = shaken(common.load_policy(folder_of("llama"), bits=32))
+    policy = shaken(load_policy(folder_of("llama"), bits=32))
     forward = policy.lm.forward
     monkeypatch.setattr(policy.lm, "forward", lambda attention_mask=None, **rest: forward(
         attention_mask=None if attention_mask is not None and attention_mask.dim() == 4 else attention_mask, **rest))
-    assert policy.fast.packs and not fast.choose(policy)[0].packs
+    assert policy.fast.packs and not choose_fast(policy)[0].packs
 
 
 def test_only_plain_lora_is_folded(tmp_path):
     """Adapters that are more than W + s B A, or none of LoRA's kind, take the plain path and keep all their layers."""
     for name, value in (("use_dora", True), ("lora_bias", True)):
-        policy = common.load_policy("tiny")
+        policy = load_policy("tiny")
         setattr(policy.model.peft_config["default"], name, value)
         assert policy.fast.layers
-        found, why = fast.choose(policy)
+        found, why = choose_fast(policy)
         assert not found.layers and "W + s B A" in why
     import peft
     lm, *_ = load.load_base("tiny")
     peft.get_peft_model(lm, peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"],
                                            feedforward_modules=[])).save_pretrained(tmp_path)
-    policy = common.load_policy("tiny", adapter=str(tmp_path))
+    policy = load_policy("tiny", adapter=str(tmp_path))
     assert not policy.fast.layers and "W + s B A" in policy.note and len(policy.parameters()) == 4
-    assert all(getattr(parent, name) is layer for parent, name, layer in fast.lora_layers(policy))
+    assert all(getattr(parent, name) is layer for parent, name, layer in lora_layers(policy))
 
 
 def test_folding_that_fails_leaves_the_model_as_it_was(monkeypatch):
-    policy = shaken(common.load_policy("tiny"))
+    policy = shaken(load_policy("tiny"))
     last = policy.fast.layers[-1][2]
     monkeypatch.setattr(last, "get_delta_weight", lambda adapter: 1 / 0)
-    with pytest.raises(ZeroDivisionError), fast.folded(policy.fast.layers):
+    with pytest.raises(ZeroDivisionError), folded(policy.fast.layers):
         pass
     monkeypatch.undo()
-    with pytest.raises(KeyError), fast.folded(policy.fast.layers):
+    with pytest.raises(KeyError), folded(policy.fast.layers):
         raise KeyError
     assert all(getattr(parent, name) is layer for parent, name, layer in policy.fast.layers)
 
 
 def test_rollouts_leave_the_base_untouched():
     """Not one bit of one base tensor after a hundred rollouts and updates, and the layers are where they were."""
-    policy = shaken(common.load_policy("tiny"))
+    policy = shaken(load_policy("tiny"))
     base = {n: p.detach().clone() for n, p in policy.model.named_parameters() if not p.requires_grad}
     layers = [getattr(parent, name) for parent, name, _ in policy.fast.layers]
     prompts = [policy.encode(p) for p in PROMPTS]
@@ -540,9 +544,9 @@ def dequantised(policy):
 @pytest.mark.parametrize("bits,tolerance", [(4, 1e-3), (8, 0.15)])  # 8 bits round the activations too
 def test_quantised_gradients_before_and_after_sampling(bits, tolerance):
     """bitsandbytes can repack CPU weights in the sampler's forward and give silently wrong gradients afterwards."""
-    policy = shaken(common.load_policy("tiny", bits=bits), scale=0.05)
+    policy = shaken(load_policy("tiny", bits=bits), scale=0.05)
     prompts = [policy.encode(p) for p in PROMPTS]
-    tokens = common.sample(shaken(common.load_policy("tiny", bits=32)), prompts, 2, range(5), max_new_tokens=12).lists()
+    tokens = common.sample(shaken(load_policy("tiny", bits=32)), prompts, 2, range(5), max_new_tokens=12).lists()
     rows = ([p for p in prompts for _ in range(2)], [row for pair in tokens for row in pair], torch.linspace(-1, 1, 10))
     first = gradient(policy, *rows)[1]
     drawn = common.sample(policy, prompts, 2, range(5), max_new_tokens=12)
@@ -557,7 +561,7 @@ def test_quantised_gradients_before_and_after_sampling(bits, tolerance):
 
 def test_an_8_bit_draw_does_not_depend_on_its_batch():
     """LLM.int8's outlier columns are chosen over all rows: with them, one row changes the others."""
-    policy = shaken(common.load_policy("tiny", bits=8))
+    policy = shaken(load_policy("tiny", bits=8))
     prompts = [policy.encode(p) for p in PROMPTS]
     together = common.sample(policy, prompts, 4, range(5), max_new_tokens=12).lists()
     for b, prompt in enumerate(prompts):
@@ -566,7 +570,7 @@ def test_an_8_bit_draw_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize("bits", [4, 8, 16, 32])
 def test_adapter_moves_and_base_does_not(bits):
-    policy = common.load_policy("tiny", bits=bits)
+    policy = load_policy("tiny", bits=bits)
     prompts = [policy.encode(p) for p in PROMPTS]
     base = {n: p.detach().clone() for n, p in policy.lm.named_parameters() if not p.requires_grad}
     adapter = [p.detach().clone() for p in policy.parameters()]
@@ -585,7 +589,7 @@ def test_adapter_moves_and_base_does_not(bits):
 # ----------------------------------------------------------------------------------------------- adapters and reference
 
 def test_reference_start_and_base(tmp_path):
-    policy = shaken(common.load_policy("tiny", bits=32))
+    policy = shaken(load_policy("tiny", bits=32))
     rows = [policy.encode("c7,3,2,9:23>")], [[5, 6, 7, 0]]
     with policy.reference():
         base = common.sequence_logps(policy, *rows)  # a fresh adapter starts at the base, whatever it is now
@@ -593,7 +597,7 @@ def test_reference_start_and_base(tmp_path):
     assert (moved - base).abs() > 1e-3
     policy.model.save_pretrained(tmp_path)
     for kind, wanted in (("start", moved), ("base", base)):
-        again = common.load_policy("tiny", bits=32, adapter=str(tmp_path), reference=kind)
+        again = load_policy("tiny", bits=32, adapter=str(tmp_path), reference=kind)
         assert torch.allclose(common.sequence_logps(again, *rows), moved)
         shaken(again, seed=1)
         here = common.sequence_logps(again, *rows)
@@ -608,17 +612,17 @@ def test_reference_start_and_base(tmp_path):
                                      dict(model="tests")])
 def test_load_errors_are_one_sentence(options):
     with pytest.raises(UserError) as error:
-        common.load_policy(**options)
+        load_policy(**options)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
 def test_an_adapter_of_another_base_is_refused(folder_of, tmp_path):
     """peft loads what fits of an adapter and keeps quiet about the rest."""
-    policy = shaken(common.load_policy(folder_of("llama"), bits=32))
+    policy = shaken(load_policy(folder_of("llama"), bits=32))
     policy.model.save_pretrained(tmp_path)
     with pytest.raises(UserError):
-        common.load_policy("tiny", bits=32, adapter=str(tmp_path))  # the same widths, more layers
-    assert common.load_policy(folder_of("llama"), bits=32, adapter=str(tmp_path)).start == "start"
+        load_policy("tiny", bits=32, adapter=str(tmp_path))  # the same widths, more layers
+    assert load_policy(folder_of("llama"), bits=32, adapter=str(tmp_path)).start == "start"
 
 
 def test_models_without_an_attention_cache_are_refused(tmp_path):
@@ -629,13 +633,13 @@ def test_models_without_an_attention_cache_are_refused(tmp_path):
     model.save_pretrained(tmp_path)
     transformers.AutoTokenizer.from_pretrained(ROOT + "/models/tiny").save_pretrained(tmp_path)
     with pytest.raises(UserError):
-        policy = common.load_policy(str(tmp_path), bits=32)
+        policy = load_policy(str(tmp_path), bits=32)
         common.sample(policy, [policy.encode("c7>")], 2, [0])
 
 
 def test_a_tokenizer_that_appends_eos_does_not_end_the_prompt():
     from tokenizers.processors import TemplateProcessing
-    policy = common.load_policy("tiny", bits=32)
+    policy = load_policy("tiny", bits=32)
     wanted, other = policy.encode(["c7,3>", "c8>"])
     assert wanted == policy.encode("c7,3>") and other == policy.encode("c8>") and policy.encode([]) == []
     policy.tokenizer._tokenizer.post_processor = TemplateProcessing(single="<eos> $A <eos>",
@@ -648,7 +652,7 @@ def test_a_tokenizer_that_appends_eos_does_not_end_the_prompt():
 def test_special_tokens_come_once():
     """A tokenizer that opens and closes every text: its tokens are in no completion or chat, nor twice at an end."""
     from tokenizers.processors import TemplateProcessing
-    policy = common.load_policy("tiny", bits=32)
+    policy = load_policy("tiny", bits=32)
     ids = lambda text: policy.tokenizer(text, add_special_tokens=False)["input_ids"]
     start = policy.tokenizer.unk_token_id
     policy.tokenizer._tokenizer.post_processor = TemplateProcessing(
@@ -667,7 +671,7 @@ def test_special_tokens_come_once():
 def test_the_scale_of_the_adapter():
     """alpha is twice the rank, whatever the rank: the layer adds 2 B A."""
     for rank in (4, 16):
-        policy = shaken(common.load_policy("tiny", lora_rank=rank))
+        policy = shaken(load_policy("tiny", lora_rank=rank))
         for _, _, layer in policy.fast.layers:
             product = 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
             assert torch.allclose(layer.get_delta_weight("default"), product, atol=1e-6) and product.abs().max() > 0
@@ -675,7 +679,7 @@ def test_the_scale_of_the_adapter():
 
 def test_the_last_position_is_used(folder_of):
     """Prompt and completion that fill the model's 128 positions exactly do fit; one token more does not."""
-    policy = common.load_policy(folder_of("gpt2"), bits=32)
+    policy = load_policy(folder_of("gpt2"), bits=32)
     task = types.SimpleNamespace(name="t", chat=False, max_new_tokens=9, target=lambda p, kind: "12")
     problems = [types.SimpleNamespace(prompt="c" * n, id=n) for n in (118, 119, 120, 125, 126)]
     assert evaluate.that_fit(policy, task, problems) == problems[:2]
@@ -693,7 +697,7 @@ def test_shared_rows_lie_within_the_sliding_window(folder_of, tmp_path):
     shutil.copytree(folder_of("gemma2"), tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "sliding_window": 40}))
-    policy = shaken(common.load_policy(str(tmp_path / "m"), bits=32))
+    policy = shaken(load_policy(str(tmp_path / "m"), bits=32))
     prompt = policy.encode(PROMPTS[0])
     assert policy.fast and len(prompt) + 12 < 40 < len(prompt) + 3 * 12
     drawn = common.sample(policy, [prompt], 3, [0], max_new_tokens=12)
@@ -702,7 +706,7 @@ def test_shared_rows_lie_within_the_sliding_window(folder_of, tmp_path):
 
 
 def test_what_does_not_fit_is_said(folder_of):
-    policy = common.load_policy(folder_of("gpt2"), bits=32)
+    policy = load_policy(folder_of("gpt2"), bits=32)
     with pytest.raises(UserError):
         common.sample(policy, [policy.encode("c" * 120)], 2, [0], max_new_tokens=9)  # 128 positions
     for bad in (dict(prompts=[[]]), dict(prompts=[[1]], temperature=0.0)):
@@ -711,7 +715,7 @@ def test_what_does_not_fit_is_said(folder_of):
 
 
 def test_chat_template_and_stop_tokens(folder_of):
-    policy = common.load_policy(folder_of("llama"), bits=32)
+    policy = load_policy(folder_of("llama"), bits=32)
     plain = policy.encode("c7>", chat=True)
     policy.tokenizer.chat_template = ("{% for m in messages %}r{{ m.content }}{% endfor %}"
                                       "{% if add_generation_prompt %}A{% endif %}")

@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
+from conftest import load_policy
 from pretend_gpu import PretendGPU
 from test_common import PROMPTS, dequantised, folder_of, gradient, shaken  # noqa: F401, a fixture
 from test_pretend_gpu import SCRIPTS, in_float32
@@ -16,7 +17,8 @@ from test_scripts import read_lines, run
 import bench
 import common
 import ppo_passk
-from support import captured, load
+from fast import captured
+from support import load
 
 PRETENDED = os.environ.get("PRETEND_GPU") and not torch.cuda.is_available()
 
@@ -52,7 +54,7 @@ def test_captured_and_plain_draw_the_same(folder_of, kind, monkeypatch):
     """In float32 the same tokens for the same seeds, until a uniform lies within 1e-5 of a boundary; and their
     log-probabilities. In several segments."""
     monkeypatch.setattr(captured, "SEGMENT", 3 if PRETENDED else 48)
-    policy = shaken(common.load_policy(folder_of(kind), bits=32), scale=0.05)
+    policy = shaken(load_policy(folder_of(kind), bits=32), scale=0.05)
     assert "decoded in CUDA graphs, the adapter beside the weights" in policy.note, policy.note
     prompts, k, T = [policy.encode(x) for x in PROMPTS], 4 if PRETENDED else 64, 8 if PRETENDED else 110
     found = common.sample(policy, prompts, k, range(len(prompts)), max_new_tokens=T)
@@ -78,7 +80,7 @@ def test_captured_is_as_exact_as_plain(bits, monkeypatch):
     """In bfloat16 and 4 bits: as near to what the weights give in float32 as the plain loop. All finite, on prompts
     padded on the left, and in several segments, between which rows leave."""
     monkeypatch.setattr(captured, "SEGMENT", 4)
-    policy = shaken(common.load_policy("tiny", bits=bits), scale=0.05)
+    policy = shaken(load_policy("tiny", bits=bits), scale=0.05)
     assert "decoded in CUDA graphs" in policy.note, policy.note
     prompts, k, both, off = [policy.encode(x) for x in PROMPTS], 4 if PRETENDED else 64, [], []
     for policy.fast.captured in (True, False):
@@ -95,7 +97,7 @@ def test_captured_is_as_exact_as_plain(bits, monkeypatch):
 
 def test_sampler_draws_from_the_model():
     """Frequencies of all completions of one or two tokens against their exact probabilities, by chi-square."""
-    policy = shaken(common.load_policy("tiny", bits=32), scale=0.05)
+    policy = shaken(load_policy("tiny", bits=32), scale=0.05)
     prompt, N, V = policy.encode("c7,3:21>"), 512 if PRETENDED else 65536, policy.lm.config.vocab_size
     drawn = common.sample(policy, [prompt], N, [0], max_new_tokens=2).lists()[0]
     every = [[a, b] for a in range(V) if a not in policy.stop for b in range(V)] + [[a] for a in policy.stop]
@@ -115,7 +117,7 @@ def test_sampler_draws_from_the_model():
 def test_quantised_gradients(bits):
     """Against the same weights de-quantised, before and after rollouts; bfloat16 moves them by some percent, a wrong
     backward by more."""
-    policy = shaken(common.load_policy("tiny", bits=bits), scale=0.05)
+    policy = shaken(load_policy("tiny", bits=bits), scale=0.05)
     prompts = [policy.encode(p) for p in PROMPTS]
     tokens = common.sample(policy, prompts, 2, range(5), max_new_tokens=12).lists()
     rows = ([p for p in prompts for _ in range(2)], [row for pair in tokens for row in pair],
@@ -150,7 +152,7 @@ def test_memory_stays_within_the_estimate(tmp_path, bits):
     """Of the sampler by support/load.py, most_rows, of the update by micro_batch: both mean to take half of what is
     free. In a small model what does not grow with rows or tokens is more than usual: three quarters are allowed."""
     bench.build("0.1b", str(tmp_path), 0)
-    policy = common.load_policy(str(tmp_path), bits=bits)
+    policy = load_policy(str(tmp_path), bits=bits)
     policy.stop = []
     prompts = [[7] * 128] * 64
     for budget in (2 ** 31, 2 ** 33):  # as if so much were free
@@ -173,7 +175,7 @@ def test_memory_stays_within_the_estimate(tmp_path, bits):
 @pytest.mark.skipif(bool(PRETENDED), reason="kernels are not pretended")
 def test_attention_is_not_planned_anew_for_every_length():
     """cuDNN's attention plans for every shape, and keys that grow by a token have another one each time."""
-    policy = common.load_policy("tiny", bits=16)
+    policy = load_policy("tiny", bits=16)
     policy.fast.captured = False
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
         common.sample(policy, [policy.encode("c7,3:21>")] * 4, 4, range(4), max_new_tokens=20)

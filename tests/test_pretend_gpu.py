@@ -8,13 +8,16 @@ import peft
 import pytest
 import torch
 import transformers
+from conftest import load_policy
 from pretend_gpu import PretendGPU
 from test_common import folder_of, shaken  # noqa: F401, a fixture
 from test_scripts import read_lines, run
 
 import bench
 import common
-from support import captured, fast, gpu_report, load
+from fast import captured
+from fast.choose import Fast
+from support import gpu_report, load, measure
 from support.errors import UserError
 
 SCRIPTS = {"ppo_passk": ["--k", 4], "bon_sft": ["--n", 4], "bon_rl": ["--n", 4],
@@ -86,7 +89,7 @@ def drawn_both_ways(policy, monkeypatch, temperature=1.0, steps=26):
 def test_captured_and_plain_draw_the_same(folder_of, kind, monkeypatch):
     """In float32, on five architectures, with rows that leave at the ends of segments and within."""
     with PretendGPU() as gpu:
-        policy = shaken(common.load_policy(folder_of(kind), bits=32), scale=0.05)
+        policy = shaken(load_policy(folder_of(kind), bits=32), scale=0.05)
         assert "decoded in CUDA graphs, the adapter beside the weights" in policy.note
         found, plain = drawn_both_ways(policy, monkeypatch, temperature=0.8)
         assert found.lists() == plain.lists() and len({n for row in plain.lengths.tolist() for n in row}) > 5
@@ -114,7 +117,7 @@ def test_captured_is_as_exact_as_plain(folder_of, kind, bits, monkeypatch):
     """In bfloat16 and 4 bits another order of sums draws another token now and then. The log-probabilities are as near
     as those of the plain loop to what the weights give in float32."""
     with PretendGPU() as gpu:
-        policy = shaken(common.load_policy(folder_of(kind), bits=bits), scale=0.05)
+        policy = shaken(load_policy(folder_of(kind), bits=bits), scale=0.05)
         how = {16: "the adapter beside", 4: "weights de-quantised for rollouts"}[bits]
         assert f"decoded in CUDA graphs, {how}" in policy.note, policy.note
         both, off = drawn_both_ways(policy, monkeypatch), []
@@ -131,7 +134,7 @@ def test_memory_for_dequantised_weights(monkeypatch):
     """Where there is none, a token is decoded in 4 bits, captured too."""
     monkeypatch.setattr(load, "free_memory", lambda _: 2 ** 18)
     with PretendGPU():
-        policy = common.load_policy("tiny", bits=4)
+        policy = load_policy("tiny", bits=4)
         assert "decoded in CUDA graphs, weights de-quantised for each token" in policy.note
         monkeypatch.undo()
         found, plain = drawn_both_ways(policy, monkeypatch)
@@ -153,19 +156,19 @@ def test_what_cannot_be_captured_is_decoded_kernel_by_kernel(folder_of, monkeypa
     with PretendGPU() as gpu:
         with monkeypatch.context() as patch:
             patch.setattr(transformers.LlamaModel, "forward", forward)
-            policy = common.load_policy(folder_of("llama"), bits=32)
+            policy = load_policy(folder_of("llama"), bits=32)
             assert "kernel by kernel (LlamaForCausalLM captured: called a synchronizing CUDA" in policy.note
             drawn.append(common.sample(policy, [[3, 4]], 4, [1], max_new_tokens=9).lists())
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "CUDAGraph", refused)
-            policy = common.load_policy(folder_of("llama"), bits=32)
+            policy = load_policy(folder_of("llama"), bits=32)
             assert "kernel by kernel (LlamaForCausalLM captured: this device has no graphs)" in policy.note
             drawn.append(common.sample(policy, [[3, 4]], 4, [1], max_new_tokens=9).lists())
-        policy = common.load_policy(folder_of("llama"), bits=32)
+        policy = load_policy(folder_of("llama"), bits=32)
         drawn.append(common.sample(policy, [[3, 4]], 4, [1], max_new_tokens=9).lists())
         assert drawn[0] == drawn[1] == drawn[2]
-        assert "a cache that does more than append" in common.load_policy(folder_of("gemma2"), bits=32).note
-        assert "kernel by kernel (8 bits)" in common.load_policy("tiny", bits=8).note
+        assert "a cache that does more than append" in load_policy(folder_of("gemma2"), bits=32).note
+        assert "kernel by kernel (8 bits)" in load_policy("tiny", bits=8).note
     assert not gpu.mismatches
 
 
@@ -179,7 +182,7 @@ def test_a_graph_that_computes_something_else_is_not_taken(bits, monkeypatch):
         self.logits.mul_(0.5)
     monkeypatch.setattr(captured.Decoder, "step", wrong)
     with PretendGPU():
-        policy = common.load_policy("tiny", bits=bits)
+        policy = load_policy("tiny", bits=bits)
     assert "kernel by kernel (LlamaForCausalLM captured: other log-probabilities)" in policy.note
 
 
@@ -187,7 +190,7 @@ def test_a_graph_that_computes_something_else_is_not_taken(bits, monkeypatch):
 def test_sampler_and_scorer(bits):
     """In every precision the sampler and the scorer agree, and every LoRA tensor gets a gradient on the device."""
     with PretendGPU() as gpu:
-        policy = common.load_policy("tiny", bits=bits)
+        policy = load_policy("tiny", bits=bits)
         assert policy.device.type == "cuda" and "Pretend" in policy.note
         prompts = [policy.encode(x) for x in ("c7,3:21>", "c2,7,9:23>", "c1,2,3,4:9>")]
         drawn = common.sample(policy, prompts, 8, range(3), max_new_tokens=8)
@@ -205,7 +208,7 @@ def test_sampler_and_scorer(bits):
 def test_the_host_hardly_waits(bits, graphs):
     """In the sampler, at most once per 8 tokens and 8 times a call; in the scorer, per micro-batch."""
     with PretendGPU() as gpu:
-        policy = common.load_policy("tiny", bits=bits)
+        policy = load_policy("tiny", bits=bits)
         policy.fast.captured = graphs
         policy.stop = []
         prompts = [policy.encode(x) for x in ("c7,3:21>", "c2,7,9:23>", "c1,2,3,4:9>")]
@@ -223,31 +226,31 @@ def test_the_host_hardly_waits(bits, graphs):
                                    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")], ids=range(3))
 def test_rows_are_halved_where_memory_ends(monkeypatch, error):
     """Until they fit, with the same draws; one row that does not is the end, and so is another error."""
-    plain, sizes = fast.decode, []
+    plain, sizes = Fast.decode, []
 
     def most(rows):
-        def loop(policy, prompts, u, temperature):
+        def loop(fast, policy, prompts, u, temperature):
             sizes.append(u.shape[0] * u.shape[1])
             if sizes[-1] > rows:
                 raise error
-            return plain(policy, prompts, u, temperature)
+            return plain(fast, policy, prompts, u, temperature)
         return loop
     with PretendGPU():
-        policy = common.load_policy("tiny", bits=32)
+        policy = load_policy("tiny", bits=32)
         prompts = [policy.encode(x) for x in ("c7,3:21>", "c2,7,9:23>", "c1,2,3,4:9>")]
         whole = common.sample(policy, prompts, 5, range(3), max_new_tokens=8)
-        monkeypatch.setattr(fast, "decode", most(3))
+        monkeypatch.setattr(Fast, "decode", most(3))
         parts = common.sample(policy, prompts, 5, range(3), max_new_tokens=8)
         assert parts.lists() == whole.lists() and (parts.logps - whole.logps).abs().max().item() < 1e-5
         assert sizes == [15, 5, 2, 3, 10, 5, 2, 3, 5, 2, 3]
-        monkeypatch.setattr(fast, "decode", most(0))
+        monkeypatch.setattr(Fast, "decode", most(0))
         with pytest.raises(type(error)):
             common.sample(policy, prompts, 5, range(3), max_new_tokens=8)
 
         def wrong(*_):
             sizes.append("wrong")
             raise RuntimeError("shapes differ")
-        monkeypatch.setattr(fast, "decode", wrong)
+        monkeypatch.setattr(Fast, "decode", wrong)
         with pytest.raises(RuntimeError, match="shapes differ"):
             common.sample(policy, prompts, 5, range(3), max_new_tokens=8)
         assert sizes.count("wrong") == 1
@@ -257,7 +260,7 @@ def test_rows_are_halved_where_memory_ends(monkeypatch, error):
 def test_a_row_longer_than_a_micro_batch(folder_of, kind):
     """Its layers are computed again in the backward pass, with the same gradient; the others' are not."""
     with PretendGPU() as gpu:
-        policy = shaken(common.load_policy(folder_of(kind), bits=32))
+        policy = shaken(load_policy(folder_of(kind), bits=32))
         x, y = [[3, 4, 5], [6]], [[7, 8, 9, 10] * 6, [3, 0]]
         kernels, gradients = [], []
         for most in (1000, 20):
@@ -276,15 +279,15 @@ def test_a_gpu_without_bfloat16(monkeypatch):
     with PretendGPU():
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
         with pytest.raises(UserError, match="--bits 16 needs bfloat16, which Pretend H100 does not have"):
-            common.load_policy("tiny", bits=16)
-        assert "4-bit base (default on a GPU), compute float32" in common.load_policy("tiny").note
+            load_policy("tiny", bits=16)
+        assert "4-bit base (default on a GPU), compute float32" in load_policy("tiny").note
         monkeypatch.undo()
 
 
 def test_16_bits_are_not_offered_where_they_do_not_fit(monkeypatch):
     monkeypatch.setattr(load, "free_memory", lambda _: 2 ** 20)
     with PretendGPU():
-        assert "4-bit base (default on a GPU)," in common.load_policy("tiny").note
+        assert "4-bit base (default on a GPU)," in load_policy("tiny").note
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32])
@@ -318,7 +321,7 @@ def test_gpu_report(tmp_path, monkeypatch):
     gpu_report.prepare(args)
     gpu_report.record(str(tmp_path), "start", device="Pretend H100", date="today", command="this", commit=None,
                       versions={"torch": torch.__version__})
-    monkeypatch.setitem(bench.SHAPES, "7b", bench.SHAPES["micro"])  # with what a card of 24 GB does
+    monkeypatch.setitem(measure.SHAPES, "7b", measure.SHAPES["micro"])  # with what a card of 24 GB does
     monkeypatch.setattr(gpu_report, "rates", lambda: (1e9, 1e9))
     monkeypatch.setattr(gpu_report.small_card, "__defaults__", (24e9, 12))
     with PretendGPU() as gpu:
@@ -380,7 +383,7 @@ def test_the_plan_of_the_report(tmp_path, monkeypatch):
 def test_the_bound_of_the_report():
     """By hand: a step of R rows reads the weights once and the keys and values of each row's context."""
     args = types.SimpleNamespace(prompt_tokens=100, new_tokens=50, k=4, seed=0, vocabulary=20, skip_generate=True)
-    policy = common.load_policy("tiny", bits=32)
+    policy = load_policy("tiny", bits=32)
     policy.stop = []
     base = sum(p.numel() for p in policy.lm.parameters() if not p.requires_grad)
     context = 2 * 4 * 64 * 4  # K and V, layers, width, bytes

@@ -6,6 +6,7 @@ import types
 
 import pytest
 import torch
+from conftest import load_policy
 from test_scripts import run
 
 import bench
@@ -89,7 +90,7 @@ def file(tmp_path_factory):
 def test_gguf_holds_the_model(file):
     """Weights, tokenizer, chat template and the end of a completion are those of the file."""
     path, tensors = file
-    policy = common.load_policy(path, bits=32)
+    policy = load_policy(path, bits=32)
     state = {name.replace(".base_layer", ""): p for name, p in policy.lm.state_dict().items()}
     assert len(tensors) == 20 and all(torch.equal(state[name], wanted) for name, wanted in tensors.items())
     assert "de-quantised from GGUF" in policy.note and "again" not in policy.note and policy.stop == [258]
@@ -107,14 +108,14 @@ def test_gguf_holds_the_model(file):
 def test_gguf_quantised_again(file, tmp_path, bits):
     """The very model that a copy of the de-quantised weights, saved and loaded with that precision, gives."""
     import bitsandbytes
-    policy = common.load_policy(file[0], bits=bits)
+    policy = load_policy(file[0], bits=bits)
     assert "de-quantised from GGUF and quantised again" in policy.note
     kind = {4: bitsandbytes.nn.Linear4bit, 8: bitsandbytes.nn.Linear8bitLt}[bits]
     assert isinstance(policy.lm.model.layers[1].mlp.up_proj.base_layer, kind)
     lm, tokenizer, _ = load.load_base(file[0], 32)
     lm.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    copy = common.load_policy(str(tmp_path), bits=bits)
+    copy = load_policy(str(tmp_path), bits=bits)
     x = [policy.encode("12 plus 3 is")]
     with torch.no_grad():
         assert torch.equal(policy.lm(torch.tensor(x)).logits, copy.lm(torch.tensor(x)).logits)
@@ -150,16 +151,16 @@ def test_files_that_are_no_gguf(file, tmp_path, monkeypatch):
     (tmp_path / "folder.gguf").mkdir()
     for name in ("empty", "text", "cut", "short", "other", "folder", "absent"):
         with pytest.raises(UserError, match="cannot load model .*GGUF"):
-            common.load_policy(str(tmp_path / f"{name}.gguf"))
+            load_policy(str(tmp_path / f"{name}.gguf"))
     with pytest.raises(UserError, match="not a verifier"):
         load.load_base(file[0], 32, kind="AutoModelForSequenceClassification", num_labels=1)
     monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install gguf"):
-        common.load_policy(file[0])
+        load_policy(file[0])
 
 
 def test_chat_and_system(file, tmp_path):
-    policy, task = common.load_policy(file[0], bits=32), types.SimpleNamespace(chat=True)
+    policy, task = load_policy(file[0], bits=32), types.SimpleNamespace(chat=True)
     for chat, system, words, text in ((None, None, "through the chat template", "<user>7<assistant>"),
                                       (False, None, "as they are", "7"),
                                       (True, "Hi.", "with a system message", "<system>Hi.<user>7<assistant>")):
@@ -188,14 +189,14 @@ def test_chat_and_system(file, tmp_path):
     assert load.put_prompts(policy, task) == "as they are" and policy.encode("7", task.chat) == policy.encode("7")
     path = tmp_path / "plain.gguf"
     write_gguf(path, chat=None)
-    assert common.load_policy(str(path)).tokenizer.chat_template is None
+    assert load_policy(str(path)).tokenizer.chat_template is None
 
 
 def test_faults_of_size(file, tmp_path):
     """No end-of-sequence token, and vocabularies of two sizes."""
     write_gguf(tmp_path / "endless.gguf", eos=False)
     try:
-        policy = common.load_policy(str(tmp_path / "endless.gguf"))
+        policy = load_policy(str(tmp_path / "endless.gguf"))
     except UserError as error:
         assert "no end-of-sequence token" in str(error)
     else:  # what transformers takes where the file names none
@@ -205,12 +206,12 @@ def test_faults_of_size(file, tmp_path):
         lm.resize_token_embeddings(len(tokenizer) + extra)
         lm.save_pretrained(tmp_path / str(extra))
         tokenizer.save_pretrained(tmp_path / str(extra))
-    policy = common.load_policy(str(tmp_path / "5"))
+    policy = load_policy(str(tmp_path / "5"))
     beyond = len(tokenizer) + 2
     assert policy.decode([beyond, *policy.encode("7*3"), beyond]) == "7*3"
     drawn = common.sample(policy, [policy.encode("c7,3:21>")], 4, [0], temperature=50.0, max_new_tokens=30)
     assert (drawn.tokens >= len(tokenizer)).any() and all(isinstance(policy.decode(y), str) for y in drawn.lists()[0])
-    policy = common.load_policy(str(tmp_path / "-3"))
+    policy = load_policy(str(tmp_path / "-3"))
     last = tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
     for call in (policy.encode, policy.encode_solution):
         with pytest.raises(UserError, match="no embedding"):
@@ -251,7 +252,7 @@ def test_defaults_are_resolved():
 def test_the_size_is_that_of_the_base(bits):
     """Quantised weights count as what they stand for, the adapter does not count."""
     size = sum(p.numel() for p in load.load_base("tiny", 32)[0].parameters())
-    assert common.load_policy("tiny", bits=bits).size == size
+    assert load_policy("tiny", bits=bits).size == size
 
 
 def clock(monkeypatch, module, step):
@@ -262,7 +263,7 @@ def clock(monkeypatch, module, step):
 
 def test_progress_without_a_terminal(monkeypatch, capsys):
     """A line each half minute, nothing where all is done by then; blocks that grow change no draw."""
-    policy, task = common.load_policy("tiny"), evaluate.tasks.load_task("countdown")
+    policy, task = load_policy("tiny"), evaluate.tasks.load_task("countdown")
     problems = task.test[:40]
     wanted = evaluate.draw_pool(policy, task, problems, 8)
     assert not capsys.readouterr().out

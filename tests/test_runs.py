@@ -23,7 +23,7 @@ import evaluate
 import ppo_passk
 import support.run
 import tasks
-from conftest import ROOT
+from conftest import ROOT, load_policy
 from support import load, plots
 from support import verifier as verifiers
 from support.errors import UserError
@@ -473,7 +473,7 @@ def test_a_kill_at_every_point_of_the_start(tmp_path, monkeypatch):
 
 def test_a_kill_at_every_point_of_a_save(tmp_path):
     """The checkpoint before or the new one is there under its own name, another is kept, and the next save works."""
-    policy = common.load_policy("tiny", bits=32)
+    policy = load_policy("tiny", bits=32)
     optimizer = torch.optim.AdamW(policy.parameters())
 
     def opened(folder, *flags):
@@ -557,7 +557,7 @@ def test_an_adapter_with_dropout_is_continued_without(reference, tmp_path):
                              task_type="CAUSAL_LM")
     torch.manual_seed(0)
     peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    policy = common.load_policy("tiny", 32, adapter=str(tmp_path / "adapter"), reference=reference)
+    policy = load_policy("tiny", 32, adapter=str(tmp_path / "adapter"), reference=reference)
     policy.fast = None  # folded into the weights an adapter has no dropout in any mode
     prompts = [policy.encode("c7,2,9:23>")]
     drawn = common.sample(policy, prompts, 8, [0], max_new_tokens=12)

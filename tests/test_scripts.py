@@ -22,7 +22,7 @@ import common
 import evaluate
 import ppo_passk
 import tasks
-from conftest import ROOT
+from conftest import ROOT, load_policy
 from support import load, processes
 from support.errors import UserError
 from support.run import batch_of
@@ -290,7 +290,7 @@ def test_the_second_epoch_is_clipped(tmp_path, monkeypatch):
 
 
 def test_clip_gradient():
-    policy = common.load_policy("tiny", bits=32)
+    policy = load_policy("tiny", bits=32)
     for max_norm, wanted in ((2.0, 2.0), (0, 6.0), (100.0, 6.0)):
         n = sum(p.numel() for p in policy.parameters())
         for p in policy.parameters():
@@ -486,7 +486,7 @@ def test_evaluate_compares_and_rescores(whole, tmp_path):
 def test_a_pool_by_plain_forward_passes(whole):
     """Every number of a pool against rows computed one by one, away from T = 1 and from the reference; the draws of a
     problem are its own, whatever is drawn beside it and in which block."""
-    policy, task = common.load_policy("tiny", adapter=str(whole), reference="base"), tasks.load_task("countdown")
+    policy, task = load_policy("tiny", adapter=str(whole), reference="base"), tasks.load_task("countdown")
     problems, T = task.test[:3], 3.0
     pool = evaluate.draw_pool(policy, task, problems, 10, T, seed=3, kl=True)
     for p, entry in zip(problems, pool, strict=True):
@@ -615,7 +615,7 @@ def test_the_shipped_model_is_small_and_as_good_as_it_says(base, names):
     folder = os.path.join(ROOT, "models", base)
     assert sum(os.path.getsize(os.path.join(folder, n)) for n in os.listdir(folder)) < 1e6
     recorded = json.load(open(os.path.join(folder, "result.json")))
-    policy = common.load_policy(base, bits=32)
+    policy = load_policy(base, bits=32)
     import tasks
     for name in names:
         task = tasks.load_task(name)
@@ -635,7 +635,7 @@ def test_the_hasty_model_stops_early_and_can_do_the_rest():
     recorded = json.load(open(os.path.join(folder, "result.json")))
     assert {"start": "tiny", "cut": 0.6, "tasks": "countdown"}.items() <= recorded["flags"].items()
     import tasks
-    task, (hasty, tiny) = tasks.load_task("countdown"), (common.load_policy(n, bits=32) for n in ("tiny_hasty", "tiny"))
+    task, (hasty, tiny) = tasks.load_task("countdown"), (load_policy(n, bits=32) for n in ("tiny_hasty", "tiny"))
     problems = task.valid[:100]
     found, pool = evaluate.evaluate(hasty, task, problems, samples=32, ks=(1, 32), seed=5)
     usual, _ = evaluate.evaluate(tiny, task, problems, samples=32, ks=(1, 32), seed=5)

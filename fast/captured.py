@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 import torch.nn.functional as F
 
-import common  # which imports this module: what it has is looked up when it is called
+import common
 from support import load
 
 SEGMENT = 128  # most tokens between captures, each of which costs about three tokens launched kernel by kernel
