@@ -52,6 +52,7 @@ class Policy:
     system: str | None = None  # text of a system message, where prompts go through the chat template
     end: int | None = None  # the end-of-sequence token of gold completions; None: the first of `stop`
     size: int = 0  # parameters of the base
+    check: object = None  # support/check.py, Check: called with what was drawn; None: nothing is checked
     fast: object = None  # fast/choose.py, Fast: the fast paths it takes; None: `sample` and `score` as below
 
     @property
@@ -61,8 +62,9 @@ class Policy:
 
     @property
     def positions(self):
-        """Most tokens that the model has positions for."""
-        return getattr(self.lm.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        """Most tokens of a row: those that the model has positions for, and that leave all positions as they are."""
+        most = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        return min(most, decoding.rope_limit(self.lm.config)[0])
 
     @property
     def window(self):
@@ -236,8 +238,10 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
         raise ValueError(f"temperature must be positive, not {temperature}")
     longest = max(map(len, prompts))
     if longest + max_new_tokens > policy.positions:
+        kind = decoding.rope_limit(policy.lm.config)[1]
+        why = f" (beyond them its {kind} rotary scaling changes all positions)" if kind else ""
         raise UserError(f"a prompt of {longest} tokens and --max-new-tokens {max_new_tokens} do not fit the model's "
-                        f"{policy.positions} positions: lower --max-new-tokens or take a model with more")
+                        f"{policy.positions} positions{why}: lower --max-new-tokens or take a model with more")
     loop = decoding.halving(policy.fast.decode if policy.fast else decode)
     max_rows = max_rows or load.most_rows(policy.lm, longest + max_new_tokens)
     chunk, share = max(1, min(max_rows // k, 2 ** 14 // longest)), min(k, max_rows)  # prompts, samples of each at once
@@ -257,8 +261,14 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
                 whole[chosen, some:some + share] = part
     for whole in (tokens, logps, entropies, lengths):
         processes.all_reduce(whole)
+    if not logps.isfinite().all():  # here and not at each token, for which a GPU would be waited for
+        raise UserError("the model's logits are not finite, so nothing can be drawn: lower --lr or raise --temperature; "
+                        "if it is so from the start, take another --bits or another model")
     longest = int(lengths.max())
-    return Samples(tokens[..., :longest], logps[..., :longest], lengths, entropies[..., :longest])
+    drawn = Samples(tokens[..., :longest], logps[..., :longest], lengths, entropies[..., :longest])
+    if policy.check:
+        policy.check(policy, prompts, drawn, temperature)
+    return drawn
 
 
 def draw(p, u):

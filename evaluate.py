@@ -63,7 +63,9 @@ if __name__ == "__main__":
 import common
 import tasks
 from fast.choose import choose_fast
-from support import load, plots, processes
+from support import decoding, load, plots, processes
+from support.check import Check
+from support.check import words as check_words
 from support.errors import UserError
 from support.flags import cli, numbers
 from support.folder import new_folder, versions, write_atomic
@@ -213,12 +215,14 @@ def that_fit(policy, task, problems):
     left out.  Raises UserError if none is left."""
     if policy.positions == math.inf:
         return problems
+    kind = decoding.rope_limit(policy.lm.config)[1]
+    why = f" (beyond them its {kind} rotary scaling changes all positions)" if kind else ""
     longest = policy.positions - task.max_new_tokens
     rows = policy.encode([p.prompt for p in problems], task.chat)
     kept = [p for p, ids in zip(problems, rows) if len(ids) <= longest]
     if not kept and problems:
         raise UserError(f"no problem leaves room for --max-new-tokens {task.max_new_tokens} in the model's "
-                        f"{policy.positions} positions: lower it or take a model with more")
+                        f"{policy.positions} positions{why}: lower it or take a model with more")
     if len(kept) < len(problems):
         print(f"left out {len(problems) - len(kept)} of {len(problems)} problems: prompts too long for the model",
               flush=True)
@@ -340,6 +344,7 @@ def main(argv=None):
         args.models, wanted = args.models or [task.base], task.chat  # whether the task asks for a chat template
         name, graded = task.name, task.graded
         out = new_folder(args.out, f"evaluate-{name}")
+        checks = {}
         for model in args.models:
             flags = run_flags(model)
             base, _, adapter = ((flags["model"], "", model) if flags else (model, "", "") if os.path.exists(model)
@@ -348,6 +353,8 @@ def main(argv=None):
             gc.collect()
             policy = common.load_policy(base, args.bits or (flags or {}).get("bits"), adapter=adapter or None,
                                         reference="base", fast=None if args.plain else choose_fast)
+            findings = []
+            policy.check = Check(findings.append)
             own, task.chat = flags if flags and args.chat is None else {}, wanted
             how = load.put_prompts(policy, task, own.get("chat", args.chat), args.system or own.get("system"))
             print(f"{model}: {policy.note}, prompts {how}", flush=True)
@@ -356,6 +363,9 @@ def main(argv=None):
                 row = model + (f" T={temperature:g}" if len(temperatures) > 1 else "")
                 pool = draw_pool(policy, task, problems[:args.problems or None], args.samples, temperature, args.seed,
                                  label=row)
+                if findings and not checks.get(model):
+                    print(check_words(findings[0]), flush=True)
+                checks[model] = findings
                 if verifier:
                     add_scores(pool, verifier, task.chat)
                 pools[row] = [{"task": name, "graded": graded, "chat": task.chat, **entry} for entry in pool]
@@ -374,6 +384,8 @@ def main(argv=None):
     print(table(results))
     if "distinct" in results[next(iter(results))]:
         print(table(results, DIVERSITY))
+    if not args.pool:
+        report["checks"] = checks
     if verifier:
         report["verifier"] = {row: judge_verifier(pool) for row, pool in pools.items()}
         for row, found in report["verifier"].items():

@@ -81,6 +81,8 @@ def choose_fast(policy):
         if policy.size < load.TINY and not cannot:
             with folded(layers):
                 mask = why_not(policy, packed.score_packs, [[0, 1]])
+            if not mask and not decoding.known_masks(lm):
+                mask = "its layers have masks of their own"
             if not mask:
                 return Fast(layers, True), "fast (adapter folded into the weights, samples of a prompt share a row)"
             cannot = f"{type(lm).__name__} under a 4-D mask: {mask}"

@@ -2,13 +2,49 @@
 import functools
 import math
 import re
+import sys
 
 import torch
 
 
 def window(config):
-    """Most tokens that a position of the model looks back on; a row that shares its prompt must lie within it."""
-    return getattr(config.get_text_config(), "sliding_window", None) or math.inf
+    """Most tokens that a position of some layer looks back on; a row that shares its prompt must lie within it.
+
+    Configs call it sliding_window, window_size, attention_window, attention_chunk_size and more, so every name with
+    "window" or "chunk" in it counts, whether the model uses it or not: too small a limit costs time, too large a one is
+    wrong."""
+    limits = [math.inf]
+    for name, value in config.get_text_config().to_dict().items():
+        if ("window" in name or "chunk" in name) and name != "max_window_layers":
+            values = value if isinstance(value, (list, tuple)) else [value]
+            limits += [v for v in values if type(v) is int and v > 0]
+    return min(limits)
+
+
+def known_masks(lm):
+    """Whether the layers of a model attend by the mask that they are given: its code makes masks by transformers' own
+    function, and no layer keeps a mask of its own (GPT-Neo's local layers do)."""
+    code = sys.modules[type(lm).__module__]
+    own = any(buffer.dim() > 1 and buffer.dtype in (torch.bool, torch.uint8) and "absmax" not in name
+              for name, buffer in lm.named_buffers())
+    return hasattr(code, "create_causal_mask") and not own
+
+
+def rope_limit(config):
+    """(tokens, kind) up to which the rotary positions of a model are what they are for any length: "longrope" and
+    "dynamic" change all of them at once where a row grows longer, so that its cache, and whatever shares its batch, is
+    of other positions. (inf, None) for all other kinds."""
+    config = config.get_text_config()
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = [value for value in found.values() if isinstance(value, dict)]  # one for each type of layer
+    limit = math.inf, None
+    for rope in nested or [found]:
+        kind = rope.get("rope_type") or rope.get("type")
+        if kind in ("longrope", "dynamic"):
+            most = rope.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None) or config.max_position_embeddings
+            limit = min(limit, (most, kind))
+    return limit
 
 
 def additive(mask, dtype):

@@ -12,7 +12,7 @@ import common
 import evaluate
 import tasks
 from fast.choose import choose_fast
-from support import load, processes
+from support import check, load, processes
 from support.errors import UserError
 from support.plots import plot_run
 
@@ -99,16 +99,37 @@ def begin(run, words, budget, verifier=None, target="solution"):
     run.budget, run.verifier, run.target = budget, verifier, target
     run.optimizer = torch.optim.AdamW(run.policy.parameters(), lr=run.args.lr, weight_decay=0.0)
     run.begin(run.policy, run.optimizer)
+    run.policy.check = check.Check(functools.partial(report_check, run))
     print(f"{run.folder}: {run.args.model}, {run.task.name}, {words}\n{run.policy.note}", flush=True)
     run.mark = run.printed = run.pictured = time.time()  # when the next step begins; when what was last shown
+    run.checked = False  # whether a finding of the check has been printed
     run.idle = 0  # steps in a row that could teach nothing
 
 
+def report_check(run, found):
+    """Print the first finding of support/check.py, and store each in checks.jsonl."""
+    if not run.checked:
+        print(check.words(found), flush=True)
+    run.checked = True
+    run.log("checks.jsonl", step=run.step, **found)
+
+
+def look_again(run):
+    """Have the samples of the next step compared (support/check.py). A supervised step draws none: four are drawn."""
+    args = run.args
+    run.policy.check.again()
+    if getattr(args, "mode", "rl") == "sft" or run.script == "bon_sft" and args.n == 1:
+        prompts = run.policy.encode([p.prompt for p in run.train[:4]], run.task.chat)
+        seeds = [common.seed_of("check", args.seed, run.step, b) for b in range(len(prompts))]
+        common.sample(run.policy, prompts, 1, seeds, args.temperature, run.task.max_new_tokens)
+
+
 def evaluate_before(run):
-    """The row `before` of result.json, unless a resumed run has it."""
+    """The row `before` of result.json, unless a resumed run has it; then the first step checks itself."""
     if run.args.eval_samples and "before" not in run.result:
         run.result["before"] = judge(run, run.test, "before")
         run.save(run.policy, run.optimizer)
+    look_again(run)
     run.mark = time.time()
 
 
@@ -206,6 +227,8 @@ def end_of_step(run, line, shown):
         line["valid"] = judge(run, run.valid)
         show(run, {f"validation, step {step}": line["valid"]})
     run.log("metrics.jsonl", **line)
+    if step == 1 and not last:  # a new adapter changes nothing before its first update
+        look_again(run)
     if step == 1 and run.budget > 1 and line.get("w_mean") and line["w_even"] > 0.95:
         print("note: the weights are all alike, so they do nothing and this is the objective without them: shorter "
               "targets, a smaller --n, or --probability success where there is one, tell prompts apart", flush=True)
