@@ -262,8 +262,8 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
     for whole in (tokens, logps, entropies, lengths):
         processes.all_reduce(whole)
     if not logps.isfinite().all():  # here and not at each token, for which a GPU would be waited for
-        raise UserError("the model's logits are not finite, so nothing can be drawn: lower --lr or raise --temperature; "
-                        "if it is so from the start, take another --bits or another model")
+        raise UserError("the model's logits are not finite, so nothing can be drawn: lower --lr or raise "
+                        "--temperature; if it is so from the start, take another --bits or another model")
     longest = int(lengths.max())
     drawn = Samples(tokens[..., :longest], logps[..., :longest], lengths, entropies[..., :longest])
     if policy.check:

@@ -1,5 +1,5 @@
-"""Before it is trained on, a sample is scored in three ways: as the sampler recorded it, as the update scores it, and by
-one forward pass of the model over the bare row. Where they differ, gradients would be of another policy than the one
+"""Before it is trained on, a sample is scored in three ways: as the sampler recorded it, as the update scores it, and
+by one forward pass of the model over the bare row. Where they differ, gradients would be of another policy than the one
 that was drawn from, which no curve would show."""
 import torch
 

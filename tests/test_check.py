@@ -41,8 +41,9 @@ def findings(path):
 @pytest.mark.parametrize("script,flags", RUNS, ids=lambda v: v if isinstance(v, str) else " ".join(map(str, v)))
 def test_every_run_checks_its_first_step(script, flags, plain, tmp_path):
     """Before the first update, and once more when the adapter has moved, supervised modes too; printed once."""
-    code, out, err = run(importlib.import_module(script).main, *SMALL[2:6], "--steps", 2, "--eval-samples", 0, *flags,
-                         "--out", tmp_path / "r", *["--plain"] * plain, *["--eval-samples", 4] * ("--eval-every" in flags))
+    evaluated = 4 if "--eval-every" in flags else 0
+    code, out, err = run(importlib.import_module(script).main, *SMALL[2:6], "--steps", 2, "--eval-samples", evaluated,
+                         *flags, "--out", tmp_path / "r", *["--plain"] * plain)
     assert code == 0, err
     found = findings(tmp_path / "r" / "checks.jsonl")
     assert {0, 1} <= {row["step"] for row in found} and all(row["largest"] < 1e-4 for row in found)
@@ -143,10 +144,11 @@ def test_evaluation_checks_each_model(tmp_path):
                          tmp_path / "e")
     assert code == 0 and out.count("the first samples, scored by") == 2, err
     checks = json.load(open(tmp_path / "e" / "result.json"))["checks"]
-    assert checks.keys() == {"tiny", "tiny_hasty"} and all(row["largest"] < 1e-4 for rows in checks.values() for row in rows)
+    assert checks.keys() == {"tiny", "tiny_hasty"}
+    assert all(row["largest"] < 1e-4 for rows in checks.values() for row in rows)
 
 
-# ---------------------------------------------------------------------------------------------------- windows, positions
+# --------------------------------------------------------------------------------------------------- windows, positions
 
 def neo(**more):
     return transformers.GPTNeoConfig(**{**dict(
@@ -184,7 +186,8 @@ def longrope(**more):
         vocab_size=40, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=128, original_max_position_embeddings=32, bos_token_id=None,
         eos_token_id=0, pad_token_id=0, sliding_window=None, **more,
-        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [3.0] * 8})
+        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8,
+                         "long_factor": [3.0] * 8})
 
 
 def test_rows_stay_below_a_change_of_all_positions(tmp_path):
@@ -198,7 +201,8 @@ def test_rows_stay_below_a_change_of_all_positions(tmp_path):
     assert found[0]["largest"] < 1e-4
     with pytest.raises(UserError, match="32 positions .beyond them its longrope rotary scaling changes all positions"):
         common.sample(policy, prompts, 4, range(3), max_new_tokens=30)
-    code, _, err = run(ppo_passk.main, *SMALL, "--k", 4, "--model", model, "--max-new-tokens", 40, "--out", tmp_path / "r")
+    code, _, err = run(ppo_passk.main, *SMALL, "--k", 4, "--model", model, "--max-new-tokens", 40, "--out",
+                       tmp_path / "r")
     assert code == 2 and "32 positions" in err and "longrope" in err, err
 
 
