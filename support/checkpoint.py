@@ -38,10 +38,7 @@ SCORE_HEAD = r"^score\."
 # What wrappers put into the names of a model that was saved with them on.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.", "module.", "base_layer.")
 
-KINDS = (
-    ("attention", r"attn|attention"),
-    ("mlp", r"mlp|ffn|feed_forward|experts|\.fc"),
-)
+KINDS = r"attn|attention|mlp|ffn|feed_forward|experts|\.fc"  # matrices of attention and MLP
 
 
 # ------------------------------------------------------------------------------------------ kept in another precision
@@ -152,6 +149,15 @@ def plain_settings(method, options):
     if method != "gguf" or hasattr(known, name):  # older transformers have no other way with GGUF
         options["quantization_config"] = getattr(known, name)(dequantize=True)
     return options
+
+
+def in_one_precision(lm, dtype):
+    """Cast what was not quantised, which transformers leaves in the precision of the file, save what the model wants in
+    float32."""
+    kept = [*(lm._keep_in_fp32_modules or ()), *(lm._keep_in_fp32_modules_strict or ())]
+    for name, p in lm.named_parameters():
+        if p.is_floating_point() and not any(part in name for part in kept):
+            p.data = p.data.to(dtype)
 
 
 # ------------------------------------------------------------------------------------------------- what was not found
@@ -299,15 +305,17 @@ def largest_of_blocks(state):
 
 
 def first_of_each(lm, names):
-    """Names of the embedding, of the head, and of the first attention and MLP matrix."""
+    """Names of the embedding, of the head, and of the first matrix of each name in attention and MLP."""
     ends = [lm.get_input_embeddings(), lm.get_output_embeddings()]
     wanted = {id(module.weight) for module in ends if hasattr(module, "weight")}
-    found = set()
     parameters = dict(lm.named_parameters())
+    found, seen = set(), set()
     for name in names:
         if id(parameters[name]) in wanted:
             found.add(name)
-    for _, pattern in KINDS:
-        matrices = (name for name in names if parameters[name].dim() > 1 and re.search(pattern, name))
-        found |= set(list(matrices)[:1])
+        role = re.sub(r"\.\d+\.", ".*.", name)
+        if role in seen or parameters[name].dim() < 2 or not re.search(KINDS, name):
+            continue
+        seen.add(role)
+        found.add(name)
     return found

@@ -158,6 +158,9 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
     except (torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:  # transformers raises a dozen types here; the first line says which file or id it was
+        if "automatic conversion of the weights" in str(error):  # and transformers names none
+            raise UserError(f"model {model!r}: what its files hold of quantised weights cannot be put together, a part "
+                            "is missing or has another size: fetch them again or take another model") from error
         raise UserError(f"cannot load model {model!r} ({type(error).__name__}: {first_line(error)}): give a hub id "
                         "that this machine can reach, a local directory with config, weights and tokenizer, or a "
                         "GGUF file of an architecture that transformers reads") from error
@@ -198,7 +201,10 @@ def dequantised(path, config, dtype, device, kind, method, named):
     lm, report = getattr(transformers, kind).from_pretrained(
         path, config=config, dtype=dtype, device_map={"": device}, **options, output_loading_info=True,
         ignore_mismatched_sizes=True)
-    for owner, name in ((lm, "hf_quantizer"), (lm.config, "quantization_config")):
+    if method != "gguf":
+        checkpoint.in_one_precision(lm, dtype)
+    # the conversions would quantise it once more where it is saved
+    for owner, name in ((lm, "hf_quantizer"), (lm.config, "quantization_config"), (lm, "_weight_conversions")):
         if hasattr(owner, name):
             delattr(owner, name)
     return lm, report
