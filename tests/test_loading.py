@@ -408,6 +408,24 @@ def test_fp8_is_dequantised(tmp_path, block, bits):
     assert torch.equal(logits_of(policy.lm), logits_of(load.load_base(copy, bits)[0]))
 
 
+def test_fp8_of_experts(tmp_path):
+    """Experts that the file has one by one, and the model in one tensor."""
+    import transformers
+    folder = save(tmp_path, build(transformers.Qwen3MoeConfig(
+        vocab_size=len(tokenizer()), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, bos_token_id=None,
+        eos_token_id=0, pad_token_id=0)))
+    wanted = in_fp8(folder, (32, 32))
+    lm, *_ = load.load_base(folder, 32)
+    for layer in range(2):
+        name = f"model.layers.{layer}.mlp.experts."
+        experts = lm.model.layers[layer].mlp.experts
+        for i in range(4):
+            gate, up, down = (wanted[f"{name}{i}.{part}_proj.weight"] for part in ("gate", "up", "down"))
+            assert torch.equal(experts.gate_up_proj[i], torch.cat((gate, up)))
+            assert torch.equal(experts.down_proj[i], down)
+
+
 def test_fp8_that_transformers_gets_wrong(tmp_path):
     """A block that the edge cuts off, no scale, a scale under another name."""
     def bare(tensors):
