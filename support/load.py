@@ -13,7 +13,7 @@ import warnings
 import torch
 import torch.utils.checkpoint
 
-from support import ROOT
+from support import ROOT, checkpoint
 from support.errors import UserError
 
 EMBEDDED = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
@@ -123,6 +123,7 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
     path, gguf = os.path.join(ROOT, "models", model) if model in EMBEDDED else model, model.endswith(".gguf")
     if gguf and kind != "AutoModelForCausalLM":
         raise UserError(f"model {model!r}: a GGUF file can be a policy, not a verifier: give a hub id or a directory")
+    fresh_head = "num_labels" in options
     if gguf:
         path, options["gguf_file"] = os.path.split(os.path.abspath(model))
         if importlib.util.find_spec("gguf") is None:
@@ -130,25 +131,43 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
     try:
         with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
+            # small, and first: no network shows here
+            config = transformers.AutoConfig.from_pretrained(path, **options)
             named = {name: value for name, value in options.items() if name == "gguf_file"}
-            config = transformers.AutoConfig.from_pretrained(path, **named)  # small, and first: no network shows here
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, **named)
-            if gguf:
-                lm = dequantised(path, config, dtype, device if quantisation is None else "cpu", kind, options)
-                if quantisation is not None:  # transformers does not do both at once; this needs no copy on disk
-                    start = lm.generation_config
-                    lm = type(lm).from_pretrained(None, config=lm.config, state_dict=lm.state_dict(), dtype=dtype,
-                                                  quantization_config=quantisation, device_map={"": device})
-                    lm.generation_config = start
+            method = "gguf" if gguf else checkpoint.stored(model, config)
+            how = {"dtype": dtype, "quantization_config": quantisation, "device_map": {"": device}}
+            if method == checkpoint.BITSANDBYTES:
+                # of a verifier --bits says nothing: it is that of the policy, and this one has its own
+                bits = checkpoint.own_bits(model, config, asked if kind == "AutoModelForCausalLM" else None)
+                del how["quantization_config"]
+                how["config"], options = checkpoint.made_trainable(config, dtype), {}
+            if method == checkpoint.FP8:
+                checkpoint.check_scales(model, path, config)
+            again = quantisation is not None and method in ("gguf", checkpoint.FP8, checkpoint.MXFP4)
+            if method in (None, checkpoint.BITSANDBYTES):
+                lm, report = getattr(transformers, kind).from_pretrained(
+                    path, **how, **options, output_loading_info=True, ignore_mismatched_sizes=True)
             else:
-                lm = getattr(transformers, kind).from_pretrained(path, dtype=dtype, quantization_config=quantisation,
-                                                                 device_map={"": device}, **options)
-    except torch.OutOfMemoryError:
+                lm, report = dequantised(path, config, dtype, "cpu" if again else device, kind, method, named)
+            checkpoint.check(model, lm, report, fresh_head)
+            if again:  # transformers does not do both at once; this needs no copy on disk
+                start = lm.generation_config
+                lm = type(lm).from_pretrained(None, config=lm.config, state_dict=lm.state_dict(), **how)
+                lm.generation_config = start
+    except (torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:  # transformers raises a dozen types here; the first line says which file or id it was
+        if "automatic conversion of the weights" in str(error):  # and transformers names none
+            raise UserError(f"model {model!r}: what its files hold of quantised weights cannot be put together, a part "
+                            "is missing or has another size: fetch them again or take another model") from error
         raise UserError(f"cannot load model {model!r} ({type(error).__name__}: {first_line(error)}): give a hub id "
                         "that this machine can reach, a local directory with config, weights and tokenizer, or a "
                         "GGUF file of an architecture that transformers reads") from error
+    lm.bits = bits
+    for settings in (lm.config, lm.config.get_text_config()):
+        settings.return_dict = True  # a config may say otherwise, and the outputs are read by name
+        settings.use_cache = True
     for module in lm.modules():
         # bitsandbytes 0.50 on a CPU with AVX512-BF16 repacks the weights in the first forward without gradient (the
         # sampler's), after which gradients are silently wrong. Refuse that path.
@@ -160,9 +179,11 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
     if gpu and asked is None and bf16 and 2 * lm.num_parameters() < free_memory(device) / 4:
         why += "; it would fit with --bits 16, which spares the de-quantisation of each layer"
     hardware = torch.cuda.get_device_name(device) if gpu else f"{torch.get_num_threads()} thread(s)"
-    return lm, tokenizer, (f"{device.type} ({hardware}), {bits}-bit base ({why}"
-                           f"{', de-quantised from GGUF' * gguf}{' and quantised again' * (gguf and bits < 16)}), "
-                           f"compute {str(dtype).split('.')[-1]}")
+    if method == checkpoint.BITSANDBYTES:
+        why = "as its checkpoint is quantised"
+    elif method:
+        why += f", de-quantised from {method.upper()}" + " and quantised again" * again
+    return lm, tokenizer, f"{device.type} ({hardware}), {bits}-bit base ({why}), compute {str(dtype).split('.')[-1]}"
 
 
 @contextlib.contextmanager
@@ -172,18 +193,21 @@ def quiet():
         yield
 
 
-def dequantised(folder, config, dtype, device, kind, options):
-    """The model of a GGUF file with plain weights, and no trace of how the file kept them."""
+def dequantised(path, config, dtype, device, kind, method, named):
+    """The model of a quantised checkpoint with plain weights and no trace of how it kept them, and the loading report.
+    method: "gguf" or one of support/checkpoint.py; named: the file, of GGUF."""
     import transformers
-    from transformers.utils import quantization_config as known
-    if hasattr(known, "GgufConfig"):  # where it exists, weights may stay as they are, in kernels without a gradient
-        options["quantization_config"] = known.GgufConfig(dequantize=True)
-    lm = getattr(transformers, kind).from_pretrained(folder, config=config, dtype=dtype, device_map={"": device},
-                                                     **options)
-    for owner, name in ((lm, "hf_quantizer"), (lm.config, "quantization_config")):
+    options = checkpoint.plain_settings(method, dict(named))
+    lm, report = getattr(transformers, kind).from_pretrained(
+        path, config=config, dtype=dtype, device_map={"": device}, **options, output_loading_info=True,
+        ignore_mismatched_sizes=True)
+    if method != "gguf":
+        checkpoint.in_one_precision(lm, dtype)
+    # the conversions would quantise it once more where it is saved
+    for owner, name in ((lm, "hf_quantizer"), (lm.config, "quantization_config"), (lm, "_weight_conversions")):
         if hasattr(owner, name):
             delattr(owner, name)
-    return lm
+    return lm, report
 
 
 def free_memory(device):
