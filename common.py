@@ -26,7 +26,7 @@ support.set_thread_policy()  # torch reads it when it is loaded
 import torch
 import torch.nn.functional as F
 
-from support import decoding, load, processes
+from support import adapters, decoding, load, model_checks, processes
 from support.errors import UserError
 
 
@@ -157,6 +157,7 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     Raises UserError: unknown model, no such device, bits that the hardware cannot do, adapter that does not fit.
     """
     lm, tokenizer, note = load.load_base(model, bits, device)
+    model_checks.refuse(lm, model)
     size = lm.num_parameters()
     import peft  # after load_base, which quietens what it imports
     start, inner = None, os.path.join(adapter or "", "adapter")
@@ -170,14 +171,11 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
                     r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear",
                     task_type="CAUSAL_LM"))
             else:
-                wrapped = peft.PeftModel.from_pretrained(lm, folder, is_trainable=True)
-                mine = peft.get_peft_model_state_dict(wrapped, adapter_name="default", save_embedding_layers=False)
-                if mine.keys() != peft.utils.load_peft_weights(folder, device="cpu").keys():
-                    raise ValueError("its layers are not those of this model")
-                if reference == "start":
-                    start = "start"
-                    wrapped.load_adapter(folder, adapter_name=start, is_trainable=False)
-                    wrapped.set_adapter("default")
+                start = "start" if reference == "start" else None
+                wrapped = adapters.put_on(lm, folder, start)
+            adapters.name_base(wrapped, model)
+    except UserError as error:
+        raise UserError(f"cannot use adapter {adapter!r} on {model!r}: {error}") from error
     except Exception as error:  # as in load_base
         reason = load.first_line(error)
         raise UserError(f"cannot put a new LoRA adapter on {model!r} ({reason}): choose a decoder with linear layers"

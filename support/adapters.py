@@ -1,0 +1,196 @@
+"""Adapters that were made elsewhere: put on a base so that sampler, scorer, both references and what is saved say what
+plain peft says of the folder, or refused with the reason.
+
+peft knows some fifty kinds. Those that only add something inside layers of the base are right as they are; `refusal`
+knows those that are not, and `check` tries the rest: a forward pass tells whether the base is still what it was.
+"""
+import contextlib
+import copy
+import math
+import os
+import tempfile
+
+import torch
+
+from support import ROOT, load
+from support.errors import UserError
+from support.model_checks import exact, mean_gap, probe
+
+CHANGING = ("pissa", "olora")  # initialisations that take their matrices out of the base, and could be computed again
+CONVERT = ("convert it to a plain LoRA where it was trained, with peft's "
+           "save_pretrained(..., path_initial_model_for_weight_conversion=...)")
+MERGE = "merge it into its base (peft's merge_and_unload) and give the result as --model"
+LOFTQ = f"LoftQ put another, quantised base in the place of this one, and the folder does not hold it: {MERGE}"
+
+
+def put_on(lm, folder, start=None):
+    """The model `lm` with the adapter of a folder, trainable, as "default"; with a frozen second one of the name
+    `start`.  Raises UserError with the reason; whatever peft raises at a folder that is damaged or of another model."""
+    import peft
+    try:
+        config = peft.PeftConfig.from_pretrained(folder)
+    except ImportError as error:  # LoftQ is refused, whether or not the package is there that it wants
+        raise UserError(LOFTQ if "scipy" in str(error) else load.first_line(error)) from error
+    reason = refusal(config)
+    if reason:
+        raise UserError(reason)
+    saved = peft.utils.load_peft_weights(folder, device="cpu")
+    tables = embeddings_in(saved, lm, config)
+    before = logits(lm, lm)
+    with plain(lm, config, folder, saved) as source:
+        wrapped = peft.PeftModel.from_pretrained(lm, source, is_trainable=True).eval()
+        mine = peft.get_peft_model_state_dict(wrapped, adapter_name="default", save_embedding_layers=False)
+        if mine.keys() != saved.keys() - tables:
+            raise ValueError("its layers are not those of this model")
+        check(wrapped, lm, before)
+        if start:
+            wrapped.load_adapter(source, adapter_name=start, is_trainable=False)
+            check_start(wrapped.eval(), lm, start)
+    return wrapped
+
+
+def refusal(config):
+    """Why an adapter of this kind cannot be used, in words that end a sentence; None where it can or is to be tried."""
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    init = str(getattr(config, "init_lora_weights", "")).lower()
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        return (f"{kind} puts trained vectors beside the text, which peft does around the model and not in its layers, "
+                "and the sampler calls the model itself: take an adapter of weights, such as LoRA")
+    if kind in ("XLORA", "POLY", "SHADOW"):
+        return (f"{kind} needs a forward pass of peft's own around the model, and the sampler calls the model itself: "
+                "take one adapter of weights, such as LoRA")
+    if getattr(config, "alora_invocation_tokens", None) is not None:
+        return ("an activated LoRA (aLoRA) begins at its invocation tokens, which only peft's forward pass around the "
+                "model looks for, and the sampler calls the model itself: train a plain LoRA")
+    if getattr(config, "bias", "none") not in ("none", False, True):
+        return (f"it trains biases of the base (bias={config.bias!r}), so that the base is not the base any more where "
+                f"it is switched off: {MERGE}")
+    if init.startswith("pissa_niter"):
+        return ("PiSSA took its matrices out of the base by a decomposition that is drawn at random each time "
+                f"({init}), and the folder does not hold them: {CONVERT}")
+    if init in ("corda", "lora_ga"):
+        return (f"{init} took its matrices out of the base by data, and the folder does not hold them: {CONVERT}")
+    if init == "loftq":
+        return LOFTQ
+    if init in CHANGING and (config.use_dora or config.use_rslora and (config.rank_pattern or config.alpha_pattern)):
+        return (f"{init} changes the base, and with DoRA, or rsLoRA and patterns of ranks, the change cannot be written "
+                f"as a plain LoRA: {MERGE}")
+    return None
+
+
+def embeddings_in(saved, lm, config):
+    """Names of whole embedding tables that an adapter carries without having trained them: peft saves those of layers
+    with a LoRA.  Raises UserError where they are not those of the base."""
+    found, owned = set(), tuple(getattr(config, "modules_to_save", None) or ())
+    tables = {id(module): module for module in (lm.get_input_embeddings(), lm.get_output_embeddings()) if module}
+    for path, module in lm.named_modules():
+        for key in ("base_layer.weight", "weight") if id(module) in tables else ():
+            name = f"base_model.model.{path}.{key}"
+            if name not in saved:
+                continue
+            table, weight = saved[name], module.weight
+            if len(table) != len(weight):
+                raise UserError(f"it carries an embedding of {len(table):,} tokens where the base has {len(weight):,}, "
+                                f"so tokens were added to its base: {MERGE}")
+            if path.endswith(owned):  # trained, and an addition of its own
+                continue
+            if not torch.allclose(table.to(weight), weight, atol=1e-6, rtol=1e-2):
+                raise UserError(f"it carries a whole table of its own for {path}, which peft puts in the place of the "
+                                f"base's, so that this would not be the base any more: {MERGE}")
+            found.add(name)
+    return found
+
+
+@contextlib.contextmanager
+def plain(lm, config, folder, saved):
+    """The folder to load an adapter from. Where its kind changes the base (W becomes W - s B0 A0 as it is loaded), that
+    of an equal plain LoRA, of twice the rank: s (B A - B0 A0) beside W. The base stays what it was, for both references
+    and for whoever loads what is saved; peft would compute B0 A0 again each time, of the base as it then is."""
+    if str(getattr(config, "init_lora_weights", "")).lower() not in CHANGING:
+        yield folder
+        return
+    if getattr(lm, "is_quantized", False):
+        raise UserError(f"{config.init_lora_weights} takes its matrices out of the base as it was before it was "
+                        f"quantised: give --bits 32, or {CONVERT}")
+    from safetensors.torch import save_file
+    initial = initial_matrices(lm, config)
+    weights = {}
+    for name, value in saved.items():
+        first = initial[name]
+        if "lora_A" in name:
+            value = torch.cat([value, first.to(value)], 0)
+        elif "lora_B" in name:
+            value = torch.cat([value, -first.to(value)], 1)
+        weights[name] = value.contiguous()
+    twice = copy.deepcopy(config)
+    twice.init_lora_weights = True
+    twice.r *= 2
+    twice.lora_alpha *= math.sqrt(2) if config.use_rslora else 2  # the factor s stays
+    twice.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+    twice.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
+    with tempfile.TemporaryDirectory() as place:
+        twice.save_pretrained(place)
+        save_file(weights, os.path.join(place, "adapter_model.safetensors"))
+        yield place
+
+
+def initial_matrices(lm, config):
+    """What peft computes from the base for an adapter of this kind -> its tensors by name. `lm` is left as it was."""
+    import peft
+    kept = [(p, p.data.clone()) for p in lm.parameters()]  # OLoRA writes into them, PiSSA replaces them
+    wrapped = peft.get_peft_model(lm, copy.deepcopy(config))
+    state = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    initial = {name: value.detach().cpu().clone() for name, value in state.items()}
+    wrapped.unload()
+    vars(lm).pop("peft_config", None)
+    for p, data in kept:
+        p.data = data
+        p.requires_grad_(False)
+    return initial
+
+
+@torch.no_grad()
+def logits(model, lm):
+    return model(input_ids=probe(lm)[:1]).logits
+
+
+def near(lm, found, wanted):
+    return mean_gap(found, wanted) <= (1e-3 if exact(lm) else 0.1) * mean_gap(wanted, wanted.float().mean())
+
+
+def check(wrapped, lm, before):
+    """Whether the base is what it was, and the model without peft around it says what it says with it.  before: logits
+    of the base.  Raises UserError."""
+    kind = wrapped.peft_config["default"].peft_type.value
+    with wrapped.disable_adapter():
+        if not near(lm, logits(lm, lm), before):
+            raise UserError(f"{kind} changes the base as it is loaded, so that the base could not be told from it: "
+                            f"{MERGE}")
+    if not near(lm, logits(lm, lm), logits(wrapped, lm)):
+        raise UserError(f"{kind} needs a forward pass of peft's own around the model, and the sampler calls the model "
+                        "itself: take one adapter of weights, such as LoRA")
+
+
+def check_start(wrapped, lm, start):
+    """Whether the second copy of the adapter says what the first one does.  Raises UserError."""
+    first = logits(lm, lm)
+    wrapped.set_adapter(start)
+    second = logits(lm, lm)
+    wrapped.set_adapter("default")
+    kind = wrapped.peft_config["default"].peft_type.value
+    if not near(lm, second, first):
+        raise UserError(f"{kind} is another one when it is loaded a second time, beside itself: {MERGE}")
+
+
+def name_base(wrapped, model):
+    """Have what is saved name its base so that peft finds it from any working directory: a hub id as it is, a folder by
+    its absolute path. Of a GGUF file it is the folder; AutoPeftModelForCausalLM takes the rest, gguf_file=NAME."""
+    if model in load.EMBEDDED:
+        model = os.path.join(ROOT, "models", model)
+    elif model.endswith(".gguf"):
+        model = os.path.dirname(os.path.abspath(model))
+    elif os.path.isdir(model):
+        model = os.path.abspath(model)
+    config = wrapped.peft_config["default"]
+    config.base_model_name_or_path = model
+    config.revision = None  # of the base that the adapter was made on, perhaps; this one was loaded without

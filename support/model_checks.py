@@ -1,0 +1,111 @@
+"""What a model has to be before anything is sampled from it: a decoder of its own, causal, the same in a padded batch.
+
+The transformers class for causal LMs also builds BERT and its kin, which see the whole text unless told otherwise, and
+decoders that were trained beside an encoder. All of them sample something, without a word of complaint.
+"""
+import inspect
+
+import torch
+import torch.nn.functional as F
+
+from support.errors import UserError
+
+TOKENS = 12  # of a row that is tried, fewer where the model has not as many positions
+PADDING = 3  # columns to the left of the row that is tried in a padded batch
+CROSS = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")  # layers that read an encoder's states
+
+
+def refuse(lm, model):
+    """Raise UserError, one sentence with the reason, unless `lm` is a decoder that can be sampled from.  model: how the
+    user named it."""
+    name, hint = type(lm).__name__, "choose a decoder-only language model"
+    if needs_encoder(lm):
+        raise UserError(f"model {model!r} is the decoder of an encoder-decoder ({name} has attention to the states of "
+                        f"an encoder) and was not made to go on without it: {hint}")
+    try:
+        if not causal(lm):
+            told = ", and its config says is_decoder false" if getattr(lm.config, "is_decoder", None) is False else ""
+            raise UserError(f"model {model!r} is not causal (in {name} a changed token changes what is predicted "
+                            f"before it{told}): {hint}")
+        different = differs_in_batch(lm)
+    except (torch.OutOfMemoryError, UserError):
+        raise
+    except Exception as error:  # a model may want other inputs than text, and raises what it likes
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"model {model!r} cannot be run on tokens alone ({name}: {reason}): {hint}") from error
+    if different:
+        raise UserError(f"model {model!r} gives other log-probabilities {different} than to the same tokens alone, so "
+                        f"samples of {name} drawn in a batch would not be its own: {hint}")
+
+
+def needs_encoder(lm):
+    """Whether this is a part of an encoder-decoder. The class of such a decoder alone sets is_encoder_decoder to false
+    in its own config, but keeps the layers that attend to the encoder."""
+    if getattr(lm.config, "is_encoder_decoder", False):
+        return True
+    # Layers of such a name may read pictures, which need not be there: those have another argument.
+    if "encoder_hidden_states" not in inspect.signature(lm.forward).parameters and not has_decoder_of(lm):
+        return False
+    return any(path.rpartition(".")[2] in CROSS for path, _ in lm.named_modules())
+
+
+def has_decoder_of(lm):
+    """Whether a module inside takes the states of an encoder, where the model's own forward hides it."""
+    return any("encoder_hidden_states" in inspect.signature(module.forward).parameters for module in lm.modules()
+               if hasattr(module, "get_input_embeddings"))
+
+
+def probe(lm):
+    """Two rows of tokens, alike in the first half and different in all of the second -> ids [2, n]."""
+    size = lm.get_input_embeddings().weight.shape[0]
+    room = getattr(lm.config.get_text_config(), "max_position_embeddings", None) or TOKENS + PADDING
+    n = max(2, min(TOKENS, room - PADDING))
+    first = (1 + 7 * torch.arange(n)) % size
+    second = first.clone()
+    second[n // 2:] = (first[n // 2:] + size // 2) % size
+    return torch.stack([first, second]).to(lm.device)
+
+
+def mean_gap(found, wanted):
+    """A mean, because in half precision a router of experts may decide otherwise for a single token."""
+    return (found.float() - wanted.float()).abs().mean().item()
+
+
+def exact(lm):
+    return lm.dtype == torch.float32 and not getattr(lm, "is_quantized", False)
+
+
+@torch.no_grad()
+def causal(lm):
+    """Whether later tokens leave the logits of earlier ones as they are: one forward of two rows without padding.
+
+    What the change does before its place is held against what it does from there on, so that a model with small random
+    weights, in which little depends on other tokens, is judged like a trained one.
+    """
+    one, other = lm(input_ids=probe(lm)).logits
+    half = len(one) // 2
+    leak, effect = mean_gap(one[:half], other[:half]), mean_gap(one[half:], other[half:])
+    strict = exact(lm) or getattr(lm.config, "is_decoder", None) is False  # a config that says so is taken at its word
+    return leak <= (1e-4 if strict else 0.02) * effect
+
+
+@torch.no_grad()
+def differs_in_batch(lm):
+    """Where the logits are others than without padding, mask and positions, in words; None where they are the same. It
+    is how the sampler and the scorer of common.py call the model."""
+    row, known = probe(lm)[:1], inspect.signature(lm.forward).parameters
+    wanted = lm(input_ids=row).logits[0]
+    spread = mean_gap(wanted, wanted.float().mean(0))  # how much depends on the place at all
+
+    def same(padding):
+        mask = F.pad(torch.ones_like(row), (padding, 0))
+        position = mask.cumsum(-1).sub(1).clamp_min(0)
+        options = {"position_ids": position} if "position_ids" in known else {}
+        found = lm(input_ids=F.pad(row, (padding, 0)), attention_mask=mask, **options).logits[0, padding:]
+        return mean_gap(found, wanted) <= (1e-3 if exact(lm) else 0.1) * spread
+
+    if not same(0):
+        return "to tokens whose positions are counted from 0"
+    if not same(PADDING):
+        return "to tokens after padding on the left"
+    return None

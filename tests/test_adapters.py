@@ -1,0 +1,292 @@
+"""Adapters of every kind that people bring: what sampler, scorer, both references and what is saved say is what plain
+peft says of the folder, or the kind is refused with the reason."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import peft
+import pytest
+import torch
+import transformers
+from conftest import ROOT
+
+import common
+from support.errors import UserError
+from support.folder import save_adapter
+
+PROMPTS = [[5, 7, 2, 9, 11], [3, 4], [8, 6, 1, 12, 10, 2, 3]]
+ATTENTION = ["q_proj", "v_proj"]
+ALL = [*ATTENTION, "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def lora(**options):
+    return peft.LoraConfig(task_type="CAUSAL_LM", **{"r": 4, "lora_alpha": 8, "target_modules": ALL, **options})
+
+
+def of(name, **options):
+    """A config of another kind on the layers of attention."""
+    return getattr(peft, name)(task_type="CAUSAL_LM", **{"target_modules": ATTENTION, **options})
+
+
+RIGHT = {
+    "lora": lambda: lora(),
+    "dropout": lambda: lora(lora_dropout=0.5),
+    "rslora": lambda: lora(use_rslora=True),
+    "dora": lambda: lora(use_dora=True),
+    "patterns": lambda: lora(rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 3}),
+    "bias of B": lambda: lora(lora_bias=True),
+    "gaussian": lambda: lora(init_lora_weights="gaussian"),
+    "orthogonal": lambda: lora(init_lora_weights="orthogonal"),
+    "eva": lambda: lora(init_lora_weights="eva", eva_config=peft.EvaConfig()),
+    "pissa": lambda: lora(init_lora_weights="pissa"),
+    "pissa, patterns": lambda: lora(init_lora_weights="pissa", rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 3}),
+    "pissa, head": lambda: lora(init_lora_weights="pissa", modules_to_save=["norm"]),
+    "olora": lambda: lora(init_lora_weights="olora"),
+    "olora, rslora": lambda: lora(init_lora_weights="olora", use_rslora=True),
+    "some layers": lambda: lora(layers_to_transform=[1]),
+    "head": lambda: lora(target_modules=[*ATTENTION, "lm_head"]),
+    "embedding": lambda: lora(target_modules=[*ATTENTION, "embed_tokens"]),
+    "embedding and head": lambda: lora(target_modules=[*ATTENTION, "embed_tokens", "lm_head"]),
+    "modules to save": lambda: lora(modules_to_save=["lm_head"]),
+    "embedding to save": lambda: lora(modules_to_save=["embed_tokens"]),
+    "tokens of a LoRA": lambda: lora(trainable_token_indices=[3, 5]),
+    "trainable tokens": lambda: peft.TrainableTokensConfig(
+        task_type="CAUSAL_LM", target_modules=["embed_tokens"], token_indices=[3, 5]),
+    "ia3": lambda: of("IA3Config", target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "loha": lambda: of("LoHaConfig", r=4),
+    "lokr": lambda: of("LoKrConfig", r=4),
+    "vera": lambda: of("VeraConfig", r=8),
+    "oft": lambda: of("OFTConfig", r=0, oft_block_size=8),
+    "adalora": lambda: of("AdaLoraConfig", init_r=4, target_r=2, total_step=10),
+    "fourierft": lambda: of("FourierFTConfig", n_frequency=20),
+    "layer norm": lambda: peft.LNTuningConfig(task_type="CAUSAL_LM"),
+}
+
+
+def make_base(folder, tied=False, size=28):
+    """A small llama of random weights, with the embedded tokenizer."""
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=size, max_position_embeddings=64, bos_token_id=None, eos_token_id=0, pad_token_id=0,
+        tie_word_embeddings=tied)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for p in model.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.2)
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(ROOT + "/models/tiny").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    return {tied: make_base(tmp_path_factory.mktemp("base"), tied) for tied in (False, True)}
+
+
+def load_base(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def shake(parameters, seed=1, scale=0.1):
+    generator = torch.Generator().manual_seed(seed)
+    for p in parameters:
+        p.data.add_(torch.randn(p.shape, generator=generator) * scale)
+
+
+def make_adapter(base, config, folder):
+    """A folder as plain peft saves it, of an adapter that was trained a little."""
+    torch.manual_seed(0)
+    model = peft.get_peft_model(load_base(base), config)
+    shake(p for p in model.parameters() if p.requires_grad)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def peft_model(base, folder):
+    return peft.PeftModel.from_pretrained(load_base(base), folder).eval()
+
+
+@torch.no_grad()
+def row_logps(model, prompt, completion):
+    """Of one row, without padding, cache or positions."""
+    logits = model(input_ids=torch.tensor([prompt + completion])).logits[0]
+    logps = torch.log_softmax(logits.float(), -1)[len(prompt) - 1:-1]
+    return logps[range(len(completion)), completion]
+
+
+def agree(policy, model):
+    """Sampler, scorer (fast and plain) and one forward of `model` give the same log-probabilities."""
+    drawn = common.sample(policy, PROMPTS, 4, [1, 2, 3], 1.0, 8)
+    pairs = [(x, y) for x, ys in zip(PROMPTS, drawn.lists()) for y in ys]
+    wanted = [row_logps(model, x, y) for x, y in pairs]
+    for found, row in zip(drawn.logps.flatten(0, 1), wanted):
+        assert torch.allclose(found[:len(row)], row, atol=1e-3)
+    sums = torch.stack([row.double().sum() for row in wanted])
+    for way in (policy.fast, None):
+        kept, policy.fast = policy.fast, way
+        found = common.sequence_logps(policy, [x for x, _ in pairs], [y for _, y in pairs])
+        policy.fast = kept
+        assert torch.allclose(found, sums, atol=2e-3)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
+@pytest.mark.parametrize("kind", RIGHT)
+def test_equals_plain_peft(kind, tied, bases, tmp_path):
+    base = bases[tied]
+    if tied and kind not in ("embedding", "head", "embedding and head", "modules to save", "pissa"):
+        pytest.skip("the head is no part of it")
+    folder = make_adapter(base, RIGHT[kind](), tmp_path / "made")
+    plain, alone = peft_model(base, folder), load_base(base)
+    policy = common.load_policy(base, adapter=folder, reference="start")
+    agree(policy, plain)
+    shake(policy.parameters(), seed=2)
+    with policy.reference():
+        agree(policy, plain)  # the start is a copy of its own
+    policy.reference_kind = "base"
+    with policy.reference():
+        agree(policy, alone)
+    save_adapter(policy.model, str(tmp_path / "saved"))
+    again = peft_model(base, str(tmp_path / "saved"))
+    agree(policy, again)
+    resumed = common.load_policy(base, adapter=str(tmp_path / "saved"), reference="base")
+    agree(resumed, again)
+    with resumed.reference():
+        agree(resumed, alone)
+
+
+PROMPT = {"num_virtual_tokens": 4, "task_type": "CAUSAL_LM"}
+REFUSED = {
+    "pissa by chance": (lambda: lora(init_lora_weights="pissa_niter_4"), "drawn at random"),
+    "pissa and dora": (lambda: lora(init_lora_weights="pissa", use_dora=True), "with DoRA"),
+    "alora": (lambda: lora(alora_invocation_tokens=[3, 4]), "activated LoRA"),
+    "biases": (lambda: lora(bias="lora_only"), "biases of the base"),
+    "prompt tuning": (lambda: peft.PromptTuningConfig(**PROMPT), "PROMPT_TUNING puts trained vectors"),
+    "prefix tuning": (lambda: peft.PrefixTuningConfig(**PROMPT), "PREFIX_TUNING puts trained vectors"),
+    "p-tuning": (lambda: peft.PromptEncoderConfig(**PROMPT, encoder_hidden_size=32), "P_TUNING puts trained vectors"),
+    "adaption prompt": (lambda: peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=1, task_type="CAUSAL_LM"),
+                        "ADAPTION_PROMPT puts trained vectors"),
+    "replication": (lambda: lora(layer_replication=[[0, 2], [1, 2]]), "changes the base"),
+    "kasa": (lambda: lora(kasa_config=peft.tuners.lora.config.KasaConfig()), "changes the base"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_with_the_reason(kind, bases, tmp_path):
+    make, reason = REFUSED[kind]
+    folder = make_adapter(bases[False], make(), tmp_path / "made")
+    with pytest.raises(UserError, match="cannot use adapter") as found:
+        common.load_policy(bases[False], adapter=folder)
+    assert reason in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("init", ["corda", "lora_ga", "loftq", "xlora"])
+def test_refused_by_its_config(init, bases, tmp_path):
+    """Kinds that need data or other packages to be made."""
+    folder = make_adapter(bases[False], lora(), tmp_path / "made")
+    path = os.path.join(folder, "adapter_config.json")
+    with open(path) as file:
+        config = json.load(file)
+    if init == "xlora":
+        config = {"peft_type": "XLORA", "task_type": "CAUSAL_LM", "hidden_size": 32, "adapters": {"1": folder}}
+    else:
+        config |= {"init_lora_weights": init, "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
+    with open(path, "w") as file:
+        json.dump(config, file)
+    with pytest.raises(UserError, match="cannot use adapter") as found:
+        common.load_policy(bases[False], adapter=folder)
+    assert {"loftq": "LoftQ put another", "xlora": "forward pass of peft's own"}.get(init, "by data") in str(found.value)
+
+
+def test_quantised_base_of_a_changing_adapter(bases, tmp_path):
+    folder = make_adapter(bases[False], lora(init_lora_weights="pissa"), tmp_path / "made")
+    with pytest.raises(UserError, match="--bits 32"):
+        common.load_policy(bases[False], bits=8, adapter=folder)
+
+
+def test_added_tokens_are_refused(bases, tmp_path):
+    base = bases[False]
+    for name, options in {"resized": {}, "saved": {"modules_to_save": ["embed_tokens", "lm_head"]}}.items():
+        lm = load_base(base)
+        lm.resize_token_embeddings(31)
+        model = peft.get_peft_model(lm, lora(**options))
+        model.save_pretrained(tmp_path / name, save_embedding_layers=True)
+        with pytest.raises(UserError, match="31 tokens where the base has 28"):
+            common.load_policy(base, adapter=str(tmp_path / name))
+
+
+def test_table_of_its_own_is_refused(bases, tmp_path):
+    """peft overwrites the base's embedding with what the folder has, trained or not."""
+    lm = load_base(bases[False])
+    lm.model.embed_tokens.weight.data += 0.1
+    model = peft.get_peft_model(lm, lora(target_modules=[*ATTENTION, "embed_tokens"]))
+    model.save_pretrained(tmp_path / "made")
+    with pytest.raises(UserError, match="a whole table of its own for model.embed_tokens"):
+        common.load_policy(bases[False], adapter=str(tmp_path / "made"))
+
+
+def test_other_layers_are_refused_as_before(bases, tmp_path):
+    folder = make_adapter(bases[False], lora(), tmp_path / "made")
+    path = os.path.join(folder, "adapter_config.json")
+    with open(path) as file:
+        config = json.load(file)
+    with open(path, "w") as file:
+        json.dump(config | {"target_modules": ["q_proj"]}, file)
+    with pytest.raises(UserError, match="its layers are not those of this model"):
+        common.load_policy(bases[False], adapter=folder)
+
+
+@pytest.mark.parametrize("which", ["folder", "tiny", "other"])
+def test_saved_adapter_finds_its_base_from_anywhere(which, bases, tmp_path, monkeypatch):
+    """Also where it was made on a base that is elsewhere now."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bases[False], "base")
+    made = make_adapter("base", lora(), "made") if which == "other" else None
+    if which == "other":
+        os.rename("base", "moved")
+    name = {"folder": "base", "tiny": "tiny", "other": "./moved"}[which]
+    policy = common.load_policy(name, adapter=made)
+    shake(policy.parameters(), seed=2)
+    save_adapter(policy.model, "saved")
+    code = f"""
+import peft, torch
+model = peft.AutoPeftModelForCausalLM.from_pretrained({str(tmp_path / "saved")!r}).eval()
+with torch.no_grad():
+    print(model(input_ids=torch.tensor([[5, 7, 2, 9]])).logits.double().sum().item())
+"""
+    os.makedirs("elsewhere")
+    found = subprocess.run([sys.executable, "-c", code], cwd="elsewhere", capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr[-2000:]
+    with torch.no_grad():
+        wanted = policy.lm(input_ids=torch.tensor([[5, 7, 2, 9]])).logits.double().sum().item()
+    assert float(found.stdout) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_hub_id_stays_as_it_is(bases):
+    from support import adapters
+    policy = common.load_policy(bases[False])
+    for name, wanted in {"org/name": "org/name", "some/where/m.gguf": os.path.abspath("some/where")}.items():
+        adapters.name_base(policy.model, name)
+        assert policy.model.peft_config["default"].base_model_name_or_path == wanted
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_run_from_a_changing_adapter_resumes(init, bases, tmp_path):
+    """A run that begins at a PiSSA adapter and is stopped goes on to the same numbers."""
+    import bon_sft
+    folder = make_adapter(bases[False], lora(init_lora_weights=init), tmp_path / "made")
+    flags = ["--model", bases[False], "--adapter", folder, "--task", "countdown", "--prompts", "2", "--n", "2",
+             "--eval-samples", "0", "--save-every", "1"]
+    whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
+    bon_sft.main([*flags, "--steps", "3", "--out", whole])
+    bon_sft.main([*flags, "--steps", "3", "--out", cut])
+    for path in (os.path.join(cut, "state.pt"), os.path.join(cut, "result.json")):
+        os.remove(path)
+    os.replace(os.path.join(cut, "state.previous.pt"), os.path.join(cut, "state.pt"))
+    bon_sft.main(["--out", cut, "--resume"])
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        with open(os.path.join(whole, "adapter", name), "rb") as a, open(os.path.join(cut, "adapter", name), "rb") as b:
+            assert a.read() == b.read()
