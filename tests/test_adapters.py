@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import ROOT
+from conftest import ROOT, load_policy
 
 import common
 from support.errors import UserError
@@ -140,7 +140,7 @@ def test_equals_plain_peft(kind, tied, bases, tmp_path):
         pytest.skip("the head is no part of it")
     folder = make_adapter(base, RIGHT[kind](), tmp_path / "made")
     plain, alone = peft_model(base, folder), load_base(base)
-    policy = common.load_policy(base, adapter=folder, reference="start")
+    policy = load_policy(base, adapter=folder, reference="start")
     agree(policy, plain)
     shake(policy.parameters(), seed=2)
     with policy.reference():
@@ -151,7 +151,7 @@ def test_equals_plain_peft(kind, tied, bases, tmp_path):
     save_adapter(policy.model, str(tmp_path / "saved"))
     again = peft_model(base, str(tmp_path / "saved"))
     agree(policy, again)
-    resumed = common.load_policy(base, adapter=str(tmp_path / "saved"), reference="base")
+    resumed = load_policy(base, adapter=str(tmp_path / "saved"), reference="base")
     agree(resumed, again)
     with resumed.reference():
         agree(resumed, alone)
@@ -178,7 +178,7 @@ def test_refused_with_the_reason(kind, bases, tmp_path):
     make, reason = REFUSED[kind]
     folder = make_adapter(bases[False], make(), tmp_path / "made")
     with pytest.raises(UserError, match="cannot use adapter") as found:
-        common.load_policy(bases[False], adapter=folder)
+        load_policy(bases[False], adapter=folder)
     assert reason in str(found.value)
     assert "\n" not in str(found.value)
 
@@ -197,14 +197,15 @@ def test_refused_by_its_config(init, bases, tmp_path):
     with open(path, "w") as file:
         json.dump(config, file)
     with pytest.raises(UserError, match="cannot use adapter") as found:
-        common.load_policy(bases[False], adapter=folder)
-    assert {"loftq": "LoftQ put another", "xlora": "forward pass of peft's own"}.get(init, "by data") in str(found.value)
+        load_policy(bases[False], adapter=folder)
+    reasons = {"loftq": "LoftQ put another", "xlora": "forward pass of peft's own"}
+    assert reasons.get(init, "by data") in str(found.value)
 
 
 def test_quantised_base_of_a_changing_adapter(bases, tmp_path):
     folder = make_adapter(bases[False], lora(init_lora_weights="pissa"), tmp_path / "made")
     with pytest.raises(UserError, match="--bits 32"):
-        common.load_policy(bases[False], bits=8, adapter=folder)
+        load_policy(bases[False], bits=8, adapter=folder)
 
 
 def test_added_tokens_are_refused(bases, tmp_path):
@@ -215,7 +216,7 @@ def test_added_tokens_are_refused(bases, tmp_path):
         model = peft.get_peft_model(lm, lora(**options))
         model.save_pretrained(tmp_path / name, save_embedding_layers=True)
         with pytest.raises(UserError, match="31 tokens where the base has 28"):
-            common.load_policy(base, adapter=str(tmp_path / name))
+            load_policy(base, adapter=str(tmp_path / name))
 
 
 def test_table_of_its_own_is_refused(bases, tmp_path):
@@ -225,7 +226,7 @@ def test_table_of_its_own_is_refused(bases, tmp_path):
     model = peft.get_peft_model(lm, lora(target_modules=[*ATTENTION, "embed_tokens"]))
     model.save_pretrained(tmp_path / "made")
     with pytest.raises(UserError, match="a whole table of its own for model.embed_tokens"):
-        common.load_policy(bases[False], adapter=str(tmp_path / "made"))
+        load_policy(bases[False], adapter=str(tmp_path / "made"))
 
 
 def test_other_layers_are_refused_as_before(bases, tmp_path):
@@ -236,7 +237,7 @@ def test_other_layers_are_refused_as_before(bases, tmp_path):
     with open(path, "w") as file:
         json.dump(config | {"target_modules": ["q_proj"]}, file)
     with pytest.raises(UserError, match="its layers are not those of this model"):
-        common.load_policy(bases[False], adapter=folder)
+        load_policy(bases[False], adapter=folder)
 
 
 @pytest.mark.parametrize("which", ["folder", "tiny", "other"])
@@ -248,7 +249,7 @@ def test_saved_adapter_finds_its_base_from_anywhere(which, bases, tmp_path, monk
     if which == "other":
         os.rename("base", "moved")
     name = {"folder": "base", "tiny": "tiny", "other": "./moved"}[which]
-    policy = common.load_policy(name, adapter=made)
+    policy = load_policy(name, adapter=made)
     shake(policy.parameters(), seed=2)
     save_adapter(policy.model, "saved")
     code = f"""
@@ -267,7 +268,7 @@ with torch.no_grad():
 
 def test_a_hub_id_stays_as_it_is(bases):
     from support import adapters
-    policy = common.load_policy(bases[False])
+    policy = load_policy(bases[False])
     for name, wanted in {"org/name": "org/name", "some/where/m.gguf": os.path.abspath("some/where")}.items():
         adapters.name_base(policy.model, name)
         assert policy.model.peft_config["default"].base_model_name_or_path == wanted

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 import transformers
-from conftest import ROOT
+from conftest import ROOT, load_policy
 
 import common
 from support import load
@@ -43,7 +43,7 @@ def test_bidirectional_models_are_refused(kind, std, tmp_path):
     """Also with weights as they are before any training, where little depends on other tokens."""
     folder = save(tmp_path, kind, std, **SMALL)
     with pytest.raises(UserError, match="is not causal .* is_decoder false") as found:
-        common.load_policy(folder)
+        load_policy(folder)
     assert "\n" not in str(found.value)
 
 
@@ -51,20 +51,20 @@ def test_refused_in_lower_precision_too(tmp_path):
     for std in (0.02, 0.2):
         folder = save(tmp_path / str(std), "bert", std, **SMALL)
         with pytest.raises(UserError, match="is not causal"):
-            common.load_policy(folder, bits=16)
+            load_policy(folder, bits=16)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_decoders_of_an_encoder_are_refused(kind, tmp_path):
     folder = save(tmp_path, kind, **PAIR)
     with pytest.raises(UserError, match="is the decoder of an encoder-decoder"):
-        common.load_policy(folder)
+        load_policy(folder)
 
 
 def test_cross_attention_is_refused(tmp_path):
     folder = save(tmp_path, "gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=80, add_cross_attention=True, **TOKENS)
     with pytest.raises(UserError, match="is the decoder of an encoder-decoder"):
-        common.load_policy(folder)
+        load_policy(folder)
 
 
 @pytest.mark.parametrize("kind", OFFSET)
@@ -72,20 +72,20 @@ def test_positions_that_begin_elsewhere_are_refused(kind, tmp_path):
     """Causal, but their positions start behind that of the padding, and the sampler counts from 0."""
     folder = save(tmp_path, kind, **SMALL, is_decoder=True)
     with pytest.raises(UserError, match="positions are counted from 0"):
-        common.load_policy(folder)
+        load_policy(folder)
 
 
 def test_padding_that_changes_the_rest_is_refused(tmp_path):
     """RoFormer takes no positions: it counts columns."""
     folder = save(tmp_path, "roformer", **SMALL, is_decoder=True)
     with pytest.raises(UserError, match="to tokens after padding on the left"):
-        common.load_policy(folder)
+        load_policy(folder)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind not in [*OFFSET, "roformer"]])
 def test_decoders_of_the_same_classes_are_right(kind, tmp_path):
     """With is_decoder: sampler, scorer and one forward without padding agree."""
-    policy = common.load_policy(save(tmp_path, kind, **SMALL, is_decoder=True))
+    policy = load_policy(save(tmp_path, kind, **SMALL, is_decoder=True))
     generator = torch.Generator().manual_seed(1)
     for p in policy.parameters():
         p.data.add_(torch.randn(p.shape, generator=generator) * 0.1)
@@ -117,7 +117,7 @@ def test_embedded_model_is_causal_and_the_test_cheap(bits):
 
 def test_few_positions(tmp_path):
     """A model that has fewer positions than the rows that are tried."""
-    common.load_policy(save(tmp_path, "gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=8, **TOKENS))
+    load_policy(save(tmp_path, "gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=8, **TOKENS))
 
 
 def test_what_cannot_be_run_is_one_sentence(tmp_path, monkeypatch):
@@ -128,5 +128,5 @@ def test_what_cannot_be_run_is_one_sentence(tmp_path, monkeypatch):
         raise ValueError("Input language unknown.\nPlease set it.")
     monkeypatch.setattr(transformers.GPT2LMHeadModel, "forward", forward)
     with pytest.raises(UserError, match="cannot be run on tokens alone .*Input language unknown") as found:
-        common.load_policy(folder)
+        load_policy(folder)
     assert "\n" not in str(found.value)

@@ -1,11 +1,11 @@
-"""What load_base refuses and what it takes: names and sizes of weights, their numbers, checkpoints quantised already."""
+"""What load_base refuses and what it takes: names, sizes and numbers of weights, checkpoints quantised already."""
 import json
 import os
 import re
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, load_policy
 from safetensors.torch import load_file, save_file
 from test_real import write_gguf
 from test_scripts import run
@@ -70,7 +70,7 @@ def edit(folder, change=None, **settings):
 def refused(folder, *words, bits=32):
     """The message of a refusal: one sentence, short, with these words."""
     with pytest.raises(UserError) as caught:
-        common.load_policy(str(folder), bits=bits)
+        load_policy(str(folder), bits=bits)
     said = str(caught.value)
     assert len(said) < 700 and "\n" not in said and ". " not in said
     for word in words:
@@ -149,7 +149,7 @@ def test_another_size(tmp_path, bits):
 
 def same(folder, model, tolerance=0.0):
     """A folder loads as the model that it was made from."""
-    policy = common.load_policy(folder, bits=32)
+    policy = load_policy(folder, bits=32)
     assert (logits_of(policy.lm) - logits_of(model)).abs().max() <= tolerance
     return policy
 
@@ -264,7 +264,7 @@ def test_numbers_may_be(tmp_path):
         filled("model.layers.1.self_attn.o_proj.weight", 0)(tensors)
         filled("model.layers.0.self_attn.q_proj.bias", 0)(tensors)
         scaled(NORM, 300)(tensors)
-    common.load_policy(edit(save(tmp_path, build(config_of("qwen2"))), change), bits=32)
+    load_policy(edit(save(tmp_path, build(config_of("qwen2"))), change), bits=32)
 
 
 # -------------------------------------------------------------------------------------------------- quantised already
@@ -292,7 +292,7 @@ def test_bitsandbytes_keeps_its_precision(tmp_path, kind, bits, more):
     folder, model = quantised(tmp_path / "quantised", bits, plain, **more)
     wanted = logits_of(model)
     for asked in (None, bits):
-        policy = common.load_policy(folder, bits=asked)
+        policy = load_policy(folder, bits=asked)
         assert torch.equal(logits_of(policy.lm), wanted)
         assert policy.bits == bits and f"{bits}-bit base (as its checkpoint is quantised)" in policy.note
         kept = [m.support_avx512bf16_for_cpu for m in policy.lm.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
@@ -314,10 +314,10 @@ def test_no_half_precision_and_no_threshold(tmp_path):
     else."""
     plain = save(tmp_path / "plain", build(config_of("llama")))
     folder, _ = quantised(tmp_path / "4", 4, plain, bnb_4bit_compute_dtype=torch.float16)
-    layer = common.load_policy(folder).lm.model.layers[0].self_attn.q_proj.base_layer
+    layer = load_policy(folder).lm.model.layers[0].self_attn.q_proj.base_layer
     assert layer.compute_dtype == torch.float32
     folder, _ = quantised(tmp_path / "8", 8, plain)
-    layer = common.load_policy(folder).lm.model.layers[0].self_attn.q_proj.base_layer
+    layer = load_policy(folder).lm.model.layers[0].self_attn.q_proj.base_layer
     assert layer.state.threshold == 0
 
 
@@ -396,7 +396,7 @@ def in_fp8(folder, block, more=None):
 def test_fp8_is_dequantised(tmp_path, block, bits):
     folder = save(tmp_path, build(config_of("llama")))
     wanted = in_fp8(folder, block)
-    policy = common.load_policy(folder, bits=bits)
+    policy = load_policy(folder, bits=bits)
     assert "de-quantised from FP8" in policy.note and ("again" in policy.note) == (bits < 16) and policy.bits == bits
     assert len(wanted) == 14 and hasattr(policy.lm.config, "quantization_config") == (bits < 16)
     state = {name.replace(".base_layer", ""): t for name, t in policy.lm.state_dict().items()}
@@ -495,7 +495,7 @@ def test_outputs_and_cache(tmp_path, kind, settings, fast):
     model = build(config)
     for p in model.parameters():
         p.data.mul_(3 if p.dim() > 1 else 1)
-    policy = common.load_policy(edit(save(tmp_path, model), **settings), bits=32)
+    policy = load_policy(edit(save(tmp_path, model), **settings), bits=32)
     if not fast:
         policy.fast = None
     prompts = policy.encode([PROMPT, "r", "c1,2,3:6>"])
