@@ -61,11 +61,6 @@ class Policy:
         return self.model.get_base_model()
 
     @property
-    def bits(self):
-        """Precision that the base's weights are held in: 4, 8, 16 or 32."""
-        return self.lm.bits
-
-    @property
     def positions(self):
         """Most tokens of a row: those that the model has positions for, and that leave all positions as they are."""
         most = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None) or math.inf

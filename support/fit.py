@@ -29,7 +29,7 @@ def fit_verifier(args):
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, "base", args.seed,
                                 fast=None if args.plain else choose_fast)
     load.put_prompts(policy, task, args.chat, args.system)
-    args.bits, size = policy.bits, policy.size
+    args.bits, size = load.bits_of(policy), policy.size
     if args.fit_lr is None:
         args.fit_lr = 5e-3 if size < load.TINY else load.learning_rate(size, supervised=True)[0]
     if args.eval_problems is None:

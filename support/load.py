@@ -43,6 +43,12 @@ def default_bits(device):
     return 4 if device.type == "cuda" else 32
 
 
+def bits_of(policy):
+    """Precision that the base of a policy is held in, which its checkpoint may have set; None where none was loaded."""
+    lm = getattr(policy, "lm", None)
+    return getattr(lm, "bits", None)
+
+
 def learning_rate(parameters, supervised):
     """Default of --lr for a base of so many parameters -> (rate, the reason in words). Steps over what the field uses
     with LoRA; samples move a policy further than gold completions at the same rate, so RL has half or less."""

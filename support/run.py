@@ -85,7 +85,7 @@ def resolve(run):
     have them; add them to the policy's note."""
     args, size, why = run.args, run.policy.size, "as asked"
     if not run.resumed:  # of an older run folder, which has none: what it began with
-        args.bits = getattr(run.policy, "bits", None) or args.bits or load.default_bits(run.policy.device)
+        args.bits = load.bits_of(run.policy) or args.bits or load.default_bits(run.policy.device)
     if args.lr is None:
         args.lr, why = load.learning_rate(size, run.script == "bon_sft" or getattr(args, "mode", "rl") == "sft")
     if args.eval_problems is None:

@@ -1,4 +1,4 @@
-"""What load_base refuses and what it takes: names, sizes and numbers of weights, checkpoints quantised already."""
+"""What load_base refuses and takes: names and sizes of weights, their numbers, checkpoints quantised already."""
 import json
 import os
 import re
@@ -294,7 +294,7 @@ def test_bitsandbytes_keeps_its_precision(tmp_path, kind, bits, more):
     for asked in (None, bits):
         policy = load_policy(folder, bits=asked)
         assert torch.equal(logits_of(policy.lm), wanted)
-        assert policy.bits == bits and f"{bits}-bit base (as its checkpoint is quantised)" in policy.note
+        assert policy.lm.bits == bits and f"{bits}-bit base (as its checkpoint is quantised)" in policy.note
         kept = [m.support_avx512bf16_for_cpu for m in policy.lm.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
         assert not any(kept) and (kept or bits == 8)
     for asked in {4, 8, 16, 32} - {bits}:
@@ -397,7 +397,7 @@ def test_fp8_is_dequantised(tmp_path, block, bits):
     folder = save(tmp_path, build(config_of("llama")))
     wanted = in_fp8(folder, block)
     policy = load_policy(folder, bits=bits)
-    assert "de-quantised from FP8" in policy.note and ("again" in policy.note) == (bits < 16) and policy.bits == bits
+    assert "de-quantised from FP8" in policy.note and ("again" in policy.note) == (bits < 16) and policy.lm.bits == bits
     assert len(wanted) == 14 and hasattr(policy.lm.config, "quantization_config") == (bits < 16)
     state = {name.replace(".base_layer", ""): t for name, t in policy.lm.state_dict().items()}
     if bits >= 16:
