@@ -73,8 +73,8 @@ def refusal(config):
     if init == "loftq":
         return LOFTQ
     if init in CHANGING and (config.use_dora or config.use_rslora and (config.rank_pattern or config.alpha_pattern)):
-        return (f"{init} changes the base, and with DoRA, or rsLoRA and patterns of ranks, the change cannot be written "
-                f"as a plain LoRA: {MERGE}")
+        return (f"{init} changes the base, and with DoRA, or rsLoRA and patterns of ranks, the change cannot be "
+                f"written as a plain LoRA: {MERGE}")
     return None
 
 

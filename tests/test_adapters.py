@@ -209,7 +209,8 @@ def test_refused_by_its_config(init, bases, tmp_path):
         json.dump(config, file)
     with pytest.raises(UserError, match="cannot use adapter") as found:
         common.load_policy(bases[False], adapter=folder)
-    assert {"loftq": "LoftQ put another", "xlora": "forward pass of peft's own"}.get(init, "by data") in str(found.value)
+    reasons = {"loftq": "LoftQ put another", "xlora": "forward pass of peft's own"}
+    assert reasons.get(init, "by data") in str(found.value)
 
 
 def test_quantised_base_of_a_changing_adapter(bases, tmp_path):
