@@ -84,7 +84,7 @@ class Policy:
 
     def start_parameters(self):
         """The frozen tensors of the starting adapter; none where the start is the base."""
-        return [p for n, p in self.model.named_parameters() if f".{self.start}." in n]
+        return [p for n, p in self.model.named_parameters() if self.start in n.split(".")]
 
     def forward(self, ids, mask, position, keep, **options):
         """The model's output for ids, mask, position [R, L], with the logits of the last `keep` positions; of more, or

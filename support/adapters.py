@@ -14,7 +14,7 @@ import torch
 
 from support import ROOT, load
 from support.errors import UserError
-from support.model_checks import exact, mean_gap, probe
+from support.model_checks import causal, differs_in_batch, exact, mean_gap, probe
 
 CHANGING = ("pissa", "olora")  # initialisations that take their matrices out of the base, and could be computed again
 CONVERT = ("convert it to a plain LoRA where it was trained, with peft's "
@@ -53,7 +53,7 @@ def refusal(config):
     """Why an adapter of this kind cannot be used, in words that end a sentence; None where it can or is to be tried."""
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     init = str(getattr(config, "init_lora_weights", "")).lower()
-    if config.is_prompt_learning or config.is_adaption_prompt:
+    if config.is_prompt_learning:
         return (f"{kind} puts trained vectors beside the text, which peft does around the model and not in its layers, "
                 "and the sampler calls the model itself: take an adapter of weights, such as LoRA")
     if kind in ("XLORA", "POLY", "SHADOW"):
@@ -159,8 +159,8 @@ def near(lm, found, wanted):
 
 
 def check(wrapped, lm, before):
-    """Whether the base is what it was, and the model without peft around it says what it says with it.  before: logits
-    of the base.  Raises UserError."""
+    """Whether the base is what it was, the model without peft around it says what it says with it, and the adapter
+    leaves it causal.  before: logits of the base.  Raises UserError."""
     kind = wrapped.peft_config["default"].peft_type.value
     with wrapped.disable_adapter():
         if not near(lm, logits(lm, lm), before):
@@ -169,6 +169,9 @@ def check(wrapped, lm, before):
     if not near(lm, logits(lm, lm), logits(wrapped, lm)):
         raise UserError(f"{kind} needs a forward pass of peft's own around the model, and the sampler calls the model "
                         "itself: take one adapter of weights, such as LoRA")
+    if not causal(lm) or differs_in_batch(lm):  # Lily's mixture is a mean over all tokens of a batch
+        raise UserError(f"with {kind} what is said of a token depends on later ones, or on the rest of its batch, so "
+                        "that samples would not be its own: take another kind of adapter, such as LoRA")
 
 
 def check_start(wrapped, lm, start):
