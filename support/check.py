@@ -4,6 +4,7 @@ that was drawn from, which no curve would show."""
 import torch
 
 import common
+from common import sample
 from support import load, processes
 from support.errors import UserError
 
@@ -49,6 +50,11 @@ class Check:
         judge(policy, gaps, largest, mean)
         if self.report and not processes.RANK:
             self.report({"longest": longest, "largest": largest, "mean": mean})
+
+
+def draw(policy, prompts, seeds, temperature, max_new_tokens):
+    """Draw a sample of each prompt for the check alone, where a step draws none."""
+    sample(policy, prompts, 1, seeds, temperature, max_new_tokens)
 
 
 def some_rows(lengths, whole):

@@ -121,7 +121,7 @@ def look_again(run):
     if getattr(args, "mode", "rl") == "sft" or run.script == "bon_sft" and args.n == 1:
         prompts = run.policy.encode([p.prompt for p in run.train[:4]], run.task.chat)
         seeds = [common.seed_of("check", args.seed, run.step, b) for b in range(len(prompts))]
-        common.sample(run.policy, prompts, 1, seeds, args.temperature, run.task.max_new_tokens)
+        check.draw(run.policy, prompts, seeds, args.temperature, run.task.max_new_tokens)
 
 
 def evaluate_before(run):

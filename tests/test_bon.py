@@ -602,7 +602,7 @@ def test_two_steps(script, flags, verifier, tmp_path):
     assert code == 0 and not err, err
     assert "before" in out and "pass@1" in out and "similarity" in out and ("AUC" in out) == bool(learned)
     assert set(os.listdir(tmp_path / "r")) == {"args.json", "metrics.jsonl", "samples.jsonl", "result.json",
-                                            "curves.png", "adapter", "state.pt", "state.previous.pt"}
+                                               "checks.jsonl", "curves.png", "adapter", "state.pt", "state.previous.pt"}
     lines = read_lines(tmp_path / "r")
     assert [line["step"] for line in lines] == [1, 2] and "pass@1" in lines[1]["valid"]
     assert all(math.isfinite(v) for line in lines for v in line.values() if not isinstance(v, dict))

@@ -1,5 +1,4 @@
 """The first step checks itself; windows and positions that a fast path, or a longer row, would get wrong."""
-import importlib
 import json
 
 import pytest
@@ -7,9 +6,10 @@ import torch
 import transformers
 from conftest import ROOT, load_policy
 from test_common import shaken
-from test_house import RUNS, SMALL
+from test_house import SMALL
 from test_scripts import run
 
+import cat_passk
 import common
 import evaluate
 import ppo_passk
@@ -37,17 +37,20 @@ def findings(path):
         return [json.loads(line) for line in file]
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["fast", "plain"])
-@pytest.mark.parametrize("script,flags", RUNS, ids=lambda v: v if isinstance(v, str) else " ".join(map(str, v)))
-def test_every_run_checks_its_first_step(script, flags, plain, tmp_path):
-    """Before the first update, and once more when the adapter has moved, supervised modes too; printed once."""
-    evaluated = 4 if "--eval-every" in flags else 0
-    code, out, err = run(importlib.import_module(script).main, *SMALL[2:6], "--steps", 2, "--eval-samples", evaluated,
-                         *flags, "--out", tmp_path / "r", *["--plain"] * plain)
+@pytest.mark.parametrize("flags", [[], ["--mode", "sft"]], ids=["rl", "sft"])
+def test_a_run_checks_its_first_step(flags, tmp_path):
+    """Before the first update, and once more when the adapter has moved; a supervised mode, without evaluation, too;
+    printed once. (Of every script: test_plain_is_the_same_run in test_house.py.)"""
+    code, out, err = run(cat_passk.main, *SMALL[2:6], "--steps", 3, "--eval-samples", 0, "--n", 4, *flags, "--out",
+                         tmp_path / "r")
     assert code == 0, err
     found = findings(tmp_path / "r" / "checks.jsonl")
-    assert {0, 1} <= {row["step"] for row in found} and all(row["largest"] < 1e-4 for row in found)
+    assert [row["step"] for row in found][:2] == [0, 1] and all(row["largest"] < 1e-4 for row in found)
     assert out.count("the first samples, scored by") == 1
+    code, out, err = run(cat_passk.main, "--resume", "--out", tmp_path / "r")
+    assert code == 0, err
+    again = findings(tmp_path / "r" / "checks.jsonl")
+    assert len(again) == len(found) + ("sft" in flags)  # a resume looks again, at the step that it begins with
 
 
 def test_when_a_check_is_due():

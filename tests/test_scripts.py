@@ -83,7 +83,7 @@ def test_two_steps(flags, tmp_path):
     assert code == 0 and not err, err
     assert "before" in out and "after" in out and "pass@4" in out
     assert set(os.listdir(tmp_path / "r")) == {"args.json", "metrics.jsonl", "samples.jsonl", "result.json",
-                                            "curves.png", "adapter", "state.pt", "state.previous.pt"}
+                                               "checks.jsonl", "curves.png", "adapter", "state.pt", "state.previous.pt"}
     lines = read_lines(tmp_path / "r")
     assert [line["step"] for line in lines] == [1, 2]
     assert all(math.isfinite(v) for line in lines for name, v in line.items() if name != "valid")
@@ -757,6 +757,6 @@ def test_a_run_prints_its_own_lines_only(tmp_path):
     done = subprocess.run(command("ppo_passk.py", *SMALL, "--steps", 1, "--bits", 4, "--out", tmp_path / "r"),
                           capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    allowed = re.compile(r"\S*r: tiny|cpu \(|sampling and scoring: |prompts |  c\S+> -> |step 1/1|\s+pass@1|"
-                         r"\s+distinct|before|after|\d+ s; everything")
+    allowed = re.compile(r"\S*r: tiny|cpu \(|sampling and scoring: |prompts |the first samples, |  c\S+> -> |"
+                         r"step 1/1|\s+pass@1|\s+distinct|before|after|\d+ s; everything")
     assert all(allowed.match(line) for line in done.stdout.strip().split("\n")), done.stdout
