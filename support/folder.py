@@ -1,4 +1,4 @@
-"""The run folder: args.json, metrics.jsonl, samples.jsonl, result.json, curves.png, adapter/, state.pt.
+"""The run folder: args.json, metrics.jsonl, samples.jsonl, checks.jsonl, result.json, curves.png, adapter/, state.pt.
 
 Everything is written so that a kill at any moment, or a full disk, leaves the last checkpoint whole.
 """
