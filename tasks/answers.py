@@ -87,12 +87,13 @@ SPELLING = [(re.compile(pattern), replacement) for pattern, replacement in (  # 
     (r"\\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|bf|rm|it|limits|tiny|small|[lL]arge|[hH]uge)"
      "(?![a-zA-Z])", ""),
     (r"(?<!\\)\\[()\[\]]|(?<!\\)\$", ""),  # $5$, \(5\), \[5\]; not the row break of a matrix followed by a bracket
+    (r"\\not ?=", r"\\ne "),
     (r"(?<![_^])\{ *([-+=<>.:,/]|\\(?:times|cdot|%)) *\}", r"\1"),
     (r"(?<!\\)\\[!,](?=[0-9])", ""),  # 1,\!000 and 1\,000
     (rf"(?<=[0-9]),{SPACE}+(?=[0-9])", "; "),  # '100, 200' is a list, '1,200' a number
-    (rf"{SPACE}+", " "),
     (r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|mbox) *\{((?:[^{}]|\{[^{}]*\})*)\}", upright),
     (r"\\mathrm *\{((?:[^{}]|\{[^{}]*\})*)\}", upright),
+    (rf"{SPACE}+", " "),
     (r"(?<=[0-9])\^\{? *(?:\\text\{ *)?(st|nd|rd|th) *\}{0,2}", r"\\text{\1}"),
     (STYLE + r"\{(?= *[A-Za-z]{2}[A-Za-z ]*\})", r"\\text{"),
     (STYLE, ""),
@@ -112,7 +113,8 @@ SPELLING = [(re.compile(pattern), replacement) for pattern, replacement in (  # 
     (r"(?<=[^ ]) ?,? (?:for|where|with|when|if|because|since) .*", ""),
     (r"[ ,]*(?:\\text\{ *,? *and *\}|(?<![A-Za-z\\])and(?![A-Za-z])),? *", ";"),
     (r"[ ,]*(?:\\text\{ *,? *or *\}|(?<![A-Za-z\\])or(?![A-Za-z])),? *", r"\\orelse "),
-    (r"\\text\{([^{}a-z]*|[^{}A-Za-z]*[a-z][^{}A-Za-z]*)\}", r" \1 "),  # \text{5}, \text{i}, \text{(A)}, \text{IV}
+    (r"(?<![0-9)}])(?<![0-9)}] )\\text\{([^{}a-z]*|[^{}A-Za-z]*[a-z][^{}A-Za-z]*)\}"
+     r"|\\text\{([^{}A-Za-z]*[iexyz]?[^{}A-Za-z]*)\}", r" \1\2 "),  # \text{5}, \text{i}, \text{(A)}, \text{IV}
     (r"^ *\(?([A-Z])\) *$", r"\1"),  # a choice
     (r"\(? ?(?:\\[pb]?mod(?![a-z])|\\text\{ *mod *\}|(?<![A-Za-z\\])mod(?![a-z])) ?\{? ?([0-9]+|[a-z])\}? ?\)?",
      r"\\pmod{\1}"),
@@ -189,7 +191,7 @@ ALIASES = {"\\" + name: row.split()[0] for row in r"""\frac dfrac tfrac cfrac|\b
     |* times cdot ast|/ div|\ldots dots cdots dotsc dotsb|\infty inf infinity|: colon|\setminus backslash smallsetminus
     |\asin arcsin|\acos arccos|\atan arctan|\phi varphi|\epsilon varepsilon|\mid lvert rvert vert
     |\implies Rightarrow""".split("|") for name in row.split()[1:]}
-ALIASES |= {"|": r"\mid", "<=": r"\le", ">=": r"\ge", "!=": r"\ne", "**": "^", "...": r"\ldots", r"\%": "%"}
+ALIASES |= {"|": r"\mid", "<=": r"\le", ">=": r"\ge", "!=": r"\ne", "**": "^", "√": r"\sqrt", "...": r"\ldots", r"\%": "%"}
 FUNCTIONS = {"\\" + name for name in """sin cos tan cot sec csc asin acos atan sinh cosh tanh ln log exp abs min max gcd
     lcm""".split()}
 CONSTANTS = {"\\" + name for name in ("infty emptyset ldots ell hbar " + " ".join(GREEK)).split()}
@@ -273,11 +275,11 @@ class Reader:
     def starts(self):
         """Whether a factor without a sign before it begins here."""
         token = self.token
-        return token[:1].isalnum() or token[:1] == "." or token in ("(", "{", r"\lfloor", r"\lceil", r"\frac",
+        return token.isascii() and token[:1].isalnum() or token[:1] == "." or token in ("(", "{", r"\lfloor", r"\lceil", r"\frac",
                                                                     r"\sqrt", r"\binom", r"\begin{pmatrix}") \
             or token in FUNCTIONS | CONSTANTS | ACCENTS or token == r"\mid" and not self.bars
 
-    bars = 0  # open absolute values and conditions, in which | ends
+    bars = False  # open absolute values and conditions, in which | ends
 
     def term(self):
         node = self.signed()
@@ -285,6 +287,8 @@ class Reader:
             if self.token in ("*", "/"):
                 node = (self.take(), node, self.signed())
             elif self.starts():
+                if node[0] == "num" and self.token[0] in "0123456789.":
+                    raise Unreadable("two numbers")
                 node = self.beside(node, self.power())
             else:
                 return node
@@ -292,8 +296,6 @@ class Reader:
     @staticmethod
     def beside(left, right):
         """Two factors without a sign between them; 2\\frac{1}{2} is a sum."""
-        if right[0] == "num" and left[0] == "num":
-            raise Unreadable("two numbers")
         number = left[0] == "num" and left[1].isdigit()
         if number and right[0] == "/" and all(part[0] == "num" and part[1].isdigit() for part in right[1:]):
             return ("mixed", left, right)
@@ -350,17 +352,18 @@ class Reader:
 
     def within(self, opening):
         """The list up to the bracket that closes, and that bracket."""
-        self.bars += opening == r"\mid"
+        bars = self.bars
+        self.bars = opening in (r"\mid", r"\{", "given")
         items = self.items()
         if self.token == r"\mid" and opening != r"\mid":
             self.take()
             items = ("mid", items, self.items())
-        self.bars -= opening == r"\mid"
-        return items, self.take(*([")", "]"] if opening in ("(", "[") else [CLOSING[opening]]))
+        self.bars = bars
+        return items, self.take(*([")", "]"] if opening in ("(", "[") else [CLOSING.get(opening, ")")]))
 
     def atom(self):
         token = self.take()
-        if token[0].isdigit() or token[0] == ".":
+        if token[0] in "0123456789." and token != ".":
             return self.name(token) if self.token == "_" else ("num", token)
         if token in CLOSING:
             return self.bracket(token)
@@ -457,7 +460,8 @@ class Reader:
             symbol = ("sym", symbol[1] + "^{-1}")
         if self.token != "(":
             return symbol
-        items = self.within(self.take())[0]
+        self.take()
+        items = self.within("given")[0]
         return ("call", symbol, *(items[1:] if items[0] == "list" else [items]))
 
 
@@ -474,10 +478,10 @@ def read(text):
 
 # --------------------------------------------------------------------------------------------------------- vote keys
 
-FORMS = {"+": "%s+%s", "-": "%s-%s", "neg": "-%s", "*": "%s%s", "/": r"\frac{%s}{%s}", "^": "%s^{%s}", "!": "%s!",
+FORMS = {"+": "%s+%s", "-": "%s-%s", "neg": "-%s", "*": "%s %s", "/": r"\frac{%s}{%s}", "^": "%s^{%s}", "!": "%s!",
          "%": "%s%%", r"\degree": "%s"}
 TRUTHS = "yes|no|on|true|false|none|even|odd|am|pm|do|not"
-WORDS = re.compile(rf"\\text\{{[^{{}}]*[A-Za-z]{{2}}|(?<![A-Za-z0-9\\_])(?:[A-Za-z]{{3,}}|(?i:{TRUTHS})(?![A-Za-z]))"
+WORDS = re.compile(rf"\\text\{{[^{{}}]*[A-Za-z]{{2}}|(?<![A-Za-z0-9\\_])(?i:{TRUTHS})(?![A-Za-z])"
                    r"|[0-9] ?(?i:[ap]\.?m(?![a-z]))")
 
 
@@ -486,7 +490,7 @@ def words_of(text):
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
     found = [name for name in re.findall(r"(?<![A-Za-z\\])[A-Za-z]{3,}", plain) if name not in NAMES]
     capitals = re.fullmatch(rf"(?!(?i:{TRUTHS})$)[^a-z]*", plain) and not re.search("[0-9] ?[AP]", plain)
-    if not WORDS.search(text) or capitals or re.search(r"[_^={}+*<>]", plain) or not (found or WORDS.search(plain)):
+    if not (found or WORDS.search(text) or WORDS.search(plain)) or capitals or re.search(r"[_^={}+*<>]", plain):
         return None
     parts = re.split(r"[;,]|\\orelse|(?<=[a-z])\s*(?=[0-9])", plain.lower())
     parts = sorted(filter(None, (re.sub(r"[\s.\"']", "", part) for part in parts)))
@@ -545,17 +549,22 @@ def assigned(tree):
 
 
 def plain(node):
-    """Whether a tree is made of symbols alone, as the left side of an equation that says what is sought; or a number
-    that is worked out in the answer, as in 2+3=5."""
-    if node[0] == "num":
-        return True
-    return node[0] in ("sym", "call") or node[0] in ("+", "-", "*", "/") and all(map(plain, node[1:]))
+    """Whether a tree is made of symbols alone, as the left side of an equation that says what is sought; or of numbers,
+    which is worked out in the answer, as in 2+3=5."""
+    leaves = set(leaves_of(node))
+    return leaves == {"num"} or leaves <= {"sym", "call"}
+
+
+def leaves_of(node):
+    """What the operands of + - * / in a tree are."""
+    if node[0] not in ("+", "-", "*", "/"):
+        return ["num" if number_of(node) is not None else node[0]]
+    return leaves_of(node[1]) + leaves_of(node[2])
 
 
 @functools.lru_cache(maxsize=100_000)
 def identify(text):
     """(key, name that it is assigned to, MEASURES) of a `clean` answer."""
-    words = words_of(text)
     bare, unit = split_unit(text)
     words = words_of(bare)
     if words:
@@ -571,10 +580,13 @@ def identify(text):
 
 
 def differ(gold, answer):
-    """Whether two answers say different things about what they measure: x=3 and y=3, 5 km and 5 m."""
-    (_, *gold_says), (_, *says) = identify(gold), identify(answer)
-    units = any(map(operator.ne, gold_says[1], says[1]))
-    return units or None not in (gold_says[0], says[0]) and gold_says[0] != says[0] and "sym" == gold_says[0][0] == says[0][0]
+    """Whether two answers say different things about what they measure, as x=3 and y=3, 5 km and 5 m; or one or both
+    are words, and not the same."""
+    (key, name, unit), (other, other_name, other_unit) = identify(gold), identify(answer)
+    if key.startswith(r"\text{") or other.startswith(r"\text{"):
+        return key != other
+    names = name and other_name and name[0] == "sym" == other_name[0] and name != other_name
+    return names or any(map(operator.ne, unit, other_unit))
 
 
 def vote_key(text):
@@ -602,29 +614,31 @@ def boxes(text):
     return found
 
 
-JOINT = re.compile(r"[\s$.]*(?:,|;|and|or|,\s*and)?[\s$]*(?:[A-Za-z]\s*=\s*)?")
+JOINT = re.compile(r"[\s$]*(?:,|;|and|or|,\s*and)[\s$]*(?:[A-Za-z]\s*=\s*)?")
 
 
 def last_box(text):
     r"""What is inside the last \boxed{...}, with those that belong to the same enumeration, or None."""
-    found, parts, begin = boxes(text), [], None
-    while found:
-        start, end, inside = max(found)
-        if begin is not None and not (inside.strip() and re.search("[,;]|and|or", text[end:begin])
-                                      and JOINT.fullmatch(text, end, begin)):
-            break
+    parts, begin = [], None
+    for start, end, inside in sorted(boxes(text), reverse=True):
+        if parts and (begin < end or not (inside.strip() and parts[0].strip()) or begin - end > 40
+                      or not JOINT.fullmatch(text, end, begin)):
+            if begin >= end:
+                break
+            if start < begin:  # around the last one
+                continue
         parts.insert(0, inside)
         begin = start
-        found = [box for box in found if box[1] <= start]
-    if len(set(parts)) == 1:
-        return parts[0]
-    return ";".join(parts) if parts else None
+    return ";".join(dict.fromkeys(parts)) if parts else None
 
 
 MARK = re.compile(r"####|<answer>|(?<!this )\banswer(?:\s+is\b|\W{0,4}:)", re.IGNORECASE)
 WEAK = re.compile(r"(?:our|my|your|whether|if|that) (?:the )?$", re.IGNORECASE)
 PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}|[a-z]{3,}ly\b")
 EMPHASIS = re.compile(r"(?<![\w)\]}*])(\*\*?|__|`)(?=\S)(.*?\S)\1(?![\w*])")
+
+
+LEAD = re.compile(r"(?:[:\s>]|[*_`]+(?=\s)|(?<=\n)[-*•]\s)*")
 
 
 def unmarked(text):
@@ -636,8 +650,7 @@ def unmarked(text):
 
 def sentence(text):
     """What follows a mark: the display if there is one, else up to the end of the line or sentence."""
-    text = text.lstrip(":* _`\n>\t-" if re.match(r"[:*\s]*(?:\n|\*\*)", text) and not re.match(r"[:*\s]*-[0-9\\.(]", text)
-                       else ":* _`\n>\t")
+    text = text[LEAD.match(text).end():]
     display = re.match(r"(?:\$\$|\\\[)(.*?)(?:\$\$|\\\])", text, re.DOTALL)
     if display:
         return display[1]
@@ -648,13 +661,13 @@ def find(text):
     r"""The text of the answer, or None. What the last balanced \boxed{...} holds (then nothing else counts), else what
     follows the last '####', 'answer is', 'answer:' or '<answer>' that is not prose."""
     thought, mark, after = text.rpartition("</think>")
-    if mark and (find(after) or WHOLE.fullmatch(unmarked(after))):
+    if mark and (find(after) or len(after) < MAX_ANSWER and WHOLE.fullmatch(unmarked(after))):
         text = after
     inside = last_box(text)
     if inside is not None:
-        return inside if not boxes(inside) else last_box(inside)
+        return inside
     best = None
-    for match in MARK.finditer(text):
+    for match in list(MARK.finditer(text))[-30:]:
         said = unmarked(sentence(text[match.end():match.end() + 3 * MAX_ANSWER]))
         rank = 2 * (not PROSE.search(said) or len(said) < 2) + (not WEAK.search(text[:match.start()][-20:]))
         if said and not MARK.search(said) and (best is None or rank >= best[0]):

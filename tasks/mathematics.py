@@ -122,7 +122,7 @@ def strict_math_verify():
     def compare(*texts):
         for pattern, replacement in READING:
             texts = [pattern.sub(replacement, text) for text in texts]
-        found = [(parse(f"${text}$", [config], parsing_timeout=None) or [""])[0] for text in texts]
+        found = [parse(f"${text}$", [config], parsing_timeout=None) or [""] for text in texts]
         return bool(verify(*found, timeout_seconds=None))
     return compare
 

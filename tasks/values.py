@@ -1,26 +1,33 @@
 r"""The values of two answers, by sympy, and whether they are the same. Only for child processes that can be killed."""
+import importlib
 import itertools
-import re
 
-import sympy
+from .answers import FUNCTIONS as KNOWN
+from .answers import assigned, read, show, split_unit, words_of
 
-from .answers import assigned, read, show, split_unit
-
-DIGITS = 60  # of a comparison; what cancels symbolically has cancelled before
 POINTS = ("7/5", "19/11", "-13/8", "31/17", "-5/3", "23/7", "-29/13", "41/19")  # for the symbols of an expression
-INEQUALITIES = {"<": sympy.Lt, ">": sympy.Gt, r"\le": sympy.Le, r"\ge": sympy.Ge, r"\ne": sympy.Ne}
-NAMED = {"e": sympy.E, "i": sympy.I, "I": sympy.I, r"\pi": sympy.pi, r"\infty": sympy.oo, r"\emptyset": sympy.EmptySet,
-         r"\mathbb{R}": sympy.Reals, r"\mathbb{Z}": sympy.Integers, r"\mathbb{N}": sympy.Naturals,
-         r"\mathbb{Q}": sympy.Rationals, r"\mathbb{C}": sympy.Complexes}
+INEQUALITIES = {"<": "Lt", ">": "Gt", r"\le": "Le", r"\ge": "Ge", r"\ne": "Ne"}
+NAMED = {"e": "E", "i": "I", "I": "I", r"\pi": "pi", r"\infty": "oo", r"\emptyset": "EmptySet", r"\mathbb{R}": "Reals",
+         r"\mathbb{Z}": "Integers", r"\mathbb{N}": "Naturals", r"\mathbb{Q}": "Rationals", r"\mathbb{C}": "Complexes"}
 COLLECTIONS = {"list", "any", "set", r"\pm"}
+SETS = {r"\cup": "Union", r"\cap": "Intersection", r"\setminus": "Complement"}
+FUNCTIONS = {"!": "factorial", "binom": "binomial", r"\mid": "Abs", r"\abs": "Abs", r"\lfloor": "floor",
+             r"\lceil": "ceiling", r"\min": "Min", r"\max": "Max"}
 OPERATORS = {
     "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b,
     "^": lambda a, b: a ** b, "neg": lambda a: -a, "mixed": lambda a, b: a + b, "root": lambda a, n: a ** (1 / n),
-    "%": lambda a: a / 100, r"\degree": lambda a: a, "!": sympy.factorial, "binom": sympy.binomial,
-    r"\mid": sympy.Abs, r"\lfloor": sympy.floor, r"\lceil": sympy.ceiling, "matrix": lambda *rows: sympy.Matrix(rows),
-    "list": lambda *parts: list(parts), r"\gcd": sympy.gcd, r"\lcm": sympy.lcm, r"\min": sympy.Min, r"\max": sympy.Max,
-    "call": lambda f, *x: sympy.Function(f.name)(*x)}
-SETS = {r"\cup": sympy.Union, r"\cap": sympy.Intersection, r"\setminus": sympy.Complement}
+    "%": lambda a: a / 100, r"\degree": lambda a: a, "matrix": lambda *rows: sympy.Matrix(rows),
+    "list": lambda *parts: list(parts), "call": lambda f, *x: sympy.Function(f.name)(*x)}
+
+
+class Lazy:
+    """sympy, which takes a second to import, when it is first used."""
+
+    def __getattr__(self, name):
+        return getattr(importlib.import_module("sympy"), name)
+
+
+sympy = Lazy()
 
 
 def build(node, angle=False):
@@ -30,16 +37,18 @@ def build(node, angle=False):
     if what == "num":
         return sympy.Rational(parts[0].rstrip("."))
     if what == "sym":
-        return NAMED.get(parts[0]) or sympy.Symbol(parts[0])
+        return getattr(sympy, NAMED[parts[0]]) if parts[0] in NAMED else sympy.Symbol(parts[0])
     if what == r"\degree" and angle:
         return build(parts[0], True) * sympy.pi / 180
     if what in SETS:
         sides = [as_set(part) for part in parts]
         if all(side is not None for side in sides):
-            return SETS[what](*sides)
+            return getattr(sympy, SETS[what])(*sides)
     if what == "tuple":
         return interval(node)
-    function = OPERATORS.get(what) or getattr(sympy, what[1:], None) if what[0] == "\\" or what in OPERATORS else None
+    function = OPERATORS.get(what)
+    if not function and (what in FUNCTIONS or what in KNOWN):
+        function = getattr(sympy, FUNCTIONS.get(what, what[1:]))
     built = [build(part, angle or what[1:] in ("sin", "cos", "tan", "cot", "sec", "csc")) for part in parts]
     if function:
         return function(*built)
@@ -60,12 +69,14 @@ def relations(node):
     if node[0] != "rel" or not set(node[2::2]) <= INEQUALITIES.keys():
         return None
     sides = list(map(build, node[1::2]))
-    return [INEQUALITIES[sign](left, right) for left, sign, right in zip(sides, node[2::2], sides[1:])]
+    return [getattr(sympy, INEQUALITIES[sign])(left, right) for left, sign, right in zip(sides, node[2::2], sides[1:])]
 
 
 def as_set(node):
     """A tree as a set of numbers: an interval, a union, an inequality, x in one, \\{x\\mid...\\}; None if it is no set."""
     what = node[0]
+    if what == "rel" and node[2:3] == (r"\in",) and len(node) == 4:
+        return as_set(node[3])
     if what == "tuple" and len(node) == 4:
         return interval(node)
     if what == "set" and node[1][0] == "mid":
@@ -76,7 +87,7 @@ def as_set(node):
         parts = [inequality(part) for part in node[1:]]
         if all(part is not None for part in parts):
             return (sympy.Union if what == "any" else sympy.Intersection)(*parts)
-    if what in SETS or what == "sym" and isinstance(NAMED.get(node[1]), sympy.Set):
+    if what in SETS or what == "sym" and node[1] in NAMED:
         built = build(node)
         return built if isinstance(built, sympy.Set) else None
     return inequality(node)
@@ -111,8 +122,8 @@ def places(node):
 
 def zero(difference):
     """Whether an expression is 0: with symbols at several points, with exact numbers to many digits."""
-    if difference == 0:
-        return True
+    if difference == 0 or difference.is_Rational:
+        return difference == 0
     symbols = sorted(difference.free_symbols, key=str)
     functions = difference.atoms(sympy.core.function.AppliedUndef)
     if functions:
@@ -121,8 +132,11 @@ def zero(difference):
         chosen = itertools.islice(itertools.cycle(POINTS), 3 * shift, None)
         point = {symbol: sympy.Rational(value) for symbol, value in zip(symbols, chosen)}
         number = difference.evalf(30, subs=point, maxn=400)
-        if not number.is_number or number.has(sympy.nan, sympy.zoo, sympy.oo) or abs(number) > sympy.Float(10) ** -DIGITS:
+        if not number.is_number or number.has(sympy.nan, sympy.zoo, sympy.oo):
             return False
+        for part in number.as_real_imag():  # what is not known to a digit has cancelled
+            if part != 0 and (part.is_Rational or part._prec > 20 or abs(part) > sympy.Float("1e-100")):
+                return False
     return True
 
 
@@ -200,6 +214,19 @@ def same_equation(gold, answer):
     return zero(a - b) if gold[2] in turned else proportional(a, b)
 
 
+def sets_meant(gold, answer):
+    """Whether one of two trees can only be a set of numbers; (a,b) and {a,b} may be something else."""
+    return any(node[0] in (*SETS, "rel") or node[0] == "tuple" and node[1] != "()" or node[0] == "set"
+               and node[1][0] == "mid" or node[0] in ("list", "any") and all(part[0] == "rel" for part in node[1:])
+               and not parts_named(node) or node[0] == "sym" and (node[1] == r"\emptyset" or "mathbb" in node[1])
+               for node in (gold, answer))
+
+
+def parts_named(node):
+    """Whether the elements of a list are equations."""
+    return any(assigned(part)[0] for part in node[1:])
+
+
 def same(gold, answer):
     """Whether two trees have the same value: by the kind of the gold one. Raises what sympy raises."""
     if gold == answer:
@@ -219,13 +246,11 @@ def same(gold, answer):
         return same(gold, value)
     if gold_name and answer[0] != "rel":
         return same(gold_value, answer)
-    sets = [as_set(node) if node[0] not in ("set", "list", "any", "sym", "tuple") or node[0] != other[0]
-            and node[0] != "sym" else None for node, other in ((gold, answer), (answer, gold))]
-    if all(found is not None for found in sets):
-        first, second = variables(gold), variables(answer)
-        if not (first and second and first != second):
-            return sets[0] == sets[1] or bool((sets[0] ^ sets[1]).is_empty)
-        return False
+    if sets_meant(gold, answer):
+        sets = as_set(gold), as_set(answer)
+        if None not in sets:
+            names = variables(gold), variables(answer)
+            return (names[0] == names[1] or not all(names)) and (sets[0] == sets[1] or bool((sets[0] ^ sets[1]).is_empty))
     if gold[0] == "rel" or answer[0] == "rel":
         return gold[0] == answer[0] and same_equation(gold, answer)
     both = parts_of(gold), parts_of(answer)
@@ -252,5 +277,6 @@ def same_ratio(gold, answer):
 
 def verdict(gold, answer):
     """Whether two `clean` answers are the same, or None where one of them is nothing that the grammar reads."""
-    trees = [read(split_unit(text)[0]) for text in (gold, answer)]
+    bare = [split_unit(text)[0] for text in (gold, answer)]
+    trees = [None if words_of(text) else read(text) for text in bare]
     return same(*trees) if all(trees) else None

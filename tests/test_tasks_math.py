@@ -382,7 +382,8 @@ def test_errors_score_zero_and_are_counted(fake, fresh):
     fake.with_name("math_verify.py").write_text(
         "import os\nparse = lambda *_, **__: os.abort()\nverify = LatexExtractionConfig = lambda **_: None\n"
         "class grader: sympy_numeric_eq = None")
-    completions = [rf"\boxed{{{answer}}}" for answer in ("1+1", "1+1", "0+2", "2")]
+    sums = [rf"\sum_{{i=0}}^1 {i}" for i in (1, 1, 2)]  # which only math-verify reads
+    completions = [rf"\boxed{{{answer}}}" for answer in (*sums, "2")]
     assert fresh.rewards([problem("2")] * 4, completions) == [0.0, 0.0, 0.0, 1.0]
     assert fresh.counts == {"verifier_errors": 2}
 
