@@ -110,6 +110,7 @@ SPELLING = [(re.compile(pattern), replacement) for pattern, replacement in (  # 
     (r"(?<![A-Za-z])km?p?h(?![a-z])", "km/h"),
     (r"^ ?(?:\\approx(?![a-z])|=)", ""),
     (r"(.[^{}]*)\\text\{[ ,(]*(?:for|where|with|when|if|because|since)(?![a-z]).*", r"\1"),  # qualifiers
+    (r"(?<=.)[;,] ?\(?[a-zA-Z] ?\\in ?\\mathbb\{[A-Z]\}.*", ""),
     (r"(?<=[^ ]) ?,? (?:for|where|with|when|if|because|since) .*", ""),
     (r"[ ,]*(?:\\text\{ *,? *and *\}|(?<![A-Za-z\\])and(?![A-Za-z])),? *", ";"),
     (r"[ ,]*(?:\\text\{ *,? *or *\}|(?<![A-Za-z\\])or(?![A-Za-z])),? *", r"\\orelse "),
@@ -134,7 +135,7 @@ SPELLING = [(re.compile(pattern), replacement) for pattern, replacement in (  # 
 def clean(answer):
     """The answer as one line of LaTeX, or None if it is empty or too long; of a text that says where its answer is,
     the answer."""
-    text = find(answer) or answer.strip()
+    text = find(answer) or EMPHASIS.sub(r"\2", answer.strip())
     if len(text) > MAX_ANSWER:
         return None
     if not text.isascii():
@@ -557,9 +558,9 @@ def plain(node):
 
 def leaves_of(node):
     """What the operands of + - * / in a tree are."""
-    if node[0] not in ("+", "-", "*", "/"):
+    if node[0] not in ("+", "-", "*", "/", "tuple"):
         return ["num" if number_of(node) is not None else node[0]]
-    return leaves_of(node[1]) + leaves_of(node[2])
+    return leaves_of(node[-2]) + leaves_of(node[-1])
 
 
 @functools.lru_cache(maxsize=100_000)
