@@ -480,7 +480,7 @@ def read(text):
 # --------------------------------------------------------------------------------------------------------- vote keys
 
 FORMS = {"+": "%s+%s", "-": "%s-%s", "neg": "-%s", "*": "%s %s", "/": r"\frac{%s}{%s}", "^": "%s^{%s}", "!": "%s!",
-         "%": "%s%%", r"\degree": "%s"}
+         "%": "%s%%", r"\degree": r"%s^\circ"}
 TRUTHS = "yes|no|on|true|false|none|even|odd|am|pm|do|not"
 WORDS = re.compile(rf"\\text\{{[^{{}}]*[A-Za-z]{{2}}|(?<![A-Za-z0-9\\_])(?i:{TRUTHS})(?![A-Za-z])"
                    r"|[0-9] ?(?i:[ap]\.?m(?![a-z]))")
@@ -574,6 +574,7 @@ def identify(text):
     if not tree:
         return text, None, ()
     name, value = assigned(tree)
+    value = value[1] if value[0] == r"\degree" else value
     try:
         return show(value), name, unit
     except RecursionError:

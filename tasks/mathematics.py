@@ -1,4 +1,36 @@
-"""Answers compared as mathematics: what the answer of a completion is, and which answers are the same."""
+r"""Answers compared as mathematics: what the answer of a completion is, and which answers are the same.
+
+`answers.py` finds an answer, spells it in one way and reads it as a tree; `values.py` compares two trees by the kind of
+the gold one, in a child process; what its grammar does not hold (sums, integrals, limits) is left to math-verify.
+
+What is debatable, decided once (gold | equal to it | not equal; in tests/test_tasks_math.py too):
+
+    letter case counts in formulas, not in words      R-r | -r+R | r-R;  \text{Maria} | maria |
+    '1,200' is a number; with a space, or in a        1200 | 1,200 | 1, 200;  (1,200) | (1, 200) | 1200
+        bracket, a comma separates
+    elements of lists and sets in any order           100, 200 | 200 and 100; \{100,200\} | 100200
+    those of tuples and matrices in theirs            (1,2) | 1,2 | (2,1); 2,1
+    e is Euler's but in one number as a whole         e^2-2e+1 | (e-1)^2 | e^2-20;  1500 | 1.5e3 |
+    exact sides are compared exactly                  1-\frac{1}{2^{60}} | \frac{2^{60}-1}{2^{60}} | 1-\frac{1}{2^{61}}
+    a decimal stands for what rounds to it, with six  \frac13 | 0.333333 | 0.33; 0.33333349
+        decimal places and four digits
+    ratios up to a factor; of two also the quotient   2:3 | 4:6; \frac23 | 3:2;  1:2:3 | 2:4:6 | \frac16
+    capitals alone are a name, other letters factors  AB | \text{AB} | BA;  xy | yx |
+    words: no case, no points, pieces in any order    \text{Paris, France} | paris, france. | \text{Paris}
+    a name before = is needed on no side, but two     y=3 | 3 | x=3
+        different ones differ
+    an equation of a number is not that number        5 | 2+3=5 | n^2=5; -x=5
+    a unit is needed on no side, but units of         5\text{ km} | 5; 5\text{ kilometers} | 5\text{ m}; 5000\text{ m}
+        another size differ, and none is converted
+    percent is the number or its hundredth            50\% | 0.5; 50 | 0.05
+    degrees are their number, but angles in functions 60^\circ | 60 | \frac{\pi}{3};  \sin 30^\circ | \frac12 |
+    (a,b) is also an interval, if the other side is   (0,7) | 0<x<7 | 0\le x\le 7
+    what follows 'for', 'where' or 'with' is ignored  2^n-1 | 2^n-1\text{ for all }n | 2^n
+    remainders are equal modulo the same number       7\pmod{12} | 19 \bmod 12 | 7\pmod{13}
+
+A reward compares two answers, a vote counts one key each: answers of one key are equal unless their names or units
+differ (x=3 and y=3 vote alike, as 3 does); equal expressions in different spellings may have different keys.
+"""
 import importlib.util
 import itertools
 import json
@@ -31,6 +63,7 @@ class Math(Task):
             if len(problems) > len(getattr(self, split)):
                 self.counts[f"{split}_without_answer"] = len(problems) - len(getattr(self, split))
         self.pool, self.memo = VerifierPool(), {}
+        self.unanswered = None  # a completion, while none that was judged had an answer; then ""
 
     def target(self, problem, kind="solution"):
         return f"\\boxed{{{problem.answer}}}" if kind == "answer" else problem.solution
@@ -46,6 +79,8 @@ class Math(Task):
         """1.0 where the final answer equals the gold one: by vote key, else by math-verify in the pool, each distinct
         (gold, answer) pair once. What math-verify fails to decide scores 0.0 and is counted in `.counts`."""
         pairs = [(clean(p.answer) or "", final_answer(c)) for p, c in zip(problems, completions, strict=True)]
+        if self.unanswered != "" and completions:
+            self.unanswered = "" if any(answer is not None for _, answer in pairs) else completions[0]
         scores = {pair: self.memo.get(pair) for pair in pairs}  # None: not judged yet
         for gold, answer in scores:
             if answer is None or differ(gold, answer):

@@ -253,6 +253,10 @@ def same(gold, answer):
             return (names[0] == names[1] or not all(names)) and (sets[0] == sets[1] or bool((sets[0] ^ sets[1]).is_empty))
     if gold[0] == "rel" or answer[0] == "rel":
         return gold[0] == answer[0] and same_equation(gold, answer)
+    pair = {node[0] if node[0] != "tuple" else node[1] for node in (gold, answer)}
+    if pair == {"list", "()"}:  # '4,3' for (4,3): in order
+        gold, answer = (node[2 if node[0] == "tuple" else 1:] for node in (gold, answer))
+        return len(gold) == len(answer) and all(map(same, gold, answer))
     both = parts_of(gold), parts_of(answer)
     if any(both):
         gold_parts, parts = (part or [node] for part, node in zip(both, (gold, answer)))
