@@ -10,18 +10,19 @@ import unicodedata
 from fractions import Fraction
 
 MAX_ANSWER = 1000  # characters; anything longer is not an answer
-DEEPEST = 40  # nested brackets; what a policy may write is not what a stack can hold
 
 # Unicode mathematics as LaTeX. What is not in here goes by its Unicode decomposition: see `latex_of`.
-TABLE = r"""−–‐‑‒ -|×✕⨯ \times |·⋅∙•∗ \cdot |÷ \div |⁄∕ /|∶ :|± \pm |∞ \infty |≤⩽≦ \le |≥⩾≧ \ge |≠ \ne |≈≃≅ \approx |≡ \equiv
-|∪ \cup |∩ \cap |∈ \in |∉ \notin |∅ \emptyset |∖ \setminus |⊂ \subset |⊆ \subseteq |→ \to |∠ \angle |△ \triangle |∑ \sum
-|∫ \int |∛ √[3]|∜ √[4]|°º˚ ^\circ |′’ '|″“” "|… \ldots |∣ \mid |⌊ \lfloor |⌋ \rfloor |⌈ \lceil |⌉ \rceil |€£¥₹¢
-|ϕ \phi |ϵ \epsilon |ϑ \theta |∧ \land |∨ \lor |ℝ \mathbb{R}|ℤ \mathbb{Z}|ℕ \mathbb{N}|ℚ \mathbb{Q}|ℂ \mathbb{C}"""
+TABLE = r"""−–‐‑‒ - |×✕⨯ \times |·⋅∙•∗ \cdot |÷ \div |⁄∕ / |∶ : |± \pm |∞ \infty |≤⩽≦ \le |≥⩾≧ \ge |≠ \ne |
+≈≃≅ \approx |≡ \equiv |∪ \cup |∩ \cap |∈ \in |∉ \notin |∅ \emptyset |∖ \setminus |⊂ \subset |
+⊆ \subseteq |→ \to |∠ \angle |△ \triangle |∑ \sum |∫ \int |∛ √[3] |∜ √[4] |°º˚ ^\circ |′’ ' |″“” " |
+… \ldots |∣ \mid |⌊ \lfloor |⌋ \rfloor |⌈ \lceil |⌉ \rceil |€£¥₹¢ |ϕ \phi |ϵ \epsilon |ϑ \theta |
+∧ \land |∨ \lor |ℝ \mathbb{R} |ℤ \mathbb{Z} |ℕ \mathbb{N} |ℚ \mathbb{Q} |ℂ \mathbb{C}"""
 GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau "
          "upsilon phi chi psi omega").split()
 SYMBOLS = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"), "")
 for row in TABLE.replace("\n", " ").split("|"):
-    SYMBOLS |= {ord(char): row.partition(" ")[2] for char in row.partition(" ")[0]}
+    chars, _, latex = row.strip().partition(" ")
+    SYMBOLS |= {ord(char): latex + " " * latex[:1].count("\\") for char in chars}
 SYMBOLS |= {ord("α") + i: rf"\{name} " for i, name in enumerate(GREEK)}
 SYMBOLS |= {ord(name): rf"\{GREEK[ord(name) - ord('Α')].title()} " for name in "ΓΔΘΛΞΠΣΥΦΨΩ"}  # the others look Latin
 
@@ -430,7 +431,7 @@ class Reader:
                     mark = self.take()
                 if not mark.startswith(r"\end"):
                     raise Unreadable(mark)
-                return ("matrix", *(("list", *row) for row in rows))
+                return ("matrix", *(("row", *row) for row in rows))
 
     def function(self, name):
         base = power = None
@@ -519,6 +520,14 @@ def number_of(node):
     return left / right if right else None
 
 
+TIGHT = ("num", "sym", "call", "root", "binom", "set", "list", "tuple", r"\mid", r"\lfloor", r"\lceil")
+
+
+def equal_or_plain(node):
+    """Whether a tree is no inequality."""
+    return node[0] != "rel" or node[2] == "="
+
+
 def show(node):
     """A tree in one spelling."""
     what, *parts = node
@@ -529,16 +538,16 @@ def show(node):
         return parts[0]
     texts = [show(part) if isinstance(part, tuple) else part for part in parts]
     if what in FORMS:
-        loose = ("+", "-", "neg", "rel", "list", r"\pm") if what not in ("+", "-", "neg", "/") else ("rel", "list")
-        texts = [f"({text})" if part[0] in loose and not (what == "^" and part is parts[1]) else text
-                 for part, text in zip(parts, texts)]
+        for place, part in enumerate(parts):
+            if part[0] not in TIGHT and not (what == "/" or place and what == "^" or not place and what in ("+", "-")):
+                texts[place] = f"({texts[place]})"
         return FORMS[what] % tuple(texts)
-    if what in ("set", "list") or what == "any":
+    if what in ("set", "list") or what == "any" and all(map(equal_or_plain, parts)):
         return r"\{%s\}" % ",".join(sorted(texts))
     if what == "root":
         return r"\sqrt{%s}" % texts[0] if texts[1] == "2" else rf"\sqrt[{texts[1]}]{{{texts[0]}}}"
     if what in ("rel", "tuple"):
-        return " ".join(texts)
+        return "; ".join(texts)
     return what + "".join(f"{{{text}}}" for text in texts)
 
 

@@ -32,7 +32,6 @@ A reward compares two answers, a vote counts one key each: answers of one key ar
 differ (x=3 and y=3 vote alike, as 3 does); equal expressions in different spellings may have different keys.
 """
 import importlib.util
-import itertools
 import json
 import math
 import os
@@ -40,15 +39,16 @@ import re
 import signal
 import subprocess
 import sys
-import unicodedata
 from contextlib import suppress
-from fractions import Fraction
 
 from support.errors import UserError
 
-from .answers import MAX_ANSWER, clean, differ, final_answer, last_box, vote_key  # noqa: F401
+from .answers import MAX_ANSWER as MAX_ANSWER
+from .answers import clean, differ, final_answer, vote_key
+from .answers import last_box as last_box
 from .embedded import Task
 from .workers import WorkerPool
+
 
 class Math(Task):
     """Answers compared as mathematics. `final_answer` says what counts as the answer, `vote_key` what is the same."""

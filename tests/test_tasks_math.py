@@ -260,6 +260,17 @@ def test_the_rules_are_as_the_table_says(task, row):
     assert "=" in gold[0] or "text" in gold[0] or task.extract(rf"\boxed{{{gold[0]}}}") not in keys
 
 
+@pytest.mark.parametrize("a, b", [
+    ("x-(y+z)", "x-y+z"), ("-(x+y)", "-x+y"), ("(2x)^2", "2x^2"), ("(2n)!", "2n!"), ("(x,yz)", "(xy,z)"),
+    ("(a+b)c", "a+bc"), ("(-2)^2", "-2^2"), (r"\sin(x+1)", r"\sin x+1"), ("x>1 or x<3", "x>1 and x<3"),
+    (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}2&1\end{pmatrix}"), (r"\sqrt{x}y", r"\sqrt{xy}"),
+    (r"\frac{1}{2}x", r"\frac{1}{2x}"), ("a-(b-c)", "a-b-c"), ("(a^b)^c", "a^{b^c}"), ("x/(yz)", "x/yz"),
+    (r"\sin 30^\circ", r"\sin 30"), ("1+(2,3)", "(1+2,3)"), ("f(x)", "fx"), ("|x|y", "|xy|")])
+def test_brackets_are_in_the_key(task, a, b):
+    assert task.extract(rf"\boxed{{{a}}}") != task.extract(rf"\boxed{{{b}}}")
+    assert task.rewards([problem(a), problem(b)], [rf"\boxed{{{b}}}", rf"\boxed{{{a}}}"]) == [0.0, 0.0]
+
+
 def test_there_are_rules():
     assert len(RULES) >= 18
 
