@@ -22,7 +22,7 @@ GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu 
 SYMBOLS = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"), "")
 for row in TABLE.replace("\n", " ").split("|"):
     chars, _, latex = row.strip().partition(" ")
-    SYMBOLS |= {ord(char): latex + " " * latex[:1].count("\\") for char in chars}
+    SYMBOLS |= {ord(char): latex + " " * ("\\" in latex) for char in chars}
 SYMBOLS |= {ord("α") + i: rf"\{name} " for i, name in enumerate(GREEK)}
 SYMBOLS |= {ord(name): rf"\{GREEK[ord(name) - ord('Α')].title()} " for name in "ΓΔΘΛΞΠΣΥΦΨΩ"}  # the others look Latin
 
@@ -189,11 +189,13 @@ class Unreadable(ValueError):
 
 
 ALIASES = {"\\" + name: row.split()[0] for row in r"""\frac dfrac tfrac cfrac|\binom dbinom tbinom|\le leq leqq leqslant
-    |\ge geq geqq geqslant|\ne neq|\{ lbrace|\} rbrace|[ lbrack|] rbrack|< lt|> gt|\land wedge|\lor vee|\emptyset varnothing
+    |\ge geq geqq geqslant|\ne neq|\{ lbrace|\} rbrace|[ lbrack|] rbrack|< lt|> gt|\land wedge|\lor vee
+    |\emptyset varnothing
     |* times cdot ast|/ div|\ldots dots cdots dotsc dotsb|\infty inf infinity|: colon|\setminus backslash smallsetminus
     |\asin arcsin|\acos arccos|\atan arctan|\phi varphi|\epsilon varepsilon|\mid lvert rvert vert
     |\implies Rightarrow""".split("|") for name in row.split()[1:]}
-ALIASES |= {"|": r"\mid", "<=": r"\le", ">=": r"\ge", "!=": r"\ne", "**": "^", "√": r"\sqrt", "...": r"\ldots", r"\%": "%"}
+ALIASES |= {
+    "|": r"\mid", "<=": r"\le", ">=": r"\ge", "!=": r"\ne", "**": "^", "√": r"\sqrt", "...": r"\ldots", r"\%": "%"}
 FUNCTIONS = {"\\" + name for name in """sin cos tan cot sec csc asin acos atan sinh cosh tanh ln log exp abs min max gcd
     lcm""".split()}
 CONSTANTS = {"\\" + name for name in ("infty emptyset ldots ell hbar " + " ".join(GREEK)).split()}
@@ -277,7 +279,8 @@ class Reader:
     def starts(self):
         """Whether a factor without a sign before it begins here."""
         token = self.token
-        return token.isascii() and token[:1].isalnum() or token[:1] == "." or token in ("(", "{", r"\lfloor", r"\lceil", r"\frac",
+        return token.isascii() and token[:1].isalnum() or token[:1] == "." or token in (
+            "(", "{", r"\lfloor", r"\lceil", r"\frac",
                                                                     r"\sqrt", r"\binom", r"\begin{pmatrix}") \
             or token in FUNCTIONS | CONSTANTS | ACCENTS or token == r"\mid" and not self.bars
 

@@ -74,7 +74,7 @@ def relations(node):
 
 
 def as_set(node):
-    """A tree as a set of numbers: an interval, a union, an inequality, x in one, \\{x\\mid...\\}; None if it is no set."""
+    """A tree as a set of numbers: an interval, a union, an inequality, x in one, {x|...}; None if it is no set."""
     what = node[0]
     if what == "rel" and node[2:3] == (r"\in",) and len(node) == 4:
         return as_set(node[3])
@@ -251,7 +251,9 @@ def same(gold, answer):
         sets = as_set(gold), as_set(answer)
         if None not in sets:
             names = variables(gold), variables(answer)
-            return (names[0] == names[1] or not all(names)) and (sets[0] == sets[1] or bool((sets[0] ^ sets[1]).is_empty))
+            if all(names) and names[0] != names[1]:
+                return False
+            return sets[0] == sets[1] or bool((sets[0] ^ sets[1]).is_empty)
     if gold[0] == "rel" or answer[0] == "rel":
         return gold[0] == answer[0] and same_equation(gold, answer)
     pair = {node[0] if node[0] != "tuple" else node[1] for node in (gold, answer)}
