@@ -229,6 +229,10 @@ def end_of_step(run, line, shown):
     run.log("metrics.jsonl", **line)
     if step == 1 and not last:  # a new adapter changes nothing before its first update
         look_again(run)
+    if step == 1 and (missed := getattr(run.task, "unanswered", None)):
+        print(f"note: no sample so far holds an answer; one is {missed[-300:]!r}. What counts is \\boxed{{...}}, what "
+              "follows '####', 'The answer is' or 'Answer:', and a completion that is one number; see --data in --help",
+              flush=True)
     if step == 1 and run.budget > 1 and line.get("w_mean") and line["w_even"] > 0.95:
         print("note: the weights are all alike, so they do nothing and this is the objective without them: shorter "
               "targets, a smaller --n, or --probability success where there is one, tell prompts apart", flush=True)

@@ -246,6 +246,90 @@ def test_spellings_share_a_vote_key(task, answers):
     assert len({task.extract(rf"\boxed{{{answer.replace('~', ' ')}}}") for answer in answers.split()}) == 1
 
 
+RULES = [line[54:] for line in mathematics.__doc__.split("\n") if " | " in line[54:] and line[:4] == "    "]
+
+
+@pytest.mark.parametrize("row", [row for line in RULES for row in line.split(";  ")])
+def test_the_rules_are_as_the_table_says(task, row):
+    """Each row of the docstring: gold | equal to it | not equal, and the vote keys of what is not equal differ, too,
+    where names and units do not say otherwise."""
+    gold, right, wrong = ([answer.strip() for answer in side.split(";") if answer.strip()] for side in row.split("|"))
+    rewards = task.rewards([problem(gold[0])] * len(right + wrong), [rf"\boxed{{{a}}}" for a in right + wrong])
+    assert rewards == [1.0] * len(right) + [0.0] * len(wrong), list(zip(right + wrong, rewards))
+    keys = [task.extract(rf"\boxed{{{answer}}}") for answer in wrong]
+    assert "=" in gold[0] or "text" in gold[0] or task.extract(rf"\boxed{{{gold[0]}}}") not in keys
+
+
+@pytest.mark.parametrize("a, b", [
+    ("x-(y+z)", "x-y+z"), ("-(x+y)", "-x+y"), ("(2x)^2", "2x^2"), ("(2n)!", "2n!"), ("(x,yz)", "(xy,z)"),
+    ("(a+b)c", "a+bc"), ("(-2)^2", "-2^2"), (r"\sin(x+1)", r"\sin x+1"), ("x>1 or x<3", "x>1 and x<3"),
+    (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}2&1\end{pmatrix}"), (r"\sqrt{x}y", r"\sqrt{xy}"),
+    (r"\frac{1}{2}x", r"\frac{1}{2x}"), ("a-(b-c)", "a-b-c"), ("(a^b)^c", "a^{b^c}"), ("x/(yz)", "x/yz"),
+    (r"\sin 30^\circ", r"\sin 30"), ("1+(2,3)", "(1+2,3)"), ("f(x)", "fx"), ("|x|y", "|xy|")])
+def test_brackets_are_in_the_key(task, a, b):
+    assert task.extract(rf"\boxed{{{a}}}") != task.extract(rf"\boxed{{{b}}}")
+    assert task.rewards([problem(a), problem(b)], [rf"\boxed{{{b}}}", rf"\boxed{{{a}}}"]) == [0.0, 0.0]
+
+
+def test_there_are_rules():
+    assert len(RULES) >= 18
+
+
+@pytest.mark.parametrize("gold, right, wrong", [
+    (r"\pi(R^2-r^2)", [r"\pi(R-r)(R+r)"], ["0", r"\pi(r^2-R^2)"]), (r"\Delta", [r"\Delta"], [r"\delta"]),
+    (r"\ln(3e+2)", [r"\ln(2+3e)"], [r"\ln 300"]), ("e^2-2e+1", ["(e-1)^2"], ["e^2-20"]),
+    (r"1-\frac{1}{2024!}", [r"\frac{2024!-1}{2024!}"], [r"1-\frac{1}{2023!}"]),
+    ("1-(5/6)^{200}", [r"1-\frac{5^{200}}{6^{200}}"], ["1-(5/6)^{201}"]),
+    (r"1+\sqrt2\cdot10^{-17}", [r"\sqrt2\cdot10^{-17}+1"], [r"1-\sqrt2\cdot10^{-17}"]),
+    ("IV", [r"\text{IV}"], ["VI"]), (r"\angle ABC", [r"\angle ABC"], [r"\angle ACB"]),
+    (r"\frac{dy}{dx}", [r"\dfrac{dy}{dx}"], ["0", r"\frac{dx}{dy}"]), ("f^{-1}(x)", ["f^{-1}(x)"], ["1/f(x)"]),
+    ("log(2)/log(3)", [r"\log_3 2", r"\frac{\ln 2}{\ln 3}"], [r"\log_2 3"]), ("2pi", [r"2\pi", "2π"], [r"\pi"]),
+    ("exp(-2*t)", ["e^{-2t}"], ["e^{2t}"]), ("theta/2", [r"\frac{\theta}{2}"], [r"\theta"]),
+    (r"(-\infty,2]\cup[5,\infty)", [r"x\le2\text{ or }x\ge5"], [r"x<2\text{ or }x\ge5"]),
+    ("x>3", ["3<x", r"x\in(3,\infty)"], ["y>3", r"x\ge3"]), (r"x+y\le5", [r"5\ge x+y"], [r"x+y\ge5"]),
+    (r"10:30\text{ a.m.}", ["10:30 AM", r"10{:}30\,\text{am}"], [r"10:30\text{ p.m.}"]),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", [r"\begin{bmatrix}1&2\\[2pt]3&4\end{bmatrix}"],
+     [r"\begin{pmatrix}1&3\\2&4\end{pmatrix}"]),
+    (r"x\equiv7\pmod{12}", [r"x \equiv 7 \bmod 12", r"x\equiv 7\ (\text{mod }12)"], [r"x\equiv7\pmod{13}"]),
+    (r"\cos 60^\circ", [r"\frac12"], [r"\cos 60"]), (r"\frac13", [r"33\frac13\%"], [r"33\%"]),
+    ("60\\text{ mph}", [r"60\text{ miles per hour}", "60"], ["60 km/h"]),
+    (r"\int_0^1 x\,dx", [r"\frac12"], ["1"]), (r"\sum_{i=1}^{4}i", ["10"], ["9"]),
+    ("5", [r"5\,\mathrm{kg\cdot m/s^2}", r"5\,\mu\text{m}", r"5\,\text{kJ/mol}", "{+}5"], ["{-}5"]),
+    (r"\frac12", [r"\frac 1 2"], ["2"]), ("10", [r"\binom52", r"\binom 5 2"], [r"\binom51"]),
+])
+def test_kinds(task, gold, right, wrong):
+    rewards = task.rewards([problem(gold)] * len(right + wrong), [rf"so \boxed{{{a}}}" for a in right + wrong])
+    assert rewards == [1.0] * len(right) + [0.0] * len(wrong), list(zip(right + wrong, rewards))
+    assert not task.counts
+
+
+@pytest.mark.parametrize("completion, answer", [
+    (r"<think>\boxed{5}</think>The answer is $7$.", "7"), (r"<think>\boxed{7}</think>Done.", "7"),
+    (r"$\boxed{3}$ and $\boxed{4}$", r"\{3,4\}"), ("The answer is:\n\n$$7$$", "7"), ("The answer is:\n- 7", "7"),
+    ("The answer is **7** cm.", "7"), ("The answer is `7`.", "7"), ("Answer: __7__", "7"), ("<answer>7</answer>", "7"),
+    ("The answer is 7.\nI hope this answer helps!", "7"), ("Answer: 7\nConfidence in this answer: 90%", "7"),
+    ("The answer is 7, because 3+4=7.", "7"), ("**26**", "26"), ("Total: 26", "26"), ("She has 26 apples.", "26"),
+    ("She has 26 apples", None), ("She has 26 apples. Then", None), ("The answer is -7", "-7"),
+])
+def test_where_the_answer_stands(task, completion, answer):
+    assert task.extract(completion) == answer
+
+
+@pytest.mark.parametrize("gold", [r"3+4 is \boxed{7}", "3+4=7\n#### 7", "The answer is 7.", "**7**", "7"])
+def test_a_gold_answer_may_be_a_solution(task, gold):
+    assert task.rewards([problem(gold)] * 2, [r"\boxed{7}", r"\boxed{8}"]) == [1.0, 0.0]
+
+
+def test_it_is_known_whether_any_sample_holds_an_answer():
+    task = tasks.Math("test", [], [], [])
+    assert task.unanswered is None
+    task.rewards([problem("7")] * 2, ["who knows", "x"])
+    assert task.unanswered == "who knows"
+    task.rewards([problem("7")], [r"\boxed{8}"])
+    task.rewards([problem("7")], ["who knows"])
+    assert task.unanswered == ""
+
+
 def test_unbalanced_answers_are_read_whole(task):
     assert task.rewards([problem("5")] * 3, ["The answer is 5}", "#### 5}{", "The answer is 5²"]) == [0.0] * 3
 
@@ -382,7 +466,8 @@ def test_errors_score_zero_and_are_counted(fake, fresh):
     fake.with_name("math_verify.py").write_text(
         "import os\nparse = lambda *_, **__: os.abort()\nverify = LatexExtractionConfig = lambda **_: None\n"
         "class grader: sympy_numeric_eq = None")
-    completions = [rf"\boxed{{{answer}}}" for answer in ("1+1", "1+1", "0+2", "2")]
+    sums = [rf"\sum_{{i=0}}^1 {i}" for i in (1, 1, 2)]  # which only math-verify reads
+    completions = [rf"\boxed{{{answer}}}" for answer in (*sums, "2")]
     assert fresh.rewards([problem("2")] * 4, completions) == [0.0, 0.0, 0.0, 1.0]
     assert fresh.counts == {"verifier_errors": 2}
 
