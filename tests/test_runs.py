@@ -381,8 +381,11 @@ def test_a_disk_that_is_really_full(whole, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("locked", [".", "adapter", "metrics.jsonl"])
 def test_resume_in_a_folder_that_cannot_be_written(locked, folder, monkeypatch):
-    """One sentence before any step. Root may write anywhere, so it is somebody else for a moment."""
+    """One sentence before any step. Root may write anywhere, so it is somebody else for a moment, who need not be able
+    to enter the folder that this repository is in: the model is beside the run, on a path that begins here."""
     monkeypatch.setattr(common, "sample", lambda *args, **options: pytest.fail("a step was begun"))
+    shutil.copytree(os.path.join(ROOT, "models", "tiny"), folder.parent / "models" / "tiny")
+    monkeypatch.setattr(load, "ROOT", "..")
     monkeypatch.chdir(folder)
     for path in (folder.parent, folder, folder / "adapter", *folder.iterdir()):
         os.chmod(path, 0o777)
