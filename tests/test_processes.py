@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -53,11 +54,13 @@ def folders(tmp_path_factory):
     """Run folders of everything, by one process and by two."""
     work = tmp_path_factory.mktemp("processes")
     one, two = str(work / "one"), str(work / "two")
-    with pytest.MonkeyPatch.context() as patch:  # test_house.py draws; here it would take a sixth of the time
+    with ThreadPoolExecutor() as threads, pytest.MonkeyPatch.context() as patch:
+        pair = threads.submit(torchrun, work, os.path.join(HERE, "processes.py"), json.dumps(jobs(two)))
+        # test_house.py draws; here it would take a sixth of the time
         patch.setattr("support.run.plot_run", lambda folder, result: None)
         for script, argv in jobs(one):
             importlib.import_module(script).main(argv)
-    done = torchrun(work, os.path.join(HERE, "processes.py"), json.dumps(jobs(two)))
+        done = pair.result()
     assert done.returncode == 0, done.stderr[-2000:]
     return one, two
 

@@ -63,13 +63,14 @@ def untimed(lines):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_answers_in_under_a_second(script):
-    times = []
-    for _ in range(3):
+    for _ in range(3):  # a busy machine may need another go
         started = time.perf_counter()
         done = subprocess.run(command(script, "--help"), capture_output=True, text=True)
-        times.append(time.perf_counter() - started)
+        taken = time.perf_counter() - started
         assert done.returncode == 0 and "usage" in done.stdout and not done.stderr
-    assert min(times) < 1
+        if taken < 1:
+            break
+    assert taken < 1
 
 
 @pytest.mark.parametrize("flags", [
