@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from conftest import ROOT
+from forks import Child
 from safetensors.torch import load_file
 
 from support import processes
@@ -155,11 +156,15 @@ def test_resume_with_another_number_of_processes(folders, tmp_path, monkeypatch)
 
 
 def launch(rank, port, out, *flags):
+    """A process of a run as torchrun would start it. (With a GPU not by a fork, which must not have seen CUDA.)"""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     flags = flags or ("--eval-samples", "0", "--steps", "100000", "--prompts", "4")
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, "ppo_passk.py"), *flags, "--out", out], env=environment,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    argv = [os.path.join(ROOT, "ppo_passk.py"), *flags, "--out", out]
+    if not torch.cuda.is_available():
+        return Child(argv, environment, f"{out}.{rank}.err")
+    return subprocess.Popen([sys.executable, *argv], env=environment, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
