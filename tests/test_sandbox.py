@@ -105,6 +105,26 @@ def below(pid):
     return found
 
 
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def left_alone(pid):
+    """Whether nobody answers for this process of the sandbox's user: those above it have ended, and it belongs to init
+    or to another process that is above us too. Other test runs on this machine have such processes as well, below
+    theirs."""
+    above, at = {1}, os.getpid()
+    while at > 1:
+        at = parent(at)
+        above.add(at)
+    try:
+        while os.stat(f"/proc/{pid}").st_uid == sandbox.NOBODY:
+            pid = parent(pid)
+    except (FileNotFoundError, ProcessLookupError):  # it has gone, perhaps just now
+        return False
+    return pid in above
+
+
 def traces(pool):
     """What should be there before and after a verdict: two processes per judge, and no marked file anywhere outside."""
     running = sum(len(below(child.pid)) for child in pool.children.queue if child is not None)
@@ -121,7 +141,7 @@ def traces(pool):
             except (FileNotFoundError, ProcessLookupError):
                 pass
         ours = set(below(os.getpid()))  # after the others: what is started meanwhile is no stray, nor what has ended
-        strays = [pid for pid in strays if int(pid) not in ours and os.path.exists(f"/proc/{pid}")]
+        strays = [pid for pid in strays if int(pid) not in ours and left_alone(int(pid))]
     return max(0, running - judges), files, strays
 
 
