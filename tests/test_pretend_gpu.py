@@ -26,6 +26,14 @@ SCRIPTS = {"ppo_passk": ["--k", 4], "bon_sft": ["--n", 4], "bon_rl": ["--n", 4],
 SMALL = ["--steps", 2, "--prompts", 3, "--samples", 4, "--max-new-tokens", 8, "--eval-samples", 4, "--eval-problems", 3]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_picture():
+    """curves.png takes a seventh of the time of these runs and knows of no device; it is drawn in test_house.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("support.run.plot_run", lambda folder, result: None)
+        yield
+
+
 def test_the_device_obeys():
     """What CUDA refuses is refused; what makes the host wait is counted; without it nothing is left of the device."""
     with PretendGPU() as gpu:

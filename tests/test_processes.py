@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from conftest import ROOT
+from forks import Child
 from safetensors.torch import load_file
 
 from support import processes
@@ -53,11 +55,13 @@ def folders(tmp_path_factory):
     """Run folders of everything, by one process and by two."""
     work = tmp_path_factory.mktemp("processes")
     one, two = str(work / "one"), str(work / "two")
-    with pytest.MonkeyPatch.context() as patch:  # test_house.py draws; here it would take a sixth of the time
+    with ThreadPoolExecutor() as threads, pytest.MonkeyPatch.context() as patch:
+        pair = threads.submit(torchrun, work, os.path.join(HERE, "processes.py"), json.dumps(jobs(two)))
+        # test_house.py draws; here it would take a sixth of the time
         patch.setattr("support.run.plot_run", lambda folder, result: None)
         for script, argv in jobs(one):
             importlib.import_module(script).main(argv)
-    done = torchrun(work, os.path.join(HERE, "processes.py"), json.dumps(jobs(two)))
+        done = pair.result()
     assert done.returncode == 0, done.stderr[-2000:]
     return one, two
 
@@ -152,11 +156,15 @@ def test_resume_with_another_number_of_processes(folders, tmp_path, monkeypatch)
 
 
 def launch(rank, port, out, *flags):
+    """A process of a run as torchrun would start it. (With a GPU not by a fork, which must not have seen CUDA.)"""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     flags = flags or ("--eval-samples", "0", "--steps", "100000", "--prompts", "4")
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, "ppo_passk.py"), *flags, "--out", out], env=environment,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    argv = [os.path.join(ROOT, "ppo_passk.py"), *flags, "--out", out]
+    if not torch.cuda.is_available():
+        return Child(argv, environment, f"{out}.{rank}.err")
+    return subprocess.Popen([sys.executable, *argv], env=environment, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -23,7 +23,7 @@ import evaluate
 import ppo_passk
 import tasks
 from conftest import ROOT, load_policy
-from support import load, processes
+from support import load, plots, processes
 from support.errors import UserError
 from support.run import batch_of
 
@@ -61,15 +61,25 @@ def untimed(lines):
     return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_picture():
+    """Only test_two_steps looks for the curves of a run in this process; to draw them takes as long as a step or two.
+    yields what draws them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("support.run.plot_run", lambda folder, result: None)
+        yield plots.plot_run
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_answers_in_under_a_second(script):
-    times = []
-    for _ in range(3):
+    for _ in range(3):  # a busy machine may need another go
         started = time.perf_counter()
         done = subprocess.run(command(script, "--help"), capture_output=True, text=True)
-        times.append(time.perf_counter() - started)
+        taken = time.perf_counter() - started
         assert done.returncode == 0 and "usage" in done.stdout and not done.stderr
-    assert min(times) < 1
+        if taken < 1:
+            break
+    assert taken < 1
 
 
 @pytest.mark.parametrize("flags", [
@@ -77,8 +87,9 @@ def test_help_answers_in_under_a_second(script):
     ["--objective", "passk", "--estimator", "plain"], ["--objective", "majority", "--task", "routes"],
     ["--kl-coef", "0.1", "--eval-every", "1"], ["--epochs", "2", "--minibatches", "2", "--lr", "1e-2"],
     ["--bits", "4"]], ids=lambda f: " ".join(f))
-def test_two_steps(flags, tmp_path):
+def test_two_steps(flags, tmp_path, monkeypatch, no_picture):
     """The adapter moves, the files are there, the numbers are finite, and the table is printed."""
+    monkeypatch.setattr("support.run.plot_run", no_picture)
     code, out, err = run(ppo_passk.main, *SMALL, "--steps", 2, "--out", tmp_path / "r", "--temperature", "1.1", *flags)
     assert code == 0 and not err, err
     assert "before" in out and "after" in out and "pass@4" in out
