@@ -53,9 +53,10 @@ def packs_of(policy, prompts, completions):
     """Which completions share a row: lists of indices, of one prompt each, of at most PACK tokens; alone where the
     model's window does not hold a row."""
     longest = max(map(len, prompts), default=0) + max(map(len, completions), default=0)
+    apart = longest > policy.window
     same, packs = {}, []
     for i in sorted(range(len(prompts)), key=lambda i: len(completions[i])):
-        same.setdefault(i if longest > policy.window else tuple(prompts[i]), []).append(i)
+        same.setdefault(i if apart else tuple(prompts[i]), []).append(i)
     for rows in same.values():
         while rows:
             g = max(1, min(len(rows), PACK // max(1, len(completions[rows[-1]]))))

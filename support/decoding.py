@@ -14,7 +14,7 @@ def window(config):
     "window" or "chunk" in it counts, whether the model uses it or not: too small a limit costs time, too large a one is
     wrong."""
     limits = [math.inf]
-    for name, value in config.get_text_config().to_dict().items():
+    for name, value in vars(config.get_text_config()).items():
         if ("window" in name or "chunk" in name) and name != "max_window_layers":
             values = value if isinstance(value, (list, tuple)) else [value]
             limits += [v for v in values if type(v) is int and v > 0]
