@@ -85,7 +85,7 @@ import common
 import ppo_passk
 import tasks
 import torch
-from fast.choose import choose_fast
+from fast.choose import chooser
 from fast.folded import folded, lora_layers
 from support import load
 from support.errors import UserError
@@ -165,17 +165,12 @@ SWEEPS = {"k": (2, 4, 8, 16, 32), "prompts": (8, 16, 32, 64, 128), "length": (8,
           "vocabulary": (512, 2048, 8192, 32768)}
 
 
-def fast_of(plain):
-    """load_policy's argument `fast`, by --plain."""
-    return None if plain else choose_fast
-
-
 def point(k, prompts, length, vocabulary, seed=0, repeat=3, plain=False):
     """Run in a process of its own: a step (sample k completions of exactly `length` tokens, update with all of them) on
     random weights -> (median seconds, peak memory in GB beyond what building and loading the model took)."""
     with tempfile.TemporaryDirectory() as folder:
         build("micro", folder, seed, vocabulary)
-        policy = common.load_policy(folder, 16 if torch.cuda.is_available() else 32, seed=seed, fast=fast_of(plain))
+        policy = common.load_policy(folder, 16 if torch.cuda.is_available() else 32, seed=seed, fast=chooser(plain))
     policy.stop = []  # nothing ends before its length
     rng = random.Random(seed)
     xs = [[rng.randrange(vocabulary) for _ in range(16)] for _ in range(prompts)]
@@ -272,7 +267,7 @@ class Stepper:
         self.args = ppo_passk.parser().parse_args(["--objective", objective, "--k", str(k), "--samples", str(k),
                                                    "--prompts", str(B), "--lr", "1e-4", "--kl-prompts", "0",
                                                    "--steps", "1000000"])
-        self.policy = common.load_policy(model, 32, fast=fast_of(plain))
+        self.policy = common.load_policy(model, 32, fast=chooser(plain))
         self.task, self.number = task or tasks.load_task("countdown"), 0
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=self.args.lr, weight_decay=0.0)
         self.zero = []
@@ -424,7 +419,7 @@ def main(argv=None):
             build(args.shape, folder, args.seed, args.vocabulary)
         for precision in precisions:
             bits = 4 if precision == "4bit" else 16 if gpu else 32
-            policy = common.load_policy(path, bits, seed=args.seed, fast=fast_of(args.plain))
+            policy = common.load_policy(path, bits, seed=args.seed, fast=chooser(args.plain))
             if precision == precisions[0]:
                 print(f"{args.model or args.shape}, {policy.note}; medians of {args.repeat}", flush=True)
             if precision == "base":

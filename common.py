@@ -67,6 +67,13 @@ class Policy:
         return min(most, decoding.rope_limit(self.lm.config)[0])
 
     @property
+    def limit(self):
+        """`positions` in words, with the reason where it is not the model's size."""
+        kind = decoding.rope_limit(self.lm.config)[1]
+        why = f" (beyond them its {kind} rotary scaling changes all positions)" if kind else ""
+        return f"{self.positions} positions{why}"
+
+    @property
     def window(self):
         """Most tokens that a position looks back on."""
         return decoding.window(self.lm.config)
@@ -149,7 +156,8 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
                None: a new adapter, equal to the base
     reference  what Policy.reference() is: "start" (the policy as loaded) or "base". Costs no second model.
     fast       fast.choose.choose_fast: sample and score by the fast paths that suit the model; None: by this file alone
-    Raises UserError: unknown model, no such device, bits that the hardware cannot do, adapter that does not fit.
+    Raises UserError: unknown model, no such device, bits that the hardware or a quantised checkpoint cannot do, weights
+    that are missing or odd, a model that is not causal, an adapter that does not fit or cannot be used.
     """
     lm, tokenizer, note = load.load_base(model, bits, device)
     model_checks.refuse(lm, model)
@@ -236,10 +244,8 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
         raise ValueError(f"temperature must be positive, not {temperature}")
     longest = max(map(len, prompts))
     if longest + max_new_tokens > policy.positions:
-        kind = decoding.rope_limit(policy.lm.config)[1]
-        why = f" (beyond them its {kind} rotary scaling changes all positions)" if kind else ""
         raise UserError(f"a prompt of {longest} tokens and --max-new-tokens {max_new_tokens} do not fit the model's "
-                        f"{policy.positions} positions{why}: lower --max-new-tokens or take a model with more")
+                        f"{policy.limit}: lower --max-new-tokens or take a model with more")
     loop = decoding.halving(policy.fast.decode if policy.fast else decode)
     max_rows = max_rows or load.most_rows(policy.lm, longest + max_new_tokens)
     chunk, share = max(1, min(max_rows // k, 2 ** 14 // longest)), min(k, max_rows)  # prompts, samples of each at once

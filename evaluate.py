@@ -62,8 +62,8 @@ if __name__ == "__main__":
 
 import common
 import tasks
-from fast.choose import choose_fast
-from support import decoding, load, plots, processes
+from fast.choose import chooser
+from support import load, plots, processes
 from support.check import Check
 from support.check import words as check_words
 from support.errors import UserError
@@ -215,14 +215,12 @@ def that_fit(policy, task, problems):
     left out.  Raises UserError if none is left."""
     if policy.positions == math.inf:
         return problems
-    kind = decoding.rope_limit(policy.lm.config)[1]
-    why = f" (beyond them its {kind} rotary scaling changes all positions)" if kind else ""
     longest = policy.positions - task.max_new_tokens
     rows = policy.encode([p.prompt for p in problems], task.chat)
     kept = [p for p, ids in zip(problems, rows) if len(ids) <= longest]
     if not kept and problems:
         raise UserError(f"no problem leaves room for --max-new-tokens {task.max_new_tokens} in the model's "
-                        f"{policy.positions} positions{why}: lower it or take a model with more")
+                        f"{policy.limit}: lower it or take a model with more")
     if len(kept) < len(problems):
         print(f"left out {len(problems) - len(kept)} of {len(problems)} problems: prompts too long for the model",
               flush=True)
@@ -352,7 +350,7 @@ def main(argv=None):
             policy = None  # two models need not fit at once
             gc.collect()
             policy = common.load_policy(base, args.bits or (flags or {}).get("bits"), adapter=adapter or None,
-                                        reference="base", fast=None if args.plain else choose_fast)
+                                        reference="base", fast=chooser(args.plain))
             findings = []
             policy.check = Check(findings.append)
             own, task.chat = flags if flags and args.chat is None else {}, wanted

@@ -65,6 +65,11 @@ class Fast:
             yield batch
 
 
+def chooser(plain):
+    """The argument `fast` of common.load_policy, by --plain."""
+    return None if plain else choose_fast
+
+
 def choose_fast(policy):
     """Which fast paths pay for this model and are right -> (Fast or None, the choice and its reason in words).
 

@@ -41,9 +41,10 @@ class Check:
         x = [prompts[b] for b, _ in rows]
         tokens = drawn.lists()
         y = [tokens[b][i] for b, i in rows]
+        alone = [bare(policy, *pair, temperature) for pair in zip(x, y)]
         found = {"the sampler": [drawn.logps[b, i, :n].float().cpu() for (b, i), n in zip(rows, map(len, y))],
-                 "the scorer": scored(policy, x, y, temperature),
-                 "one unpadded forward": [bare(policy, *pair, temperature) for pair in zip(x, y)]}
+                 "the scorer": max(scored(policy, x, y, temperature), key=lambda ways: gap(ways, alone)),
+                 "one unpadded forward": alone}
         gaps = {(a, b): gap(found[a], found[b]) for a in found for b in found if a < b}
         largest = max(gap[0] for gap in gaps.values())
         mean = max(gap[1] for gap in gaps.values())
@@ -69,16 +70,19 @@ def some_rows(lengths, whole):
 
 
 def scored(policy, x, y, temperature):
-    """Log-probabilities [T_j] of completions y_j as the update computes them, by a fast path where there is one."""
-    out = [None] * len(y)
+    """Log-probabilities [T_j] of completions y_j in each of the ways that the update may compute them: by common.score,
+    and by the fast path, which it takes only where that pays."""
     ways = [common.score(policy, x, y, temperature)]
-    if policy.fast:  # the update takes it where it pays
-        ways = [policy.fast.score(policy, x, y, temperature, load.micro_batch(policy.lm))]
+    if policy.fast:
+        ways.append(policy.fast.score(policy, x, y, temperature, load.micro_batch(policy.lm)))
+    results = []
     for way in ways:
+        out = [None] * len(y)
         for index, logps, _ in way:
             for j, row in zip(index.tolist(), logps):
                 out[j] = row[:len(y[j])].float().cpu()
-    return out
+        results.append(out)
+    return results
 
 
 def bare(policy, x, y, temperature):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import common
 import evaluate
 import tasks
-from fast.choose import choose_fast
+from fast.choose import chooser
 from support import load, processes
 from support.errors import UserError
 from support.folder import new_folder
@@ -27,7 +27,7 @@ def fit_verifier(args):
     folder = new_folder(args.out, f"verifier-{task.name}")
     started = time.time()
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, "base", args.seed,
-                                fast=None if args.plain else choose_fast)
+                                fast=chooser(args.plain))
     load.put_prompts(policy, task, args.chat, args.system)
     args.bits, size = load.bits_of(policy), policy.size
     if args.fit_lr is None:

@@ -24,7 +24,7 @@ import torch
 
 import common
 import ppo_passk
-from fast.choose import choose_fast
+from fast.choose import chooser
 from support import ROOT, flags, load, measure
 from support.errors import UserError
 from support.folder import versions, write_atomic
@@ -224,13 +224,8 @@ def shape_part(folder, shape, args):
                 precision_part(folder, f"{shape}, {bits} bits", path, bits, args, bandwidth, rate)
 
 
-def fast_of(args):
-    """load_policy's argument `fast`, by --plain."""
-    return None if args.plain else choose_fast
-
-
 def precision_part(folder, label, path, bits, args, bandwidth, rate):
-    policy = common.load_policy(path, bits, seed=args.seed, fast=fast_of(args))
+    policy = common.load_policy(path, bits, seed=args.seed, fast=chooser(args.plain))
     middle = args.row_counts[len(args.row_counts) // 2]
     policy.stop = [args.vocabulary]  # nothing ends before its length
     record(folder, label, how=policy.note)
@@ -259,7 +254,7 @@ def small_card(folder, path, args, total=24e9, tokens=512):
             torch.cuda.set_per_process_memory_fraction(share)
             stack.callback(torch.cuda.set_per_process_memory_fraction, 1.0)
             load.free_memory = lambda d: total - 0.6e9 - torch.cuda.memory_allocated(d) if d.type == "cuda" else own(d)
-        policy, line = common.load_policy(path, 4, seed=args.seed, fast=fast_of(args)), {}
+        policy, line = common.load_policy(path, 4, seed=args.seed, fast=chooser(args.plain)), {}
         policy.stop = [args.vocabulary]
         prompts = prompts_of(args.k, args)
         with fresh_peak(policy, line):
@@ -313,7 +308,7 @@ def trl_part(folder, shape, args):
         measure.build(shape, path, args.seed, args.vocabulary)
         tokenizer = word_tokenizer(args.vocabulary)
         task = Words(args, tokenizer)
-        policy = common.load_policy(path, 16 if gpu else 32, seed=args.seed, fast=fast_of(args))
+        policy = common.load_policy(path, 16 if gpu else 32, seed=args.seed, fast=chooser(args.plain))
         policy.tokenizer, policy.stop = tokenizer, [args.vocabulary]  # nothing ends early, as with TRL's least length
         for objective in ("mean", "passk"):
             own = ppo_passk.parser().parse_args([

@@ -11,7 +11,7 @@ import torch
 import common
 import evaluate
 import tasks
-from fast.choose import choose_fast
+from fast.choose import chooser
 from support import check, load, processes
 from support.errors import UserError
 from support.plots import plot_run
@@ -72,7 +72,7 @@ def set_up(run, task, label, binary=None, base=None):
     task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
     run.create(f"{task.name}-{label}")
     run.policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed,
-                                    fast=None if args.plain else choose_fast)
+                                    fast=chooser(args.plain))
     run.policy.note += f"\nprompts {load.put_prompts(run.policy, task, args.chat, args.system)}"
     resolve(run)
     run.train = evaluate.that_fit(run.policy, task, task.need("train"))[:args.train_problems or None]

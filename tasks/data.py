@@ -23,8 +23,9 @@ import re
 
 from support.errors import UserError
 
+from .answers import MAX_ANSWER, clean, last_box
 from .embedded import Problem
-from .mathematics import MAX_ANSWER, Math, clean, last_box
+from .mathematics import Math
 from .programs import Code, CodeProblem, prefix_of, squeeze
 
 SPLITS = {"train": "train", "valid": "valid", "test": "test", "validation": "valid", "val": "valid"}

@@ -43,9 +43,7 @@ from contextlib import suppress
 
 from support.errors import UserError
 
-from .answers import MAX_ANSWER as MAX_ANSWER
 from .answers import clean, differ, final_answer, vote_key
-from .answers import last_box as last_box
 from .embedded import Task
 from .workers import WorkerPool
 
