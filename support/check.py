@@ -11,9 +11,10 @@ from support.errors import UserError
 ROWS = 4
 
 # Largest and mean gap in nats per token. In float32, 4-bit weights included, only the order of sums differs: 3e-5 and
-# 1e-6 at most. The others are ten times what was measured on random and embedded models, where rounded products are
-# other numbers in another shape of batch.
-LIMITS = {"float32": (1e-3, 1e-3), "8 bits": (10 * 0.05, 10 * 0.003), "bfloat16": (10 * 0.09, 10 * 0.01)}
+# 7e-6 at most. The others are ten times the median over batches of SmolLM2-135M (.2 and .05 in bfloat16, .5 and .08 in
+# 8 bits, where activations are rounded too; smaller models differ by less): rounded products are other numbers in
+# another shape of batch.
+LIMITS = {"float32": (1e-3, 1e-3), "8 bits": (10 * 0.5, 10 * 0.08), "bfloat16": (10 * 0.2, 10 * 0.05)}
 
 
 class Check:
