@@ -14,6 +14,7 @@ import sys
 import tempfile
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from support import ROOT, load
 from support.errors import UserError
@@ -48,14 +49,15 @@ def leaf(name):
 
 
 def with_effect(lm, modules):
-    """Names of those modules {name: module} that are called as layers, with a tensor as the result that has an effect
-    on the logits: a zero with a gradient is added to it."""
+    """Names of those linear modules {name: module} that are called as layers, with a tensor of their size as the result
+    that has an effect on the logits: a zero with a gradient is added to it."""
     zeros = {}
 
     def hook(name):
         def add(module, inputs, output):
-            if not torch.is_tensor(output) or not output.is_floating_point():
-                return None
+            wide = module.out_features if isinstance(module, torch.nn.Linear) else module.nf
+            if not torch.is_tensor(output) or output.shape != (*inputs[0].shape[:-1], wide):
+                return None  # a linear layer of another kind: routers give several tensors, grouped ones another shape
             if name not in zeros:  # some layers are called several times
                 zeros[name] = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
             return output + zeros[name]
@@ -92,31 +94,40 @@ def taken_for_experts(lm, name):
     return bool(config.target_parameters)
 
 
+class Read(TorchFunctionMode):
+    """Inside, the parameters that something is computed of are noted."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, (torch.Tensor, tuple, list)) and not isinstance(result, torch.Size):
+            self.found |= {id(x) for x in (*args, *(kwargs or {}).values()) if isinstance(x, torch.nn.Parameter)}
+        return result
+
+
 @torch.no_grad()
 def untouched(lm):
-    """What text runs through and no adapter on the model reaches, in words: its matrices other than embeddings."""
-    called = set()
-    hooks = [module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
-             for name, module in lm.named_modules()]
-    try:
-        lm(input_ids=probe(lm)[:1])
-    finally:
-        for each in hooks:
-            each.remove()
+    """What text runs through and no adapter on the model reaches, in words: its matrices other than embeddings, by the
+    names of their modules, the largest last; "" where there are none."""
+    with Read() as read:
+        lm(input_ids=probe(lm)[:1], use_cache=False)
     modules = dict(lm.named_modules())
-    adapted = {name for name, module in modules.items() if hasattr(module, "base_layer")}
+    adapted = tuple(name for name, module in modules.items() if hasattr(module, "base_layer"))
     tables = [module for module in modules.values() if isinstance(module, torch.nn.Embedding)]
     tables.append(lm.get_output_embeddings())
     sizes = {}
     for name, module in modules.items():
-        above = name.rpartition(".")[0]
-        inside = any(name == other or name.startswith(other + ".") for other in adapted)
-        if inside or not {name, above} & called or any(module is table for table in tables):
+        if any(f"{name}.".startswith(f"{other}.") for other in adapted) or any(module is table for table in tables):
             continue
-        mixed = any(other.startswith(name + ".") for other in adapted)
+        beside = any(other.startswith(f"{name}.") for other in adapted)  # the module's own tensors, not all of it
         for kind, tensor in module.named_parameters(recurse=False):
-            if tensor.dim() > 1:
-                said = kind if mixed else leaf(name)
+            if tensor.dim() > 1 and id(tensor) in read.found:
+                said = kind if beside else leaf(name)
+                if "experts" in name.split("."):
+                    said = "experts"
                 sizes[said] = sizes.get(said, 0) + tensor.numel()
     return ", ".join(sorted(sizes, key=sizes.get))
 
