@@ -166,7 +166,7 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     that are missing or odd, a model that is not causal, an adapter that does not fit or cannot be used.
     """
     lm, tokenizer, note = load.load_base(model, bits, device)
-    pads = model_checks.pads(lm, model)
+    model_checks.refuse(lm, model)
     size = lm.num_parameters()
     import peft  # after load_base, which quietens what it imports
     start, inner = None, os.path.join(adapter or "", "adapter")
@@ -203,7 +203,7 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     note += f" ({untouched} stay as they are)" if untouched else ""
     policy = Policy(wrapped, tokenizer, lm.device, note, stop, start, reference, end=tokenizer.eos_token_id, size=size,
                     accepts=frozenset(inspect.signature(lm.forward).parameters), caches=model_checks.caches(lm),
-                    pads=pads)
+                    pads=model_checks.pads(lm))
     policy.fast, why = fast(policy) if fast else (None, "plain (the loops of common.py)")
     policy.note += f"\nsampling and scoring: {why}"
     return policy

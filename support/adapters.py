@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from support import ROOT, load
 from support.errors import UserError
-from support.model_checks import PADDING, causal, differs_in_batch, exact, mean_gap, probe
+from support.model_checks import PADDING, causal, differs_in_batch, exact, mean_gap, pads, probe
 
 CHANGING = ("pissa", "olora")  # initialisations that take their matrices out of the base, and could be computed again
 CONVERT = ("convert it to a plain LoRA where it was trained, with peft's "
@@ -58,6 +58,8 @@ def with_effect(lm, modules):
             wide = module.out_features if isinstance(module, torch.nn.Linear) else module.nf
             if not torch.is_tensor(output) or output.shape != (*inputs[0].shape[:-1], wide):
                 return None  # a linear layer of another kind: routers give several tensors, grouped ones another shape
+            if not output.is_floating_point():  # the model casts the input to what a quantised weight is stored as
+                raise ValueError(f"{name} computes in whole numbers where its weight is quantised: give --bits 32")
             if name not in zeros:  # some layers are called several times
                 zeros[name] = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
             return output + zeros[name]
@@ -275,7 +277,7 @@ def check(wrapped, lm, before):
         if not near(lm, logits(lm, lm), before):
             raise UserError(f"{kind} changes the base as it is loaded, so that the base could not be told from it: "
                             f"{MERGE}")
-        padding = 0 if differs_in_batch(lm) else PADDING
+        padding = PADDING if pads(lm) else 0
     if not near(lm, logits(lm, lm), logits(wrapped, lm)):
         raise UserError(f"{kind} needs a forward pass of peft's own around the model, and the sampler calls the model "
                         "itself: take one adapter of weights, such as LoRA")

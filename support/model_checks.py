@@ -17,10 +17,9 @@ PADDING = 3  # columns to the left of the row that is tried in a padded batch
 CROSS = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")  # layers that read an encoder's states
 
 
-def pads(lm, model):
-    """Whether prompts of several lengths may share a batch, padded on the left; where padding changes what follows it,
-    as in RWKV's recurrence, only those of one length may.  model: how the user named it.  Raises UserError, one
-    sentence with the reason, unless `lm` is a decoder that can be sampled from."""
+def refuse(lm, model):
+    """Raise UserError, one sentence with the reason, unless `lm` is a decoder that can be sampled from, if only by
+    prompts of one length at a time.  model: how the user named it."""
     name, hint = type(lm).__name__, "choose a decoder-only language model"
     if needs_encoder(lm):
         raise UserError(f"model {model!r} is the decoder of an encoder-decoder ({name} has attention to the states of "
@@ -30,18 +29,23 @@ def pads(lm, model):
             told = ", and its config says is_decoder false" if getattr(lm.config, "is_decoder", None) is False else ""
             raise UserError(f"model {model!r} is not causal (in {name} a changed token changes what is predicted "
                             f"before it{told}): {hint}")
-        padded, different = True, differs_in_batch(lm)
-        if different:
-            padded, different = False, differs_in_batch(lm, 0)
+        different = differs_in_batch(lm, 0)
     except (torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:  # a model may want other inputs than text, and raises what it likes
         reason = str(error).strip().split("\n")[0]
+        if not exact(lm):  # some models do with a weight what a quantised one does not stand
+            hint = f"give --bits 32, or {hint}"
         raise UserError(f"model {model!r} cannot be run on tokens alone ({name}: {reason}): {hint}") from error
     if different:
         raise UserError(f"model {model!r} gives other log-probabilities {different} than to the same tokens alone, so "
                         f"samples of {name} drawn in a batch would not be its own: {hint}")
-    return padded
+
+
+def pads(lm):
+    """Whether prompts of several lengths may share a batch, padded on the left; where padding changes what follows it,
+    as in RWKV's recurrence, only those of one length may."""
+    return differs_in_batch(lm) is None
 
 
 def needs_encoder(lm):

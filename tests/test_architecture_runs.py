@@ -86,18 +86,16 @@ def test_resume_and_evaluation(kind, folder_of, policies, tmp_path, monkeypatch)
     flags = [*SMALL, "--k", 2, "--model", folder_of(kind), "--save-every", 1, "--steps", 2]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(ppo_passk.main, *flags, "--out", whole)[0] == 0
-    step = ppo_passk.step
+    step, calls = ppo_passk.step, []
 
-    def once(*args):
-        monkeypatch.setattr(ppo_passk, "step", broken)
+    def breaks(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise UserError("broken off")
         return step(*args)
-
-    def broken(*args):
-        raise UserError("broken off")
     with monkeypatch.context() as patch:
-        patch.setattr(ppo_passk, "step", once)
+        patch.setattr(ppo_passk, "step", breaks)
         assert run(ppo_passk.main, *flags, "--out", parts)[0] == 2
-    monkeypatch.setattr(ppo_passk, "step", step)
     code, _, error = run(ppo_passk.main, "--out", parts, "--resume")
     assert code == 0, error
     assert untimed(read_lines(parts)) == untimed(read_lines(whole))
