@@ -5,9 +5,10 @@ softmax(logits / temperature) over the whole vocabulary (no top-k, no top-p), a 
 token that is a decision of the policy like any other, and log pi(y|x) is the sum over the completion's tokens, that one
 included.
 
-`sample` and `score` are the plain versions, right for any causal LM that loads, and what a run with --plain executes. Without that flag a script gives the policy its fast paths (`policy.fast`, fast/choose.py; the run
-prints which, and why). Then `sample` hands over to `Fast.decode` instead of `decode` below, and `score`, where it pays,
-to `Fast.score` instead of the rest of its body: the same draws, the same numbers.
+`sample` and `score` are the plain versions, right for any causal LM that loads, and what a run with --plain executes.
+Without that flag a script gives the policy its fast paths (`policy.fast`, fast/choose.py; the run prints which, and
+why). Then `sample` hands over to `Fast.decode` instead of `decode` below, and `score`, where it pays, to `Fast.score`
+instead of the rest of its body: the same draws, the same numbers.
 """
 import inspect
 import math

@@ -1,5 +1,5 @@
-"""Where a new adapter goes, and adapters that were made elsewhere: put on a base so that sampler, scorer, both references
-and what is saved say what plain peft says of the folder, or refused with the reason.
+"""Where a new adapter goes. And adapters that were made elsewhere: put on a base so that sampler, scorer, both
+references and what is saved say what plain peft says of the folder, or refused with the reason.
 
 peft knows some fifty kinds. Those that only add something inside layers of the base are right as they are; `refusal`
 knows those that are not, and `check` tries the rest: a forward pass tells whether the base is still what it was.
@@ -77,15 +77,15 @@ def with_effect(lm, modules):
 
 
 def read_by_kernels(lm):
-    """Names of layers whose whole weight the model's code hands to something else than the layer, as Mamba's out_proj to
-    a kernel. Read in the code, because such kernels run on a GPU only, and an adapter is to be the same anywhere."""
+    """Names of layers whose whole weight the model's code hands to something else than the layer, as Mamba's out_proj
+    to a kernel. Read in the code, because such kernels run on a GPU only, and an adapter is to be the same anywhere."""
     code = inspect.getsource(sys.modules[type(lm).__module__])
     return set(re.findall(r"self\.(\w+)\.weight(?:,| @)", code))
 
 
 def taken_for_experts(lm, name):
-    """Whether peft reads this name of a layer as that of a part of experts that are fused into one tensor, and would put
-    the LoRA on all of that tensor instead."""
+    """Whether peft reads this name of a layer as that of a part of experts that are fused into one tensor, and would
+    put the LoRA on all of that tensor instead."""
     import peft
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
     config = peft.LoraConfig(target_modules=[name])

@@ -1,5 +1,5 @@
-"""What a model has to be before anything is sampled from it: a decoder of its own, causal, the same in a batch. And what
-it can do: share a padded batch, share out its cache.
+"""What a model has to be before anything is sampled from it: a decoder of its own, causal, the same in a batch. And
+what it can do: share a padded batch, share out its cache.
 
 The transformers class for causal LMs also builds BERT and its kin, which see the whole text unless told otherwise, and
 decoders that were trained beside an encoder. All of them sample something, without a word of complaint.
@@ -126,8 +126,8 @@ def differs_in_batch(lm, padding=PADDING):
 
 @torch.no_grad()
 def caches(lm):
-    """Whether the model's cache can be shared out to several samples of a prompt, and rows selected from it: tried, with
-    a row that gets another row's states if one of its tensors is left behind."""
+    """Whether the model's cache can be shared out to several samples of a prompt, and rows selected from it: tried,
+    with a row that gets another row's states if one of its tensors is left behind."""
     limits = [getattr(module, "time_step_limit", (0.0, math.inf)) for module in lm.modules()]
     if any(tuple(limit) != (0.0, math.inf) for limit in limits):
         return False  # transformers clamps the time steps of Mamba 2 in a scan over a row, and not token by token
@@ -152,7 +152,7 @@ def caches(lm):
         second = forward(rows[[1, 0], n + 1:], n + 2, past_key_values=cache).logits[:, -1]
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # no cache, one without such a method, one that does not go with a mask: a model raises many types
+    except Exception:  # no cache, one without such a method, one that does not go with a mask: each raises its own
         return False
     spread = (1e-3 if exact(lm) else 0.1) * mean_gap(wanted, wanted.float().mean((0, 1)))
     return all(mean_gap(found, wanted[chosen, at]) <= spread

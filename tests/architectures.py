@@ -31,10 +31,11 @@ RIGHT = {  # the path that a model of this size takes on a CPU
     EQUAL: ["deepseek_v4"],
     KEYS: """bloom falcon fuyu got_ocr2 gpt_bigcode gpt_neo moss_transcribe_diarize mpt
         phi4_multimodal""".split(),
-    STATES: """bailing_hybrid bamba falcon_h1 granitemoehybrid inkling2_text inkling_text jamba kimi_linear lfm2 lfm2_moe
-        lfm3 olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text zamba
+    STATES: """bailing_hybrid bamba falcon_h1 granitemoehybrid inkling2_text inkling_text jamba kimi_linear lfm2
+        lfm2_moe lfm3 olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text zamba
         zaya""".split(),
-    RERUN: """falcon_mamba mamba mamba2 minimax moshi nemotron_h openai-gpt recurrent_gemma rwkv xlstm zamba2""".split(),
+    RERUN: """falcon_mamba mamba mamba2 minimax moshi nemotron_h openai-gpt recurrent_gemma rwkv xlstm
+        zamba2""".split(),
 }
 REFUSED = {  # by words of the sentence
     "is not causal": """bert bert-generation big_bird camembert cpmant data2vec-text electra ernie megatron-bert rembert
@@ -89,6 +90,7 @@ SLIDING = {"layer_types": ["sliding_attention", "full_attention"]}
 LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 CONVOLUTION = {"layer_types": ["conv", "full_attention"]}
 WINDOW = {"swa_head_dim": 8, "sliding_window_size": 8, "rel_extent": 16}
+COMPRESSED = {"heavily_compressed_attention": 8, "compressed_sparse_attention": 4}
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 OTHERWISE = {  # what these sizes alone do not say: a layer of each kind, parts that must fit each other
@@ -107,8 +109,7 @@ OTHERWISE = {  # what these sizes alone do not say: a layer of each kind, parts 
     "cohere_compass_text": {"rope_parameters": dict.fromkeys(SLIDING["layer_types"], ROPE), **SLIDING},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
              "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2}},
-    "deepseek_v4": {"qk_rope_head_dim": 8, "layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"],
-                    "compress_rates": {"heavily_compressed_attention": 8, "compressed_sparse_attention": 4}},
+    "deepseek_v4": {"qk_rope_head_dim": 8, "layer_types": [*COMPRESSED], "compress_rates": COMPRESSED},
     "gemma3": {"vision_config": {"model_type": "siglip_vision_model", "image_size": 16, "patch_size": 8, **VISION}},
     "gemma4": {"vision_config": {"position_embedding_size": 16, "head_dim": 8, **HEADS, **VISION}},
     "gemma4_unified": {"vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 16, "patch_size": 4}},

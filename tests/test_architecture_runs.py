@@ -25,7 +25,8 @@ KINDS = {
         "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "short_factor": [1.0, 1.5],
         "long_factor": [2.0, 4.0], "original_max_position_embeddings": 64}},
 }
-SMALL = ["--task", "countdown", "--prompts", 3, "--samples", 4, "--max-new-tokens", 6, "--eval-samples", 0, "--lr", 0.01]
+SMALL = ["--task", "countdown", "--prompts", 3, "--samples", 4, "--max-new-tokens", 6, "--eval-samples", 0,
+         "--lr", 0.01]
 SCRIPTS = {"ppo_passk": (ppo_passk, ["--k", 2]), "cat_passk": (cat_passk, ["--n", 4]),
            "cat_passk sft": (cat_passk, ["--n", 4, "--mode", "sft"]), "bon_rl": (bon_rl, ["--n", 2])}
 

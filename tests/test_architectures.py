@@ -1,4 +1,4 @@
-"""The table of architectures.py, computed again: every causal language model of transformers is right, or one sentence."""
+"""The table of architectures.py, computed again: each causal language model of transformers is right, or a sentence."""
 import re
 
 import pytest
@@ -10,8 +10,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 import common
 from support.errors import UserError
 
-PATHS = {ROWS: "fast (", KEYS: "samples of a prompt share its keys and values", RERUN: "no cache that can be shared out",
-         STATES: "whose states go from token to token", EQUAL: "only prompts of one length share a batch"}
+PATHS = {ROWS: "fast (", KEYS: "samples of a prompt share its keys and values",
+         RERUN: "no cache that can be shared out", STATES: "whose states go from token to token", EQUAL: "only prompts of one length share a batch"}
 PROMPTS = [[5, 7, 3, 9, 11, 4, 6, 8, 10, 12], [3, 4], [8, 6, 4, 12, 10, 5, 3]]
 NEW = 14  # tokens, so that the longest row is three times the windows of these models
 

@@ -217,10 +217,10 @@ def test_sampler_and_scorer(bits):
     ("qwen3_5_text", "plain (Qwen3_5ForCausalLM has layers whose states go from token to token)"),
     ("mamba2", "plain (Mamba2ForCausalLM has no cache that can be shared out"),
     ("gpt_oss", "decoded kernel by kernel (GptOssForCausalLM captured: a cache that does more than append"),
-    ("qwen3_moe", "decoded kernel by kernel (Qwen3MoeForCausalLM captured: called a synchronizing CUDA operation")])
+    ("qwen3_moe", "samples of a prompt share its keys and values, decoded ")])
 def test_states_and_experts(kind, how, bits, tmp_path):
     """A hybrid, one without attention and fused experts; what cannot be captured says so."""
-    folder = architectures.save(tmp_path, architectures.config_of(kind))
+    folder = architectures.save(tmp_path, architectures.config_of(kind), std=0.05)
     with PretendGPU() as gpu:
         policy = shaken(load_policy(folder, bits=bits), scale=0.05)
         assert how in policy.note and "stay as they are" in policy.note
@@ -229,7 +229,7 @@ def test_states_and_experts(kind, how, bits, tmp_path):
         ys = [y for rows in drawn.lists() for y in rows]
         for index, logps, _ in common.score(policy, [x for x in prompts for _ in range(3)], ys):
             old = drawn.logps.flatten(0, 1).sum(-1)[index.to("cuda")]
-            assert bits == 16 or (logps.sum(-1) - old).abs().max().item() < (1e-3 if bits == 32 else 1.0)
+            assert (logps.sum(-1) - old).abs().mean().item() < (1e-3 if bits == 32 else 0.5)
             logps.sum().backward()
         assert all(p.grad is not None and p.grad.is_cuda for p in policy.parameters())
     assert not gpu.mismatches
