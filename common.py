@@ -5,10 +5,10 @@ softmax(logits / temperature) over the whole vocabulary (no top-k, no top-p), a 
 token that is a decision of the policy like any other, and log pi(y|x) is the sum over the completion's tokens, that one
 included.
 
-`sample` and `score` are the plain versions, right for any causal LM with an attention cache, and what a run with
---plain executes. Without that flag a script gives the policy its fast paths (`policy.fast`, fast/choose.py; the run
-prints which, and why). Then `sample` hands over to `Fast.decode` instead of `decode` below, and `score`, where it pays,
-to `Fast.score` instead of the rest of its body: the same draws, the same numbers.
+`sample` and `score` are the plain versions, right for any causal LM that loads, and what a run with --plain executes.
+Without that flag a script gives the policy its fast paths (`policy.fast`, fast/choose.py; the run prints which, and
+why). Then `sample` hands over to `Fast.decode` instead of `decode` below, and `score`, where it pays, to `Fast.score`
+instead of the rest of its body: the same draws, the same numbers.
 """
 import inspect
 import math
@@ -49,6 +49,8 @@ class Policy:
     start: str | None = None  # peft name of the frozen starting adapter, the KL reference
     reference_kind: str = "start"
     accepts: frozenset = frozenset()  # argument names of the model's forward
+    caches: bool = True  # the model's cache can be shared out to samples; False: a row is run again for each token
+    pads: bool = True  # prompts of several lengths share a batch, padded on the left; False: only those of one length
     system: str | None = None  # text of a system message, where prompts go through the chat template
     end: int | None = None  # the end-of-sequence token of gold completions; None: the first of `stop`
     size: int = 0  # parameters of the base
@@ -96,6 +98,10 @@ class Policy:
     def forward(self, ids, mask, position, keep, **options):
         """The model's output for ids, mask, position [R, L], with the logits of the last `keep` positions; of more, or
         without positions, where the model knows no better."""
+        if isinstance(options.get("past_key_values"), decoding.Rerun):
+            ids = options.pop("past_key_values").longer(ids)
+            position = positions_of(mask)
+            options["use_cache"] = False
         known = {"position_ids": position, "logits_to_keep": keep}
         options |= {name: value for name, value in known.items() if name in self.accepts}
         return self.lm(input_ids=ids, attention_mask=mask, **options)
@@ -148,7 +154,8 @@ class Policy:
 
 
 def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="start", seed=0, device=None, fast=None):
-    """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, all linear layers, no dropout).
+    """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, no dropout) on all linear layers that
+    one reaches (support/adapters.py, linear_layers).
 
     model      hub id, local directory, FILE.gguf, or an embedded model: those in models/, like "tiny"
     bits       4 (NF4, double quantisation), 8, 16 or 32; None: 4 on a GPU, 32 on a CPU
@@ -171,8 +178,8 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
             warnings.simplefilter("ignore")
             if adapter is None:
                 wrapped = peft.get_peft_model(lm, peft.LoraConfig(
-                    r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear",
-                    task_type="CAUSAL_LM"))
+                    r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, task_type="CAUSAL_LM",
+                    target_modules=adapters.linear_layers(lm)))
             else:
                 start = "start" if reference == "start" else None
                 wrapped = adapters.put_on(lm, folder, start)
@@ -193,8 +200,11 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     if not stop:
         raise UserError(f"model {model!r} has no end-of-sequence token: add eos_token to its tokenizer_config.json")
     note += f", LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters"
+    untouched = adapters.untouched(lm)
+    note += f" ({untouched} stay as they are)" if untouched else ""
     policy = Policy(wrapped, tokenizer, lm.device, note, stop, start, reference, end=tokenizer.eos_token_id, size=size,
-                    accepts=frozenset(inspect.signature(lm.forward).parameters))
+                    accepts=frozenset(inspect.signature(lm.forward).parameters), caches=model_checks.caches(lm),
+                    pads=model_checks.pads(lm))
     policy.fast, why = fast(policy) if fast else (None, "plain (the loops of common.py)")
     policy.note += f"\nsampling and scoring: {why}"
     return policy
@@ -254,8 +264,7 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
     logps, entropies = torch.zeros(2, *shape, device=policy.device)
     lengths = torch.zeros(shape[:2], dtype=torch.long, device=policy.device)
     mine = sorted(range(processes.RANK, len(prompts), processes.WORLD), key=lambda b: len(prompts[b]))
-    for first in range(0, len(mine), chunk):  # of about equal lengths: little padding
-        chosen = mine[first:first + chunk]
+    for chosen in decoding.batches(mine, prompts, chunk, policy.pads):  # of about equal lengths: little padding
         # All uniforms at once and per prompt: nothing random inside the loop, the same draw in any batch.
         u = torch.stack([torch.rand(k, max_new_tokens, dtype=torch.float64,
                                     generator=torch.Generator().manual_seed(seeds[b])) for b in chosen])  # [P, k, T]
@@ -301,13 +310,10 @@ def decode(policy, prompts, u, temperature):
     (P, k, T), stop = u.shape, torch.tensor(policy.stop, device=policy.device)
     ids, mask = left_pad(prompts, policy.device)  # [P, L]
     position = positions_of(mask)
-    out = policy.forward(ids, mask, position, 1, use_cache=True)  # each prompt once ...
-    cache = getattr(out, "past_key_values", None)
-    if not hasattr(cache, "batch_repeat_interleave"):
-        raise UserError(f"the sampler needs an attention cache, which {type(policy.lm).__name__} does not have: choose "
-                        "a decoder with attention in every layer")
-    if k > 1:
-        cache.batch_repeat_interleave(k)  # ... and its keys and values shared out to its samples
+    out = policy.forward(ids, mask, position, 1, use_cache=policy.caches)  # each prompt once ...
+    cache = out.past_key_values if policy.caches else decoding.Rerun(ids)
+    if k > 1:  # ... and its keys and values, or states, shared out to its samples
+        cache.reorder_cache(torch.arange(P, device=policy.device).repeat_interleave(k))
     decoding.make_room(cache)
     logits = out.logits[:, -1].repeat_interleave(k, 0)  # [R, V], R = P k
     position = position[:, -1:].repeat_interleave(k, 0)  # [R, 1]
@@ -333,7 +339,7 @@ def decode(policy, prompts, u, temperature):
             if len(alive) == 0:
                 break
             if len(alive) < 0.9 * len(rows):  # finished rows leave the batch, once it is worth the copy
-                cache.batch_select_indices(alive)
+                cache.reorder_cache(alive)
                 rows, u, mask, position, token, done = (x[alive] for x in (rows, u, mask, position, token, done))
         position = position + 1
         logits = policy.forward(token, mask[..., :L + t + 1], position, 1, past_key_values=cache, use_cache=True).logits
@@ -355,11 +361,15 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits
         yield from policy.fast.score(policy, prompts, completions, temperature, max_tokens, logits)
         return
     order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
+    if not policy.pads:
+        order.sort(key=lambda i: len(prompts[i]))
     while order:  # from the longest down
         index, L, T = [], 0, 0
         while order:
             wider = max(L, len(prompts[order[-1]])), max(T, len(completions[order[-1]]))
             if index and (len(index) + 1) * sum(wider) > max_tokens:
+                break
+            if index and not policy.pads and len(prompts[order[-1]]) < L:
                 break
             L, T = wider
             index.append(order.pop())

@@ -78,6 +78,9 @@ def choose_fast(policy):
     if the model gives the log-probabilities of two samples of a short prompt in either way: tried, whatever its name.
     """
     lm = policy.lm
+    reason = why_plain(policy)
+    if reason:
+        return None, f"plain ({type(lm).__name__} {reason})"
     layers = lora_layers(policy)
     cannot = why_not_folded(policy, layers)
     with torch.no_grad(), warnings.catch_warnings():
@@ -101,6 +104,20 @@ def choose_fast(policy):
     if cannot:
         return Fast([], False), words + f"adapter not folded into the weights ({cannot})"
     return Fast(layers, False), words + "adapter folded into the weights in rollouts"
+
+
+@torch.no_grad()
+def why_plain(policy):
+    """Why a model cannot take any fast path, in words that follow its name; None if it may. No trial of one says so for
+    certain: with small random weights a state that is another row's changes little."""
+    if not policy.caches:
+        return "has no cache that can be shared out: for each token its row is run again"
+    if not policy.pads:
+        return "is another under padding: only prompts of one length share a batch"
+    ids = torch.ones(1, 2, dtype=torch.long, device=policy.device)
+    if decoding.recurrent(policy.forward(ids, ids, common.positions_of(ids), 1, use_cache=True).past_key_values):
+        return "has layers whose states go from token to token"
+    return None
 
 
 def why_not_folded(policy, layers):

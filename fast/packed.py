@@ -16,7 +16,7 @@ def decode_packed(policy, prompts, u, temperature):
     out = policy.forward(ids, mask, position, 1, use_cache=True)
     cache, L, R = out.past_key_values, ids.shape[1], P * repeat
     if repeat > 1:
-        cache.batch_repeat_interleave(repeat)
+        cache.reorder_cache(torch.arange(P).repeat_interleave(repeat))
     logits = out.logits[:, -1:].repeat_interleave(repeat, 0).expand(-1, g, -1)  # [R, g, V]
     position = position[:, -1:].repeat_interleave(repeat, 0).repeat(1, g)  # [R, g]
     # The g queries of a step see the prompt, and of the samples' columns (token by token, g each) their own.
@@ -41,7 +41,7 @@ def decode_packed(policy, prompts, u, temperature):
         if len(alive) == 0 or t + 1 == T:
             break
         if len(alive) < 0.9 * len(rows):
-            cache.batch_select_indices(alive)
+            cache.reorder_cache(alive)
             rows, u, mask, position, token, done = (x[alive] for x in (rows, u, mask, position, token, done))
         position = position + 1
         logits = policy.forward(token, mask[..., :L + g * (t + 1)], position, g, past_key_values=cache,

@@ -36,7 +36,7 @@ def score_shared(policy, prompts, completions, temperature, max_tokens, logits=F
         scaled = out.logits[:, -1:][owner]  # [r, 1, V]: what the first token is drawn from
         if T > 1:
             cache = out.past_key_values
-            cache.batch_select_indices(owner)
+            cache.reorder_cache(owner)
             mask = torch.cat([mask[owner], own[:, :-1].long()], 1)  # [r, L + T - 1]
             position = position[owner, -1:] + torch.arange(1, T, device=policy.device)
             out = policy.forward(tokens[:, :-1], mask, position, T - 1, past_key_values=cache, use_cache=True)

@@ -1,26 +1,137 @@
-"""Adapters that were made elsewhere: put on a base so that sampler, scorer, both references and what is saved say what
-plain peft says of the folder, or refused with the reason.
+"""Where a new adapter goes. And adapters that were made elsewhere: put on a base so that sampler, scorer, both
+references and what is saved say what plain peft says of the folder, or refused with the reason.
 
 peft knows some fifty kinds. Those that only add something inside layers of the base are right as they are; `refusal`
 knows those that are not, and `check` tries the rest: a forward pass tells whether the base is still what it was.
 """
 import contextlib
 import copy
+import inspect
 import math
 import os
+import re
+import sys
 import tempfile
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from support import ROOT, load
 from support.errors import UserError
-from support.model_checks import causal, differs_in_batch, exact, mean_gap, probe
+from support.model_checks import PADDING, causal, differs_in_batch, exact, mean_gap, pads, probe
 
 CHANGING = ("pissa", "olora")  # initialisations that take their matrices out of the base, and could be computed again
 CONVERT = ("convert it to a plain LoRA where it was trained, with peft's "
            "save_pretrained(..., path_initial_model_for_weight_conversion=...)")
 MERGE = "merge it into its base (peft's merge_and_unload) and give the result as --model"
 LOFTQ = f"LoftQ put another, quantised base in the place of this one, and the folder does not hold it: {MERGE}"
+
+
+def linear_layers(lm):
+    """Names of the layers of a model that a new LoRA goes on: all linear ones but the output embedding, except where it
+    would be without effect, because the model reads the weight past the layer or text does not run through it, and
+    where peft would put it on another tensor.  Raises ValueError if none is left."""
+    from transformers.pytorch_utils import Conv1D
+    head = lm.get_output_embeddings()
+    linear = {name: module for name, module in lm.named_modules()
+              if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head}
+    left_out = read_by_kernels(lm)
+    left_out |= {kind for kind in {leaf(name) for name in linear} if taken_for_experts(lm, kind)}
+    reached = with_effect(lm, linear)
+    names = [name for name in linear if name in reached and leaf(name) not in left_out]
+    if not names:
+        raise ValueError("there is no linear layer that it would have an effect on")
+    return names
+
+
+def leaf(name):
+    return name.rpartition(".")[2]
+
+
+def with_effect(lm, modules):
+    """Names of those linear modules {name: module} that are called as layers, with a tensor of their size as the result
+    that has an effect on the logits: a zero with a gradient is added to it."""
+    zeros = {}
+
+    def hook(name):
+        def add(module, inputs, output):
+            wide = module.out_features if isinstance(module, torch.nn.Linear) else module.nf
+            if not torch.is_tensor(output) or output.shape != (*inputs[0].shape[:-1], wide):
+                return None  # a linear layer of another kind: routers give several tensors, grouped ones another shape
+            if not output.is_floating_point():  # the model casts the input to what a quantised weight is stored as
+                raise ValueError(f"{name} computes in whole numbers where its weight is quantised: give --bits 32")
+            if name not in zeros:  # some layers are called several times
+                zeros[name] = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
+            return output + zeros[name]
+        return add
+    hooks = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        with torch.enable_grad():
+            total = lm(input_ids=probe(lm)[:1], use_cache=False).logits.float().sum()
+        if total.requires_grad:
+            total.backward()
+    finally:
+        for each in hooks:
+            each.remove()
+    return {name for name, zero in zeros.items() if zero.grad is not None}
+
+
+def read_by_kernels(lm):
+    """Names of layers whose whole weight the model's code hands to something else than the layer, as Mamba's out_proj
+    to a kernel. Read in the code, because such kernels run on a GPU only, and an adapter is to be the same anywhere."""
+    code = inspect.getsource(sys.modules[type(lm).__module__])
+    return set(re.findall(r"self\.(\w+)\.weight(?:,| @)", code))
+
+
+def taken_for_experts(lm, name):
+    """Whether peft reads this name of a layer as that of a part of experts that are fused into one tensor, and would
+    put the LoRA on all of that tensor instead."""
+    import peft
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    config = peft.LoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(config, lm, None)
+    except ValueError:  # it wants the other parts named as well
+        return True
+    return bool(config.target_parameters)
+
+
+class Read(TorchFunctionMode):
+    """Inside, the parameters that something is computed of are noted."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, (torch.Tensor, tuple, list)) and not isinstance(result, torch.Size):
+            self.found |= {id(x) for x in (*args, *(kwargs or {}).values()) if isinstance(x, torch.nn.Parameter)}
+        return result
+
+
+@torch.no_grad()
+def untouched(lm):
+    """What text runs through and no adapter on the model reaches, in words: its matrices other than embeddings, by the
+    names of their modules, the largest last; "" where there are none."""
+    with Read() as read:
+        lm(input_ids=probe(lm)[:1], use_cache=False)
+    modules = dict(lm.named_modules())
+    adapted = tuple(name for name, module in modules.items() if hasattr(module, "base_layer"))
+    tables = [module for module in modules.values() if isinstance(module, torch.nn.Embedding)]
+    tables.append(lm.get_output_embeddings())
+    sizes = {}
+    for name, module in modules.items():
+        if any(f"{name}.".startswith(f"{other}.") for other in adapted) or any(module is table for table in tables):
+            continue
+        beside = any(other.startswith(f"{name}.") for other in adapted)  # the module's own tensors, not all of it
+        for kind, tensor in module.named_parameters(recurse=False):
+            if tensor.dim() > 1 and id(tensor) in read.found:
+                said = kind if beside else leaf(name)
+                if "experts" in name.split("."):
+                    said = "experts"
+                sizes[said] = sizes.get(said, 0) + tensor.numel()
+    return ", ".join(sorted(sizes, key=sizes.get))
 
 
 def put_on(lm, folder, start=None):
@@ -166,10 +277,11 @@ def check(wrapped, lm, before):
         if not near(lm, logits(lm, lm), before):
             raise UserError(f"{kind} changes the base as it is loaded, so that the base could not be told from it: "
                             f"{MERGE}")
+        padding = PADDING if pads(lm) else 0
     if not near(lm, logits(lm, lm), logits(wrapped, lm)):
         raise UserError(f"{kind} needs a forward pass of peft's own around the model, and the sampler calls the model "
                         "itself: take one adapter of weights, such as LoRA")
-    if not causal(lm) or differs_in_batch(lm):  # Lily's mixture is a mean over all tokens of a batch
+    if not causal(lm) or differs_in_batch(lm, padding):  # Lily's mixture is a mean over all tokens of a batch
         raise UserError(f"with {kind} what is said of a token depends on later ones, or on the rest of its batch, so "
                         "that samples would not be its own: take another kind of adapter, such as LoRA")
 

@@ -1,5 +1,6 @@
 """What the sampling loop and its fast paths share: memory for keys and values, masks, the window of a model."""
 import functools
+import itertools
 import math
 import re
 import sys
@@ -45,6 +46,35 @@ def rope_limit(config):
                 config, "original_max_position_embeddings", None) or config.max_position_embeddings
             limit = min(limit, (most, kind))
     return limit
+
+
+class Rerun:
+    """In the place of a cache, for a model without one that can be shared out: the tokens of the rows so far, which are
+    run again from the start for each new one."""
+
+    def __init__(self, ids):
+        self.ids = ids  # [R, L]
+
+    def reorder_cache(self, rows):
+        self.ids = self.ids[rows]
+
+    def longer(self, token):
+        """The rows with a token more, [R, L + 1]."""
+        self.ids = torch.cat([self.ids, token], 1)
+        return self.ids
+
+
+def batches(rows, prompts, most, pads):
+    """Numbers of prompts, sorted by length, in lists of at most `most`; unless the model `pads`, of one length each."""
+    parts = [rows]
+    if not pads:
+        parts = [list(part) for _, part in itertools.groupby(rows, key=lambda b: len(prompts[b]))]
+    return [part[first:first + most] for part in parts for first in range(0, len(part), most)]
+
+
+def recurrent(cache):
+    """Whether layers of a cache keep states that each token changes, beside or in place of keys and values."""
+    return any(hasattr(layer, "recurrent_states") for layer in getattr(cache, "layers", ()))
 
 
 def additive(mask, dtype):

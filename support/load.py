@@ -225,23 +225,40 @@ def free_memory(device):
     return torch.cuda.mem_get_info(device)[0] + cached
 
 
+def largest(config, name, default):
+    """A size in a config, the largest of a list with one for each layer; `default` where there is none."""
+    layers = getattr(config, "per_layer_config", None) or [config]
+    values = [getattr(layer, name, None) or default for layer in layers]
+    return max(max(value) if isinstance(value, (list, tuple)) else value for value in values)
+
+
+def sizes(lm):
+    """(layers, hidden size, vocabulary) of a model, whatever its config calls them."""
+    config = lm.config.get_text_config()
+    vocabulary, hidden = lm.get_input_embeddings().weight.shape
+    return largest(config, "num_hidden_layers", 1), largest(config, "hidden_size", hidden), vocabulary
+
+
 def most_rows(lm, tokens):
     """Rows of so many tokens that the sampler decodes at once: those whose keys, values and logits half the free memory
     of a GPU holds; on a CPU 1 GB, at most 1024."""
     c, gpu = lm.config.get_text_config(), lm.device.type == "cuda"
-    heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
-    width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    layers, hidden, vocabulary = sizes(lm)
+    heads = largest(c, "num_attention_heads", 1)
+    width = largest(c, "head_dim", hidden // heads)
+    width *= largest(c, "num_key_value_heads", heads)
     # bytes of keys and values with room to grow, and of a row of logits, log-probabilities, probabilities, products
-    row = 2.5 * lm.dtype.itemsize * c.num_hidden_layers * heads * width * tokens + 20 * c.vocab_size
+    row = 2.5 * lm.dtype.itemsize * layers * width * tokens + 20 * vocabulary
     return max(1, int(free_memory(lm.device) // 2 // row if gpu else min(1024, 2 ** 30 // row)))
 
 
 def micro_batch(lm):
     """Tokens of one micro-batch of the update: 2048 on a CPU, 8192 on a GPU; less for a large model, as many as 2 GB of
     a CPU's memory or half of a GPU's hold."""
-    c, gpu = lm.config.get_text_config(), lm.device.type == "cuda"
+    gpu = lm.device.type == "cuda"
+    layers, hidden, vocabulary = sizes(lm)
     # Bytes that autograd keeps per token: activations of each layer (LoRA inputs in float32), logits in two precisions.
-    token = 100 * c.num_hidden_layers * c.hidden_size + 24 * c.vocab_size
+    token = 100 * layers * hidden + 24 * vocabulary
     return max(256, min(8192 if gpu else 2048, (free_memory(lm.device) // 2 if gpu else 2 ** 31) // token))
 
 

@@ -1,9 +1,11 @@
-"""What a model has to be before anything is sampled from it: a decoder of its own, causal, the same in a padded batch.
+"""What a model has to be before anything is sampled from it: a decoder of its own, causal, the same in a batch. And
+what it can do: share a padded batch, share out its cache.
 
 The transformers class for causal LMs also builds BERT and its kin, which see the whole text unless told otherwise, and
 decoders that were trained beside an encoder. All of them sample something, without a word of complaint.
 """
 import inspect
+import math
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +18,8 @@ CROSS = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")  # l
 
 
 def refuse(lm, model):
-    """Raise UserError, one sentence with the reason, unless `lm` is a decoder that can be sampled from.  model: how the
-    user named it."""
+    """Raise UserError, one sentence with the reason, unless `lm` is a decoder that can be sampled from, if only by
+    prompts of one length at a time.  model: how the user named it."""
     name, hint = type(lm).__name__, "choose a decoder-only language model"
     if needs_encoder(lm):
         raise UserError(f"model {model!r} is the decoder of an encoder-decoder ({name} has attention to the states of "
@@ -27,15 +29,23 @@ def refuse(lm, model):
             told = ", and its config says is_decoder false" if getattr(lm.config, "is_decoder", None) is False else ""
             raise UserError(f"model {model!r} is not causal (in {name} a changed token changes what is predicted "
                             f"before it{told}): {hint}")
-        different = differs_in_batch(lm)
+        different = differs_in_batch(lm, 0)
     except (torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:  # a model may want other inputs than text, and raises what it likes
         reason = str(error).strip().split("\n")[0]
+        if not exact(lm):  # some models do with a weight what a quantised one does not stand
+            hint = f"give --bits 32, or {hint}"
         raise UserError(f"model {model!r} cannot be run on tokens alone ({name}: {reason}): {hint}") from error
     if different:
         raise UserError(f"model {model!r} gives other log-probabilities {different} than to the same tokens alone, so "
                         f"samples of {name} drawn in a batch would not be its own: {hint}")
+
+
+def pads(lm):
+    """Whether prompts of several lengths may share a batch, padded on the left; where padding changes what follows it,
+    as in RWKV's recurrence, only those of one length may."""
+    return differs_in_batch(lm) is None
 
 
 def needs_encoder(lm):
@@ -90,22 +100,60 @@ def causal(lm):
 
 
 @torch.no_grad()
-def differs_in_batch(lm):
-    """Where the logits are others than without padding, mask and positions, in words; None where they are the same. It
-    is how the sampler and the scorer of common.py call the model."""
-    row, known = probe(lm)[:1], inspect.signature(lm.forward).parameters
+def differs_in_batch(lm, padding=PADDING):
+    """Where the logits are others than alone, without padding, mask and positions, in words; None where they are the
+    same. It is how the sampler and the scorer of common.py call the model.  padding: columns on the left; with 0 it is
+    tried beside another row, and before padding on the right."""
+    rows, known = probe(lm), inspect.signature(lm.forward).parameters
+    row = rows[:1]
     wanted = lm(input_ids=row).logits[0]
     spread = mean_gap(wanted, wanted.float().mean(0))  # how much depends on the place at all
 
-    def same(padding):
-        mask = F.pad(torch.ones_like(row), (padding, 0))
-        position = mask.cumsum(-1).sub(1).clamp_min(0)
-        options = {"position_ids": position} if "position_ids" in known else {}
-        found = lm(input_ids=F.pad(row, (padding, 0)), attention_mask=mask, **options).logits[0, padding:]
+    def same(ids, mask):
+        options = {"position_ids": mask.cumsum(-1).sub(1).clamp_min(0)} if "position_ids" in known else {}
+        found = lm(input_ids=ids, attention_mask=mask, **options).logits[0, mask[0].bool()]
         return mean_gap(found, wanted) <= (1e-3 if exact(lm) else 0.1) * spread
 
-    if not same(0):
+    ones = torch.ones_like(row)
+    if not same(row, ones):
         return "to tokens whose positions are counted from 0"
-    if not same(PADDING):
+    if padding and not same(F.pad(row, (padding, 0)), F.pad(ones, (padding, 0))):
         return "to tokens after padding on the left"
+    if not padding and not same(F.pad(rows, (0, PADDING)), F.pad(torch.ones_like(rows), (0, PADDING))):
+        return "to tokens beside another row"
     return None
+
+
+@torch.no_grad()
+def caches(lm):
+    """Whether the model's cache can be shared out to several samples of a prompt, and rows selected from it: tried,
+    with a row that gets another row's states if one of its tensors is left behind."""
+    limits = [getattr(module, "time_step_limit", (0.0, math.inf)) for module in lm.modules()]
+    if any(tuple(limit) != (0.0, math.inf) for limit in limits):
+        return False  # transformers clamps the time steps of Mamba 2 in a scan over a row, and not token by token
+    rows = probe(lm)  # [2, n]
+    known = inspect.signature(lm.forward).parameters
+    n = rows.shape[1] - 2
+
+    def forward(ids, length, **options):
+        mask = torch.ones(len(ids), length, dtype=torch.long, device=ids.device)
+        if "position_ids" in known:
+            options["position_ids"] = (mask.cumsum(-1) - 1)[:, -ids.shape[1]:]
+        return lm(input_ids=ids, attention_mask=mask, use_cache=True, **options)
+
+    def select(*chosen):
+        cache.reorder_cache(torch.tensor(chosen, device=rows.device))
+    try:
+        wanted = lm(input_ids=rows).logits
+        cache = forward(rows[:, :n], n).past_key_values
+        select(1, 0, 0, 1)
+        first = forward(rows[[1, 0, 0, 1], n:n + 1], n + 1, past_key_values=cache).logits[:, -1]
+        select(3, 1)
+        second = forward(rows[[1, 0], n + 1:], n + 2, past_key_values=cache).logits[:, -1]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # no cache, one without such a method, one that does not go with a mask: each raises its own
+        return False
+    spread = (1e-3 if exact(lm) else 0.1) * mean_gap(wanted, wanted.float().mean((0, 1)))
+    return all(mean_gap(found, wanted[chosen, at]) <= spread
+               for found, chosen, at in ((first, [1, 0, 0, 1], n), (second, [1, 0], n + 1)))

@@ -75,14 +75,35 @@ def test_positions_that_begin_elsewhere_are_refused(kind, tmp_path):
         load_policy(folder)
 
 
-def test_padding_that_changes_the_rest_is_refused(tmp_path):
-    """RoFormer takes no positions: it counts columns."""
-    folder = save(tmp_path, "roformer", **SMALL, is_decoder=True)
-    with pytest.raises(UserError, match="to tokens after padding on the left"):
+def test_a_batch_that_changes_a_row_is_refused(tmp_path, monkeypatch):
+    folder, forward = save(tmp_path, "gpt2", n_embd=32, n_layer=2, n_head=4, **TOKENS), transformers.GPT2Model.forward
+
+    def mixed(self, *args, **options):
+        out = forward(self, *args, **options)
+        out.last_hidden_state += 0.1 * out.last_hidden_state.mean(0)
+        return out
+    monkeypatch.setattr(transformers.GPT2Model, "forward", mixed)
+    with pytest.raises(UserError, match="to tokens beside another row"):
         load_policy(folder)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind not in [*OFFSET, "roformer"]])
+def test_padding_that_changes_the_rest(tmp_path):
+    """RoFormer takes no positions: it counts columns. Only prompts of one length share a batch."""
+    policy = load_policy(save(tmp_path, "roformer", **SMALL, is_decoder=True))
+    assert not policy.pads and "only prompts of one length share a batch" in policy.note
+    lengths, forward = [], policy.lm.forward
+
+    def watched(**options):
+        lengths.append(options["attention_mask"][:, :2])
+        return forward(**options)
+    policy.lm.forward = watched
+    prompts = [[5, 7, 3], [3, 4], [8, 6, 4], [9, 2, 7], [4, 4]]
+    drawn = common.sample(policy, prompts, 2, range(5), 1.0, 4)
+    common.sequence_logps(policy, prompts, [rows[0] for rows in drawn.lists()])
+    assert len(lengths) > 4 and all(mask.all() for mask in lengths)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind not in OFFSET])
 def test_decoders_of_the_same_classes_are_right(kind, tmp_path):
     """With is_decoder: sampler, scorer and one forward without padding agree."""
     policy = load_policy(save(tmp_path, kind, **SMALL, is_decoder=True))

@@ -625,18 +625,6 @@ def test_an_adapter_of_another_base_is_refused(folder_of, tmp_path):
     assert load_policy(folder_of("llama"), bits=32, adapter=str(tmp_path)).start == "start"
 
 
-def test_models_without_an_attention_cache_are_refused(tmp_path):
-    import transformers
-    model = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(
-        hidden_size=32, num_hidden_layers=1, vocab_size=30, state_size=4, eos_token_id=0, bos_token_id=None,
-        pad_token_id=0))
-    model.save_pretrained(tmp_path)
-    transformers.AutoTokenizer.from_pretrained(ROOT + "/models/tiny").save_pretrained(tmp_path)
-    with pytest.raises(UserError):
-        policy = load_policy(str(tmp_path), bits=32)
-        common.sample(policy, [policy.encode("c7>")], 2, [0])
-
-
 def test_a_tokenizer_that_appends_eos_does_not_end_the_prompt():
     from tokenizers.processors import TemplateProcessing
     policy = load_policy("tiny", bits=32)

@@ -3,6 +3,7 @@ import importlib
 import json
 import types
 
+import architectures
 import bitsandbytes  # it, peft and transformers look for CUDA when they are imported: before one is pretended
 import peft
 import pytest
@@ -206,6 +207,29 @@ def test_sampler_and_scorer(bits):
         for index, logps, _ in common.score(policy, [x for x in prompts for _ in range(8)], ys):
             old = drawn.logps.flatten(0, 1).sum(-1)[index.to("cuda")]
             assert (logps.sum(-1) - old).abs().max().item() < (1e-3 if bits == 32 else 0.5)
+            logps.sum().backward()
+        assert all(p.grad is not None and p.grad.is_cuda for p in policy.parameters())
+    assert not gpu.mismatches
+
+
+@pytest.mark.parametrize("bits", [4, 16, 32])
+@pytest.mark.parametrize("kind,how", [
+    ("qwen3_5_text", "plain (Qwen3_5ForCausalLM has layers whose states go from token to token)"),
+    ("mamba2", "plain (Mamba2ForCausalLM has no cache that can be shared out"),
+    ("gpt_oss", "decoded kernel by kernel (GptOssForCausalLM captured: a cache that does more than append"),
+    ("qwen3_moe", "samples of a prompt share its keys and values, decoded ")])
+def test_states_and_experts(kind, how, bits, tmp_path):
+    """A hybrid, one without attention and fused experts; what cannot be captured says so."""
+    folder = architectures.save(tmp_path, architectures.config_of(kind), std=0.05)
+    with PretendGPU() as gpu:
+        policy = shaken(load_policy(folder, bits=bits), scale=0.05)
+        assert how in policy.note and "stay as they are" in policy.note
+        prompts = [[3, 4, 5], [3, 4, 5, 6, 7, 8, 9]]
+        drawn = common.sample(policy, prompts, 3, [1, 2], max_new_tokens=9)
+        ys = [y for rows in drawn.lists() for y in rows]
+        for index, logps, _ in common.score(policy, [x for x in prompts for _ in range(3)], ys):
+            old = drawn.logps.flatten(0, 1).sum(-1)[index.to("cuda")]
+            assert (logps.sum(-1) - old).abs().mean().item() < (1e-3 if bits == 32 else 0.5)
             logps.sum().backward()
         assert all(p.grad is not None and p.grad.is_cuda for p in policy.parameters())
     assert not gpu.mismatches
