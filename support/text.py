@@ -36,8 +36,8 @@ def has_clock(tokenizer):
 
 def ignores_system(tokenizer, system):
     """Whether the chat template writes the same prompt for another system message."""
-    written = [render(tokenizer, [("system", text), ("user", "prompt")], answer=True) for text in (system, system + "!")]
-    return written[0] == written[1]
+    found = {render(tokenizer, [("system", text), ("user", "prompt")], answer=True) for text in (system, system + "!")}
+    return len(found) == 1
 
 
 def end_of_turn(tokenizer, stop):
@@ -113,11 +113,13 @@ def continuations(tokenizer, text, prompt, whole):
     and of prompt and text encoded as one."""
     if prompt and whole[:len(prompt)] == prompt:
         yield whole[len(prompt):]
-    added = {str(token): i for i, token in tokenizer.added_tokens_decoder.items()}
+    added = {str(token): [i] for i, token in tokenizer.added_tokens_decoder.items()}
     names = "|".join(map(re.escape, sorted(added, key=len, reverse=True)))
-    parts = re.split(f"({names})", text) if added else [text]
-    # part by part: after an added token some tokenizers begin anew, with a space that the text does not have
-    yield [i for part in parts for i in ([added[part]] if part in added else after(tokenizer, part))]
+    ids = []  # part by part: after an added token some tokenizers begin anew, with a space that the text does not have
+    for part in re.split(f"({names})", text) if added else [text]:
+        known = part in added and decode(tokenizer, added[part]) == part
+        ids += added[part] if known else after(tokenizer, part)
+    yield ids
 
 
 def after(tokenizer, text):
@@ -133,6 +135,7 @@ def after(tokenizer, text):
 # ------------------------------------------------------------------------------------------------------------ decoding
 
 def read(tokenizer, tokens):
+    """The text of tokens on their own."""
     return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
@@ -155,12 +158,24 @@ def tail(tokenizer, prompt):
 def decode(tokenizer, tokens, prompt=None):
     """The text that tokens add to a prompt (lists of ids; None: to any text), as many tokenizers read a token at the
     beginning of a text in another way. Special tokens are a part of it, but for those that stand for no text: start,
-    padding, and what the tokenizer does not know."""
+    padding, and what the tokenizer does not know. The beginning of a character at the end is read as U+FFFD."""
     t = tokenizer
     silent = (t.bos_token_id, t.cls_token_id, t.pad_token_id, t.unk_token_id)
     tokens = [i for i in tokens if i not in silent]
-    for context in ([tail(t, prompt)] if prompt else []) + [letter(t)]:
-        before, whole = read(t, context), read(t, context + tokens)
-        if whole.startswith(before):  # unless a part of a character takes bytes before it along
+    contexts = [tail(t, prompt)] if prompt else []
+    contexts.append(letter(t))
+    text = addition(t, tokens, contexts)
+    for n in range(1, min(4, len(tokens) + 1)) if text.endswith(CUT) else ():
+        whole = addition(t, tokens[:-n], contexts)
+        if not whole.endswith(CUT):  # some tokenizers read the characters before as U+FFFD too
+            return text if text.startswith(whole) else whole + CUT
+    return text
+
+
+def addition(tokenizer, tokens, contexts):
+    """The text that tokens add to the first context (lists of ids) that they leave as it is."""
+    for context in contexts:
+        before, whole = read(tokenizer, context), read(tokenizer, context + tokens)
+        if whole.startswith(before):  # unless the beginning of a character takes bytes before it along
             return whole[len(before):]
-    return read(t, tokens)
+    return read(tokenizer, tokens)
