@@ -435,7 +435,7 @@ def main(argv=None):
             def rewards_of(drawn):
                 if tiny or args.model:
                     prompts = prompts_for(args.k * len(drawn.tokens))
-                    texts = [policy.decode(row, x) for x, rows in zip(prompts, drawn.lists()) for row in rows]
+                    texts = policy.texts([row for rows in drawn.lists() for row in rows], prompts)
                     problems = [p for p in task.train[:len(drawn.tokens)] for _ in range(args.k)]
                     return torch.tensor(task.rewards(problems, texts)).view(-1, args.k)
                 generator = torch.Generator().manual_seed(args.seed)  # random weights solve nothing: rewards at p = 0.2

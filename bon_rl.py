@@ -220,7 +220,7 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     sampled = time.time()
 
     # Verify.
-    texts = [policy.decode(row, prompts[j // M]) for j, row in enumerate(y)]
+    texts = policy.texts(y, prompts)
     owners = [p for p in problems for _ in range(M)]
     rewards = processes.rewards(task, owners, texts).float().view(B, M)
     if verifier:

@@ -139,7 +139,7 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
     sampled = time.time()
 
     # Verify gold completions and samples alike.
-    texts = [policy.decode(row, prompts[j // (1 + M)]) for j, row in enumerate(y)]
+    texts = policy.texts(y, prompts)
     owners = [p for p in problems for _ in range(1 + M)]
     for b, p in enumerate(problems):
         texts[b * (1 + M)] = p.solution

@@ -252,7 +252,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
         sampled = time.time()
 
         # Verify.
-        texts = [policy.decode(row, prompts[j // M]) for j, row in enumerate(y)]
+        texts = policy.texts(y, prompts)
         rewards = processes.rewards(task, [p for p in problems for _ in range(M)], texts).float().view(B, M)
         shown = {"reward": rewards}
 

@@ -140,8 +140,14 @@ class Policy:
 
     def decode(self, tokens, prompt=None):
         """Text that a completion adds to its prompt (lists of ids; None: to any), without the token that ends it."""
-        ended = tokens and tokens[-1] in self.stop
-        return text.decode(self.tokenizer, tokens[:-1] if ended else tokens, prompt)
+        return self.texts([tokens], [prompt])[0]
+
+    def texts(self, completions, prompts):
+        """`decode` of R completions: the first R / B of them belong to the first of B prompts, and so on."""
+        rows = [row[:-1] if row and row[-1] in self.stop else row for row in completions]
+        share = len(rows) // len(prompts)
+        parts = [text.decode(self.tokenizer, rows[b * share:(b + 1) * share], x) for b, x in enumerate(prompts)]
+        return [found for part in parts for found in part]
 
     @contextmanager
     def reference(self):

@@ -94,7 +94,7 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
                               temperature, max_new_tokens or task.max_new_tokens)
         tokens, sums, lengths = drawn.lists(), drawn.logps.double().sum(-1).cpu(), drawn.lengths.cpu()  # [b, n] each
         entropies = (drawn.entropies.sum((1, 2)).cpu() / lengths.sum(1)).tolist()
-        texts = [[policy.decode(row, x) for row in rows] for x, rows in zip(prompts, tokens)]
+        texts = [policy.texts(rows, [x]) for x, rows in zip(prompts, tokens)]
         owners = [p for p in block for _ in range(samples)]
         rewards = processes.rewards(task, owners, [text for rows in texts for text in rows])
         for b, p in enumerate(block):

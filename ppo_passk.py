@@ -211,7 +211,7 @@ def step(policy, task, optimizer, problems, number, args):
     sampled = time.time()
 
     # Verify.
-    texts = [policy.decode(row, prompts[j // n]) for j, row in enumerate(y)]
+    texts = policy.texts(y, prompts)
     rewards = processes.rewards(task, [p for p in problems for _ in range(n)], texts).float().view(B, n)
     answers = None
     if args.objective == "majority":

@@ -11,7 +11,7 @@ from support.errors import UserError
 # day that the templates of Llama 3 write where there is no clock.
 DAY = datetime.datetime(2024, 7, 26)
 CLOCK = re.compile(r"""strftime_now\s*\(\s*("|')(.*?)\1\s*\)""")
-CONTEXT = 16  # tokens at the end of a prompt that a completion is read after
+CONTEXT = 8  # tokens at the end of a prompt that a completion is read after
 OPENERS = "\n:a1"  # characters that a text is encoded after, where it cannot be after its prompt
 CUT = "\ufffd"  # what stands for bytes that are no character
 
@@ -41,10 +41,10 @@ def ignores_system(tokenizer, system):
 
 
 def end_of_turn(tokenizer, stop):
-    """The token that the chat template puts after what the model says: the first that is added to the vocabulary or
-    in `stop`. None where text follows, or nothing: such a template says nothing about it."""
+    """The token that the chat template puts after what the model says: one that is added to the vocabulary, or in
+    `stop`. None where text follows, or nothing: such a template says nothing about it."""
     answer = "4711"
-    marks = {*stop, *tokenizer.added_tokens_decoder}
+    marks = {*stop, *tokenizer.added_tokens_decoder} - ({tokenizer.unk_token_id} - {*stop})
     turns = [("user", "prompt"), ("assistant", answer)]
     for more in ([], [("user", "prompt")]):  # in some templates it is the beginning of the next turn
         with contextlib.suppress(Exception):
@@ -98,9 +98,9 @@ def encode(tokenizer, prompts, written=False):
     plain = ids_of(tokenizer, prompts) if prompts else []
     if written or not prompts:
         return plain
-    rows = []
+    rows, end = [], tokenizer.eos_token_id
     for ids, whole in zip(plain, tokenizer(prompts)["input_ids"]):
-        while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+        while len(ids) > 1 and ids[-1] == end:
             ids.pop()  # written at the end of the prompt: all would be said
         start = next((i for i in range(len(whole)) if whole[i:i + len(ids)] == ids), 0)
         again = ids[:start] == whole[:start]  # it has been through a template
@@ -117,7 +117,7 @@ def continuations(tokenizer, text, prompt, whole):
     names = "|".join(map(re.escape, sorted(added, key=len, reverse=True)))
     ids = []  # part by part: after an added token some tokenizers begin anew, with a space that the text does not have
     for part in re.split(f"({names})", text) if added else [text]:
-        known = part in added and decode(tokenizer, added[part]) == part
+        known = part in added and decode(tokenizer, [added[part]]) == [part]
         ids += added[part] if known else after(tokenizer, part)
     yield ids
 
@@ -127,7 +127,7 @@ def after(tokenizer, text):
     for opener in OPENERS if text else ():
         first, both = ids_of(tokenizer, [opener, opener + text])
         ids = both[len(first):]
-        if both[:len(first)] == first and decode(tokenizer, ids) == text:
+        if both[:len(first)] == first and decode(tokenizer, [ids]) == [text]:
             return ids
     return ids_of(tokenizer, text)
 
@@ -155,27 +155,28 @@ def tail(tokenizer, prompt):
     return prompt[start:]
 
 
-def decode(tokenizer, tokens, prompt=None):
-    """The text that tokens add to a prompt (lists of ids; None: to any text), as many tokenizers read a token at the
-    beginning of a text in another way. Special tokens are a part of it, but for those that stand for no text: start,
-    padding, and what the tokenizer does not know. The beginning of a character at the end is read as U+FFFD."""
+def decode(tokenizer, rows, prompt=None):
+    """The texts that rows of tokens add to a prompt (lists of ids; None: to any text), as many tokenizers read a token
+    at the beginning of a text in another way. Special tokens are a part of it, but for those that stand for no text:
+    start, padding, and what the tokenizer does not know. A part of a character at the end is read as U+FFFD."""
     t = tokenizer
-    silent = (t.bos_token_id, t.cls_token_id, t.pad_token_id, t.unk_token_id)
-    tokens = [i for i in tokens if i not in silent]
-    contexts = [tail(t, prompt)] if prompt else []
-    contexts.append(letter(t))
-    text = addition(t, tokens, contexts)
-    for n in range(1, min(4, len(tokens) + 1)) if text.endswith(CUT) else ():
-        whole = addition(t, tokens[:-n], contexts)
+    silent = {t.bos_token_id, t.cls_token_id, t.pad_token_id, t.unk_token_id}
+    contexts = [(context, read(t, context)) for context in ([tail(t, prompt)] if prompt else []) + [letter(t)]]
+    return [addition(t, [i for i in row if i not in silent], contexts) for row in rows]
+
+
+def addition(tokenizer, tokens, contexts, cut=3):
+    """The text that tokens add to the first of the contexts (token ids and their text) that they leave as it is.  cut:
+    most tokens that a part of a character has."""
+    for context, before in contexts:
+        text = read(tokenizer, context + tokens)
+        if text.startswith(before):  # unless a part of a character takes bytes before it along
+            text = text[len(before):]
+            break
+    else:
+        text = read(tokenizer, tokens)
+    for n in range(1, min(cut, len(tokens)) + 1) if text.endswith(CUT) else ():
+        whole = addition(tokenizer, tokens[:-n], contexts, cut=0)
         if not whole.endswith(CUT):  # some tokenizers read the characters before as U+FFFD too
             return text if text.startswith(whole) else whole + CUT
     return text
-
-
-def addition(tokenizer, tokens, contexts):
-    """The text that tokens add to the first context (lists of ids) that they leave as it is."""
-    for context in contexts:
-        before, whole = read(tokenizer, context), read(tokenizer, context + tokens)
-        if whole.startswith(before):  # unless the beginning of a character takes bytes before it along
-            return whole[len(before):]
-    return read(tokenizer, tokens)
