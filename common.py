@@ -207,8 +207,8 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     note += f", LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters"
     words = " or ".join(f"{text.name_of(tokenizer, token)} of its {place}" for token, place in ends.items())
     note += f", completions end with {words}"
-    policy = Policy(wrapped, tokenizer, lm.device, note, [*ends], start, reference, end=tokenizer.eos_token_id, size=size,
-                    accepts=frozenset(inspect.signature(lm.forward).parameters))
+    policy = Policy(wrapped, tokenizer, lm.device, note, [*ends], start, reference, end=tokenizer.eos_token_id,
+                    size=size, accepts=frozenset(inspect.signature(lm.forward).parameters))
     policy.fast, why = fast(policy) if fast else (None, "plain (the loops of common.py)")
     policy.note += f"\nsampling and scoring: {why}"
     return policy

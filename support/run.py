@@ -169,8 +169,8 @@ def gold_completions(policy, task, problems, target="solution", longest=torch.in
         elif len(ids) <= min(longest, policy.positions - len(prompt)):
             golds[p.id] = ids
     if unwritten:
-        print(f"{unwritten} of {len(problems)} gold completions cannot be written with this tokenizer, which would "
-              "change their text", flush=True)
+        print(f"{unwritten} of {len(problems)} gold completions cannot be written with this tokenizer: no tokens are "
+              "read as exactly their text, without one that ends it before", flush=True)
     what = f"no gold completion ({target})" + f" of at most {longest} tokens" * (longest < torch.inf)
     if not golds:
         raise UserError(f"task {task.name} has no problem to learn from: {what} that fits the model; add \"solution\" "

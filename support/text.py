@@ -98,7 +98,8 @@ def encode(tokenizer, prompts, written=False):
     plain = ids_of(tokenizer, prompts) if prompts else []
     if written or not prompts:
         return plain
-    rows, end = [], tokenizer.eos_token_id
+    rows = []
+    end = tokenizer.eos_token_id
     for ids, whole in zip(plain, tokenizer(prompts)["input_ids"]):
         while len(ids) > 1 and ids[-1] == end:
             ids.pop()  # written at the end of the prompt: all would be said
