@@ -392,10 +392,11 @@ def main(argv=None):
             print(f"verifier on {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}], calibration "
                   f"error {found['calibration_error']:.3f}")
     first, *others = values
+    told = {row: [entry["id"] for entry in pool if "gold" in entry] for row, pool in pools.items()}
     for row in others:
         if [e["id"] for e in pools[row]] == [e["id"] for e in pools[first]]:
             paired = {n: mean_se([b - a for a, b in zip(values[first][n], values[row][n])])
-                      for n in values[row] if n in values[first]}
+                      for n in values[row] if n in values[first] and (n != "gold" or told[row] == told[first])}
             report.setdefault("paired", {})[f"{row} - {first}"] = paired
             print(table({f"{row} - {first} (paired)": paired}))
     if not args.pool and task.counts:

@@ -173,8 +173,9 @@ def gold_completions(policy, task, problems, target="solution", longest=torch.in
               "read as exactly their text, without one that ends it before", flush=True)
     what = f"no gold completion ({target})" + f" of at most {longest} tokens" * (longest < torch.inf)
     if not golds:
-        raise UserError(f"task {task.name} has no problem to learn from: {what} that fits the model; add \"solution\" "
-                        "to its data, or raise --max-new-tokens")
+        why = f", and {unwritten} cannot be written with its tokenizer" * bool(unwritten)
+        raise UserError(f"task {task.name} has no problem to learn from: {what} that fits the model{why}; add "
+                        "\"solution\" to its data, raise --max-new-tokens, or take another model")
     if len(golds) < len(problems):
         print(f"left out {len(problems) - len(golds)} of {len(problems)} problems: {what}, or too long for the model",
               flush=True)

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 import common
 import evaluate
+import make_tiny
 import ppo_passk
 from support import load, text
 from support import verifier as verifiers
@@ -279,6 +280,16 @@ def llama_folder(path, tokenizer, eos=0, **more):
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+def test_gold_of_other_problems_is_not_compared(tmp_path):
+    """A tokenizer that does not know "*" has fewer gold completions than one that does."""
+    other = llama_folder(tmp_path / "m", make_tiny.make_tokenizer(make_tiny.CHARACTERS.replace("*", "")))
+    for pair, compared in ((("tiny", other), False), ((other, other + "/"), True)):
+        out = tmp_path / str(compared)
+        code, _, err = run(evaluate.main, *pair, "--problems", 20, "--samples", 2, "--k", 1, "--out", out)
+        found, = json.loads((out / "result.json").read_text())["paired"].values()
+        assert code == 0 and "pass@1" in found and ("gold" in found) == compared, err
 
 
 def test_nothing_left_of_a_prompt(tmp_path):
