@@ -94,6 +94,7 @@ from support.folder import versions
 from support.measure import TINY, alternate, build, generate, reset_peak
 from support.plots import save_figure
 from support.run import batch_of
+from support.text import render
 
 def peak(policy, line):
     """Peak memory of a line; on a CPU the process has one peak only, which the JSON line keeps."""
@@ -306,8 +307,8 @@ def against_trl(args, ours=None):
                     for objective in ("mean", "passk")}
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         # the text of what the policy reads, chat template and all, reads the same to TRL
-        text = {p.id: p.prompt if not (task.chat and tokenizer.chat_template) else tokenizer.apply_chat_template(
-            [{"role": "user", "content": p.prompt}], tokenize=False, add_generation_prompt=True) for p in task.train}
+        used = task.chat and tokenizer.chat_template
+        text = {p.id: render(tokenizer, [("user", p.prompt)], answer=True) if used else p.prompt for p in task.train}
         problem = {text[p.id]: p for p in task.train}
 
         def reward(prompts, completions, **_):
@@ -433,7 +434,8 @@ def main(argv=None):
 
             def rewards_of(drawn):
                 if tiny or args.model:
-                    texts = [policy.decode(row) for rows in drawn.lists() for row in rows]
+                    prompts = prompts_for(args.k * len(drawn.tokens))
+                    texts = policy.texts([row for rows in drawn.lists() for row in rows], prompts)
                     problems = [p for p in task.train[:len(drawn.tokens)] for _ in range(args.k)]
                     return torch.tensor(task.rewards(problems, texts)).view(-1, args.k)
                 generator = torch.Generator().manual_seed(args.seed)  # random weights solve nothing: rewards at p = 0.2

@@ -220,7 +220,8 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     sampled = time.time()
 
     # Verify.
-    texts, owners = [policy.decode(row) for row in y], [p for p in problems for _ in range(M)]
+    texts = policy.texts(y, prompts)
+    owners = [p for p in problems for _ in range(M)]
     rewards = processes.rewards(task, owners, texts).float().view(B, M)
     if verifier:
         found = verify_scores(verifier, [p.prompt for p in owners], texts, task.chat)
@@ -259,7 +260,7 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
         wrong, pairs = scores[rewards != 1], list(zip(scores.tolist(), rewards.tolist()))
         line["score_wrong"] = wrong.mean().item() if len(wrong) else None
         line["bon_gap"] = sum(common.bon_at_k(s, r, min(n, M)) - common.bon_at_k(r, r, min(n, M)) for s, r in pairs) / B
-    return line, examples(policy, problems, y, reward=rewards)
+    return line, examples(policy, problems, prompts, y, reward=rewards)
 
 
 @flags.cli

@@ -139,7 +139,8 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
     sampled = time.time()
 
     # Verify gold completions and samples alike.
-    texts, owners = [policy.decode(row) for row in y], [p for p in problems for _ in range(1 + M)]
+    texts = policy.texts(y, prompts)
+    owners = [p for p in problems for _ in range(1 + M)]
     for b, p in enumerate(problems):
         texts[b * (1 + M)] = p.solution
     rewards = processes.rewards(task, owners, texts).float().view(B, 1 + M)
@@ -171,7 +172,7 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
         samples = [text for j, text in enumerate(texts) if j % (1 + M)]
         line |= {**sample_stats(task, drawn, rewards[:, 1:], n, None, sampled - started), **weight_stats(c, "c"),
                  "diversity": evaluate.mean_diversity(samples, [task.extract(text) for text in samples], M)}
-    return line, examples(policy, problems, y, first=int(M > 0), gold=True, reward=rewards)
+    return line, examples(policy, problems, prompts, y, first=int(M > 0), gold=True, reward=rewards)
 
 
 @flags.cli

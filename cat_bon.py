@@ -170,7 +170,7 @@ def find_targets(policy, task, problems, M, tau, seed):
         prompts = policy.encode([p.prompt for p in block], task.chat)
         seeds = [common.seed_of("target", seed, p.id) for p in block]
         drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens).lists()
-        texts = [policy.decode(y) for rows in drawn for y in rows]
+        texts = policy.texts([y for rows in drawn for y in rows], prompts)
         rewards = processes.rewards(task, [p for p in block for _ in range(M)], texts).view(-1, M).tolist()
         for p, rs, rows in zip(block, rewards, drawn):
             targets[p.id] = max(zip(rs, rows), key=lambda pair: pair[0])[1]
@@ -215,7 +215,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None, recent=Non
         sampled = time.time()
 
         # Verify.
-        texts = [policy.decode(row) for row in y]
+        texts = policy.texts(y, prompts)
         rewards = processes.rewards(task, [p for p in problems for _ in range(M)], texts).float().view(B, M)
         shown = {"reward": rewards}
 
@@ -257,7 +257,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None, recent=Non
         shown = {"logp": gold}
     line = {"loss": processes.all_reduce(float(loss)), **line, **weight_stats(w, "w"), "grad_norm": norm,
             "samples_per_s": len(y) / (time.time() - started)}
-    return line, examples(policy, problems, y, **shown)
+    return line, examples(policy, problems, prompts, y, **shown)
 
 
 @flags.cli

@@ -252,7 +252,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
         sampled = time.time()
 
         # Verify.
-        texts = [policy.decode(row) for row in y]
+        texts = policy.texts(y, prompts)
         rewards = processes.rewards(task, [p for p in problems for _ in range(M)], texts).float().view(B, M)
         shown = {"reward": rewards}
 
@@ -298,7 +298,7 @@ def step(policy, task, optimizer, problems, number, args, golds=None):
         shown = {"logp": gold}
     line = {"loss": processes.all_reduce(float(loss)), **line, **weight_stats(w, "w"), "grad_norm": norm,
             "samples_per_s": len(y) / (time.time() - started)}
-    return line, examples(policy, problems, y, **shown)
+    return line, examples(policy, problems, prompts, y, **shown)
 
 
 @flags.cli

@@ -26,7 +26,7 @@ support.set_thread_policy()  # torch reads it when it is loaded
 import torch
 import torch.nn.functional as F
 
-from support import adapters, decoding, load, model_checks, processes
+from support import adapters, decoding, load, model_checks, processes, text
 from support.errors import UserError
 
 
@@ -106,38 +106,54 @@ class Policy:
         options |= {name: value for name, value in known.items() if name in self.accepts}
         return self.lm(input_ids=ids, attention_mask=mask, **options)
 
-    def encode(self, prompts, chat=False):
-        """Token ids of a prompt or of each of a list; through the chat template if `chat` and the tokenizer has one."""
-        texts, chat = [prompts] if isinstance(prompts, str) else prompts, bool(chat and self.tokenizer.chat_template)
-        if chat:
-            system = [{"role": "system", "content": self.system}] if self.system else []
-            texts = [self.tokenizer.apply_chat_template(
-                [*system, {"role": "user", "content": x}], tokenize=False, add_generation_prompt=True) for x in texts]
-        rows = self.tokenizer(texts, add_special_tokens=not chat)["input_ids"] if texts else []
-        for ids in rows:
-            while not chat and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
-                ids.pop()  # some tokenizers append it: all would be said
-        self.known([i for ids in rows for i in ids])
-        return rows[0] if isinstance(prompts, str) else rows
+    def put(self, prompts, chat):
+        """Prompts as the model meets them -> (texts, whether they went through the chat template: if `chat` and the
+        tokenizer has one)."""
+        if not (chat and self.tokenizer.chat_template):
+            return prompts, False
+        system = [("system", self.system)] if self.system else []
+        return [text.render(self.tokenizer, [*system, ("user", x)], answer=True) for x in prompts], True
 
-    def encode_solution(self, text):
-        """Token ids of a gold completion, end-of-sequence token included: to stop is a decision too."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self.known(ids) + [self.stop[0] if self.end is None else self.end]
+    def encode(self, prompts, chat=False):
+        """Token ids of a prompt or of each of a list; through the chat template if `chat` and the tokenizer has one.
+        [] where the tokenizer leaves nothing of it.  Raises UserError: a token without an embedding."""
+        if isinstance(prompts, str):
+            return self.encode([prompts], chat)[0]
+        rows = text.encode(self.tokenizer, *self.put(prompts, chat))
+        self.known([i for ids in rows for i in ids])
+        return rows
+
+    def encode_solution(self, solution, prompt=None, chat=False):
+        """Token ids that a gold completion adds to those of its prompt (a text; None: to any), end-of-sequence token
+        included: to stop is a decision too. None where no ids are read as exactly this text.  Raises UserError."""
+        x, whole = [], []
+        if prompt is not None:
+            (before,), written = self.put([prompt], chat)
+            x, whole = text.encode(self.tokenizer, [before, before + solution], written)
+        for ids in text.continuations(self.tokenizer, solution, x, whole):
+            if not {*ids} & {*self.stop} and self.decode(ids, x) == solution:
+                return self.known(ids) + [self.stop[0] if self.end is None else self.end]
+        return None
 
     def known(self, ids):
         """The ids, all of which the model has an embedding for.  Raises UserError."""
         size = self.lm.get_input_embeddings().num_embeddings
         if max(ids, default=0) >= size:
-            text = self.tokenizer.convert_ids_to_tokens(max(ids))
-            raise UserError(f"the tokenizer knows {text!r}, for which the model has no embedding (it has {size:,}): "
+            name = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(f"the tokenizer knows {name!r}, for which the model has no embedding (it has {size:,}): "
                             "they do not belong together, or the text must do without it")
         return ids
 
-    def decode(self, tokens):
-        """Text of a completion (list of ids) without its end-of-sequence token."""
-        return self.tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in self.stop else tokens,
-                                     skip_special_tokens=True)
+    def decode(self, tokens, prompt=None):
+        """Text that a completion adds to its prompt (lists of ids; None: to any), without the token that ends it."""
+        return self.texts([tokens], [prompt])[0]
+
+    def texts(self, completions, prompts):
+        """`decode` of R completions: the first R / B of them belong to the first of B prompts, and so on."""
+        rows = [row[:-1] if row and row[-1] in self.stop else row for row in completions]
+        share = len(rows) // len(prompts)
+        parts = [text.decode(self.tokenizer, rows[b * share:(b + 1) * share], x) for b, x in enumerate(prompts)]
+        return [found for part in parts for found in part]
 
     @contextmanager
     def reference(self):
@@ -194,17 +210,15 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
                         "with adapter_config.json made for this model") from error
     wrapped.eval()  # no dropout anywhere: what is scored is what was sampled
 
-    generation = getattr(lm, "generation_config", None)
-    eos = getattr(generation, "eos_token_id", None) or []
-    stop = sorted({*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None})
-    if not stop:
-        raise UserError(f"model {model!r} has no end-of-sequence token: add eos_token to its tokenizer_config.json")
+    ends = text.ends(lm, tokenizer, model)
     note += f", LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters"
     untouched = adapters.untouched(lm)
     note += f" ({untouched} stay as they are)" if untouched else ""
-    policy = Policy(wrapped, tokenizer, lm.device, note, stop, start, reference, end=tokenizer.eos_token_id, size=size,
-                    accepts=frozenset(inspect.signature(lm.forward).parameters), caches=model_checks.caches(lm),
-                    pads=model_checks.pads(lm))
+    words = " or ".join(f"{text.name_of(tokenizer, token)} of its {place}" for token, place in ends.items())
+    note += f", completions end with {words}"
+    policy = Policy(wrapped, tokenizer, lm.device, note, [*ends], start, reference, end=tokenizer.eos_token_id,
+                    size=size, accepts=frozenset(inspect.signature(lm.forward).parameters),
+                    caches=model_checks.caches(lm), pads=model_checks.pads(lm))
     policy.fast, why = fast(policy) if fast else (None, "plain (the loops of common.py)")
     policy.note += f"\nsampling and scoring: {why}"
     return policy
@@ -249,7 +263,7 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
     Raises UserError if prompt and completion do not fit the model's positions.
     """
     if not all(prompts):
-        raise ValueError("a prompt has no tokens")
+        raise UserError("a prompt has no tokens: the tokenizer leaves nothing of it")
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     longest = max(map(len, prompts))

@@ -94,7 +94,7 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
                               temperature, max_new_tokens or task.max_new_tokens)
         tokens, sums, lengths = drawn.lists(), drawn.logps.double().sum(-1).cpu(), drawn.lengths.cpu()  # [b, n] each
         entropies = (drawn.entropies.sum((1, 2)).cpu() / lengths.sum(1)).tolist()
-        texts = [[policy.decode(row) for row in rows] for rows in tokens]
+        texts = [policy.texts(rows, [x]) for x, rows in zip(prompts, tokens)]
         owners = [p for p in block for _ in range(samples)]
         rewards = processes.rewards(task, owners, [text for rows in texts for text in rows])
         for b, p in enumerate(block):
@@ -103,9 +103,9 @@ def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_
                          "answers": [task.extract(t) for t in texts[b]], "logps": (sums[b] / lengths[b]).tolist(),
                          "lengths": lengths[b].tolist(), "entropy": entropies[b]})
         solutions = [task.target(p, target) for p in block]
-        golds = [(entry, x, policy.encode_solution(text)) for entry, x, text in zip(pool[first:], prompts, solutions)
-                 if text is not None]
-        golds = [row for row in golds if len(row[1]) + len(row[2]) <= policy.positions]
+        golds = [(entry, x, policy.encode_solution(text, entry["prompt"], task.chat))
+                 for entry, x, text in zip(pool[first:], prompts, solutions) if text is not None]
+        golds = [row for row in golds if row[2] and len(row[1]) + len(row[2]) <= policy.positions]
         if golds:
             found = common.sequence_logps(policy, [x for _, x, _ in golds], [y for _, _, y in golds], temperature)
             for (entry, *_), value in zip(golds, found.tolist()):
@@ -212,11 +212,13 @@ def metrics(pool, ks, graded=False, score="logp"):
 
 def that_fit(policy, task, problems):
     """The problems whose prompt leaves room for the task's max_new_tokens in the model's positions; says how many it
-    left out.  Raises UserError if none is left."""
-    if policy.positions == math.inf:
-        return problems
+    left out.  Raises UserError if none is left, or nothing of a prompt."""
     longest = policy.positions - task.max_new_tokens
     rows = policy.encode([p.prompt for p in problems], task.chat)
+    for p, ids in zip(problems, rows):
+        if not ids:
+            raise UserError(f"{p.id}: the tokenizer of this model leaves nothing of the prompt {p.prompt[:40]!r}: take "
+                            "the problem out, or another model")
     kept = [p for p, ids in zip(problems, rows) if len(ids) <= longest]
     if not kept and problems:
         raise UserError(f"no problem leaves room for --max-new-tokens {task.max_new_tokens} in the model's "
@@ -390,10 +392,11 @@ def main(argv=None):
             print(f"verifier on {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}], calibration "
                   f"error {found['calibration_error']:.3f}")
     first, *others = values
+    told = {row: [entry["id"] for entry in pool if "gold" in entry] for row, pool in pools.items()}
     for row in others:
         if [e["id"] for e in pools[row]] == [e["id"] for e in pools[first]]:
             paired = {n: mean_se([b - a for a, b in zip(values[first][n], values[row][n])])
-                      for n in values[row] if n in values[first]}
+                      for n in values[row] if n in values[first] and (n != "gold" or told[row] == told[first])}
             report.setdefault("paired", {})[f"{row} - {first}"] = paired
             print(table({f"{row} - {first} (paired)": paired}))
     if not args.pool and task.counts:

@@ -211,7 +211,7 @@ def step(policy, task, optimizer, problems, number, args):
     sampled = time.time()
 
     # Verify.
-    texts = [policy.decode(row) for row in y]
+    texts = policy.texts(y, prompts)
     rewards = processes.rewards(task, [p for p in problems for _ in range(n)], texts).float().view(B, n)
     answers = None
     if args.objective == "majority":
@@ -242,7 +242,7 @@ def step(policy, task, optimizer, problems, number, args):
 
     line = {"loss": processes.all_reduce(float(loss)), **sample_stats(task, drawn, rewards, k, gap, sampled - started),
             "zero": zero, "grad_norm": norm, "samples_per_s": len(y) / (time.time() - started)}
-    return line, examples(policy, problems, y, reward=rewards)
+    return line, examples(policy, problems, prompts, y, reward=rewards)
 
 
 @flags.cli

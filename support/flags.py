@@ -77,7 +77,7 @@ def prompt_flags(parser):
     """What evaluate.py has too: how a prompt is put to a model."""
     parser.add_argument("--chat", action=argparse.BooleanOptionalAction, default=None,
                         help="put prompts through the tokenizer's chat template, or not; default what the task says, "
-                             "where there is one")
+                             "where there is one. A clock in it stands at 26 Jul 2024")
     parser.add_argument("--system", help="text of a system message before the prompt, for a chat template")
 
 

@@ -13,7 +13,7 @@ import warnings
 import torch
 import torch.utils.checkpoint
 
-from support import ROOT, checkpoint
+from support import ROOT, checkpoint, text
 from support.errors import UserError
 
 EMBEDDED = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
@@ -60,8 +60,8 @@ def learning_rate(parameters, supervised):
 
 
 def put_prompts(policy, task, chat=None, system=None):
-    """Resolve --chat and --system: sets task.chat, policy.system and policy.end -> what was chosen, in words.  Raises
-    UserError."""
+    """Resolve --chat and --system: sets task.chat, and system, stop and end of the policy -> what was chosen, in words.
+    Raises UserError."""
     if not policy.tokenizer.chat_template and (chat or system):
         raise UserError(f"{'--chat' if chat else '--system'}: the tokenizer of this model has no chat template: leave "
                         "it out, or add chat_template to its tokenizer_config.json")
@@ -70,24 +70,32 @@ def put_prompts(policy, task, chat=None, system=None):
     if system and not used:
         raise UserError("--system needs prompts that go through the chat template: add --chat")
     policy.system = system
+    if not used:
+        policy.end = policy.tokenizer.eos_token_id
+        return "as they are"
     try:
         policy.encode("prompt", task.chat)
+        ignored = system and text.ignores_system(policy.tokenizer, system)
     except Exception as error:  # a template is a program, and raises what it likes
         raise UserError(f"the chat template of this model cannot be used ({first_line(error)}): leave out --system, or "
                         "give --no-chat") from error
-    end = end_of_turn(policy) if used else None
-    policy.end = policy.tokenizer.eos_token_id if end is None else end
-    return "through the chat template" + ", with a system message" * bool(system) if used else "as they are"
+    if ignored:
+        raise UserError("--system: the chat template of this model leaves the system message out: put what it says "
+                        "into the prompts")
+    return "through the chat template" + ", with a system message" * bool(system) + end_turns(policy)
 
 
-def end_of_turn(policy):
-    """The token that the chat template puts after what the model says; None where it is none that ends a completion.
-    Gemma's tokenizer has another one, <eos>, which no turn of a chat ends with."""
-    turns = [{"role": "user", "content": "prompt"}, {"role": "assistant", "content": "answer"}]
-    with contextlib.suppress(Exception):  # a template that cannot do this says nothing about it
-        text = policy.tokenizer.apply_chat_template(turns, tokenize=False)
-        ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return next((i for i in reversed(ids) if i in policy.stop), None)
+def end_turns(policy):
+    """Have the token that ends a turn in the chat template end completions, and gold ones with it -> in words, with
+    what else the template is held to.  Raises UserError."""
+    words = f", whose clock says {text.DAY:%d %b %Y}" * text.has_clock(policy.tokenizer)
+    end = text.end_of_turn(policy.tokenizer, policy.stop)
+    policy.end = policy.tokenizer.eos_token_id
+    if end is not None:
+        policy.known([end])
+        policy.end, policy.stop = end, sorted({*policy.stop, end})
+        words += f", whose turns end with {text.name_of(policy.tokenizer, end)}, and so completions"
+    return words
 
 
 def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **options):

@@ -158,15 +158,24 @@ def gold_completions(policy, task, problems, target="solution", longest=torch.in
     """Gold completions for supervised fine-tuning -> (problems that have one of at most `longest` tokens, {problem id:
     its token ids with end-of-sequence}); says how many were left out.  Raises UserError if none is left."""
     golds = {}
+    unwritten = 0  # no ids are read as the text
     for p, prompt in zip(problems, policy.encode([p.prompt for p in problems], task.chat)):
         text = task.target(p, target)
-        ids = [] if text is None else policy.encode_solution(text)
-        if text is not None and len(ids) <= min(longest, policy.positions - len(prompt)):
+        if text is None:
+            continue
+        ids = policy.encode_solution(text, p.prompt, task.chat)
+        if ids is None:
+            unwritten += 1
+        elif len(ids) <= min(longest, policy.positions - len(prompt)):
             golds[p.id] = ids
+    if unwritten:
+        print(f"{unwritten} of {len(problems)} gold completions cannot be written with this tokenizer: no tokens are "
+              "read as exactly their text, without one that ends it before", flush=True)
     what = f"no gold completion ({target})" + f" of at most {longest} tokens" * (longest < torch.inf)
     if not golds:
-        raise UserError(f"task {task.name} has no problem to learn from: {what} that fits the model; add \"solution\" "
-                        "to its data, or raise --max-new-tokens")
+        why = f", and {unwritten} cannot be written with its tokenizer" * bool(unwritten)
+        raise UserError(f"task {task.name} has no problem to learn from: {what} that fits the model{why}; add "
+                        "\"solution\" to its data, raise --max-new-tokens, or take another model")
     if len(golds) < len(problems):
         print(f"left out {len(problems) - len(golds)} of {len(problems)} problems: {what}, or too long for the model",
               flush=True)
@@ -205,14 +214,14 @@ def weight_stats(weights, name):
             f"{name}_even": ((w - w.mean()).abs() <= 0.05 * w.mean().abs()).double().mean().item()}
 
 
-def examples(policy, problems, y, first=0, gold=False, **values):
+def examples(policy, problems, prompts, y, first=0, gold=False, **values):
     """For samples.jsonl: of the first and the last problem of a step, completion number `first` and its value, with
-    `gold` the gold completion too.  y: equally many completions of each problem; values: a name and a tensor with a
-    value for each."""
+    `gold` the gold completion too.  prompts: token ids; y: equally many completions of each problem; values: a name and
+    a tensor with a value for each."""
     shown, ((name, values),) = [], values.items()
     for b in (0, len(problems) - 1):
         j = b * len(y) // len(problems) + first
-        shown.append({"prompt": problems[b].prompt, "completion": policy.decode(y[j]),
+        shown.append({"prompt": problems[b].prompt, "completion": policy.decode(y[j], prompts[b]),
                       **({"gold": problems[b].solution} if gold else {}), name: values.flatten()[j].item()})
     return shown
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 import common
-from support import load, processes
+from support import load, processes, text
 from support.errors import UserError
 from support.folder import save_adapter, write_atomic
 
@@ -28,11 +28,10 @@ class Verifier:
     def encode(self, prompt, completion, chat=False):
         """Token ids of prompt and completion as a finished answer, end-of-sequence token included."""
         if chat and self.tokenizer.chat_template:
-            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            turns = [("user", prompt), ("assistant", completion)]
+            return text.ids_of(self.tokenizer, text.render(self.tokenizer, turns))
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        ids = self.tokenizer(prompt + completion)["input_ids"]
+        ids, = text.encode(self.tokenizer, [prompt + completion])
         return ids if ids[-1:] == end else ids + end
 
     def save(self, folder):
