@@ -34,6 +34,7 @@ differ (x=3 and y=3 vote alike, as 3 does); equal expressions in different spell
 import importlib.util
 import json
 import math
+import operator
 import os
 import re
 import signal
@@ -43,7 +44,7 @@ from contextlib import suppress
 
 from support.errors import UserError
 
-from .answers import clean, differ, final_answer, vote_key
+from .answers import clean, final_answer, quick_key, split_unit
 from .embedded import Task
 from .workers import WorkerPool
 
@@ -67,33 +68,47 @@ class Math(Task):
         return f"\\boxed{{{problem.answer}}}" if kind == "answer" else problem.solution
 
     def extract(self, completion):
+        """The key of the final answer, under which all that is equal to it is counted, or None."""
         answer = final_answer(completion)
-        return None if answer is None else vote_key(answer)
+        if answer is None or quick_key(answer):
+            return answer and quick_key(answer)
+        verdict = self.judge([(answer,)])[0]
+        return answer if verdict in ("timeouts", "errors") else verdict
 
     def verify(self, problem, completion):
         return self.rewards([problem], [completion])[0]
 
     def rewards(self, problems, completions):
-        """1.0 where the final answer equals the gold one: by vote key, else by math-verify in the pool, each distinct
-        (gold, answer) pair once. What math-verify fails to decide scores 0.0 and is counted in `.counts`."""
+        """1.0 where the final answer equals the gold one, each distinct (gold, answer) pair judged once. What is not
+        decided in time scores 0.0 and is counted in `.counts`."""
         pairs = [(clean(p.answer) or "", final_answer(c)) for p, c in zip(problems, completions, strict=True)]
         if self.unanswered != "" and completions:
             self.unanswered = "" if any(answer is not None for _, answer in pairs) else completions[0]
-        scores = {pair: self.memo.get(pair) for pair in pairs}  # None: not judged yet
-        for gold, answer in scores:
-            if answer is None or differ(gold, answer):
-                scores[gold, answer] = 0.0
-            elif vote_key(answer) == vote_key(gold):
-                scores[gold, answer] = 1.0
-        unjudged = [pair for pair, score in scores.items() if score is None]
-        for pair, verdict in zip(unjudged, self.pool.judge(unjudged)):
-            if verdict in ("timeouts", "errors"):
-                self.counts[f"verifier_{verdict}"] += 1
-            scores[pair] = float(verdict is True)
+        return [float(verdict is True) for verdict in self.judge(pairs)]
+
+    def judge(self, jobs):
+        """The verdict on each job, judged once: whether the answer of (gold, answer) is right, the key of (answer,)."""
+        known = {job: self.memo.get(job, at_once(*job)) for job in jobs}
+        unknown = [job for job, verdict in known.items() if verdict is None]
+        known.update(zip(unknown, self.pool.judge(unknown)))
+        for job in unknown:
+            if known[job] in ("timeouts", "errors"):
+                self.counts[f"verifier_{known[job]}"] += 1
         if len(self.memo) > 100_000:
             self.memo.clear()
-        self.memo.update(scores)
-        return [scores[pair] for pair in pairs]
+        self.memo.update(known)
+        return [known[job] for job in jobs]
+
+
+def at_once(gold, answer=""):
+    """The verdict on two answers that needs no child, or None: of words, of equal numbers, and of different units."""
+    if answer is None:
+        return False
+    keys = quick_key(gold), quick_key(answer)
+    if any(map(operator.ne, split_unit(gold)[1], split_unit(answer)[1])):
+        return False
+    words = any(key and key[0] == "\\" for key in keys)
+    return keys[0] == keys[1] if words or keys[0] and keys[0] == keys[1] else None
 
 
 # math-verify hands the policy's text to a computer algebra system. Some answers make that run for ever inside one C
@@ -176,7 +191,7 @@ def verify_worker(limit):
         signal.alarm(math.ceil(limit) + 2)
         message, verdict = json.loads(line), None
         if message is not None:
-            verdict = values.verdict(*message)
+            verdict = values.same(*message) if message[1:] else values.understand(*message).key
             verdict = compare(*message) if verdict is None else verdict
         signal.alarm(0)
         print(json.dumps(verdict), file=replies, flush=True)
