@@ -6,7 +6,9 @@ import functools
 import itertools
 import re
 import unicodedata
+from contextlib import suppress
 from fractions import Fraction
+from typing import NamedTuple
 
 MAX_ANSWER = 1000  # characters; anything longer is not an answer
 
@@ -221,6 +223,8 @@ LAST = r"""
     ^\{\}$ ==> ∅
     [°$] ==>
     √ ==> \\sqrt
+    \^\(([0-9a-z]+)\) ==> ^\1
+    ; ==> ,
     \\pmod\(([0-9a-z]+)\)$ ==> ≢\1
     \(([^()|]*)\|([^()|]*)\) ==> (\1,\2)
     ^\((\([^()]*\))\)$ ==> \1
@@ -277,7 +281,7 @@ POWER = r"(?:\^(?:\{-?[0-9]\}|[0-9]))?"
 UNIT = re.compile(
     rf"(?:(?<=[0-9A-Za-z)}}!]) ?(?={COMMAND_UNIT})|(?<=[0-9)}}!]) ?|(?<=\\pi) ?)(?:{COMMAND_UNIT}|[A-Za-z]+\.?){POWER}"
     rf"(?:[ /*]*{COMMAND_UNIT}{POWER}|[ /*]+[A-Za-z]+\.?{POWER})*(?=$|[.,;])")
-NO_POWER = re.compile(r"^ *(?:squared|cubed)|[04-9]|(?<![-{])1|(?<![A-Za-z^{.-])[23]")
+NO_POWER = re.compile(r"^[ {]*(?:squared|cubed)|[04-9]|(?<![-{])1|(?<![A-Za-z^{.-])[23]")
 LONE = re.compile(r"(?:[A-Za-z]=)?[-+]?[0-9.,]+")
 
 
@@ -325,23 +329,30 @@ def words_of(text):
     return r"\text{%s}" % ";".join(parts) if parts else None
 
 
-NUMERIC = re.compile(r"(?:[-+*/()]|[0-9]+\.?[0-9]*|\.[0-9]+|(?<![0-9])10\^(?:[0-9]|\(-?[0-9]{1,2}\)))+")
+NUMERIC = re.compile(r"(?:(?<![0-9.])10\^(?:[0-9](?![0-9])|\(-?[0-9]{1,2}\))|[-+*/()0-9.])+")
+
+
+class Glance(NamedTuple):
+    """What is known of an answer without sympy. key: that of words or of a number, else None.  name: what x=3 calls it.
+    flat: what is no words, as `flatten` writes it."""
+    key: str | None
+    name: str
+    units: tuple
+    flat: str
 
 
 @functools.lru_cache(maxsize=100_000)
-def quick_key(text):
-    """The key of an answer that is in words or a number, else None: powers of ten and quotients, but nothing that can
-    take long."""
-    bare, _ = split_unit(text)
-    words = words_of(bare)
-    flat = flatten(bare) if len(text) < 300 and not words else ""
-    if not NUMERIC.fullmatch(flat):
-        return words
-    code = re.sub(r"[0-9.]+", r"F('\g<0>')", flat.replace("^", "**"))
-    try:
-        return str(eval(code, {"__builtins__": {}, "F": Fraction}))
-    except (SyntaxError, TypeError, ArithmeticError, MemoryError, ValueError):
-        return None
+def glance(text):
+    """The Glance of a `clean` answer. A number is a quotient or power of ten, but nothing that can take long."""
+    bare, units = split_unit(text)
+    key = words_of(bare)
+    flat = "" if key else bare if len(text) > 300 else flatten(bare)
+    name, _, number = flat.rpartition("=")
+    if not key and len(text) < 300 and NUMERIC.fullmatch(number) and (not name or name.isalpha()) and len(name) < 2:
+        code = re.sub(r"[0-9.]+", r"F('\g<0>')", number.replace("^", "**"))
+        with suppress(SyntaxError, TypeError, ArithmeticError, MemoryError, ValueError):
+            key = str(eval(code, {"__builtins__": {}, "F": Fraction}))
+    return Glance(key, name if key else "", units, flat)
 
 
 # --------------------------------------------------------------------------------------------------- where it stands

@@ -44,7 +44,7 @@ from contextlib import suppress
 
 from support.errors import UserError
 
-from .answers import clean, final_answer, quick_key, split_unit
+from .answers import clean, final_answer, glance
 from .embedded import Task
 from .workers import WorkerPool
 
@@ -70,8 +70,8 @@ class Math(Task):
     def extract(self, completion):
         """The key of the final answer, under which all that is equal to it is counted, or None."""
         answer = final_answer(completion)
-        if answer is None or quick_key(answer):
-            return answer and quick_key(answer)
+        if answer is None or glance(answer).key:
+            return answer and glance(answer).key
         verdict = self.judge([(answer,)])[0]
         return answer if verdict in ("timeouts", "errors") else verdict
 
@@ -104,11 +104,13 @@ def at_once(gold, answer=""):
     """The verdict on two answers that needs no child, or None: of words, of equal numbers, and of different units."""
     if answer is None:
         return False
-    keys = quick_key(gold), quick_key(answer)
-    if any(map(operator.ne, split_unit(gold)[1], split_unit(answer)[1])):
+    a, b = glance(gold), glance(answer)
+    if any(map(operator.ne, a.units, b.units)):
         return False
-    words = any(key and key[0] == "\\" for key in keys)
-    return keys[0] == keys[1] if words or keys[0] and keys[0] == keys[1] else None
+    if "\\" in (a.key or "") + (b.key or ""):
+        return a.key == b.key
+    same = a.key == b.key if a.key else a.flat == b.flat
+    return True if same and (a.name == b.name or "" in (a.name, b.name)) else None
 
 
 # math-verify hands the policy's text to a computer algebra system. Some answers make that run for ever inside one C

@@ -7,19 +7,21 @@ import functools
 import itertools
 import random
 import re
+import sys
 from fractions import Fraction
 from typing import NamedTuple
 
 import sympy
 from sympy.solvers.inequalities import reduce_rational_inequalities
 
-from .answers import FUNCTIONS, flatten, split_unit, words_of
+from .answers import FUNCTIONS, glance
 
+sys.set_int_max_str_digits(0)
 TURNED = {">": "<", "≥": "≤"}
 INEQUALITY = {"<": sympy.Lt, ">": sympy.Gt, "≤": sympy.Le, "≥": sympy.Ge, "≠": sympy.Ne}
 EQUAL = set("=∈≡≈")
 RELATIONS = "=∈≡≈<>≤≥≠∉⊂⊆⇒"
-SEPARATORS = ",;⊔"
+SEPARATORS = ",⊔"
 TOKEN = re.compile(r"(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)|(?P<call>\\[a-z]+(?=\()|[fgh]'*(?:_⟨-1⟩)?(?=\()|[PE](?=\([A-Z]))"
                    r"|(?P<symbol>(?:\\[a-z]+|[^\W\d_]|…)(?:_⟨[^⟩]*⟩)?'*|[∞∅])|(?P<open>[(\[])|(?P<close>[)\]])"
                    r"|(?P<sign>[-+*/^,|∪∩∖∧∨])")
@@ -84,8 +86,8 @@ def point(expression, shift):
     chosen = {}
     for name in expression.free_symbols:
         draw = random.Random(f"{name} {shift}")
-        sign = -1 if (ord(str(name)[-1]) + shift) % 3 == 0 else 1
-        chosen[name] = sympy.Rational(sign * draw.randint(1000, 9999), draw.randint(100, 999))
+        factor = -3 if (ord(str(name)[-1]) + shift) % 3 == 0 else 1
+        chosen[name] = sympy.Rational(factor * draw.randint(1000, 3000), draw.randint(500, 999))
     return chosen
 
 
@@ -110,8 +112,8 @@ def zero(difference):
 def show(form):
     """A normal form as text, the key of votes."""
     if isinstance(form, tuple):
-        left, right = form[0] if form[0] in ("()", "[]", "(]", "[)") else (form[0], "")
-        return left + ",".join(map(show, form[1:])) + right
+        *left, right = form[0] if len(form[0]) == 2 else form[0] + "()"
+        return "".join(left) + ",".join(map(show, form[1:])) + right
     if not isinstance(form, sympy.Expr) or form.is_Rational or form.is_infinite:
         return str(form)
     if form.atoms(sympy.core.function.AppliedUndef):
@@ -120,7 +122,7 @@ def show(form):
     for value in values(form, 50)[:3 if form.free_symbols else 1]:
         parts = [Fraction(str(part)) if abs(part) > 1e-90 else Fraction(0) for part in value.as_real_imag()]
         near = [part.limit_denominator(10 ** 12) for part in parts]
-        found.append([str(q) if abs(q - x) < abs(x) / 10 ** 40 else f"{float(x)!r:.14}" for q, x in zip(near, parts)])
+        found.append([str(q) if abs(q - x) <= abs(x) / 10 ** 40 else f"{float(x)!r:.14}" for q, x in zip(near, parts)])
     texts = [real if imaginary == "0" else f"{real}+{imaginary}i" for real, imaginary in found]
     return texts[0] if len(set(texts)) == 1 else "f(%s)" % ",".join(texts)
 
@@ -149,7 +151,7 @@ def as_set(text):
     if len(parts) == 3:
         return as_set(parts[2])
     if text[:1] == "{":
-        return sympy.FiniteSet(*map(evaluate, split(text[1:-1], ",;")[::2]))
+        return sympy.FiniteSet(*map(evaluate, split(text[1:-1], ",")[::2]))
     parts = split(text, RELATIONS)
     if parts[1:2] == ["∈"]:
         return as_set(parts[2])
@@ -230,7 +232,7 @@ def form(text):
     if len(parts) > 1:
         first, *rest = map(evaluate, parts[::2])
         return first / rest[0] if len(rest) == 1 else (":", *(part / first for part in rest))
-    inside = split(text[1:-1], ",;")
+    inside = split(text[1:-1], ",")
     if text[:1] in "([" and text[-1:] in ")]" and len(inside) > 1 and len(split(text, "*+-/")) == 1:
         return (text[0] + text[-1], *map(form, inside[::2]))
     if text[:1] == "{":
@@ -279,14 +281,17 @@ def other_forms(text, value, main):
     return [relation(text)] if named and re.match("[^0-9]", text) else []
 
 
+HARD = re.compile(r"\\(?:sum|prod|int|lim)(?![a-z])")  # what math-verify is asked about
+HUGE = re.compile(r"\^\(*-?[0-9]{5,}|\^\(*[0-9]+\)*\^|factorial\(*([0-9]{5,}|.*factorial)")  # takes for ever
+
+
 @functools.lru_cache(maxsize=100_000)
 def understand(text):
     """The Meaning of a `clean` answer."""
-    bare, _ = split_unit(text)
-    if words_of(bare) or len(text) > 300 or HARD.search(text):
-        return Meaning(words_of(bare) or text)
+    key, _, _, flat = glance(text)
+    if not flat or len(text) > 300 or HARD.search(text) or HUGE.search(flat):
+        return Meaning(key or text)
     try:
-        flat = flatten(bare)
         value, _, modulus = flat.partition("≢")
         name, value = assigned(value)
         if modulus:
@@ -294,13 +299,10 @@ def understand(text):
             return Meaning(show(main), name, (main,))
         main = form(value)
         symbols = set(re.findall(r"(?<![\w\\⟨])[a-zA-Z](?![\w⟩(])", value)) if re.search("[<>≤≥∈]", value) else ()
-        digits = min(map(len, re.findall(r"\.([0-9]+)", bare)), default=0)
+        digits = min(map(len, re.findall(r"\.([0-9]+)", flat)), default=0)
         return Meaning(show(main), name or "".join(symbols) or None, (main, *other_forms(flat, value, main)), digits)
     except Exception:  # sympy's are of many types
         return Meaning(text)
-
-
-HARD = re.compile(r"\\(?:sum|prod|int|lim)(?![a-z])")  # what math-verify is asked about
 
 
 def same(gold, answer):

@@ -147,7 +147,7 @@ def test_number_keys_are_exact(task):
 def test_clean_is_quick_on_any_answer(answer):
     started = time.process_time()
     text = tasks.clean(answer * (answers.MAX_ANSWER // len(answer)))
-    answers.quick_key(text or "")
+    answers.glance(text or "")
     assert time.process_time() - started < 0.2
 
 
@@ -306,7 +306,7 @@ def test_kinds(task, gold, right, wrong):
 
 @pytest.mark.parametrize("completion, answer", [
     (r"<think>\boxed{5}</think>The answer is $7$.", "7"), (r"<think>\boxed{7}</think>Done.", "7"),
-    (r"$\boxed{3}$ and $\boxed{4}$", r"\{3,4\}"), ("The answer is:\n\n$$7$$", "7"), ("The answer is:\n- 7", "7"),
+    (r"$\boxed{3}$ and $\boxed{4}$", "{3,4}"), ("The answer is:\n\n$$7$$", "7"), ("The answer is:\n- 7", "7"),
     ("The answer is **7** cm.", "7"), ("The answer is `7`.", "7"), ("Answer: __7__", "7"), ("<answer>7</answer>", "7"),
     ("The answer is 7.\nI hope this answer helps!", "7"), ("Answer: 7\nConfidence in this answer: 90%", "7"),
     ("The answer is 7, because 3+4=7.", "7"), ("**26**", "26"), ("Total: 26", "26"), ("She has 26 apples.", "26"),
@@ -361,10 +361,10 @@ def test_each_pair_is_judged_once_and_the_memo_is_bounded(fresh, monkeypatch):
     asked, judge = [], fresh.pool.judge
     monkeypatch.setattr(fresh.pool, "judge", lambda pairs: asked.append(pairs) or judge(pairs))
     problems = [problem("2", str(i)) for i in range(6)]
-    completions = [r"\boxed{1+1}", r"\boxed{1 + 1}", r"\boxed{1+2}", "nothing", r"\boxed{2}", r"\boxed{1+1}"]
+    completions = [r"\boxed{1+1^1}", r"\boxed{1 + 1^1}", r"\boxed{1^1+2}", "nothing", r"\boxed{2}", r"\boxed{1+1^1}"]
     for _ in range(2):
         assert fresh.rewards(problems, completions) == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
-    assert asked == [[("2", "1+1"), ("2", "1+2")], []]
+    assert asked == [[("2", "1+1^1"), ("2", "1^1+2")], []]
     fresh.memo.update((("2", str(i)), 0.0) for i in range(100_001))
     assert fresh.rewards(problems, completions) == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
     assert len(fresh.memo) < 10
@@ -410,8 +410,8 @@ def test_stopped_child_is_a_timeout(fresh):
     fresh.pool = mathematics.VerifierPool(limit=0.5, size=1)
     fresh.pool.judge([("1", "2")])
     os.kill(pids(fresh.pool)[0], signal.SIGSTOP)
-    assert fresh.verify(problem("2"), r"\boxed{1+1}") == 0.0 and fresh.counts == {"verifier_timeouts": 1}
-    assert fresh.verify(problem("2"), r"\boxed{1+1+0}") == 1.0
+    assert fresh.verify(problem("2"), r"\boxed{1+1^1}") == 0.0 and fresh.counts == {"verifier_timeouts": 1}
+    assert fresh.verify(problem("2"), r"\boxed{1+1^1+0}") == 1.0
 
 
 def test_works_off_the_main_thread_and_from_many_threads(task):
