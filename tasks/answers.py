@@ -33,8 +33,8 @@ for row in TABLE.replace("\n", " ").split("|"):
 # What may follow a number without being a part of it, singular. Those of MEASURES differ in size: 5 km are not 5 m.
 MEASURES = {name: names.split()[0] for names in r"""mm millimeter millimetre|cm centimeter centimetre
     |dm decimeter decimetre|km kilometer kilometre|m meter metre|in inch inche|ft foot feet|yd yard|mi mile|mg milligram
-    |g gm gram|kg kilogram|ton tonne|lb pound|oz ounce|ml milliliter millilitre|l liter litre L|gal gallon|quart|pint|cup
-    |tablespoon|teaspoon|acre|hectare|ms millisecond|s sec second|min minute|h hr hour|day|week|month|year yr|decade
+    |g gm gram|kg kilogram|ton tonne|lb pound|oz ounce|ml milliliter millilitre|l liter litre L|gal gallon|quart|pint
+    |cup|tablespoon|teaspoon|acre|hectare|ms millisecond|s sec second|min minute|h hr hour|day|week|month|year yr|decade
     |century centurie|dollar usd buck|cent penny pennie|euro eur|rupee|yen|peso|ruble|nickel|dime|quarter
     |deg degree|rad radian|kj kilojoule|joule|kcal|calorie|kb|mb|gb|byte|bit|mph|kph kmh kmph
     |celsius|fahrenheit|kelvin""".split("|") for name in names.split()}
@@ -139,7 +139,8 @@ SPELLING = r"""
     \\text\{([^{}A-Za-z]*[iexyz]?[^{}A-Za-z]*)\} ==> ~\1~
     ^ *\(?([A-Z])\) *$ ==> \1
     # Spellings of one notation
-    \(? ?(?:\\[pb]?mod(?![a-z])|\\text\{ *mod *\}|(?<![A-Za-z\\])mod(?![a-z])) ?\{? ?([0-9]+|[a-z])\}? ?\)? ==> \\pmod{\1}
+    \\text\{ *mod *\}|\\[pb]?mod(?![a-z])|(?<![A-Za-z\\])mod(?![a-z]) ==> \\pmod
+    \(? ?\\pmod ?\{? ?([0-9]+|[a-z])\}? ?\)? ==> \\pmod{\1}
     \(\\text\{ *mod *([0-9]+) *\}\) ==> \\pmod{\1}
     \\[dtc]?frac\{d(\\?[A-Za-z]+)\}\{d(\\?[A-Za-z]+)\} ==> \\deriv_{\1/\2}
     (?<![A-Za-z\\])([fgh])\^\{-1\}(?=\() ==> \1_{-1}
@@ -223,7 +224,7 @@ LAST = r"""
     ^\{\}$ ==> ∅
     [°$] ==>
     √ ==> \\sqrt
-    \^\(([0-9a-z]+)\) ==> ^\1
+    \^\(([0-9]+|[a-z])\)(?![0-9a-z.(]) ==> ^\1
     ; ==> ,
     \\pmod\(([0-9a-z]+)\)$ ==> ≢\1
     \(([^()|]*)\|([^()|]*)\) ==> (\1,\2)

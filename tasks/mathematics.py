@@ -1,7 +1,7 @@
 r"""Answers compared as mathematics: what the answer of a completion is, and which answers are the same.
 
-`answers.py` finds an answer, spells it in one way and reads it as a tree; `values.py` compares two trees by the kind of
-the gold one, in a child process; what its grammar does not hold (sums, integrals, limits) is left to math-verify.
+`answers.py` finds an answer and spells it in one way; `values.py` brings it to a normal form by its kind, with sympy,
+in a child process. What neither reads (sums, integrals, limits) is left to math-verify.
 
 What is debatable, decided once (gold | equal to it | not equal; in tests/test_tasks_math.py too):
 
@@ -28,8 +28,8 @@ What is debatable, decided once (gold | equal to it | not equal; in tests/test_t
     what follows 'for', 'where' or 'with' is ignored  2^n-1 | 2^n-1\text{ for all }n | 2^n
     remainders are equal modulo the same number       7\pmod{12} | 19 \bmod 12 | 7\pmod{13}
 
-A reward compares two answers, a vote counts one key each: answers of one key are equal unless their names or units
-differ (x=3 and y=3 vote alike, as 3 does); equal expressions in different spellings may have different keys.
+A reward compares two normal forms, a vote counts one. They agree but where being equal is not transitive: what lacks
+a name or a unit votes with what has one (x=3, 3 and y=3; 5 km, 5 and 5 m), and these have keys of their own: 50\% apart from 0.5 and 50, 0.333333 apart from 1/3, the equation y-2x=3 apart from y=2x+3, which votes as 2x+3.
 """
 import importlib.util
 import json
@@ -88,7 +88,8 @@ class Math(Task):
 
     def judge(self, jobs):
         """The verdict on each job, judged once: whether the answer of (gold, answer) is right, the key of (answer,)."""
-        known = {job: self.memo.get(job, at_once(*job)) for job in jobs}
+        known = {job: at_once(*job) for job in jobs}
+        known = {job: self.memo.get(job) if verdict is None else verdict for job, verdict in known.items()}
         unknown = [job for job, verdict in known.items() if verdict is None]
         known.update(zip(unknown, self.pool.judge(unknown)))
         for job in unknown:

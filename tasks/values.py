@@ -1,4 +1,4 @@
-r"""What a `clean` answer is: its normal form by its kind, made of sympy's objects, and whether two of them are the same.
+r"""What a `clean` answer is: its normal form by its kind, of sympy's objects, and whether two of them are the same.
 
 The grammar is a table: FLAT rewrites LaTeX as a line of operators and calls, which is split at its loosest sign; what
 is left, an expression, becomes Python for sympy. Only for child processes that can be killed.
@@ -22,7 +22,8 @@ INEQUALITY = {"<": sympy.Lt, ">": sympy.Gt, "≤": sympy.Le, "≥": sympy.Ge, "�
 EQUAL = set("=∈≡≈")
 RELATIONS = "=∈≡≈<>≤≥≠∉⊂⊆⇒"
 SEPARATORS = ",⊔"
-TOKEN = re.compile(r"(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)|(?P<call>\\[a-z]+(?=\()|[fgh]'*(?:_⟨-1⟩)?(?=\()|[PE](?=\([A-Z]))"
+TOKEN = re.compile(r"(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)"
+                   r"|(?P<call>\\[a-z]+(?=\()|[fgh]'*(?:_⟨-1⟩)?(?=\()|[PE](?=\([A-Z]))"
                    r"|(?P<symbol>(?:\\[a-z]+|[^\W\d_]|…)(?:_⟨[^⟩]*⟩)?'*|[∞∅])|(?P<open>[(\[])|(?P<close>[)\]])"
                    r"|(?P<sign>[-+*/^,|∪∩∖∧∨])")
 PYTHON = {"^": "**", "∪": "|", "∩": "&", "∖": "-", "∧": "&", "∨": "|"}
@@ -37,8 +38,8 @@ def interval(low, high, brackets):
 CALLS = {"\\" + name: getattr(sympy, name, None) for name in FUNCTIONS} | {
     r"\log": lambda x, base=10: sympy.log(x, base), r"\ln": sympy.log, r"\abs": sympy.Abs, r"\min": sympy.Min,
     r"\max": sympy.Max, r"\floor": sympy.floor, r"\ceil": sympy.ceiling, r"\factorial": sympy.factorial,
-    r"\binom": sympy.binomial, r"\sqrt": sympy.sqrt, r"\root": sympy.real_root, r"\matrix": lambda *rows: sympy.Matrix(rows),
-    r"\interval": interval}
+    r"\binom": sympy.binomial, r"\sqrt": sympy.sqrt, r"\root": sympy.real_root, r"\interval": interval,
+    r"\matrix": lambda *rows: sympy.Matrix(rows)}
 
 
 class Unreadable(ValueError):
@@ -68,10 +69,12 @@ def evaluate(text):
 
 
 def split(text, signs):
-    """[part, sign, part, ...] at the signs that stand in no bracket."""
+    """[part, sign, part, ...] at the signs that stand in no bracket, [text] if there are none or brackets cross."""
     depth, parts = 0, [""]
     for char in text:
         depth += (char in "([{⟨") - (char in ")]}⟩")
+        if depth < 0:
+            return [text]
         if char in signs and not depth:
             parts += [char, ""]
         else:
@@ -118,13 +121,18 @@ def show(form):
         return str(form)
     if form.atoms(sympy.core.function.AppliedUndef):
         return str(sympy.expand(form))
-    found = []
+    texts = []
     for value in values(form, 50)[:3 if form.free_symbols else 1]:
-        parts = [Fraction(str(part)) if abs(part) > 1e-90 else Fraction(0) for part in value.as_real_imag()]
-        near = [part.limit_denominator(10 ** 12) for part in parts]
-        found.append([str(q) if abs(q - x) <= abs(x) / 10 ** 40 else f"{float(x)!r:.14}" for q, x in zip(near, parts)])
-    texts = [real if imaginary == "0" else f"{real}+{imaginary}i" for real, imaginary in found]
+        real, imaginary = (rounded(part) for part in value.as_real_imag())
+        texts.append(real if imaginary == "0" else f"{real}+{imaginary}i")
     return texts[0] if len(set(texts)) == 1 else "f(%s)" % ",".join(texts)
+
+
+def rounded(number):
+    """A real number of 50 digits as a fraction if it is one, else with 30."""
+    exact = Fraction(str(number)) if abs(number) > 1e-90 else Fraction(0)
+    near = exact.limit_denominator(10 ** 12)
+    return str(near) if abs(near - exact) <= abs(exact) / 10 ** 40 else str(number.evalf(30))
 
 
 def collection(forms):
@@ -233,7 +241,7 @@ def form(text):
         first, *rest = map(evaluate, parts[::2])
         return first / rest[0] if len(rest) == 1 else (":", *(part / first for part in rest))
     inside = split(text[1:-1], ",")
-    if text[:1] in "([" and text[-1:] in ")]" and len(inside) > 1 and len(split(text, "*+-/")) == 1:
+    if text[:1] in "([" and text[-1:] in ")]" and len(inside) > 1:
         return (text[0] + text[-1], *map(form, inside[::2]))
     if text[:1] == "{":
         return listed(inside[::2])
@@ -282,7 +290,7 @@ def other_forms(text, value, main):
 
 
 HARD = re.compile(r"\\(?:sum|prod|int|lim)(?![a-z])")  # what math-verify is asked about
-HUGE = re.compile(r"\^\(*-?[0-9]{5,}|\^\(*[0-9]+\)*\^|factorial\(*([0-9]{5,}|.*factorial)")  # takes for ever
+HUGE = re.compile(r"\^\(*-?[0-9]{5,}|\^\(*[0-9]+\^|factorial\(+(?:[0-9]{5,}|\\factorial)")  # takes for ever
 
 
 @functools.lru_cache(maxsize=100_000)
