@@ -29,7 +29,8 @@ What is debatable, decided once (gold | equal to it | not equal; in tests/test_t
     remainders are equal modulo the same number       7\pmod{12} | 19 \bmod 12 | 7\pmod{13}
 
 A reward compares two normal forms, a vote counts one. They agree but where being equal is not transitive: what lacks
-a name or a unit votes with what has one (x=3, 3 and y=3; 5 km, 5 and 5 m), and these have keys of their own: 50\% apart from 0.5 and 50, 0.333333 apart from 1/3, the equation y-2x=3 apart from y=2x+3, which votes as 2x+3.
+a name or a unit votes with what has one (x=3, 3 and y=3; 5 km, 5 and 5 m), and these have keys of their own: 50\%
+apart from 0.5 and 50, 0.333333 apart from 1/3, the equation y-2x=3 apart from y=2x+3, which votes as 2x+3.
 """
 import importlib.util
 import json
