@@ -31,14 +31,11 @@ CONSTANTS = {"e": sympy.E, "i": sympy.I, "π": sympy.pi, "∞": sympy.oo, "∅":
              "ℤ": sympy.Integers, "ℕ": sympy.Naturals, "ℚ": sympy.Rationals, "ℂ": sympy.Complexes}
 
 
-def interval(low, high, brackets):
-    return sympy.Interval(low, high, brackets % 2 == 1, brackets >= 2)
-
-
 CALLS = {"\\" + name: getattr(sympy, name, None) for name in FUNCTIONS} | {
     r"\log": lambda x, base=10: sympy.log(x, base), r"\ln": sympy.log, r"\abs": sympy.Abs, r"\min": sympy.Min,
     r"\max": sympy.Max, r"\floor": sympy.floor, r"\ceil": sympy.ceiling, r"\factorial": sympy.factorial,
-    r"\binom": sympy.binomial, r"\sqrt": sympy.sqrt, r"\root": sympy.real_root, r"\interval": interval,
+    r"\binom": sympy.binomial, r"\sqrt": sympy.sqrt, r"\root": sympy.real_root,
+    r"\interval": lambda low, high, *ends: sympy.Interval(low, high, *map(bool, ends)),
     r"\matrix": lambda *rows: sympy.Matrix(rows)}
 
 
@@ -46,8 +43,10 @@ class Unreadable(ValueError):
     """A text that is no expression."""
 
 
-def symbol(name):
-    return CONSTANTS.get(name) or sympy.Symbol(name)
+NAMED = {
+    "number": sympy.Rational,
+    "symbol": lambda name: CONSTANTS.get(name) or sympy.Symbol(name),
+    "call": lambda name: CALLS.get(name) or sympy.Function(name)}
 
 
 def evaluate(text):
@@ -59,13 +58,11 @@ def evaluate(text):
             raise Unreadable(text)
         if last in ("number", "symbol", "close") and kind not in ("sign", "close"):
             code.append("*")
-        names = {"number": "rational", "symbol": "symbol", "call": "call"}
-        code.append(f"{names[kind]}({token!r})" if kind in names else PYTHON.get(token, token))
+        code.append(f"{kind}({token!r})" if kind in NAMED else PYTHON.get(token, token))
         last, place = kind, match.end()
     if place != len(text) or not text:
         raise Unreadable(text)
-    names = {"rational": sympy.Rational, "symbol": symbol, "call": lambda name: CALLS.get(name) or sympy.Function(name)}
-    return sympy.sympify(eval("".join(code), {"__builtins__": {}, **names}))
+    return sympy.sympify(eval("".join(code), {"__builtins__": {}, **NAMED}))
 
 
 def split(text, signs):
@@ -97,8 +94,9 @@ def point(expression, shift):
 def values(expression, digits=30):
     """Its values at three points."""
     found = [expression.evalf(digits, subs=point(expression, shift), maxn=400) for shift in range(3)]
-    if any(value.has(sympy.nan, sympy.zoo) or value.free_symbols for value in found):
-        raise Unreadable("no values")
+    for value in found:
+        if value.has(sympy.nan, sympy.zoo) or value.free_symbols:
+            raise Unreadable("no values")
     return found
 
 
@@ -137,7 +135,10 @@ def rounded(number):
 
 def collection(forms):
     """Elements in any order, those of collections among them too."""
-    flat = [part for form in forms for part in (form[1:] if isinstance(form, tuple) and form[0] == "{}" else [form])]
+    flat = []
+    for form in forms:
+        nested = isinstance(form, tuple) and form[0] == "{}"
+        flat += form[1:] if nested else [form]
     return flat[0] if len(flat) == 1 else ("{}", *sorted(flat, key=show))
 
 
@@ -168,15 +169,13 @@ def as_set(text):
         relations = [INEQUALITY[sign](a, b) for a, sign, b in zip(sides, parts[1::2], sides[1:])]
         name, = set().union(*(side.free_symbols for side in sides))
         return sympy.Intersection(*(solution(relation, name) for relation in relations))
-    found = evaluate(re.sub(r"([(\[])([^()\[\],]*),([^()\[\],]*)([)\]])", interval_text, text))
+    for left, right in itertools.product("([", ")]"):
+        ends = rf"\{left}([^()\[\],]*),([^()\[\],]*)\{right}"
+        text = re.sub(ends, rf"\\interval{{\1,\2,{int(left == '(')},{int(right == ')')}}}", text)
+    found = evaluate(text.replace("{", "(").replace("}", ")"))
     if not isinstance(found, sympy.Set):
         raise Unreadable(text)
     return found
-
-
-def interval_text(match):
-    brackets = (match[1] == "(") + 2 * (match[4] == ")")
-    return rf"\interval({match[2]},{match[3]},{brackets})"
 
 
 def pieces(numbers):
@@ -234,6 +233,10 @@ def form(text):
     parts = split(text, SEPARATORS)
     if len(parts) > 1:
         return listed(parts[::2])
+    parts = split(text, "≢")
+    if len(parts) > 1:
+        modulus = evaluate(parts[2])
+        return ("≢", evaluate(parts[0]) % modulus, modulus)
     if len(split(text, RELATIONS)) > 1:
         return relation(text)
     parts = split(text, ":")
@@ -290,6 +293,7 @@ def other_forms(text, value, main):
 
 
 HARD = re.compile(r"\\(?:sum|prod|int|lim)(?![a-z])")  # what math-verify is asked about
+LETTER = re.compile(r"(?<![\w\\⟨])[a-zA-Z](?![\w⟩(])")
 HUGE = re.compile(r"\^\(*-?[0-9]{5,}|\^\(*[0-9]+\^|factorial\(+(?:[0-9]{5,}|\\factorial)")  # takes for ever
 
 
@@ -299,16 +303,14 @@ def understand(text):
     key, _, _, flat = glance(text)
     if not flat or len(text) > 300 or HARD.search(text) or HUGE.search(flat):
         return Meaning(key or text)
+    name, value = assigned(flat)
+    if not name and re.search("[<>≤≥]", value):
+        name = "".join(set(LETTER.findall(value)))
+    decimals = re.findall(r"\.([0-9]+)", flat)
     try:
-        value, _, modulus = flat.partition("≢")
-        name, value = assigned(value)
-        if modulus:
-            main = (modulus, evaluate(value) % evaluate(modulus))
-            return Meaning(show(main), name, (main,))
         main = form(value)
-        symbols = set(re.findall(r"(?<![\w\\⟨])[a-zA-Z](?![\w⟩(])", value)) if re.search("[<>≤≥∈]", value) else ()
-        digits = min(map(len, re.findall(r"\.([0-9]+)", flat)), default=0)
-        return Meaning(show(main), name or "".join(symbols) or None, (main, *other_forms(flat, value, main)), digits)
+        forms = (main, *other_forms(flat, value, main))
+        return Meaning(show(main), name, forms, min(map(len, decimals), default=0))
     except Exception:  # sympy's are of many types
         return Meaning(text)
 
@@ -319,9 +321,10 @@ def same(gold, answer):
     if not (a.forms and b.forms):
         return None
     digits = min(filter(None, (a.digits, b.digits)), default=0)
+    named_alike = a.name == b.name or not (a.name and b.name)
     for x, y in itertools.product(a.forms, b.forms):
-        main = x is a.forms[0] or y is b.forms[0]
-        if (main and (not a.name or not b.name or a.name == b.name) or isinstance(x, tuple) and x[0] == "=") and close(
-                x, y, digits):
+        main = named_alike and (x is a.forms[0] or y is b.forms[0])
+        equation = isinstance(x, tuple) and x[0] == "="
+        if (main or equation) and close(x, y, digits):
             return True
     return False
