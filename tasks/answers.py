@@ -134,6 +134,7 @@ SPELLING = r"""
     (?<=[^ ]) ?,? (?:for|where|with|when|if|because|since) .* ==>
     [ ,]*(?:\\text\{ *,? *and *\}|(?<![A-Za-z\\])and(?![A-Za-z])),? * ==> ;
     [ ,]*(?:\\text\{ *,? *or *\}|(?<![A-Za-z\\])or(?![A-Za-z])),? * ==> \\orelse~
+    ^[A-Za-z] ?= ?(?=\\text\{ *[A-Za-z]) ==>
     # \text{5}, \text{i}, \text{(A)}, \text{IV}, and a choice
     (?<![0-9)}])(?<![0-9)}] )\\text\{([^{}a-z]*|[^{}A-Za-z]*[a-z][^{}A-Za-z]*)\} ==> ~\1~
     \\text\{([^{}A-Za-z]*[iexyz]?[^{}A-Za-z]*)\} ==> ~\1~

@@ -178,6 +178,7 @@ def test_verify(task, gold, answer, reward):
 
 
 CORPUS = r"""
+\text{Monday}: x=\text{Monday} monday | \text{Friday} x=\text{Friday}
 \frac{V_0}{R}: \frac{V_0}{R} | \frac{v_0}{R} \frac{V_0}{r} 1
 P(1+r)^t: P(r+1)^t | p(1+r)^t P(1+R)^t
 \Sigma: \Sigma | \sigma
