@@ -27,14 +27,31 @@ TOKEN = re.compile(r"(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)"
                    r"|(?P<symbol>(?:\\[a-z]+|[^\W\d_]|…)(?:_⟨[^⟩]*⟩)?'*|[∞∅])|(?P<open>[(\[])|(?P<close>[)\]])"
                    r"|(?P<sign>[-+*/^,|∪∩∖∧∨])")
 PYTHON = {"^": "**", "∪": "|", "∩": "&", "∖": "-", "∧": "&", "∨": "|"}
-CONSTANTS = {"e": sympy.E, "i": sympy.I, "π": sympy.pi, "∞": sympy.oo, "∅": sympy.EmptySet, "ℝ": sympy.Reals,
-             "ℤ": sympy.Integers, "ℕ": sympy.Naturals, "ℚ": sympy.Rationals, "ℂ": sympy.Complexes}
+CONSTANTS = {
+    "e": sympy.E,
+    "i": sympy.I,
+    "π": sympy.pi,
+    "∞": sympy.oo,
+    "∅": sympy.EmptySet,
+    "ℝ": sympy.Reals,
+    "ℤ": sympy.Integers,
+    "ℕ": sympy.Naturals,
+    "ℚ": sympy.Rationals,
+    "ℂ": sympy.Complexes}
 
 
 CALLS = {"\\" + name: getattr(sympy, name, None) for name in FUNCTIONS} | {
-    r"\log": lambda x, base=10: sympy.log(x, base), r"\ln": sympy.log, r"\abs": sympy.Abs, r"\min": sympy.Min,
-    r"\max": sympy.Max, r"\floor": sympy.floor, r"\ceil": sympy.ceiling, r"\factorial": sympy.factorial,
-    r"\binom": sympy.binomial, r"\sqrt": sympy.sqrt, r"\root": sympy.real_root,
+    r"\log": lambda x, base=10: sympy.log(x, base),
+    r"\ln": sympy.log,
+    r"\abs": sympy.Abs,
+    r"\min": sympy.Min,
+    r"\max": sympy.Max,
+    r"\floor": sympy.floor,
+    r"\ceil": sympy.ceiling,
+    r"\factorial": sympy.factorial,
+    r"\binom": sympy.binomial,
+    r"\sqrt": sympy.sqrt,
+    r"\root": sympy.real_root,
     r"\interval": lambda low, high, *ends: sympy.Interval(low, high, *map(bool, ends)),
     r"\matrix": lambda *rows: sympy.Matrix(rows)}
 
