@@ -21,9 +21,8 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
     p = argparse.ArgumentParser(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     g = p.add_argument_group("problems, base and adapter")
     g.add_argument("--task", help=f"{TASKS}; default {task}, or that of --data")
-    g.add_argument("--data", help="your own problems, FILE.jsonl, or a local copy of the task's data set. The answer "
-                   "of a completion is its last \\boxed{...}; else what follows '####', 'The answer is' or 'Answer:'; "
-                   "else the whole, if it is one number or a short sentence with one")
+    g.add_argument("--data", help="FILE.jsonl, or a copy of the data set. An answer is the last \\boxed{...}, else "
+                   "what follows '####' or 'answer is', else a number alone")
     g.add_argument("--levels", help="difficulty levels of the task `math`, e.g. 1-3")
     g.add_argument("--train-problems", type=int, default=train_problems,
                    help="use the first so many training problems; 0 = all")

@@ -35,7 +35,7 @@ from support.errors import UserError
 from .data import (code_answer, load_codecontests, load_gsm8k, load_humaneval, load_jsonl, load_math, load_mbpp,
                    load_taco)
 from .embedded import RESIDUES, Countdown, Peptide, Problem, Program, Routes, Task, split_of
-from .mathematics import Math, clean, vote_key
+from .mathematics import Math, clean
 from .programs import Code, CodeProblem
 
 EMBEDDED = {"countdown": Countdown, "routes": Routes, "program": Program, "peptide": Peptide}

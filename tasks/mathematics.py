@@ -1,7 +1,7 @@
 r"""Answers compared as mathematics: what the answer of a completion is, and which answers are the same.
 
-`answers.py` finds an answer, spells it in one way and reads it as a tree; `values.py` compares two trees by the kind of
-the gold one, in a child process; what its grammar does not hold (sums, integrals, limits) is left to math-verify.
+`answers.py` finds an answer and spells it in one way; `values.py` brings it to a normal form by its kind, with sympy,
+in a child process. What neither reads (sums, integrals, limits) is left to math-verify.
 
 What is debatable, decided once (gold | equal to it | not equal; in tests/test_tasks_math.py too):
 
@@ -28,12 +28,14 @@ What is debatable, decided once (gold | equal to it | not equal; in tests/test_t
     what follows 'for', 'where' or 'with' is ignored  2^n-1 | 2^n-1\text{ for all }n | 2^n
     remainders are equal modulo the same number       7\pmod{12} | 19 \bmod 12 | 7\pmod{13}
 
-A reward compares two answers, a vote counts one key each: answers of one key are equal unless their names or units
-differ (x=3 and y=3 vote alike, as 3 does); equal expressions in different spellings may have different keys.
+A reward compares two normal forms, a vote counts one. They agree but where being equal is not transitive: what lacks
+a name or a unit votes with what has one (x=3, 3 and y=3; 5 km, 5 and 5 m), and these have keys of their own: 50\%
+apart from 0.5 and 50, 0.333333 apart from 1/3, the equation y-2x=3 apart from y=2x+3, which votes as 2x+3.
 """
 import importlib.util
 import json
 import math
+import operator
 import os
 import re
 import signal
@@ -43,7 +45,7 @@ from contextlib import suppress
 
 from support.errors import UserError
 
-from .answers import clean, differ, final_answer, vote_key
+from .answers import clean, final_answer, glance
 from .embedded import Task
 from .workers import WorkerPool
 
@@ -67,33 +69,50 @@ class Math(Task):
         return f"\\boxed{{{problem.answer}}}" if kind == "answer" else problem.solution
 
     def extract(self, completion):
+        """The key of the final answer, under which all that is equal to it is counted, or None."""
         answer = final_answer(completion)
-        return None if answer is None else vote_key(answer)
+        if answer is None or glance(answer).key:
+            return answer and glance(answer).key
+        verdict = self.judge([(answer,)])[0]
+        return answer if verdict in ("timeouts", "errors") else verdict
 
     def verify(self, problem, completion):
         return self.rewards([problem], [completion])[0]
 
     def rewards(self, problems, completions):
-        """1.0 where the final answer equals the gold one: by vote key, else by math-verify in the pool, each distinct
-        (gold, answer) pair once. What math-verify fails to decide scores 0.0 and is counted in `.counts`."""
+        """1.0 where the final answer equals the gold one, each distinct (gold, answer) pair judged once. What is not
+        decided in time scores 0.0 and is counted in `.counts`."""
         pairs = [(clean(p.answer) or "", final_answer(c)) for p, c in zip(problems, completions, strict=True)]
         if self.unanswered != "" and completions:
             self.unanswered = "" if any(answer is not None for _, answer in pairs) else completions[0]
-        scores = {pair: self.memo.get(pair) for pair in pairs}  # None: not judged yet
-        for gold, answer in scores:
-            if answer is None or differ(gold, answer):
-                scores[gold, answer] = 0.0
-            elif vote_key(answer) == vote_key(gold):
-                scores[gold, answer] = 1.0
-        unjudged = [pair for pair, score in scores.items() if score is None]
-        for pair, verdict in zip(unjudged, self.pool.judge(unjudged)):
-            if verdict in ("timeouts", "errors"):
-                self.counts[f"verifier_{verdict}"] += 1
-            scores[pair] = float(verdict is True)
+        return [float(verdict is True) for verdict in self.judge(pairs)]
+
+    def judge(self, jobs):
+        """The verdict on each job, judged once: whether the answer of (gold, answer) is right, the key of (answer,)."""
+        known = {job: at_once(*job) for job in jobs}
+        known = {job: self.memo.get(job) if verdict is None else verdict for job, verdict in known.items()}
+        unknown = [job for job, verdict in known.items() if verdict is None]
+        known.update(zip(unknown, self.pool.judge(unknown)))
+        for job in unknown:
+            if known[job] in ("timeouts", "errors"):
+                self.counts[f"verifier_{known[job]}"] += 1
         if len(self.memo) > 100_000:
             self.memo.clear()
-        self.memo.update(scores)
-        return [scores[pair] for pair in pairs]
+        self.memo.update(known)
+        return [known[job] for job in jobs]
+
+
+def at_once(gold, answer=""):
+    """The verdict on two answers that needs no child, or None: of words, of equal numbers, and of different units."""
+    if answer is None:
+        return False
+    a, b = glance(gold), glance(answer)
+    if any(map(operator.ne, a.units, b.units)):
+        return False
+    if "\\" in (a.key or "") + (b.key or ""):
+        return a.key == b.key
+    same = a.key == b.key if a.key else a.flat == b.flat
+    return True if same and (a.name == b.name or "" in (a.name, b.name)) else None
 
 
 # math-verify hands the policy's text to a computer algebra system. Some answers make that run for ever inside one C
@@ -176,7 +195,7 @@ def verify_worker(limit):
         signal.alarm(math.ceil(limit) + 2)
         message, verdict = json.loads(line), None
         if message is not None:
-            verdict = values.verdict(*message)
+            verdict = values.same(*message) if message[1:] else values.understand(*message).key
             verdict = compare(*message) if verdict is None else verdict
         signal.alarm(0)
         print(json.dumps(verdict), file=replies, flush=True)

@@ -1,293 +1,347 @@
-r"""The values of two answers, by sympy, and whether they are the same. Only for child processes that can be killed."""
-import importlib
+r"""What a `clean` answer is: its normal form by its kind, of sympy's objects, and whether two of them are the same.
+
+The grammar is a table: FLAT rewrites LaTeX as a line of operators and calls, which is split at its loosest sign; what
+is left, an expression, becomes Python for sympy. Only for child processes that can be killed.
+"""
+import functools
 import itertools
-from contextlib import suppress
+import random
+import re
+import sys
+from fractions import Fraction
+from typing import NamedTuple
 
-from .answers import FUNCTIONS as KNOWN
-from .answers import assigned, read, show, split_unit, words_of
+import sympy
+from sympy.solvers.inequalities import reduce_rational_inequalities
 
-POINTS = ("7/5", "19/11", "-13/8", "31/17", "-5/3", "23/7", "-29/13", "41/19")  # for the symbols of an expression
-INEQUALITIES = {"<": "Lt", ">": "Gt", r"\le": "Le", r"\ge": "Ge", r"\ne": "Ne"}
-NAMED = {"e": "E", "i": "I", "I": "I", r"\pi": "pi", r"\infty": "oo", r"\emptyset": "EmptySet", r"\mathbb{R}": "Reals",
-         r"\mathbb{Z}": "Integers", r"\mathbb{N}": "Naturals", r"\mathbb{Q}": "Rationals", r"\mathbb{C}": "Complexes"}
-COLLECTIONS = {"list", "any", "set", r"\pm"}
-SETS = {r"\cup": "Union", r"\cap": "Intersection", r"\setminus": "Complement"}
-FUNCTIONS = {"!": "factorial", "binom": "binomial", r"\mid": "Abs", r"\abs": "Abs", r"\lfloor": "floor",
-             r"\lceil": "ceiling", r"\min": "Min", r"\max": "Max"}
-OPERATORS = {
-    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b,
-    "^": lambda a, b: a ** b, "neg": lambda a: -a, "mixed": lambda a, b: a + b, "root": lambda a, n: a ** (1 / n),
-    "%": lambda a: a / 100, r"\degree": lambda a: a, "matrix": lambda *rows: sympy.Matrix(rows),
-    "row": lambda *parts: list(parts), "call": lambda f, *x: sympy.Function(f.name)(*x)}
+from .answers import FUNCTIONS, glance
 
-
-class Lazy:
-    """sympy, which takes a second to import, when it is first used."""
-
-    def __getattr__(self, name):
-        return getattr(importlib.import_module("sympy"), name)
-
-
-sympy = Lazy()
-
-
-def build(node, angle=False):
-    """The sympy object of a tree. Degrees count as such in an angle, the argument of a function. Raises what sympy
-    raises."""
-    what, *parts = node
-    if what == "num":
-        return sympy.Rational(parts[0].rstrip("."))
-    if what == "sym":
-        return getattr(sympy, NAMED[parts[0]]) if parts[0] in NAMED else sympy.Symbol(parts[0])
-    if what == r"\degree" and angle:
-        return build(parts[0], True) * sympy.pi / 180
-    if what in SETS:
-        sides = [as_set(part) for part in parts]
-        if all(side is not None for side in sides):
-            return getattr(sympy, SETS[what])(*sides)
-    if what == "tuple":
-        return interval(node)
-    function = OPERATORS.get(what)
-    if not function and (what in FUNCTIONS or what in KNOWN):
-        function = getattr(sympy, FUNCTIONS.get(what, what[1:]))
-    built = [build(part, angle or what[1:] in ("sin", "cos", "tan", "cot", "sec", "csc")) for part in parts]
-    if function:
-        return function(*built)
-    if what in (r"\land", r"\lor", r"\cap", r"\cup"):
-        built = sorted(built, key=str)
-    return sympy.Function(what)(*built)
+sys.set_int_max_str_digits(0)
+TURNED = {">": "<", "≥": "≤"}
+INEQUALITY = {"<": sympy.Lt, ">": sympy.Gt, "≤": sympy.Le, "≥": sympy.Ge, "≠": sympy.Ne}
+EQUAL = set("=∈≡≈")
+RELATIONS = "=∈≡≈<>≤≥≠∉⊂⊆⇒"
+SEPARATORS = ",⊔"
+TOKEN = re.compile(r"(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)"
+                   r"|(?P<call>\\[a-z]+(?=\()|[fgh]'*(?:_⟨-1⟩)?(?=\()|[PE](?=\([A-Z]))"
+                   r"|(?P<symbol>(?:\\[a-z]+|[^\W\d_]|…)(?:_⟨[^⟩]*⟩)?'*|[∞∅])|(?P<open>[(\[])|(?P<close>[)\]])"
+                   r"|(?P<sign>[-+*/^,|∪∩∖∧∨])")
+PYTHON = {"^": "**", "∪": "|", "∩": "&", "∖": "-", "∧": "&", "∨": "|"}
+CONSTANTS = {
+    "e": sympy.E,
+    "i": sympy.I,
+    "π": sympy.pi,
+    "∞": sympy.oo,
+    "∅": sympy.EmptySet,
+    "ℝ": sympy.Reals,
+    "ℤ": sympy.Integers,
+    "ℕ": sympy.Naturals,
+    "ℚ": sympy.Rationals,
+    "ℂ": sympy.Complexes}
 
 
-def interval(node):
-    """(a,b) and the like as a set."""
-    _, brackets, *ends = node
-    low, high = map(build, ends)
-    return sympy.Interval(low, high, brackets[0] == "(", brackets[1] == ")")
+CALLS = {"\\" + name: getattr(sympy, name, None) for name in FUNCTIONS} | {
+    r"\log": lambda x, base=10: sympy.log(x, base),
+    r"\ln": sympy.log,
+    r"\abs": sympy.Abs,
+    r"\min": sympy.Min,
+    r"\max": sympy.Max,
+    r"\floor": sympy.floor,
+    r"\ceil": sympy.ceiling,
+    r"\factorial": sympy.factorial,
+    r"\binom": sympy.binomial,
+    r"\sqrt": sympy.sqrt,
+    r"\root": sympy.real_root,
+    r"\interval": lambda low, high, *ends: sympy.Interval(low, high, *map(bool, ends)),
+    r"\matrix": lambda *rows: sympy.Matrix(rows)}
 
 
-def relations(node):
-    """The inequalities of a chain a < b < c, or None."""
-    if node[0] != "rel" or not set(node[2::2]) <= INEQUALITIES.keys():
-        return None
-    sides = list(map(build, node[1::2]))
-    return [getattr(sympy, INEQUALITIES[sign])(left, right) for left, sign, right in zip(sides, node[2::2], sides[1:])]
+class Unreadable(ValueError):
+    """A text that is no expression."""
 
 
-def as_set(node):
-    """A tree as a set of numbers: an interval, a union, an inequality, x in one, {x|...}; None if it is no set."""
-    what = node[0]
-    if what == "rel" and node[2:3] == (r"\in",) and len(node) == 4:
-        return as_set(node[3])
-    if what == "tuple" and len(node) == 4:
-        return interval(node)
-    if what == "set" and node[1][0] == "mid":
-        return as_set(node[1][2])
-    if what == "set":
-        return sympy.FiniteSet(*map(build, node[1:]))
-    if what in ("list", "any"):
-        parts = [inequality(part) for part in node[1:]]
-        if all(part is not None for part in parts):
-            return (sympy.Union if what == "any" else sympy.Intersection)(*parts)
-    if what in SETS or what == "sym" and node[1] in NAMED:
-        built = build(node)
-        return built if isinstance(built, sympy.Set) else None
-    return inequality(node)
+NAMED = {
+    "number": sympy.Rational,
+    "symbol": lambda name: CONSTANTS.get(name) or sympy.Symbol(name),
+    "call": lambda name: CALLS.get(name) or sympy.Function(name)}
 
 
-def inequality(node):
-    """The numbers for which an inequality in one symbol holds, or None."""
-    found = relations(node)
-    if not found:
-        return None
-    symbols = set().union(*(relation.free_symbols for relation in found if relation not in (True, False)))
-    if len(symbols) != 1:
-        return None
-    real = {symbol: sympy.Symbol(symbol.name, real=True) for symbol in symbols}
-    return sympy.Intersection(*(relation.xreplace(real).as_set() for relation in found))
+def evaluate(text):
+    """sympy's object for an expression. Its Python consists of numbers, quoted names and signs, and of nothing else."""
+    code, last, place = [], "sign", 0
+    for match in TOKEN.finditer(text):
+        kind, token = match.lastgroup, match[0]
+        if match.start() != place or kind == last == "number":
+            raise Unreadable(text)
+        if last in ("number", "symbol", "close") and kind not in ("sign", "close"):
+            code.append("*")
+        code.append(f"{kind}({token!r})" if kind in NAMED else PYTHON.get(token, token))
+        last, place = kind, match.end()
+    if place != len(text) or not text:
+        raise Unreadable(text)
+    return sympy.sympify(eval("".join(code), {"__builtins__": {}, **NAMED}))
 
 
-def variables(node):
-    """The names of the symbols of inequalities; a set has none."""
-    if node[0] == "rel":
-        return {part[1] for part in node[1::2] if part[0] == "sym" and part[1] not in NAMED}
-    return set().union(*map(variables, node[1:])) if node[0] in ("list", "any") else set()
+def split(text, signs):
+    """[part, sign, part, ...] at the signs that stand in no bracket, [text] if there are none or brackets cross."""
+    depth, parts = 0, [""]
+    for char in text:
+        depth += (char in "([{⟨") - (char in ")]}⟩")
+        if depth < 0:
+            return [text]
+        if char in signs and not depth:
+            parts += [char, ""]
+        else:
+            parts[-1] += char
+    return parts
 
 
-def places(node):
-    """The fewest decimal places of the decimals in a tree, or None without decimals."""
-    if node[0] == "num":
-        return len(node[1].partition(".")[2]) or None
-    found = [places(part) for part in node[1:] if isinstance(part, tuple)]
-    return min(filter(None, found), default=None)
+# ------------------------------------------------------------------------------------------------------ normal forms
+
+def point(expression, shift):
+    """Where an expression is evaluated: at a number for each symbol; a third of the letters are negative."""
+    chosen = {}
+    for name in expression.free_symbols:
+        draw = random.Random(f"{name} {shift}")
+        factor = -3 if (ord(str(name)[-1]) + shift) % 3 == 0 else 1
+        chosen[name] = sympy.Rational(factor * draw.randint(1000, 3000), draw.randint(500, 999))
+    return chosen
+
+
+def values(expression, digits=30):
+    """Its values at three points."""
+    found = [expression.evalf(digits, subs=point(expression, shift), maxn=400) for shift in range(3)]
+    for value in found:
+        if value.has(sympy.nan, sympy.zoo) or value.free_symbols:
+            raise Unreadable("no values")
+    return found
 
 
 def zero(difference):
     """Whether an expression is 0: with symbols at several points, with exact numbers to many digits."""
-    if difference == 0 or difference.is_Rational:
+    if difference.is_Rational:
         return difference == 0
-    symbols = sorted(difference.free_symbols, key=str)
-    functions = difference.atoms(sympy.core.function.AppliedUndef)
-    if functions:
-        return sympy.expand(difference) == 0 or sympy.simplify(difference) == 0
-    for shift in range(3 if symbols else 1):
-        chosen = itertools.islice(itertools.cycle(POINTS), 3 * shift, None)
-        point = {symbol: sympy.Rational(value) for symbol, value in zip(symbols, chosen)}
-        number = difference.evalf(30, subs=point, maxn=400)
-        if not number.is_number or number.has(sympy.nan, sympy.zoo, sympy.oo):
-            return False
-        for part in number.as_real_imag():  # what is not known to a digit has cancelled
-            if part != 0 and (part.is_Rational or part._prec > 20 or abs(part) > sympy.Float("1e-100")):
-                return False
-    return True
+    if difference.atoms(sympy.core.function.AppliedUndef):
+        return sympy.simplify(difference) == 0
+    parts = [part for value in values(difference) for part in value.as_real_imag()]
+    return all(part == 0 or not part.is_Rational and part._prec <= 20 and abs(part) < 1e-100 for part in parts)
 
 
-def same_number(gold, answer):
-    """Whether two expressions or matrices are equal, exactly; a decimal is equal to what rounds to it, if it has six
-    places and four digits."""
-    a, b = build(gold), build(answer)
-    if isinstance(a, sympy.MatrixBase) or isinstance(b, sympy.MatrixBase):
-        return getattr(a, "shape", 0) == getattr(b, "shape", 1) and all(map(zero, sympy.simplify(a - b)))
-    if isinstance(a, sympy.Set) or isinstance(b, sympy.Set) or a == b:
-        return a == b
-    if zero(a - b):
+def show(form):
+    """A normal form as text, the key of votes."""
+    if isinstance(form, tuple):
+        *left, right = form[0] if len(form[0]) == 2 else form[0] + "()"
+        return "".join(left) + ",".join(map(show, form[1:])) + right
+    if not isinstance(form, sympy.Expr) or form.is_Rational or form.is_infinite:
+        return str(form)
+    if form.atoms(sympy.core.function.AppliedUndef):
+        return str(sympy.expand(form))
+    texts = []
+    for value in values(form, 50)[:3 if form.free_symbols else 1]:
+        real, imaginary = (rounded(part) for part in value.as_real_imag())
+        texts.append(real if imaginary == "0" else f"{real}+{imaginary}i")
+    return texts[0] if len(set(texts)) == 1 else "f(%s)" % ",".join(texts)
+
+
+def rounded(number):
+    """A real number of 50 digits as a fraction if it is one, else with 30."""
+    exact = Fraction(str(number)) if abs(number) > 1e-90 else Fraction(0)
+    near = exact.limit_denominator(10 ** 12)
+    return str(near) if abs(near - exact) <= abs(exact) / 10 ** 40 else str(number.evalf(30))
+
+
+def collection(forms):
+    """Elements in any order, those of collections among them too."""
+    flat = []
+    for form in forms:
+        nested = isinstance(form, tuple) and form[0] == "{}"
+        flat += form[1:] if nested else [form]
+    return flat[0] if len(flat) == 1 else ("{}", *sorted(flat, key=show))
+
+
+def solution(relation, name):
+    """The real numbers for which an inequality holds."""
+    x = sympy.Symbol("x", real=True)
+    relation = relation.subs(name, x)
+    if relation.lhs.is_polynomial(x) and relation.rhs.is_polynomial(x):
+        return reduce_rational_inequalities([[relation]], x, relational=False)
+    return relation.as_set()
+
+
+def as_set(text):
+    """A set of real numbers. Raises what sympy raises if a text is none."""
+    parts = split(text, SEPARATORS)
+    if len(parts) > 1:
+        return (sympy.Union if "⊔" in parts else sympy.Intersection)(*map(as_set, parts[::2]))
+    parts = split(text.strip("{}"), "|")
+    if len(parts) == 3:
+        return as_set(parts[2])
+    if text[:1] == "{":
+        return sympy.FiniteSet(*map(evaluate, split(text[1:-1], ",")[::2]))
+    parts = split(text, RELATIONS)
+    if parts[1:2] == ["∈"]:
+        return as_set(parts[2])
+    if len(parts) > 1:
+        sides = [evaluate(part) for part in parts[::2]]
+        relations = [INEQUALITY[sign](a, b) for a, sign, b in zip(sides, parts[1::2], sides[1:])]
+        name, = set().union(*(side.free_symbols for side in sides))
+        return sympy.Intersection(*(solution(relation, name) for relation in relations))
+    for left, right in itertools.product("([", ")]"):
+        ends = rf"\{left}([^()\[\],]*),([^()\[\],]*)\{right}"
+        text = re.sub(ends, rf"\\interval{{\1,\2,{int(left == '(')},{int(right == ')')}}}", text)
+    found = evaluate(text.replace("{", "(").replace("}", ")"))
+    if not isinstance(found, sympy.Set):
+        raise Unreadable(text)
+    return found
+
+
+def pieces(numbers):
+    """A set of reals as intervals and points."""
+    if isinstance(numbers, sympy.Interval):
+        return ("(["[not numbers.left_open] + ")]"[not numbers.right_open], numbers.start, numbers.end)
+    if isinstance(numbers, (sympy.Union, sympy.FiniteSet)):
+        return collection(pieces(part) if isinstance(part, sympy.Set) else part for part in numbers.args)
+    return pieces(sympy.Interval(-sympy.oo, sympy.oo)) if numbers == sympy.Reals else str(numbers)
+
+
+def assigned(text):
+    """(what a value is called or None, the value) of x=3, f(x)=3, x=y=3 and 1+2=3, but not of -x=3."""
+    parts = split(text, RELATIONS)
+    if len(split(text, SEPARATORS)) > 1 or len(parts) < 3 or not set(parts[1::2]) <= EQUAL:
+        return None, text
+    if re.fullmatch(r"[-+*/^().0-9]*", parts[0]):
+        return None, parts[-1]
+    return (parts[0], parts[-1]) if not re.search(r"(?<!_⟨)[0-9^](?!⟩)|^-", parts[0]) else (None, text)
+
+
+def relation(text):
+    """Equations up to a factor, inequalities up to a positive one and turned to <."""
+    found, parts = [], split(text, RELATIONS)
+    for left, sign, right in zip(parts[::2], parts[1::2], parts[2::2]):
+        if sign in TURNED:
+            left, sign, right = right, TURNED[sign], left
+        if sign in "∈∉⊂⊆⇒":
+            found.append((sign, form(left), form(right)))
+            continue
+        first, *rest = values(evaluate(left) - evaluate(right))
+        scale = abs(first) if sign in "<≤" else first
+        found.append((sign, *(show(value / scale) for value in (first, *rest))))
+    return collection(found)
+
+
+def listed(texts):
+    """The elements of a list, in order as a tuple if they are called by different names: x=1, y=2."""
+    pairs = [assigned(text) for text in texts]
+    names = {name for name, _ in pairs}
+    if len(names) > 1 and None not in names:
+        return ("()", *(form(value) for _, value in sorted(pairs)))
+    return collection(form(value) for _, value in pairs)
+
+
+def form(text):
+    """The normal form of a text by its kind: a sympy object, or a tuple of forms, which `close` compares."""
+    if "±" in text:
+        return collection(form(text.replace("±", sign)) for sign in "+-")
+    if re.search("[<>≤≥≠∈∪∩∖ℝ∅]", text):
+        try:
+            return pieces(as_set(text))
+        except Exception:  # sympy's are of many types
+            pass
+    parts = split(text, SEPARATORS)
+    if len(parts) > 1:
+        return listed(parts[::2])
+    parts = split(text, "≢")
+    if len(parts) > 1:
+        modulus = evaluate(parts[2])
+        return ("≢", evaluate(parts[0]) % modulus, modulus)
+    if len(split(text, RELATIONS)) > 1:
+        return relation(text)
+    parts = split(text, ":")
+    if len(parts) > 1:
+        first, *rest = map(evaluate, parts[::2])
+        return first / rest[0] if len(rest) == 1 else (":", *(part / first for part in rest))
+    inside = split(text[1:-1], ",")
+    if text[:1] in "([" and text[-1:] in ")]" and len(inside) > 1:
+        return (text[0] + text[-1], *map(form, inside[::2]))
+    if text[:1] == "{":
+        return listed(inside[::2])
+    if text[-1:] == "%":
+        return ("%", form(text[:-1]))
+    found = evaluate(text.replace("%", "/100"))
+    if isinstance(found, sympy.MatrixBase):
+        return ("matrix", str(found.shape), *found)
+    return found
+
+
+def close(gold, answer, digits):
+    """Whether two forms are equal; a decimal of at least six places and four digits is equal to what rounds to it."""
+    if isinstance(gold, tuple) and isinstance(answer, tuple):
+        return len(gold) == len(answer) and all(close(a, b, digits) for a, b in zip(gold, answer))
+    if gold == answer or not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
+        return gold == answer
+    if zero(gold - answer):
         return True
-    given = min(filter(None, (places(gold), places(answer))), default=0)
-    if given < 6 or a.free_symbols or b.free_symbols:
+    if digits < 6 or gold.free_symbols or answer.free_symbols:
         return False
-    off = abs((a - b).evalf(30))
-    return bool(off <= sympy.Float(10) ** -given / 2 and 10_000 * off < abs(a.evalf(30)))
+    off = abs((gold - answer).evalf(30))
+    return bool(off <= sympy.Rational(1, 2 * 10 ** digits) and 10_000 * off < abs(gold.evalf(30)))
 
 
-def parts_of(node):
-    """The elements of an unordered collection, those of n=3,5,7 without the name, or None."""
-    name, value = assigned(node)
-    if node[0] in ("list", "any"):
-        name, first = assigned(node[1])
-        rest = [assigned(part) for part in node[2:]]
-        if name and all(other in (None, name) for other, _ in rest):
-            return [first, *(part for _, part in rest)]
-        return list(node[1:])
-    if value[0] == r"\pm":
-        return [("+", *value[1:]), ("-", *value[1:])]
-    return list(value[1:]) if value[0] in COLLECTIONS and value[1][0] != "mid" else None
+# ------------------------------------------------------------------------------------------------------- two answers
+
+class Meaning(NamedTuple):
+    """What an answer says. key: votes are counted by it.  name: what x=3 calls it.  forms: the normal form and others
+    that it may stand for, none if it is words or unreadable.  digits: decimal places."""
+    key: str
+    name: str | None = None
+    forms: tuple = ()
+    digits: int = 0
 
 
-def same_parts(gold, answer):
-    """Whether the elements of two collections can be paired."""
-    rest = list(answer)
-    for part in gold:
-        match = next((other for other in rest if same(part, other)), None)
-        if match is None:
-            return False
-        rest.remove(match)
-    return not rest
+def other_forms(text, value, main):
+    """What a text may stand for besides its main form."""
+    parts = split(value, SEPARATORS)
+    if len(parts) > 1:
+        return [("()", *(form(assigned(part)[1]) for part in parts[::2]))]
+    if value[-1:] == "%":
+        return [main[1], main[1] / 100]
+    named = text != value and "=" in text and isinstance(main, sympy.Expr)
+    return [relation(text)] if named and re.match("[^0-9]", text) else []
 
 
-def expanded(parts):
-    """The elements of a collection, each of +-x too."""
-    return [element for part in parts for element in (parts_of(part) if part[0] == r"\pm" else [part])]
+HARD = re.compile(r"\\(?:sum|prod|int|lim)(?![a-z])")  # what math-verify is asked about
+LETTER = re.compile(r"(?<![\w\\⟨])[a-zA-Z](?![\w⟩(])")
+HUGE = re.compile(r"\^\(*-?[0-9]{5,}|\^\(*[0-9]+\^|factorial\(+(?:[0-9]{5,}|\\factorial)")  # takes for ever
 
 
-def proportional(gold, answer):
-    """Whether the quotient of two expressions is the same number at all points, so that their equations are one."""
-    quotient = gold / answer
-    values = []
-    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
-    for shift in range(3):
-        point = dict(zip(symbols, map(sympy.Rational, POINTS[shift:] + POINTS[:shift])))
-        values.append(quotient.evalf(30, subs=point))
-    return all(v.is_number and v.is_finite and abs(v - values[0]) < 1e-25 * abs(v) for v in values)
-
-
-def same_equation(gold, answer):
-    """Two equations or inequalities in several symbols."""
-    if show(gold) == show(answer):
-        return True
-    if len(gold) != 4 or len(answer) != 4:
-        return False
-    turned = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
-    a, b = (build(node[1]) - build(node[3]) for node in (gold, answer))
-    if gold[2] in turned and gold[2] != answer[2]:
-        b = -b
-        answer = (*answer[:2], turned.get(answer[2]), answer[3])
-    if gold[2] != answer[2] or a.free_symbols != b.free_symbols:
-        return False
-    return zero(a - b) if gold[2] in turned else proportional(a, b)
-
-
-def sets_meant(gold, answer):
-    """Whether one of two trees can only be a set of numbers; (a,b) and {a,b} may be something else."""
-    return any(node[0] in (*SETS, "rel") or node[0] == "tuple" and node[1] != "()" or node[0] == "set"
-               and node[1][0] == "mid" or node[0] in ("list", "any") and all(part[0] == "rel" for part in node[1:])
-               and not parts_named(node) or node[0] == "sym" and (node[1] == r"\emptyset" or "mathbb" in node[1])
-               for node in (gold, answer))
-
-
-def parts_named(node):
-    """Whether the elements of a list are equations."""
-    return any(assigned(part)[0] for part in node[1:])
+@functools.lru_cache(maxsize=100_000)
+def understand(text):
+    """The Meaning of a `clean` answer."""
+    key, _, _, flat = glance(text)
+    if not flat or len(text) > 300 or HARD.search(text) or HUGE.search(flat):
+        return Meaning(key or text)
+    name, value = assigned(flat)
+    if not name and re.search("[<>≤≥]", value):
+        name = "".join(set(LETTER.findall(value)))
+    decimals = re.findall(r"\.([0-9]+)", flat)
+    try:
+        main = form(value)
+        forms = (main, *other_forms(flat, value, main))
+        return Meaning(show(main), name, forms, min(map(len, decimals), default=0))
+    except Exception:  # sympy's are of many types
+        return Meaning(text)
 
 
 def same(gold, answer):
-    """Whether two trees have the same value: by the kind of the gold one. Raises what sympy raises."""
-    if gold == answer:
-        return True
-    if gold[0] == "mod" or answer[0] == "mod":
-        if gold[0] != answer[0] or gold[2] != answer[2]:
-            return False
-        difference = ("-", assigned(gold[1])[1], assigned(answer[1])[1])
-        modulus = build(gold[2])
-        return assigned(gold[1])[0] in (None, assigned(answer[1])[0]) and (build(difference) % modulus) == 0
-    (gold_name, gold_value), (name, value) = assigned(gold), assigned(answer)
-    if gold_name and name and gold_name[0] != "num" != name[0]:
-        if show(gold_name) == show(name):
-            return same(gold_value, value)
-        return same_equation(gold, answer)
-    if name and gold[0] != "rel":
-        return same(gold, value)
-    if gold_name and answer[0] != "rel":
-        return same(gold_value, answer)
-    if sets_meant(gold, answer):
-        sets = as_set(gold), as_set(answer)
-        if None not in sets:
-            names = variables(gold), variables(answer)
-            if all(names) and names[0] != names[1]:
-                return False
-            return sets[0] == sets[1] or bool((sets[0] ^ sets[1]).is_empty)
-    if gold[0] == "rel" or answer[0] == "rel":
-        return gold[0] == answer[0] and same_equation(gold, answer)
-    pair = {node[0] if node[0] != "tuple" else node[1] for node in (gold, answer)}
-    if pair == {"list", "()"}:  # '4,3' for (4,3): in order
-        gold, answer = (node[2 if node[0] == "tuple" else 1:] for node in (gold, answer))
-        return len(gold) == len(answer) and all(map(same, gold, answer))
-    both = parts_of(gold), parts_of(answer)
-    if any(both):
-        gold_parts, parts = (part or [node] for part, node in zip(both, (gold, answer)))
-        return same_parts(expanded(gold_parts), expanded(parts))
-    if gold[0] == "tuple" or answer[0] == "tuple":
-        return gold[:2] == answer[:2] and len(gold) == len(answer) and all(map(same, gold[2:], answer[2:]))
-    if gold[0] == "ratio" or answer[0] == "ratio":
-        return same_ratio(gold, answer)
-    percents = [node[0] == "%" for node in (gold, answer)]
-    if percents[0] != percents[1]:
-        plain = [node[1] if node[0] == "%" else node for node in (gold, answer)]
-        return same_number(*plain) or same_number(gold, answer)
-    return same_number(gold, answer)
-
-
-def same_ratio(gold, answer):
-    """a:b:c and ka:kb:kc; a:b is also the quotient a/b."""
-    sides = [node[1:] if node[0] == "ratio" else (node, ("num", "1")) for node in (gold, answer)]
-    return len(sides[0]) == len(sides[1]) and all(
-        zero(build(("-", ("*", a, sides[1][0]), ("*", b, sides[0][0])))) for a, b in zip(*sides))
-
-
-def verdict(gold, answer):
-    """Whether two `clean` answers are the same, or None where one of them is nothing that the grammar reads."""
-    bare = [split_unit(text)[0] for text in (gold, answer)]
-    trees = [None if words_of(text) else read(text) for text in bare]
-    if not all(trees):
+    """Whether two `clean` answers are the same, or None if that is a question for math-verify."""
+    a, b = understand(gold), understand(answer)
+    if not (a.forms and b.forms):
         return None
-    with suppress(Exception):  # sympy's are of many types: the two are no values that it can compare
-        return bool(same(*trees))
+    digits = min(filter(None, (a.digits, b.digits)), default=0)
+    named_alike = a.name == b.name or not (a.name and b.name)
+    for x, y in itertools.product(a.forms, b.forms):
+        main = named_alike and (x is a.forms[0] or y is b.forms[0])
+        equation = isinstance(x, tuple) and x[0] == "="
+        if (main or equation) and close(x, y, digits):
+            return True
     return False

@@ -2,6 +2,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,7 +89,8 @@ def pids(pool):
     (r"\boxed{" + " " * 2000 + "5}", "5"),
 ])
 def test_extract(task, completion, answer):
-    assert task.extract(completion) == answer
+    key = task.extract(completion)
+    assert key == answer or answer and key == task.extract(rf"\boxed{{{answer}}}")
 
 
 @pytest.mark.parametrize("unit", [
@@ -146,7 +148,7 @@ def test_number_keys_are_exact(task):
 def test_clean_is_quick_on_any_answer(answer):
     started = time.process_time()
     text = tasks.clean(answer * (answers.MAX_ANSWER // len(answer)))
-    tasks.vote_key(text or "")
+    answers.glance(text or "")
     assert time.process_time() - started < 0.2
 
 
@@ -176,13 +178,131 @@ def test_verify(task, gold, answer, reward):
 
 
 CORPUS = r"""
+\text{Monday}: x=\text{Monday} monday | \text{Friday} x=\text{Friday}
+\frac{V_0}{R}: \frac{V_0}{R} | \frac{v_0}{R} \frac{V_0}{r} 1
+P(1+r)^t: P(r+1)^t | p(1+r)^t P(1+R)^t
+\Sigma: \Sigma | \sigma
+\Omega-\omega: -\omega+\Omega | 0
+N(n+1): Nn+N | n^2+n
+250,~750: 750,~250 250~and~750 \{750,250\} 250,\~750 | 250750 250,750
+3000: 3,000 3{,}000 3\,000 | 3,~000 3\text{~and~}000
+2,~4,~128: 128,~2,~4 2,~4~and~128 | 24128 2,4128 2,~4
+1,2,3: 3,2,1 \{1,2,3\} | 123 6
+2e: e+e 2\cdot~e | 2 200
+e^{2}+5e3: e^2+15e | e^2+5000
+\ln(2e): 1+\ln~2 \ln~2+1 | \ln~2
+2.5e4: 25000 2.5\times10^4 | 2.5 2500
+1-\frac{1}{100!}: \frac{100!-1}{100!} | 1 1-\frac{1}{99!}
+1-(2/3)^{150}: 1-\frac{2^{150}}{3^{150}} | 1-(2/3)^{151} 1
+2^{200}: 4^{100} 16^{50} | 2^{200}+1 2^{201}
+\frac{5^{60}-1}{4}: \frac{5^{60}}{4}-\frac14 | \frac{5^{60}}{4}
+0.1234567: \frac{1234567}{10^7} | 0.1234568
+\frac17: | 0.14 0.142858 | 0.142857
+\sqrt2: | 1.41 1.414215 | 1.414214
+4:6:8: 2:3:4 4~:~6~:~8 | 4:8:6 1:2 \frac{1}{12}
+3:5: 6:10 \frac35 3~:~5 | 5:3 15 \frac53
+\text{XIV}: XIV | XVI VIX
+\angle~PQR: \angle~PQR | \angle~QPR \angle~RPQ
+BCA: BCA \text{BCA} | ABC
+\triangle~DEF: \triangle~DEF | \triangle~DFE
+a=7: 7 a~=~7 | a=8 |  | b=7
+z=2i: 2i | 2 |  | x=2i
+8\text{~kg}: 8 8\text{~kilograms} 8\,\mathrm{kg} | 8000\text{~g} |  | 8\text{~g}
+30\text{~minutes}: 30 30~min 30\text{~mins} |  |  | 30\text{~hours} 30\text{~seconds}
+75\text{~cents}: 75 75¢ |  |  | 75\text{~dollars} \$75
+\$12.50: 12.5 12.50\text{~dollars} \frac{25}{2} | 1250 |  | 12.50\text{~cents}
+\frac{dV}{dt}: \frac{dV}{dt} \dfrac{dV}{dt} | \frac{dt}{dV} \frac{V}{t} \frac{dv}{dt}
+g^{-1}(x): g^{-1}(x) | \frac{1}{g(x)} g(x)
+h(x+1): h(1+x) | h(x)+1 hx+h
+3\sqrt~5: 3\sqrt5 \sqrt{45} 3*sqrt(5) sqrt(45) | 3\sqrt[5]{} 15
+3pi/4: \frac{3\pi}{4} 0.75\pi \frac34\pi | \frac{3}{4} \frac{4\pi}{3}
+x**3-2*x: x^3-2x x(x^2-2) | x^3-2 x^3-2x^2
+cos(2x): \cos~2x \cos(2x) 2\cos^2~x-1 | 2\cos~x \cos^2~x
+ln(5)/ln(2): \log_2~5 \frac{\ln5}{\ln2} | \log_5~2 \ln~3
+exp(3*x)/2: \frac{e^{3x}}{2} \frac12\exp(3x) | \frac{e^{2x}}{3}
+phi+1: \phi+1 1+\varphi | \phi
+\frac~3~4: \frac34 0.75 3/4 | \frac43
+\frac\pi6: \frac{\pi}{6} pi/6 30^\circ\cdot\frac{\pi}{180} | \frac{6}{\pi}
+\binom73: 35 \binom{7}{3} \dbinom{7}{4} | \binom72 73
+{-}8: -8 | 8
+x{=}-2: -2 x=-2 | 2
+2{.}75: 2.75 \frac{11}{4} | 275
+[2,\infty): x\ge2 2\le~x x~\geq~2 x\in[2,\infty) [2,+\infty) | (2,\infty) x>2 x\le2
+(-3,4): -3<x<4 4>x>-3 x>-3\text{~and~}x<4 x\in(-3,4) | -3\le~x<4 (4,-3) [-3,4]
+x<-1\text{~or~}x>1: (-\infty,-1)\cup(1,\infty) x>1\text{~or~}x<-1 x~\in~(-\infty,-1)\cup(1,\infty)
+x<-1\text{~or~}x>1: | -1<x<1 x<-1 (-\infty,-1]\cup[1,\infty)
+a\ge~b: b\le~a | a\le~b a>b
+2x+1>7: x>3 3<x (3,\infty) | x<3 x\ge3
+0\le~t\le~5: [0,5] 5\ge~t\ge0 t\in[0,5] | 0<t<5 [0,5)
+n^2+1: n^2+1\text{~for~all~integers~}n n^2+1~for~n\ge0 1+n^2~\text{~where~}~n\in\mathbb{N} | n^2-1 n^2
+g(x)=2x: 2x g(x)=2x\text{~for~all~}x | g(x)=x
+9:15\text{~a.m.}: 9:15~AM 9{:}15\text{~am} \text{9:15~AM} | 9:15\text{~p.m.} 9:51\text{~a.m.}
+12:05: 12{:}05 | 12:50
+\begin{pmatrix}0&1\\-1&0\end{pmatrix}: \begin{bmatrix}0&1\\[4pt]-1&0\end{bmatrix}
+\begin{pmatrix}0&1\\-1&0\end{pmatrix}: \begin{pmatrix}0~&~1\\~-1~&~0\\~\end{pmatrix}
+\begin{pmatrix}0&1\\-1&0\end{pmatrix}: | \begin{pmatrix}0&-1\\1&0\end{pmatrix}
+\begin{pmatrix}0&1\\-1&0\end{pmatrix}: | \begin{pmatrix}0&1&-1&0\end{pmatrix}
+\begin{bmatrix}x\\y\end{bmatrix}: \begin{pmatrix}x\\y\end{pmatrix} | \begin{pmatrix}y\\x\end{pmatrix}
+n\equiv3\pmod{8}: n~\equiv~3~\mod~8 n\equiv~11\pmod~8 n\equiv3\~(\text{mod~}8) n~\equiv~3~(mod~8)
+n\equiv3\pmod{8}: | n\equiv5\pmod8 n\equiv3\pmod{4}
+\sin~45^\circ: \frac{\sqrt2}{2} \frac{1}{\sqrt2} \sin(45^\circ) | \sin~45 \frac12
+\tan~60^\circ: \sqrt3 \tan\frac{\pi}{3} | \frac{\sqrt3}{3}
+66\frac23\%: 66\frac{2}{3}\% | 66\% 0.66 | \frac23 66\frac{2}{3}
+12.5\%: | 1.25 | \frac18 0.125 12.5
+\lbrace~2,7\rbrace: \{7,2\} 2,7 2\text{~and~}7 | \{2\} 27 [2,7]
+\varnothing: \emptyset ∅ \{\} | 0
+\mathbb~Q: \mathbb{Q} | \mathbb{R} Q
+P(A\mid~B): P(A|B) P(A~\mid~B) | P(B|A) P(AB)
+A\cup~B: B\cup~A | A\cap~B
+p\lor~q: q~\vee~p | p\land~q
+9.8\text{~m/s}^2: 9.8 9.8\,\mathrm{m/s^2} 9.8\~\frac{\text{m}}{\text{s}^2} 9.8~m/s^2 | 98
+4: 4\,\mathrm{N\cdot~m} 4\,\text{m}^3 4\text{~cubic~meters} 4\,\mathrm{mol\,L^{-1}} 4\text{~km/h} | 4^3 4m
+\text{Tuesday}: Tuesday \text{tuesday.} tuesday \textbf{Tuesday} | \text{Thursday} \text{Tue}
+\text{Alice~and~Bob}: Alice~and~Bob \text{Alice}\text{~and~}\text{Bob} \text{Bob~and~Alice}
+\text{Alice~and~Bob}: | \text{Alice} \text{Alice,~Carl}
+\text{yes}: Yes \text{Yes.} yes | no \text{No}
+\text{(B)}: B (B) B. \textbf{(B)} | A \text{(C)} b
+\text{odd}: odd \text{Odd} | \text{even} ddo
+|x+2|: \left|x+2\right| abs(x+2) |2+x| | x+2 |x-2|
+\lfloor~7/2\rfloor: 3 | 4
+\pm\sqrt3: \sqrt3,-\sqrt3 -\sqrt{3},~\sqrt{3} \{\sqrt3,-\sqrt3\} | \sqrt3 3
+2\pm\sqrt5: 2+\sqrt5,~2-\sqrt5 2-\sqrt{5}\text{~and~}2+\sqrt{5} | 2+\sqrt5
+x=1\text{~or~}x=2: 1,2 x=1,2 x\in\{1,2\} x=2\text{~or~}x=1 | x=1 x=3
+x^2+y^2=9: y^2+x^2=9 x^2+y^2-9=0 2x^2+2y^2=18 | x^2+y^2=3 x^2-y^2=9
+y=2x+3: 2x+3 y=3+2x | y=2x-3 x=2y+3 | y-2x=3 2x-y+3=0
+(2,-1): (2,~-1) \left(2,-1\right) x=2,\~y=-1 | (-1,2) (2,1)
+(x,y)=(2,5): (2,5) (x,~y)~=~(2,~5) | (5,2)
+3-2i: -2i+3 3-2\mathrm{i} | 3+2i 1
+i^3: -i | i 1
+\frac{1+i}{2}: \frac12+\frac~i2 0.5+0.5i | \frac{1-i}{2}
+\frac{a+b}{2}: \frac~a2+\frac~b2 (a+b)/2 0.5(a+b) | a+\frac~b2 \frac{ab}{2}
+\sqrt{a^2+b^2}: \sqrt{b^2+a^2} (a^2+b^2)^{1/2} | a+b
+\frac{n(n+1)}{2}: \frac{n^2+n}{2} \binom{n+1}{2} n(n+1)/2 | \frac{n(n-1)}{2}
+\sum_{k=1}^{3}k^2: | 13 | 14
+1+2+\cdots+n: 1+2+\dots+n | 1+2+n
+10!/(5!5!): 252 \binom{10}{5} | 250
+243_5: 243_{5} 243₅ | 243 243_6
+\log_3~81: 4 \log_{3}81 | 3
+x_1: x_{1} | x_2 x
+\vec~v: \vec{v} | v
+2\sin~x\cos~x: \sin~2x \sin(2x) | \sin~x
+\sec^2~x-1: \tan^2~x \tan^{2}(x) | \tan~x
+\sin^{-1}(1/2): \frac{\pi}{6} \arcsin\frac12 | 2
+x\ne0: x~\neq~0 x≠0 0\ne~x | x=0 0
+x\in\mathbb{R}: \mathbb{R} (-\infty,\infty) | x\in\mathbb{Z}
+5: | \text{six}
+5\text{~feet~}6\text{~inches}: 5~feet~6~inches \text{5~feet~6~inches} | 5\text{~feet} 6\text{~feet~}5\text{~inches}
+\frac{22}{7}: 3\frac17 22/7 3~1/7 | 3.14 \frac{31}{7}
+1{,}234{,}567: 1234567 1,234,567 1\,234\,567 1~234~567 | 1,234 123,4567
+-0.5: -\frac12 -.5 \frac{-1}{2} | 0.5 | -50\%
 324: 18² 18^{2} √104976 | 18 18³
 18: √324 3√36 | 18² 18ⁿ 18₂ 18π 18½ 18→19 18+ 18) 18/ 18! 18e2 18=19
 5\sqrt{2}: 5√2 5√(2) √50 5·√2 5×√2 5*sqrt(2) \boldsymbol{5\sqrt{2}} {\bf~5√2} 10/√2 5·2^(1/2) | 5 5√3 52 10 7
 4^n: 4ⁿ 2²ⁿ 2^{2n} | 4 4n 4⁻ⁿ
 15: 5·3 5×3 5⋅3 3∙5 (5)(3) 5(3) \mathbf{15} 15\,\text{ft}^2 | 5 3 8 5~3
 5/2: 2½ 2~½ 2~1/2 2\tfrac{1}{2} 5⁄2 5÷2 5·½ 25e-1 \frac{5}{2}\text{~miles} \$2.50 | 1 2 3 5 2⅓ \frac{5}{2}x
-1500: 1.5e3 1.5E+03 1.5×10³ 1.5·10^3 1.5\times10^{3} 1.5~x~10^3 15e2 1~500 1.5\text{~thousand} | 1.5 15 1.5e4 1.5e-3 150
+1500: 1.5e3 1.5E+03 1.5×10³ 1.5·10^3 1.5\times10^{3} 1.5~x~10^3 15e2 1~500 1.5\text{~thousand}
+1500: | 1.5 15 1.5e4 1.5e-3 150
 120: 5! 5·4·3·2·1 5·4! 6!/6 5!\text{~ways} | 5 6! 24 5!!
 90: 90° 90º 90^\circ 90^{\circ} 90\text{~degrees} 90~degrees | 90² 9 90_2
 25\pi: 25π 5²π π·25 25\pi\text{~cm}^2 25π~cm² | 25 25π² π 5π
@@ -198,8 +318,11 @@ x\le5: x≤5 x⩽5 5≥x x\leqslant~5 | x<5 x≥5 5
 x^2-4: x²−4 (x−2)(x+2) | x² x²−4+ (x-2)²
 a_1+x^{-1}: a₁+x⁻¹ a₁+1/x | a+1/x a₁+x
 \begin{pmatrix}1\\2\end{pmatrix}: \begin{bmatrix}1\\√4\end{bmatrix} | \begin{pmatrix}2\\1\end{pmatrix} 1
-5: ５ 𝟓 \text{5} {5} {\bf~5} 5. 5, x=5 5% 5° 5°C €5 5th 5\text{cm²} 5\,{\rm~cm} 5~cm 5cm 5~m/s 5\mathrm{m}/\mathrm{s}
-5: 5\text{~cubic~feet~per~second} \text{5~cm} 5\frac{\text{m}}{\text{s}} 5~miles~per~hour 5~m 5\text{m} 5\text{~apples}
+5: ５ 𝟓 \text{5} {5} {\bf~5} 5. 5, x=5 5° 5°C €5 5th 5\text{cm²} 5\,{\rm~cm} 5~cm 5cm 5~m/s
+5: 5\mathrm{m}/\mathrm{s}
+5: | | 5%
+5: 5\text{~cubic~feet~per~second} \text{5~cm} 5\frac{\text{m}}{\text{s}} 5~miles~per~hour 5~m
+5: 5\text{m} 5\text{~apples}
 5: | 5i 5\text{i} 5\mathrm{i} 5\text{~million} 5~thousand 5m 5x 5\text{x} 5\text{~blorps} 5\text{~squared} 5\vec{v}
 5: | 5_3 5_{10} 5₃ 5+ 5) 5] 5& 5? 5→6 5≠6 \ne~5 x\ne5 x≠5 x\not=5 5\text{~or~}6 5,6,\ldots 5^T 5.5.5 2(3) (2)(3) 2~3
 5\text{~cm}: 5 5~cm 5\,\mathrm{cm} 5.0\text{~centimeters} | 5² 5i 5\text{~million} cm
@@ -207,7 +330,7 @@ a_1+x^{-1}: a₁+x⁻¹ a₁+1/x | a+1/x a₁+x
 5i: 5\text{i} 5·i 5\mathbf{i} | 5 i
 -2: 2i² i²−1 2i^2 | 2i 2
 2m: m+m 2·m | 2 2h 2c
-\pi r^2 h: πr²h π~r²~h h·\pi~r^2 | \pi~r^2 πr²
+\pi~r^2~h: πr²h π~r²~h h·\pi~r^2 | \pi~r^2 πr²
 52_8: 52_{8} 52₈ | 52 52_{16} 42
 1E6_{16}: 1E6_16 | 1000000 1E6
 1011_2: 1011_{2} 1011₂ (1011)_2 1011_{(2)} | 1011 1011_3 1011_{10} 11
@@ -218,22 +341,29 @@ x\ne2: x≠2 x\neq2 x\not=2 | 2 x=2 x≠3
 (0.0000001,1): (1e-7,1) | (0.0000002,1) (0,1)
 1/2^{100}: 2^{-100} 2⁻¹⁰⁰ \frac{1}{4^{50}} | 2^{-101} 0 \frac{3}{2^{100}}
 6.63\times10^{-34}: 6.63e-34 0.663·10⁻³³ | 3e-34 6.64e-34 0
-1/3: 0.333333 ⅓ 0.\overline{3} 0.\bar3 3⁻¹ | 0.33 0 0.\overline{31}
-1/70: 0.014286 | 0.0143
+1/3: ⅓ 0.\overline{3} 0.\bar3 3⁻¹ | 0.33 0 0.\overline{31} | 0.333333
+1/70: | 0.0143 | 0.014286
 1024: 2^10 2¹⁰ 32² | 210 20 2
 """
 
 
 @pytest.mark.parametrize("line", CORPUS.strip().split("\n"))
 def test_nothing_in_an_answer_is_ignored(task, line):
-    """Gold: right answers | wrong answers; ~ is a space. A wrong answer shares no vote key with the gold one either."""
-    gold, answers = line.split(":", 1)
-    gold = gold.replace("~", " ")
-    right, wrong = ([answer.replace("~", " ") for answer in side.split()] for side in f"{answers} |".split("|")[:2])
-    rewards = task.rewards([problem(gold)] * len(right + wrong), [rf"\boxed{{{answer}}}" for answer in right + wrong])
-    assert rewards == [1.0] * len(right) + [0.0] * len(wrong), list(zip(right + wrong, rewards))
-    keys = [task.extract(rf"\boxed{{{answer}}}") for answer in wrong]
-    assert tasks.vote_key(tasks.clean(gold)) not in keys and not task.counts
+    """Gold: right answers | wrong answers; ~ is a space. Right ones share the vote key of the gold one, wrong ones do
+    not. Where being the same is no equivalence, there are two more lists: | right ones with another key (percent is
+    the number or its hundredth, a decimal stands for what rounds to it, y=2x stands for 2x and for the equation) |
+    wrong ones with its key (3 stands for x=3 and y=3, 5 for 5 km and 5 m)."""
+    gold, rest = line.replace("~", "\0").split(": ", 1)
+    sides = (re.split(r"(?:^| )\|(?= |$)", rest) + [""] * 3)[:4]
+    right, wrong, apart, together = ([text.replace("\0", " ") for text in side.split()] for side in sides)
+    gold, answers = gold.replace("\0", " "), right + apart + wrong + together
+    rewards = task.rewards([problem(gold)] * len(answers), [rf"\boxed{{{answer}}}" for answer in answers])
+    expected = [1.0] * len(right + apart) + [0.0] * len(wrong + together)
+    assert rewards == expected, list(zip(answers, rewards))
+    key = task.extract(rf"\boxed{{{gold}}}")
+    shared = [task.extract(rf"\boxed{{{answer}}}") == key for answer in right + together + wrong + apart]
+    assert shared == [True] * len(right + together) + [False] * len(wrong + apart), list(zip(right + wrong, shared))
+    assert not task.counts
 
 
 @pytest.mark.parametrize("answers", [
@@ -305,7 +435,7 @@ def test_kinds(task, gold, right, wrong):
 
 @pytest.mark.parametrize("completion, answer", [
     (r"<think>\boxed{5}</think>The answer is $7$.", "7"), (r"<think>\boxed{7}</think>Done.", "7"),
-    (r"$\boxed{3}$ and $\boxed{4}$", r"\{3,4\}"), ("The answer is:\n\n$$7$$", "7"), ("The answer is:\n- 7", "7"),
+    (r"$\boxed{3}$ and $\boxed{4}$", "{3,4}"), ("The answer is:\n\n$$7$$", "7"), ("The answer is:\n- 7", "7"),
     ("The answer is **7** cm.", "7"), ("The answer is `7`.", "7"), ("Answer: __7__", "7"), ("<answer>7</answer>", "7"),
     ("The answer is 7.\nI hope this answer helps!", "7"), ("Answer: 7\nConfidence in this answer: 90%", "7"),
     ("The answer is 7, because 3+4=7.", "7"), ("**26**", "26"), ("Total: 26", "26"), ("She has 26 apples.", "26"),
@@ -360,10 +490,10 @@ def test_each_pair_is_judged_once_and_the_memo_is_bounded(fresh, monkeypatch):
     asked, judge = [], fresh.pool.judge
     monkeypatch.setattr(fresh.pool, "judge", lambda pairs: asked.append(pairs) or judge(pairs))
     problems = [problem("2", str(i)) for i in range(6)]
-    completions = [r"\boxed{1+1}", r"\boxed{1 + 1}", r"\boxed{1+2}", "nothing", r"\boxed{2}", r"\boxed{1+1}"]
+    completions = [r"\boxed{1+1^1}", r"\boxed{1 + 1^1}", r"\boxed{1^1+2}", "nothing", r"\boxed{2}", r"\boxed{1+1^1}"]
     for _ in range(2):
         assert fresh.rewards(problems, completions) == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
-    assert asked == [[("2", "1+1"), ("2", "1+2")], []]
+    assert asked == [[("2", "1+1^1"), ("2", "1^1+2")], []]
     fresh.memo.update((("2", str(i)), 0.0) for i in range(100_001))
     assert fresh.rewards(problems, completions) == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
     assert len(fresh.memo) < 10
@@ -409,8 +539,8 @@ def test_stopped_child_is_a_timeout(fresh):
     fresh.pool = mathematics.VerifierPool(limit=0.5, size=1)
     fresh.pool.judge([("1", "2")])
     os.kill(pids(fresh.pool)[0], signal.SIGSTOP)
-    assert fresh.verify(problem("2"), r"\boxed{1+1}") == 0.0 and fresh.counts == {"verifier_timeouts": 1}
-    assert fresh.verify(problem("2"), r"\boxed{1+1+0}") == 1.0
+    assert fresh.verify(problem("2"), r"\boxed{1+1^1}") == 0.0 and fresh.counts == {"verifier_timeouts": 1}
+    assert fresh.verify(problem("2"), r"\boxed{1+1^1+0}") == 1.0
 
 
 def test_works_off_the_main_thread_and_from_many_threads(task):
