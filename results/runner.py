@@ -38,6 +38,9 @@ import sys
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT] * (ROOT not in sys.path)
+from support.output import to_json
+
 RECORDS, RUNS = os.path.join(ROOT, "results", "records"), os.path.join(ROOT, "runs", "claims")
 KS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -220,7 +223,7 @@ def append(run):
         if file.tell():
             file.seek(-1, os.SEEK_END)
             end = b"" if file.read() == b"\n" else b"\n"
-        file.write(end + (json.dumps(run, separators=(",", ":")) + "\n").encode())
+        file.write(end + (to_json(run, separators=(",", ":")) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 
