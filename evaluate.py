@@ -488,7 +488,8 @@ def main(argv=None):
         pools, known["checks"] = draw_pools(args, task, parts, temperatures, verifier)
         known["counts"] = dict(task.counts)
     report = new_report(args, ks, pools, **known)
-    write_atomic(os.path.join(args.out, "result.json"), to_json(report, indent=1))  # before anything is printed
+    # files first: what is printed may have no reader
+    write_atomic(os.path.join(args.out, "result.json"), to_json(report, indent=1))
     plots.plot(report["results"], os.path.join(args.out, "curves.png"), known["task"])
     if args.co_scaling:
         plots.plot_co_scaling(report["results"], report["co_scaling"], os.path.join(args.out, "co_scaling.png"))

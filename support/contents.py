@@ -196,7 +196,8 @@ def rename(task, name, data):
 def other_base(folder, model):
     """Why the adapter in a folder is not one of `model`, as far as the args.json of its run or its adapter_config.json
     say; None where they do not. Bases whose weights are equal are one, wherever they lie."""
-    begun = read_json(os.path.join(os.path.dirname(folder), "args.json")) if os.path.basename(folder) == "adapter" else {}
+    run, inner = os.path.split(folder)
+    begun = read_json(os.path.join(run, "args.json")) if inner == "adapter" else {}
     source, named = "args.json", begun.get("flags", {}).get("model")
     if not named:
         source, named = "adapter_config.json", base_of(folder)
