@@ -9,9 +9,9 @@ import evaluate
 import tasks
 from fast.choose import chooser
 from support import load, processes
-from support.run import locate, own_base
 from support.errors import UserError
 from support.folder import new_folder
+from support.run import locate, own_base
 from support.verifier import load_verifier, verifier_logits
 
 

@@ -87,8 +87,11 @@ def locate(args):
     """Have the flags that name files and folders do so from any working directory.  Raises UserError where there is
     none, before anything is loaded."""
     for name in contents.PATHS:
-        if getattr(args, name, None):
-            setattr(args, name, contents.located(getattr(args, name), f"--{name}"))
+        try:
+            if name in args:
+                setattr(args, name, contents.located(getattr(args, name), f"--{name}"))
+        except UserError as error:
+            raise UserError(f"{error}" + ", if it has moved give its new one" * args.resume) from error
 
 
 def own_base(adapter):
