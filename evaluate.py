@@ -9,9 +9,9 @@ Each of n samples per problem is drawn once; every k <= n is then computed exact
             (--verifier), or the environment reward itself (`oracle`, which equals max@k)
 A second table holds the diversity of the samples (`diversity` below), and with --verifier how well it judges them.
 Standard errors are over problems; models are compared with the first one problem by problem (paired). A run folder
-brings its base and precision, and the first one the problems; temperature and length are this command's own. Writes result.json, curves.png and
-one pool-<n>.jsonl per model and temperature, which `--pool` rescores without sampling again. `--co-scaling` fits
-pass@N(T) = exp(a(T) N^b(T)) at each temperature (Chow et al. 2024, arXiv 2412.15287).
+brings its base and precision, the first one the problems too; temperature and length are this command's own. Writes
+result.json, curves.png and one pool-<n>.jsonl per model and temperature, which `--pool` rescores without sampling
+again. `--co-scaling` fits pass@N(T) = exp(a(T) N^b(T)) at each temperature (Chow et al. 2024, arXiv 2412.15287).
 """
 import argparse
 import gc
