@@ -469,6 +469,8 @@ def main(argv=None):
     ks, temperatures = numbers(args.k, int, "--k"), numbers(args.temperature, float, "--temperature")
     pools = {path: read_pool(path) for path in args.pool or ()}
     check(args, ks, pools)
+    args.verifier = contents.located(args.verifier, "--verifier")
+    parts = {model: base_and_adapter(model) for model in args.models}  # all, before the first takes its time
     verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
     args.score = args.score or ("verifier" if verifier else "logp")
     known = {}
@@ -478,7 +480,6 @@ def main(argv=None):
         for pool in pools.values() if verifier else ():
             add_scores(pool, verifier, pool[0].get("chat", False))
     else:
-        parts = {model: base_and_adapter(model) for model in args.models}  # all, before the first takes its time
         task = problems_of(args, {model: flags for model, (*_, flags) in parts.items() if flags})
         task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
         if not parts:

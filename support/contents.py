@@ -24,6 +24,7 @@ def located(text, flag):
     """What a flag names, so that it is found from any working directory: a file or folder by its absolute path, an
     embedded model or a hub id as it is.  Raises UserError for what can only be a path and is not there: the hub would
     be asked for it first, for half a minute without a network."""
+    text = text if text is None else os.fspath(text)
     if text is None or text in EMBEDDED and flag != "--adapter":
         return text
     if os.path.exists(text):

@@ -94,7 +94,8 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
                    help="evaluate on validation problems every so many steps; 0 = never")
     g.add_argument("--save-every", type=int, default=25, help="steps between checkpoints")
     g.add_argument("--out", help=f"run folder; default runs/{script}-<task>-<what>-<number>")
-    g.add_argument("--resume", action="store_true", help="continue the run in --out")
+    g.add_argument("--resume", action="store_true", help="continue the run in --out; --model, --data, "
+                   "--adapter and --verifier may be given again where they have moved")
     return p
 
 
