@@ -21,6 +21,8 @@ problems (of the mean over seeds; it knows nothing of what another seed would ha
 These rules and bounds were written before the runs in results/records/ were started, after three seeds of most rows had
 been seen in older runs, so they are no blind predictions; the claims are the papers', as we read them.
 """
+import argparse
+import json
 import multiprocessing
 import os
 import random
@@ -34,8 +36,6 @@ sys.path[:0] = [os.path.dirname(os.path.abspath(__file__))]  # also where a test
 import runner
 import which
 from runner import interval, per_problem, value
-from support.flags import Parser
-from support.output import consoles, to_json
 
 SEEDS = 5  # below so many a claim is open
 MARKS = "<!-- claims -->", "<!-- end of claims -->"  # in README.md
@@ -256,7 +256,7 @@ def as_json(found):
         said, seeds, ((mean, low, high), *_) = judged(found, name)
         rows.append({"name": name, "paper": claim.paper, "verdict": said, "seeds": seeds, "effect": mean, "low": low,
                      "high": high, "command": f"python results/claims.py {name}"})
-    return to_json(rows, indent=1)
+    return json.dumps(rows, indent=1)
 
 
 def rows_of(name):
@@ -413,7 +413,7 @@ def make(wanted, jobs, again=None):
 
 
 def parse_args(argv):
-    p = Parser(description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("names", nargs="*", metavar="NAME",
                    help="a claim of the list, several in the order of their runs, `all` of them; `which`: the table of "
                         "all objectives; `robust`: of bases, budgets and learning rates; without one: the list")
@@ -466,5 +466,9 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    with consoles():
+    sys.stdout.reconfigure(errors="replace")  # of a console without ±; this page needs nothing but results/
+    try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

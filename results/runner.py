@@ -38,9 +38,6 @@ import sys
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [ROOT] * (ROOT not in sys.path)
-from support.output import to_json
-
 RECORDS, RUNS = os.path.join(ROOT, "results", "records"), os.path.join(ROOT, "runs", "claims")
 KS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -216,6 +213,8 @@ def locked(path, wait=True):
 
 def append(run):
     """Add a record to the file of its script, whole: what a killed writer left is closed with a line end first."""
+    sys.path[:0] = [ROOT] * (ROOT not in sys.path)
+    from support.output import to_json
     path = os.path.join(RECORDS, run["script"] + ".jsonl")
     os.makedirs(RECORDS, exist_ok=True)
     with locked(os.path.join(RUNS, "records.lock")), open(path, "ab+") as file:
