@@ -170,15 +170,15 @@ def guarded(main, argv):
             raise
         message = (f"{error.strerror}: what was saved is intact; make room and run the command again, a training "
                    "run with --resume")
-    except KeyboardInterrupt:
-        message = None
+    except KeyboardInterrupt as error:
+        message, way_on = None, str(error)
     finally:
         processes.leave()
     folder.remove_unused()
     script = os.path.basename(sys.argv[0])
     if message is None:
         if not processes.RANK:
-            print(f"{script}: interrupted", file=sys.stderr)
+            print(f"{script}: interrupted{way_on}", file=sys.stderr)
         raise SystemExit(130)
     who = f"process {processes.RANK}: " if processes.RANK else ""
     print(f"{script}: error: {who}{message}", file=sys.stderr)

@@ -313,7 +313,8 @@ class Run:
 
         def stop(number, frame):
             if self.asked_to_stop or not self.training:
-                raise KeyboardInterrupt
+                saved = os.path.exists(self.path("state.pt"))
+                raise KeyboardInterrupt(f"; continue with --out {self.folder} --resume" * saved)
             self.asked_to_stop = True
             print("stopping after this step (Ctrl-C again to leave at once)", flush=True)
         try:

@@ -23,6 +23,7 @@ import bon_rl
 import common
 import evaluate
 import ppo_passk
+import support.run
 import tasks
 from support import contents, load
 from support import verifier as verifiers
@@ -461,6 +462,25 @@ def test_ctrl_c_during_the_first_evaluation(script, tmp_path):
     finally:
         child.kill()
     assert (tmp_path / "err").read_text() == f"{script}: interrupted\n" and os.listdir(tmp_path) == ["err"]
+
+
+def test_ctrl_c_during_the_last_evaluation(tmp_path, monkeypatch):
+    """At once, too: all steps are saved."""
+    judge, rows = support.run.judge, []
+
+    def interrupted(*args):
+        rows.append(args[-1])
+        if rows[-1] == "after":
+            signal.raise_signal(signal.SIGINT)
+        return judge(*args)
+    monkeypatch.setattr(support.run, "judge", interrupted)
+    flags = [*TINY, "--steps", 1, "--eval-samples", 2, "--eval-problems", 3, "--out", tmp_path / "r"]
+    code, out, err = run(ppo_passk.main, *flags)
+    assert code == 130 and err.endswith(f": interrupted; continue with --out {tmp_path / 'r'} --resume\n"), err
+    assert err.count("\n") == 1 and rows == ["before", "after"] and "stopping" not in out
+    monkeypatch.undo()
+    code, out, err = run(ppo_passk.main, "--out", tmp_path / "r", "--resume")
+    assert code == 0 and "after" in json.loads((tmp_path / "r" / "result.json").read_text()), err
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch):
