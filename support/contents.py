@@ -29,7 +29,7 @@ def located(text, flag):
         return text
     if os.path.exists(text):
         return os.path.abspath(text)
-    if looks_like_a_path(text):
+    if looks_like_a_path(text) or "adapter" in flag and "/" not in text:  # those of the hub have an owner
         raise UserError(f"{flag} {text}: there is no such file or folder")
     return text
 

@@ -370,6 +370,8 @@ def test_hub_ids_are_asked_for(monkeypatch, tmp_path):
     os.makedirs("Qwen/other")
     with pytest.raises(UserError):
         contents.located("Qwen/Qwen2.5-0.5B", "--model")
+    with pytest.raises(UserError):  # no adapter of the hub is without an owner
+        contents.located("warm", "--adapter")
     monkeypatch.setattr(contents, "snapshot", lambda name: "somewhere")  # in the cache
     assert contents.located("Qwen/Qwen2.5-0.5B", "--model") == "Qwen/Qwen2.5-0.5B"
 
