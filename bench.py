@@ -15,7 +15,6 @@ large shape practically never end a completion, so there every row runs to --new
 import argparse
 import contextlib
 import io
-import json
 import logging
 import math
 import multiprocessing
@@ -24,12 +23,12 @@ import tempfile
 import time
 import warnings
 
-from support.flags import plain_flag
+from support.flags import Parser, answer, plain_flag
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__.split("\n")[0],
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--shape", default="tiny", choices=["tiny", "0.1b", "0.5b", "1.5b", "7b"],
                         help="the embedded model, or random weights in the shape of Qwen2.5 0.5b, 1.5b, 7b (0.1b: a "
                              "small one)")
@@ -76,7 +75,7 @@ def parse_args(argv=None):
 
 
 if __name__ == "__main__":
-    parse_args()  # --help and bad flags answer before the heavy imports
+    answer(parse_args)  # --help and bad flags, before the heavy imports
 
 import random
 import statistics
@@ -91,6 +90,7 @@ from support import load
 from support.errors import UserError
 from support.flags import cli, numbers
 from support.folder import versions
+from support.output import to_json
 from support.measure import TINY, alternate, build, generate, reset_peak
 from support.plots import save_figure
 from support.run import batch_of
@@ -250,7 +250,7 @@ def real(args, folder):
         with open(os.path.join(folder, "sums.jsonl"), "w") as file:
             terms = [(a, b, c) for a in range(20, 70) for b in range(2, 20) for c in range(2, 9)]
             for a, b, c in rng.sample(terms, 1000):
-                file.write(json.dumps({"prompt": f"{a} plus {b} minus {c} is", "answer": str(a + b - c)}) + "\n")
+                file.write(to_json({"prompt": f"{a} plus {b} minus {c} is", "answer": str(a + b - c)}) + "\n")
     task = tasks.load_task(None, args.data or os.path.join(folder, "sums.jsonl"))
     task.max_new_tokens = args.new_tokens or 24
     load.put_prompts(policy, task, args.chat)
@@ -393,15 +393,15 @@ def main(argv=None):
         return
     if args.against:
         lines = against_trl(args)
-        print(json.dumps({"against": args.against, "lines": lines, **versions()}))
+        print(to_json({"against": args.against, "lines": lines, **versions()}))
         return
     if args.scaling:
-        print(json.dumps({"scaling": POINT, "lines": scaling(args), **versions()}))
+        print(to_json({"scaling": POINT, "lines": scaling(args), **versions()}))
         return
     if args.sandbox < 0:
         raise UserError(f"--sandbox must not be negative, it is {args.sandbox}")
     if args.sandbox:
-        print(json.dumps({"lines": bench_sandbox(args.sandbox), **versions()}))
+        print(to_json({"lines": bench_sandbox(args.sandbox), **versions()}))
         return
     tiny = args.shape == "tiny" and not args.model
     sizes = numbers(args.rows or ("16,64,256,512" if tiny else "128" if args.model else "64"), int, "--rows")
@@ -438,7 +438,8 @@ def main(argv=None):
                     texts = policy.texts([row for rows in drawn.lists() for row in rows], prompts)
                     problems = [p for p in task.train[:len(drawn.tokens)] for _ in range(args.k)]
                     return torch.tensor(task.rewards(problems, texts)).view(-1, args.k)
-                generator = torch.Generator().manual_seed(args.seed)  # random weights solve nothing: rewards at p = 0.2
+                generator = torch.Generator().manual_seed(common.torch_seed(args.seed))
+                # random weights solve nothing: rewards at p = 0.2
                 return (torch.rand(drawn.lengths.shape, generator=generator) < 0.2).float()
             lines += [bench_sampler(policy, prompts_for(rows), args, new_tokens, precision) for rows in sizes]
             if precision != "base":
@@ -446,7 +447,7 @@ def main(argv=None):
             del policy
             if gpu:
                 torch.cuda.empty_cache()
-    print(json.dumps({"shape": args.model or args.shape, "device": "cuda" if gpu else "cpu", "lines": lines,
+    print(to_json({"shape": args.model or args.shape, "device": "cuda" if gpu else "cpu", "lines": lines,
                       **versions()}))
 
 

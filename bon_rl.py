@@ -71,7 +71,7 @@ def parser():
 
 
 if __name__ == "__main__":
-    parser().parse_args()  # --help and bad flags answer before the heavy imports
+    flags.answer(parser().parse_args)  # --help and bad flags, before the heavy imports
 
 import math
 import time

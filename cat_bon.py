@@ -46,9 +46,8 @@ def parser():
 
 
 if __name__ == "__main__":
-    parser().parse_args()  # --help and bad flags answer before the heavy imports
+    flags.answer(parser().parse_args)  # --help and bad flags, before the heavy imports
 
-import json
 import math
 import time
 from math import comb
@@ -59,6 +58,7 @@ from common import elementwise, kl_coefficients, log1mexp, standardise
 from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder, write_atomic
+from support.output import to_json
 from support.plots import weight_report
 from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, sample_stats,
                          set_up, weight_stats)
@@ -277,7 +277,7 @@ def main(argv=None):
                             "on: begin a new run")
         if golds is None:
             golds = find_targets(run.policy, run.task, run.train, args.samples, args.temperature, args.seed)
-            write_atomic(run.path("targets.json"), json.dumps(golds))
+            write_atomic(run.path("targets.json"), to_json(golds))
     evaluate_before(run)
     recent = run.kept.setdefault("recent", [])  # rewards of --ranks fifo: a resumed run has the same
     for number in range(run.step + 1, args.steps + 1):

@@ -12,7 +12,6 @@ instead of the rest of its body: the same draws, the same numbers.
 """
 import inspect
 import math
-import os
 import random
 import warnings
 from collections import Counter
@@ -26,7 +25,7 @@ support.set_thread_policy()  # torch reads it when it is loaded
 import torch
 import torch.nn.functional as F
 
-from support import adapters, decoding, load, model_checks, processes, text
+from support import adapters, contents, decoding, load, model_checks, processes, text
 from support.errors import UserError
 
 
@@ -34,6 +33,11 @@ def seed_of(*parts):
     """A 63-bit seed from anything printable. Every draw of a run has a seed of its own, e.g. seed_of(seed, step, i), so
     no state of a generator has to be carried over a resume or between processes."""
     return random.Random(" ".join(map(str, parts))).getrandbits(63)
+
+
+def torch_seed(seed):
+    """A seed as torch takes it: an integer of any size, itself where torch takes it."""
+    return seed if 0 <= seed < 2 ** 63 else seed_of(seed)
 
 
 # --------------------------------------------------------------------------------------------------------- the policy
@@ -182,13 +186,13 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
     Raises UserError: unknown model, no such device, bits that the hardware or a quantised checkpoint cannot do, weights
     that are missing or odd, a model that is not causal, an adapter that does not fit or cannot be used.
     """
+    adapter = contents.located(adapter, "--adapter")
     lm, tokenizer, note = load.load_base(model, bits, device)
     model_checks.refuse(lm, model)
     size = lm.num_parameters()
     import peft  # after load_base, which quietens what it imports
-    start, inner = None, os.path.join(adapter or "", "adapter")
-    folder = inner if os.path.isdir(inner) else adapter
-    torch.manual_seed(seed)
+    start = None
+    torch.manual_seed(torch_seed(seed))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -198,7 +202,7 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
                     target_modules=adapters.linear_layers(lm)))
             else:
                 start = "start" if reference == "start" else None
-                wrapped = adapters.put_on(lm, folder, start)
+                wrapped = adapters.put_on(lm, contents.adapter_of(adapter), start)
             adapters.name_base(wrapped, model)
     except UserError as error:
         raise UserError(f"cannot use adapter {adapter!r} on {model!r}: {error}") from error

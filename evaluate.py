@@ -9,9 +9,9 @@ Each of n samples per problem is drawn once; every k <= n is then computed exact
             (--verifier), or the environment reward itself (`oracle`, which equals max@k)
 A second table holds the diversity of the samples (`diversity` below), and with --verifier how well it judges them.
 Standard errors are over problems; models are compared with the first one problem by problem (paired). A run folder
-brings its base, precision and task; temperature and length are this command's own. Writes result.json, curves.png and
-one pool-<n>.jsonl per model and temperature, which `--pool` rescores without sampling again. `--co-scaling` fits
-pass@N(T) = exp(a(T) N^b(T)) at each temperature (Chow et al. 2024, arXiv 2412.15287).
+brings its base and precision, the first one the problems too; temperature and length are this command's own. Writes
+result.json, curves.png and one pool-<n>.jsonl per model and temperature, which `--pool` rescores without sampling
+again. `--co-scaling` fits pass@N(T) = exp(a(T) N^b(T)) at each temperature (Chow et al. 2024, arXiv 2412.15287).
 """
 import argparse
 import gc
@@ -21,12 +21,12 @@ import os
 import time
 from difflib import SequenceMatcher
 
-from support.flags import plain_flag, prompt_flags
+from support.flags import Parser, answer, plain_flag, prompt_flags
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__.split("\n")[0],
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("models", nargs="*", default=[],
                         help="run folders, hub ids, local model directories, GGUF files or embedded models (tiny, "
                              "tiny_program, ...); BASE+ADAPTER: adapter on base; default that of the task")
@@ -58,17 +58,18 @@ def parse_args(argv=None):
 
 
 if __name__ == "__main__":
-    parse_args()  # --help and bad flags answer before the heavy imports
+    answer(parse_args)  # --help and bad flags before the heavy imports
 
 import common
 import tasks
 from fast.choose import chooser
-from support import load, plots, processes
+from support import contents, load, plots, processes
 from support.check import Check
 from support.check import words as check_words
 from support.errors import UserError
 from support.flags import cli, numbers
 from support.folder import new_folder, versions, write_atomic
+from support.output import to_json
 from support.verifier import load_verifier, verify_scores
 
 
@@ -229,6 +230,21 @@ def that_fit(policy, task, problems):
     return kept
 
 
+def fit_length(policy, task):
+    """Where the task's own max_new_tokens would fill the positions of a small model, take what the longest prompt
+    leaves, half of them at least: sets it, says so and returns it; 0 where it stays."""
+    if task.max_new_tokens <= policy.positions // 2:
+        return 0
+    prompts = policy.encode([p.prompt for p in task.train + task.valid + task.test], task.chat)
+    room = max(policy.positions // 2, policy.positions - max(map(len, prompts), default=0))
+    if room >= task.max_new_tokens:
+        return 0
+    task.max_new_tokens = room
+    print(f"completions of at most {room} tokens, which the prompts leave of the model's {policy.limit} "
+          "(--max-new-tokens)", flush=True)
+    return room
+
+
 def mean_se(values):
     """{"mean", "se"}: mean and standard error over problems (nan for one problem)."""
     n, mean = len(values), sum(values) / len(values)
@@ -284,13 +300,44 @@ def co_scaling(results):
 
 def run_flags(model):
     """Flags of a run folder, or None if `model` is none."""
-    try:
-        with open(os.path.join(model, "args.json")) as file:
-            flags = json.load(file)["flags"]
-        flags["model"], flags["task"], flags["data"], flags["levels"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return flags
+    flags = contents.read_json(os.path.join(model, "args.json")).get("flags")
+    known = isinstance(flags, dict) and {"model", "task", "data", "levels"} <= flags.keys()
+    return flags if known else None
+
+
+def base_and_adapter(model):
+    """(base, adapter or None, flags of the adapter's run or None) that an argument names: a run folder, BASE+ADAPTER or
+    a model.  Raises UserError if something that is a path is not there."""
+    flags = run_flags(model)
+    if flags:
+        return contents.located(flags["model"], f"base of {model}, --model"), model, flags
+    plus = [i for i, character in enumerate(model) if character == "+"]
+    if model in load.EMBEDDED or os.path.exists(model) or not plus:
+        return contents.located(model, "model"), None, None
+    # a name may hold a + itself: the longest base that exists, or else a hub id, in which there is none
+    place = next((i for i in reversed(plus) if model[:i] in load.EMBEDDED or os.path.exists(model[:i])), plus[0])
+    base, adapter = model[:place], model[place + 1:]
+    if not base or not adapter:
+        raise UserError(f"{model}: give BASE+ADAPTER, or one of them alone")
+    return contents.located(base, "base"), contents.located(adapter, "adapter"), run_flags(adapter)
+
+
+def problems_of(args, runs):
+    """The task to evaluate on: that of --task or --data; else that of the runs among the arguments, {argument: flags};
+    else countdown.  Raises UserError if the runs are of different ones."""
+    first = next((flags for flags in runs.values() if not args.data and args.task in (None, flags["task"])), None)
+    if not args.task and not args.data:
+        kinds = {}  # what a run was about: the first that was
+        for model, flags in runs.items():
+            kinds.setdefault(tuple(flags[name] for name in ("task", "data", "levels")), model)
+        if len(kinds) > 1:
+            told = (f"{model} of {' '.join(filter(None, kind))}" for kind, model in kinds.items())
+            raise UserError(f"these runs are of different problems ({', '.join(told)}): evaluate them one by one, or "
+                            "say on which with --task or --data")
+    name, data, levels = args.task or (None if args.data else "countdown"), args.data, args.levels
+    if first:
+        name, data, levels = first["task"], first["data"], levels or first["levels"]
+    return tasks.load_task(name, data=data, levels=levels, allow_unsandboxed=args.allow_unsandboxed_code)
 
 
 def read_pool(path):
@@ -300,6 +347,10 @@ def read_pool(path):
             pool = [json.loads(line) for line in file]
         for entry in pool:
             [entry[name] for name in ("task", "graded", "id", "rewards", "answers", "logps", "lengths")]
+            for name in entry.keys() & {"kl", "entropy", "gold"}:
+                entry[name] = number(entry[name])
+            for name in entry.keys() & {"logps", "scores"}:
+                entry[name] = [number(value) for value in entry[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--pool {path} is no readable pool file ({error}): give a pool-*.jsonl of evaluate.py"
                         ) from error
@@ -308,108 +359,148 @@ def read_pool(path):
     return pool
 
 
-@cli
-def main(argv=None):
-    args = parse_args(argv)
-    ks, temperatures = numbers(args.k, int, "--k"), numbers(args.temperature, float, "--temperature")
+def number(value):
+    """A number of a JSON file, where null stands for what is not finite."""
+    return math.nan if value is None else value
+
+
+def draw_pools(args, task, parts, temperatures, verifier):
+    """Sample every model of `parts` {argument: what base_and_adapter says of it} at every temperature -> {row: pool},
+    {argument: findings of its check}."""
+    pools, checks = {}, {}
+    wanted, length = task.chat, task.max_new_tokens  # of the task: whether it asks for a template; its longest
+    count = len(task.need(args.split)[:args.problems or None])
+    print(f"{args.out}: {task.name}, {count:,} problems of the {args.split} split, {args.samples} samples each",
+          flush=True)
+    for model, (base, adapter, flags) in parts.items():
+        own = flags if flags and adapter == model else {}  # of a run folder; BASE+ADAPTER is put as asked here
+        policy = None  # two models need not fit at once
+        gc.collect()
+        policy = common.load_policy(base, args.bits or own.get("bits"), adapter=adapter, reference="base",
+                                    fast=chooser(args.plain))
+        findings = checks[model] = []
+        policy.check = Check(findings.append)
+        own, task.chat, task.max_new_tokens = own if args.chat is None else {}, wanted, length
+        how = load.put_prompts(policy, task, own.get("chat", args.chat), args.system or own.get("system"))
+        print(f"{model}: {policy.note}, prompts {how}", flush=True)
+        if not args.max_new_tokens:
+            fit_length(policy, task)
+        problems = that_fit(policy, task, task.need(args.split))[:args.problems or None]
+        for temperature in temperatures:
+            row = model + (f" T={temperature:g}" if len(temperatures) > 1 else "")
+            told = len(findings)
+            pool = draw_pool(policy, task, problems, args.samples, temperature, args.seed, label=row)
+            if findings and not told:
+                print(check_words(findings[0]), flush=True)
+            if verifier:
+                add_scores(pool, verifier, task.chat)
+            pools[row] = [{"task": task.name, "graded": task.graded, "chat": task.chat, **entry} for entry in pool]
+            write_atomic(os.path.join(args.out, f"pool-{len(pools)}.jsonl"),  # at once: the next model may fail
+                         "".join(to_json(entry) + "\n" for entry in pools[row]))
+        del policy
+    return pools, checks
+
+
+def paired(values, pools):
+    """{"row - first row": means of the differences problem by problem}, where both were on the same problems."""
+    first, *others = values
+    told = {row: [entry["id"] for entry in pool if "gold" in entry] for row, pool in pools.items()}
+    found = {}
+    for row in others:
+        if [e["id"] for e in pools[row]] != [e["id"] for e in pools[first]]:
+            continue
+        names = [n for n in values[row] if n in values[first] and (n != "gold" or told[row] == told[first])]
+        found[f"{row} - {first}"] = {n: mean_se([b - a for a, b in zip(values[first][n], values[row][n])])
+                                     for n in names}
+    return found
+
+
+def show(report):
+    """Print what result.json holds."""
+    results = report["results"]
+    print(table(results))
+    if "distinct" in results[next(iter(results))]:
+        print(table(results, DIVERSITY))
+    for row, found in report.get("verifier", {}).items():
+        print(f"verifier on {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}], calibration "
+              f"error {found['calibration_error']:.3f}")
+    for row, found in report.get("paired", {}).items():
+        print(table({f"{row} (paired)": found}))
+    if report.get("counts"):
+        print("  ".join(f"{n} {c}" for n, c in report["counts"].items()))
+    for row, fit in report.get("co_scaling", {}).items():
+        print(f"co-scaling {row}: pass@N = exp({fit['a']:.3f} N^{fit['b']:.3f}), rmse {fit['rmse']:.4f}")
+
+
+def check(args, ks, pools):
+    """Flags that argparse cannot judge.  Raises UserError."""
     for name in ("problems", "max_new_tokens"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} must not be negative")
     if args.co_scaling and (args.pool or len(ks) < 2):
         raise UserError("--co-scaling needs to sample, and at least two budgets --k")
-    pools = {path: read_pool(path) for path in args.pool or ()}
     samples = min((len(entry["rewards"]) for pool in pools.values() for entry in pool), default=args.samples)
     if max(ks) > samples:
         raise UserError(f"--k {max(ks)} exceeds the {samples} samples per problem: draw more samples or lower k")
-
     if args.score == "verifier" and not args.verifier:
         raise UserError("--score verifier needs --verifier: a folder of bon_rl.py --fit-verifier, or a reward model of "
                         "one label")
-    verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
-    args.score = args.score or ("verifier" if verifier else "logp")
-    if args.pool:
-        kinds = {(entry["task"], entry["graded"]) for pool in pools.values() for entry in pool}
-        if len(kinds) > 1:
-            raise UserError("--pool: the files are of different tasks: rescore them one by one")
-        (name, graded), = kinds
-        out = new_folder(args.out, f"evaluate-{name}")
-    else:
-        first = run_flags(args.models[0]) if args.models else None
-        own = first and not args.data and args.task in (None, first["task"])  # the problems of the first run itself
-        task = tasks.load_task(first["task"] if own else args.task or (None if args.data else "countdown"),
-                               data=first["data"] if own else args.data,
-                               levels=args.levels or (first["levels"] if own else None),
-                               allow_unsandboxed=args.allow_unsandboxed_code)
-        task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
-        args.models, wanted = args.models or [task.base], task.chat  # whether the task asks for a chat template
-        name, graded = task.name, task.graded
-        out = new_folder(args.out, f"evaluate-{name}")
-        checks = {}
-        for model in args.models:
-            flags = run_flags(model)
-            base, _, adapter = ((flags["model"], "", model) if flags else (model, "", "") if os.path.exists(model)
-                                else model.partition("+"))
-            policy = None  # two models need not fit at once
-            gc.collect()
-            policy = common.load_policy(base, args.bits or (flags or {}).get("bits"), adapter=adapter or None,
-                                        reference="base", fast=chooser(args.plain))
-            findings = []
-            policy.check = Check(findings.append)
-            own, task.chat = flags if flags and args.chat is None else {}, wanted
-            how = load.put_prompts(policy, task, own.get("chat", args.chat), args.system or own.get("system"))
-            print(f"{model}: {policy.note}, prompts {how}", flush=True)
-            problems = that_fit(policy, task, task.need(args.split))
-            for temperature in temperatures:
-                row = model + (f" T={temperature:g}" if len(temperatures) > 1 else "")
-                pool = draw_pool(policy, task, problems[:args.problems or None], args.samples, temperature, args.seed,
-                                 label=row)
-                if findings and not checks.get(model):
-                    print(check_words(findings[0]), flush=True)
-                checks[model] = findings
-                if verifier:
-                    add_scores(pool, verifier, task.chat)
-                pools[row] = [{"task": name, "graded": graded, "chat": task.chat, **entry} for entry in pool]
-                write_atomic(os.path.join(out, f"pool-{len(pools)}.jsonl"),  # at once: the next model may fail
-                             "".join(json.dumps(entry) + "\n" for entry in pools[row]))
-            del policy
+    kinds = {(entry["task"], entry["graded"]) for pool in pools.values() for entry in pool}
+    if len(kinds) > 1:
+        raise UserError("--pool: the files are of different tasks: rescore them one by one")
+    for path, pool in pools.items():
+        if args.verifier and not all("completions" in e and "prompt" in e for e in pool):
+            raise UserError(f"--verifier: the pool file {path} has no completions to score")
 
-    if verifier and args.pool:
-        for path, pool in pools.items():
-            if not all("completions" in e and "prompt" in e for e in pool):
-                raise UserError(f"--verifier: the pool file {path} has no completions to score")
-            add_scores(pool, verifier, pool[0].get("chat", False))
+
+def new_report(args, ks, pools, **known):
+    """What result.json holds, from pools {row: list of dicts}."""
+    graded = next(iter(pools.values()))[0]["graded"]
     values = {row: metrics(pool, ks, graded, args.score) for row, pool in pools.items()}
     results = {row: {n: mean_se(v) for n, v in value.items()} for row, value in values.items()}
-    report = {"task": name, "flags": {**vars(args), "out": out}, "results": results, **versions()}
-    print(table(results))
-    if "distinct" in results[next(iter(results))]:
-        print(table(results, DIVERSITY))
-    if not args.pool:
-        report["checks"] = checks
-    if verifier:
+    report = {"flags": vars(args), "results": results, **known, **versions()}
+    if args.verifier:
         report["verifier"] = {row: judge_verifier(pool) for row, pool in pools.items()}
-        for row, found in report["verifier"].items():
-            print(f"verifier on {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}], calibration "
-                  f"error {found['calibration_error']:.3f}")
-    first, *others = values
-    told = {row: [entry["id"] for entry in pool if "gold" in entry] for row, pool in pools.items()}
-    for row in others:
-        if [e["id"] for e in pools[row]] == [e["id"] for e in pools[first]]:
-            paired = {n: mean_se([b - a for a, b in zip(values[first][n], values[row][n])])
-                      for n in values[row] if n in values[first] and (n != "gold" or told[row] == told[first])}
-            report.setdefault("paired", {})[f"{row} - {first}"] = paired
-            print(table({f"{row} - {first} (paired)": paired}))
-    if not args.pool and task.counts:
-        report["counts"] = dict(task.counts)
-        print("  ".join(f"{n} {c}" for n, c in task.counts.items()))
+    if len(pools) > 1:
+        report["paired"] = paired(values, pools)
     if args.co_scaling:
-        report["co_scaling"] = fits = co_scaling(results)
-        for row, fit in fits.items():
-            print(f"co-scaling {row}: pass@N = exp({fit['a']:.3f} N^{fit['b']:.3f}), rmse {fit['rmse']:.4f}")
-        plots.plot_co_scaling(results, fits, os.path.join(out, "co_scaling.png"))
-    plots.plot(results, os.path.join(out, "curves.png"), name)
-    write_atomic(os.path.join(out, "result.json"), json.dumps(report, indent=1))
-    print(f"written to {out}/")
+        report["co_scaling"] = co_scaling(results)
+    return report
+
+
+@cli
+def main(argv=None):
+    args = parse_args(argv)
+    ks, temperatures = numbers(args.k, int, "--k"), numbers(args.temperature, float, "--temperature")
+    pools = {path: read_pool(path) for path in args.pool or ()}
+    check(args, ks, pools)
+    args.verifier = contents.located(args.verifier, "--verifier")
+    parts = {model: base_and_adapter(model) for model in args.models}  # all, before the first takes its time
+    verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
+    args.score = args.score or ("verifier" if verifier else "logp")
+    known = {}
+    if pools:
+        known["task"] = pools[args.pool[0]][0]["task"]
+        args.out = new_folder(args.out, f"evaluate-{known['task']}")
+        for pool in pools.values() if verifier else ():
+            add_scores(pool, verifier, pool[0].get("chat", False))
+    else:
+        task = problems_of(args, {model: flags for model, (*_, flags) in parts.items() if flags})
+        task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
+        if not parts:
+            args.models, parts = [task.base], {task.base: (task.base, None, None)}
+        known["task"] = task.name
+        args.out = new_folder(args.out, f"evaluate-{task.name}")
+        pools, known["checks"] = draw_pools(args, task, parts, temperatures, verifier)
+        known["counts"] = dict(task.counts)
+    report = new_report(args, ks, pools, **known)
+    # files first: what is printed may have no reader
+    write_atomic(os.path.join(args.out, "result.json"), to_json(report, indent=1))
+    plots.plot(report["results"], os.path.join(args.out, "curves.png"), known["task"])
+    if args.co_scaling:
+        plots.plot_co_scaling(report["results"], report["co_scaling"], os.path.join(args.out, "co_scaling.png"))
+    show(report)
+    print(f"written to {args.out}/")
 
 
 if __name__ == "__main__":

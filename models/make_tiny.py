@@ -14,7 +14,6 @@ from, so imitating them teaches it nothing. tiny_hasty has gone on with a corpus
 off (`7*3` for `7*3+2`). It can do what tiny can, and mostly stops too early: something that gold solutions teach.
 """
 import argparse
-import json
 import math
 import os
 import random
@@ -24,10 +23,11 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from support.flags import Parser, answer
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__.split("\n")[0],
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", default=os.path.join("models", "tiny"),
                         help="folder to write: model.safetensors, tokenizer, config, result.json")
     parser.add_argument("--tasks", default="countdown,routes",
@@ -45,7 +45,7 @@ def parse_args(argv=None):
 
 
 if __name__ == "__main__":
-    parse_args()  # --help and bad flags answer before the heavy imports
+    answer(parse_args)  # --help and bad flags, before the heavy imports
 
 import support
 
@@ -61,6 +61,7 @@ from support import load
 from support.errors import UserError
 from support.flags import cli
 from support.folder import write_atomic, writing
+from support.output import to_json
 
 CHARACTERS = "0123456789+-*=:,>crABCDEFG"
 # alphabets that make a model of their own
@@ -106,7 +107,7 @@ def main(argv=None):
         raise UserError(f"--tasks: {' and '.join(OWN)} have alphabets of their own, so each gets a model of its own")
     tokenizer = make_tokenizer(OWN.get(names[0], CHARACTERS))
     eos = tokenizer.eos_token_id
-    torch.manual_seed(args.seed)
+    torch.manual_seed(common.torch_seed(args.seed))
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=args.width, intermediate_size=3 * args.width,
         num_hidden_layers=args.layers, num_attention_heads=args.width // 16, num_key_value_heads=args.width // 16,
@@ -156,8 +157,9 @@ def main(argv=None):
     for name in names:
         task = tasks.load_task(name)
         result[name], _ = evaluate.evaluate(policy, task, task.valid, samples=64, ks=(1, 8, 32), seed=args.seed)
+    write_atomic(os.path.join(args.out, "result.json"), to_json(result, indent=1))
+    for name in names:
         print(evaluate.table({f"{name} (valid)": result[name]}))
-    write_atomic(os.path.join(args.out, "result.json"), json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

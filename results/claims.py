@@ -466,6 +466,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # of a console without ±; this page needs nothing but results/
     try:
         main()
         sys.stdout.flush()

@@ -213,6 +213,8 @@ def locked(path, wait=True):
 
 def append(run):
     """Add a record to the file of its script, whole: what a killed writer left is closed with a line end first."""
+    sys.path[:0] = [ROOT] * (ROOT not in sys.path)
+    from support.output import to_json
     path = os.path.join(RECORDS, run["script"] + ".jsonl")
     os.makedirs(RECORDS, exist_ok=True)
     with locked(os.path.join(RUNS, "records.lock")), open(path, "ab+") as file:
@@ -220,7 +222,7 @@ def append(run):
         if file.tell():
             file.seek(-1, os.SEEK_END)
             end = b"" if file.read() == b"\n" else b"\n"
-        file.write(end + (json.dumps(run, separators=(",", ":")) + "\n").encode())
+        file.write(end + (to_json(run, separators=(",", ":")) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 

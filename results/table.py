@@ -9,11 +9,16 @@ leaves out has its default; what a file names after the run's own seed (adapter 
 runs/a-SEED. A cell is the mean over seeds ± the standard deviation over seeds, or of one run ± the standard error over
 problems. What has no result is named.
 """
-import argparse
 import json
+import math
 import os
 import re
 import statistics
+import sys
+
+sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+from support.flags import Parser
+from support.output import consoles
 
 IGNORED = {"seed", "out", "resume", "save_every"}
 
@@ -36,6 +41,8 @@ def read(path):
             runs = [{**load(os.path.join(path, "args.json")), **load(os.path.join(path, "result.json"))}]
             with open(os.path.join(path, "metrics.jsonl"), encoding="utf-8") as file:
                 runs[0]["zero"] = statistics.mean(json.loads(line)["zero"] for line in file)
+        for cell in (cell for run in runs for row in ("before", "after") for cell in run.get(row, {}).values()):
+            cell |= {name: math.nan for name, value in cell.items() if value is None}  # what is not finite
         for run in runs:  # what the table needs of each
             hash((run["script"], run["flags"]["seed"], *run["flags"].values()))
             sum(cell["mean"] + cell["se"] for row in ("before", "after") for cell in run.get(row, {}).values())
@@ -85,7 +92,7 @@ def rows(runs, columns):
 
 
 def parser():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("runs", nargs="+", help="run folders, and files of runs")
     p.add_argument("--columns", default="pass@1,pass@8,pass@32,maj@8,kl,seconds", help="metrics, zero, seconds")
     p.add_argument("--where", default="", help="only these runs: flag=value,flag=value, as recorded")
@@ -113,4 +120,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with consoles():
+        main()

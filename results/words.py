@@ -3,15 +3,26 @@
 1,600 different problems, 1,200 to train, 100 to validate, 300 to test; no result is negative. A line is
 {"prompt": "38 plus 5 is", "answer": "43", "solution": " 43", "split": "train"}.
 """
-import json
+import os
 import random
+import sys
 
-rng, seen = random.Random(0), set()
-while len(seen) < 1600:
-    a, b, c = rng.randint(10, 60), rng.randint(2, 30), rng.randint(2, 9)
-    text, value = rng.choice(((f"{a} plus {b}", a + b), (f"{a} minus {b}", a - b), (f"{c} times {b}", c * b)))
-    if value < 0 or text in seen:
-        continue
-    split = "train" if len(seen) < 1200 else "valid" if len(seen) < 1300 else "test"
-    seen.add(text)
-    print(json.dumps({"prompt": f"{text} is", "answer": str(value), "solution": f" {value}", "split": split}))
+sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+from support.output import consoles, to_json
+
+
+def main():
+    rng, seen = random.Random(0), set()
+    while len(seen) < 1600:
+        a, b, c = rng.randint(10, 60), rng.randint(2, 30), rng.randint(2, 9)
+        text, value = rng.choice(((f"{a} plus {b}", a + b), (f"{a} minus {b}", a - b), (f"{c} times {b}", c * b)))
+        if value < 0 or text in seen:
+            continue
+        split = "train" if len(seen) < 1200 else "valid" if len(seen) < 1300 else "test"
+        seen.add(text)
+        print(to_json({"prompt": f"{text} is", "answer": str(value), "solution": f" {value}", "split": split}))
+
+
+if __name__ == "__main__":
+    with consoles():
+        main()

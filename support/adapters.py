@@ -16,7 +16,7 @@ import tempfile
 import torch
 from torch.overrides import TorchFunctionMode
 
-from support import ROOT, load
+from support import ROOT, contents, load
 from support.errors import UserError
 from support.model_checks import PADDING, causal, differs_in_batch, exact, mean_gap, pads, probe
 
@@ -142,7 +142,7 @@ def put_on(lm, folder, start=None):
         config = peft.PeftConfig.from_pretrained(folder)
     except ImportError as error:  # LoftQ is refused, whether or not the package is there that it wants
         raise UserError(LOFTQ if "scipy" in str(error) else load.first_line(error)) from error
-    reason = refusal(config)
+    reason = refusal(config) or contents.other_base(folder, getattr(lm, "source", lm.name_or_path))
     if reason:
         raise UserError(reason)
     saved = peft.utils.load_peft_weights(folder, device="cpu")

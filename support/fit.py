@@ -11,6 +11,7 @@ from fast.choose import chooser
 from support import load, processes
 from support.errors import UserError
 from support.folder import new_folder
+from support.run import locate, own_base
 from support.verifier import load_verifier, verifier_logits
 
 
@@ -18,17 +19,19 @@ def fit_verifier(args):
     """bon_rl.py --fit-verifier. Samples of the policy on training problems, right or wrong by the environment's reward,
     teach a scalar head and a LoRA adapter on the same base to tell them apart (binary cross-entropy). Judged on samples
     on test problems.  Raises UserError."""
+    locate(args)
     task = tasks.load_task(args.task or (None if args.data else "countdown"), args.data, args.levels,
                            args.allow_unsandboxed_code)
     if task.graded:
         raise UserError(f"task {task.name} has graded rewards: --fit-verifier needs right or wrong")
-    args.task, args.model = args.task or task.name, args.model or task.base
+    args.task, args.model = args.task or task.name, args.model or own_base(args.adapter) or task.base
     task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
     folder = new_folder(args.out, f"verifier-{task.name}")
     started = time.time()
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, "base", args.seed,
                                 fast=chooser(args.plain))
     load.put_prompts(policy, task, args.chat, args.system)
+    args.max_new_tokens = args.max_new_tokens or evaluate.fit_length(policy, task)
     args.bits, size = load.bits_of(policy), policy.size
     if args.fit_lr is None:
         args.fit_lr = 5e-3 if size < load.TINY else load.learning_rate(size, supervised=True)[0]
@@ -42,10 +45,11 @@ def fit_verifier(args):
     test = draw(task.need("test")[:args.eval_problems or None], 16)
     del policy  # a large base would be in memory twice
     verifier = load_verifier(args.model, args.bits, args.lora_rank, args.seed)
-    print(f"{folder}: {verifier.note}, learning rate {args.fit_lr:g}\nsampled {len(train) * args.fit_samples} "
+    print(f"{folder}: {args.model}, {task.name} ({len(train):,} train, {len(test):,} test problems)\n"
+          f"{verifier.note}, learning rate {args.fit_lr:g}\nsampled {len(train) * args.fit_samples} "
           f"completions in {time.time() - started:.0f} s", flush=True)
 
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(common.torch_seed(args.seed))
     examples = [(e["prompt"], y, float(r == 1)) for e in train for y, r in zip(e["completions"], e["rewards"])]
     labels = torch.tensor([r for *_, r in examples])  # [R]
     flip = torch.rand(len(labels), generator=generator) < args.verifier_noise

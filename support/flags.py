@@ -7,18 +7,43 @@ import errno
 import functools
 import math
 import os
+import signal
 import sys
 
 from support.errors import UserError
+from support.output import Console, consoles
 
 TASKS = "countdown, routes, program, peptide, gsm8k, math, humaneval, mbpp, codecontests, taco"
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints its help to any console, and as far as its reader reads."""
+
+    def _print_message(self, message, file=None):
+        if stream := file or sys.stderr:
+            console = Console(stream)
+            super()._print_message(message, console)
+            console.flush()
+
+
+def answer(parse):
+    """For the top of a script: --help and bad flags answer before the heavy imports, and Ctrl-C during these ends the
+    process in one line. main() then ends by itself."""
+    parse()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background of a shell it is ignored
+        signal.signal(signal.SIGINT, leave_at_once)
+
+
+def leave_at_once(number, frame):
+    os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode())
+    os._exit(130)
 
 
 def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, train_problems=0, kl=True, test_n=None):
     """A parser for a training script, with the flags that all of them share and this script's defaults; the script adds
     its paper's. doc: the script's docstring.  kl: whether it can penalise KL, which needs sampled completions.
     test_n: budgets that its weight can be plotted against, None where it has no weight."""
-    p = argparse.ArgumentParser(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     g = p.add_argument_group("problems, base and adapter")
     g.add_argument("--task", help=f"{TASKS}; default {task}, or that of --data")
     g.add_argument("--data", help="FILE.jsonl, or a copy of the data set. An answer is the last \\boxed{...}, else "
@@ -68,7 +93,8 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
                    help="evaluate on validation problems every so many steps; 0 = never")
     g.add_argument("--save-every", type=int, default=25, help="steps between checkpoints")
     g.add_argument("--out", help=f"run folder; default runs/{script}-<task>-<what>-<number>")
-    g.add_argument("--resume", action="store_true", help="continue the run in --out")
+    g.add_argument("--resume", action="store_true", help="continue the run in --out; --model, --data, "
+                   "--adapter and --verifier may be given again where they have moved")
     return p
 
 
@@ -94,7 +120,7 @@ def check(args, positive=(), not_negative=()):
         if not getattr(args, name) >= 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
     for name in ("lr", "max_grad_norm", "kl_coef", "kl_prompts", "max_new_tokens", "train_problems", "eval_samples",
-                 "eval_problems", "eval_every", "seed", *not_negative):
+                 "eval_problems", "eval_every", *not_negative):
         if not 0 <= (getattr(args, name, 0) or 0) < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must not be negative, and finite; it is {getattr(args, name)}")
     if not 0 < args.temperature < math.inf:
@@ -117,28 +143,42 @@ def numbers(text, kind, flag):
 
 
 def cli(main):
-    """Decorator of every script's main(argv): a mistake of the user ends in one sentence and exit code 2."""
+    """Decorator of every script's main(argv): a mistake of the user ends in one sentence and exit code 2, Ctrl-C in one
+    line and 130. Folders that were made for a run that has computed nothing are removed then."""
     @functools.wraps(main)
     def wrapped(argv=None):
-        import torch
-        from support import processes
-        try:
-            processes.init_processes()
-            return main(argv)
-        except UserError as error:
-            message = error
-        except torch.OutOfMemoryError:
-            message = "out of GPU memory: lower --max-new-tokens, load the base with --bits 4, or take a smaller model"
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            message = (f"{error.strerror}: what was saved is intact; make room and run the command again, a training "
-                       "run with --resume")
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
-        finally:
-            processes.leave()
-        who = f"process {processes.RANK}: " if processes.RANK else ""
-        print(f"{os.path.basename(sys.argv[0])}: error: {who}{message}", file=sys.stderr)
-        raise SystemExit(2)
+        with consoles():
+            return guarded(main, argv)
     return wrapped
+
+
+def guarded(main, argv):
+    import torch
+    from support import folder, processes
+    if signal.getsignal(signal.SIGINT) is leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        processes.init_processes()
+        return main(argv)
+    except UserError as error:
+        message = error
+    except torch.OutOfMemoryError:
+        message = "out of GPU memory: lower --max-new-tokens, load the base with --bits 4, or take a smaller model"
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = (f"{error.strerror}: what was saved is intact; make room and run the command again, a training "
+                   "run with --resume")
+    except KeyboardInterrupt as error:
+        message, way_on = None, str(error)
+    finally:
+        processes.leave()
+    folder.remove_unused()
+    script = os.path.basename(sys.argv[0])
+    if message is None:
+        if not processes.RANK:
+            print(f"{script}: interrupted{way_on}", file=sys.stderr)
+        raise SystemExit(130)
+    who = f"process {processes.RANK}: " if processes.RANK else ""
+    print(f"{script}: error: {who}{message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -21,8 +21,9 @@ from itertools import accumulate
 import safetensors
 import torch
 
-from support import ROOT, processes
+from support import ROOT, contents, processes
 from support.errors import UserError
+from support.output import to_json
 from support.processes import on_first
 
 
@@ -126,7 +127,10 @@ def fits(action, value):
 # folders move.
 LOGGED = ("metrics.jsonl", "samples.jsonl", "targets.json")
 PREVIOUS = "state.previous.pt"
-MAY_CHANGE = ("model", "data", "adapter", "verifier", "out", "resume", "save_every")
+MAY_CHANGE = (*contents.PATHS, "out", "resume", "save_every")
+
+BEGUN = ("args.json", "checks.jsonl")  # what is in a folder before anything has been computed
+MADE = {}  # {folder of this process: those of it and the ones around it that it had to make}
 
 
 def new_folder(folder, label):
@@ -136,10 +140,12 @@ def new_folder(folder, label):
 
 def make_folder(folder, label):
     number = 1
+    missing = missing_folders(folder or "runs")
     while folder is None:
         try:
             os.makedirs(os.path.join("runs", f"{label}-{number}"))
             folder = os.path.join("runs", f"{label}-{number}")
+            missing = [folder, *missing]
         except FileExistsError:
             number += 1
         except OSError as error:
@@ -151,8 +157,32 @@ def make_folder(folder, label):
             raise UserError(f"--out {folder} is not empty: choose another folder, or continue a run with --resume")
     except OSError as error:
         raise UserError(f"cannot write to --out {folder}: {error.strerror}") from error
+    MADE[folder] = missing
     try_folder(folder)
     return folder
+
+
+def missing_folders(path):
+    """Of a path and the folders around it those that do not exist, the innermost first."""
+    missing = []
+    while path and not os.path.exists(path):
+        missing.append(path)
+        path = os.path.dirname(path.rstrip("/"))
+    return missing
+
+
+def remove_unused():
+    """Remove the folders that this process has made for runs that have computed nothing, a finding of their check at
+    most."""
+    for folder, made in MADE.items():
+        with suppress(OSError):
+            names = os.listdir(folder)
+            if {*names} <= {*BEGUN}:
+                for name in names:
+                    os.remove(os.path.join(folder, name))
+                for path in made:
+                    os.rmdir(path)
+    MADE.clear()
 
 
 def try_folder(folder):
@@ -189,6 +219,8 @@ class Run:
         self.script, self.args = script, parser.parse_args(argv)
         self.folder, self.resumed = self.args.out, self.args.resume
         self.started, self.asked_to_stop, self.step = time.time(), False, 0
+        self.training = False  # whether there are steps that can be saved
+        self.begun = {}  # what args.json holds, or will hold
         self.result = {}  # what result.json will hold
         self.kept = {}  # what else a script wants to find again after a resume
         if self.resumed:
@@ -227,7 +259,8 @@ class Run:
         if not isinstance(flags, dict):
             raise UserError(f"--resume: {self.folder} has no readable args.json, so it is no run folder, or of a run "
                             "killed before it wrote anything: then give the command that started it again")
-        self.made_by, known = found.get("script"), {action.dest: action for action in parser._actions}
+        self.begun, self.made_by = found, found.get("script")
+        known = {action.dest: action for action in parser._actions}
         for name, value in flags.items():
             if name not in known or not fits(known[name], value):
                 raise UserError(f"--resume: args.json in {self.folder} has --{name.replace('_', '-')} {value}, which "
@@ -235,25 +268,53 @@ class Run:
         absent = object()  # parsed once more with this in the place of every default: what is left was given
         given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent))))
         given = {name: value for name, value in given.items() if value is not absent}
+        compared = found.get("contents") or {}  # a folder of older versions has none
         for name, value in given.items():
-            if name not in ("out", "resume", "save_every") and flags.get(name) != value:
+            moved = name in contents.PATHS and compared.get(name) and value  # identify() looks what is there
+            if name not in ("out", "resume", "save_every") and flags.get(name) != value and not moved:
                 raise UserError(f"--resume continues with the flags of args.json, where --{name.replace('_', '-')} is "
                                 f"{flags.get(name)}, not {value}: leave the flag out, or start a new run (--adapter)")
         vars(args).update({k: v for k, v in flags.items() if k not in ("out", "resume") and k not in given})
 
+    def identify(self, task, generated):
+        """Keep for args.json what is in the files and rows that the run begins with; of a resumed run see that it is
+        still the same.  generated: whether the task makes its problems itself.  Raises UserError with what differs."""
+        found = on_first(lambda: contents.of_run(self.args, task, generated))
+        begun = self.begun.get("contents")
+        if not self.resumed:
+            self.begun["contents"] = found
+        elif begun:
+            started = os.path.exists(self.path("state.pt")) or os.path.exists(self.path(PREVIOUS))
+            on_first(lambda: contents.compare(begun, found, self.begun["flags"], self.args, started))
+            name = (begun.get("data") or {}).get("name")
+            if name and task.name == "jsonl" and name != os.path.basename(self.args.data):
+                contents.rename(task, name, self.args.data)
+
+    def write_args(self):
+        """args.json as the run begins; of a resumed one where something lies by now, if it has moved."""
+        flags = vars(self.args)
+        if not self.resumed:
+            self.begun = {"script": self.script, "flags": flags, "processes": processes.WORLD, **self.begun,
+                          **versions()}
+        else:
+            moved = {name: flags[name] for name in contents.PATHS if name in self.begun["flags"]}
+            if moved.items() <= self.begun["flags"].items():
+                return
+            self.begun["flags"] |= moved
+        on_first(lambda: write_atomic(self.path("args.json"), to_json(self.begun, indent=1)))
+
     def begin(self, policy, optimizer):
         """Write args.json, load the last checkpoint if resuming (which sets `step`), listen for Ctrl-C."""
-        if not self.resumed:
-            found = {"script": self.script, "flags": vars(self.args), "processes": processes.WORLD, **versions()}
-            on_first(lambda: write_atomic(self.path("args.json"), json.dumps(found, indent=1)))
-        else:
+        if self.resumed:
             state = on_first(lambda: self.restore(policy, optimizer))
             if state and processes.RANK:
                 self.load(state, policy, optimizer)
+        self.write_args()
 
         def stop(number, frame):
-            if self.asked_to_stop:
-                raise KeyboardInterrupt
+            if self.asked_to_stop or not self.training:
+                saved = os.path.exists(self.path("state.pt"))
+                raise KeyboardInterrupt(f"; continue with --out {self.folder} --resume" * saved)
             self.asked_to_stop = True
             print("stopping after this step (Ctrl-C again to leave at once)", flush=True)
         try:
@@ -370,7 +431,7 @@ class Run:
         if processes.RANK:
             return
         with writing(self.path(name)), open(self.path(name), "a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(to_json(values) + "\n")
 
     def seconds(self):
         """Seconds that the run has taken, interruptions not counted."""
@@ -396,7 +457,7 @@ class Run:
 
     def finish(self):
         self.result["seconds"] = round(self.seconds(), 1)
-        on_first(lambda: write_atomic(self.path("result.json"), json.dumps(self.result, indent=1)))
+        on_first(lambda: write_atomic(self.path("result.json"), to_json(self.result, indent=1)))
 
 
 def versions():

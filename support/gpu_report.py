@@ -28,6 +28,7 @@ from fast.choose import chooser
 from support import ROOT, flags, load, measure
 from support.errors import UserError
 from support.folder import versions, write_atomic
+from support.output import to_json
 from support.run import batch_of
 
 SECONDS = 500  # of the whole command: below nine minutes with what starting and ending take
@@ -41,9 +42,9 @@ RATE = "share of the matrix rate = tokens/s x 4 P / rate: forward and the gradie
 def record(folder, part, **line):
     """Keep a line of figures, and write the report as it is now."""
     with open(os.path.join(folder, "gpu.jsonl"), "a", encoding="utf-8") as file:
-        file.write(json.dumps({"part": part, **line}) + "\n")
+        file.write(to_json({"part": part, **line}) + "\n")
     lines = read(folder)
-    write_atomic(os.path.join(folder, "gpu.json"), json.dumps(lines, indent=1) + "\n")
+    write_atomic(os.path.join(folder, "gpu.json"), to_json(lines, indent=1) + "\n")
     write_atomic(os.path.join(folder, "gpu.md"), markdown(lines))
     print(f"{part}: " + ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                                   for name, value in line.items()), flush=True)

@@ -13,10 +13,10 @@ import warnings
 import torch
 import torch.utils.checkpoint
 
-from support import ROOT, checkpoint, text
+from support import ROOT, checkpoint, contents, text
+from support.contents import EMBEDDED
 from support.errors import UserError
 
-EMBEDDED = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
 TINY = 5e6  # parameters; below, a step costs calls and not arithmetic, and defaults are those of the embedded models
 
 
@@ -101,6 +101,7 @@ def end_turns(policy):
 def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **options):
     """Load a frozen model of a transformers auto class, quantised if asked, and its tokenizer.
     Returns (model, tokenizer, note on device and precision).  Raises UserError as load_policy does."""
+    model = contents.located(model, "--model")
     # bitsandbytes warns that an optional kernel is absent, and of a cast in every 8-bit product.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import transformers
@@ -178,7 +179,7 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
         raise UserError(f"cannot load model {model!r} ({type(error).__name__}: {first_line(error)}): give a hub id "
                         "that this machine can reach, a local directory with config, weights and tokenizer, or a "
                         "GGUF file of an architecture that transformers reads") from error
-    lm.bits = bits
+    lm.bits, lm.source = bits, model
     for settings in (lm.config, lm.config.get_text_config()):
         settings.return_dict = True  # a config may say otherwise, and the outputs are read by name
         settings.use_cache = True

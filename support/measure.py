@@ -20,7 +20,7 @@ def build(shape, folder, seed, vocabulary=151936):
     transformers.utils.logging.disable_progress_bar()
     hidden, feed, layers, heads, kv = SHAPES[shape]
     gpu = torch.cuda.is_available()
-    torch.manual_seed(seed)
+    torch.manual_seed(common.torch_seed(seed))
     with torch.device("cuda" if gpu else "cpu"):
         model = transformers.AutoModelForCausalLM.from_config(transformers.Qwen2Config(
             vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed, num_hidden_layers=layers,
@@ -60,7 +60,7 @@ def alternate(policy, repeat, *calls):
 def generate(policy, prompts, k, max_new_tokens, seed):
     """The same draw by transformers' generate -> number of useful tokens."""
     ids, mask = common.left_pad(prompts, device=policy.device)
-    torch.manual_seed(seed)
+    torch.manual_seed(common.torch_seed(seed))
     out = policy.lm.generate(input_ids=ids, attention_mask=mask, do_sample=True, num_return_sequences=k,
                              temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens,
                              eos_token_id=policy.stop, pad_token_id=policy.stop[0])

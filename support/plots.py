@@ -6,6 +6,7 @@ import os
 
 from support import processes
 from support.folder import write_atomic
+from support.output import to_json
 
 
 def save_figure(figure, path):
@@ -48,7 +49,8 @@ def plot_run(folder, result):
     matplotlib.use("Agg")
     from matplotlib import pyplot
     with open(os.path.join(folder, "metrics.jsonl")) as file:
-        lines = [json.loads(line) for line in file]
+        lines = [{name: math.nan if value is None else value for name, value in json.loads(line).items()}
+                 for line in file]  # null stands for what is not finite
     curves = [name for name in lines[0] if name.startswith(("pass@", "max@", "reward", "gold"))]
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
     for name in curves:
@@ -120,7 +122,7 @@ def weight_report(train, tests, folder, xlabel):
     axis.grid(alpha=0.3)
     save_figure(figure, os.path.join(folder, "weights.png"))
     write_atomic(os.path.join(folder, "weights.json"),
-                 json.dumps({"training": name, "weights": w.tolist(), "tests": report}))
+                 to_json({"training": name, "weights": w.tolist(), "tests": report}))
     print(f"written to {folder}/")
     return report
 

@@ -27,7 +27,7 @@ def init_processes():
             torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
                                                  timeout=datetime.timedelta(hours=2))
         if RANK:
-            sys.stdout = open(os.devnull, "w")
+            sys.stdout = open(os.devnull, "w", errors="replace")
 
 
 def leave():

@@ -12,7 +12,7 @@ import common
 import evaluate
 import tasks
 from fast.choose import chooser
-from support import check, load, processes
+from support import check, contents, load, processes
 from support.errors import UserError
 from support.plots import plot_run
 
@@ -63,21 +63,46 @@ def set_up(run, task, label, binary=None, base=None):
     nor --data is given; label: of the folder's name; binary: what to say of graded rewards where they have no meaning;
     base: the embedded model for `task`, if not the task's own.  Raises UserError."""
     args, first = run.args, task
+    locate(args)
     args.task = args.task or (None if args.data else task)
     run.task = task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code)
-    begun = evaluate.run_flags(args.adapter) if args.adapter else None  # an adapter belongs to the base it was made on
-    args.model = args.model or (begun["model"] if begun else base if base and task.name == first else task.base)
+    args.model = args.model or own_base(args.adapter) or (base if base and task.name == first else task.base)
     if task.graded and binary:
         raise UserError(f"task {task.name} has graded rewards: {binary}")
     task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
     run.create(f"{task.name}-{label}")
     run.policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed,
                                     fast=chooser(args.plain))
+    run.identify(task, generated=not args.data and args.task not in tasks.DATA_SETS)
     run.policy.note += f"\nprompts {load.put_prompts(run.policy, task, args.chat, args.system)}"
     resolve(run)
+    if not args.max_new_tokens and not run.resumed:
+        args.max_new_tokens = evaluate.fit_length(run.policy, task)
     run.train = evaluate.that_fit(run.policy, task, task.need("train"))[:args.train_problems or None]
     run.valid = evaluate.that_fit(run.policy, task, task.need("valid")) if args.eval_every else []
     run.test = evaluate.that_fit(run.policy, task, task.need("test")) if args.eval_samples else []
+
+
+def locate(args):
+    """Have the flags that name files and folders do so from any working directory.  Raises UserError where there is
+    none, before anything is loaded."""
+    for name in contents.PATHS:
+        try:
+            if name in args:
+                setattr(args, name, contents.located(getattr(args, name), f"--{name}"))
+        except UserError as error:
+            raise UserError(f"{error}" + ", if it has moved give its new one" * args.resume) from error
+
+
+def own_base(adapter):
+    """The base that an adapter was made on, None if it does not say.  Raises UserError if it is a folder that is not
+    there any more."""
+    named = contents.base_of(adapter) if adapter else None
+    try:
+        return contents.located(named, "--model")
+    except UserError as error:
+        raise UserError(f"--adapter {adapter} was made on {named}, which is not there: give its base as --model"
+                        ) from error
 
 
 def resolve(run):
@@ -100,10 +125,18 @@ def begin(run, words, budget, verifier=None, target="solution"):
     run.optimizer = torch.optim.AdamW(run.policy.parameters(), lr=run.args.lr, weight_decay=0.0)
     run.begin(run.policy, run.optimizer)
     run.policy.check = check.Check(functools.partial(report_check, run))
-    print(f"{run.folder}: {run.args.model}, {run.task.name}, {words}\n{run.policy.note}", flush=True)
+    print(f"{run.folder}: {run.args.model}, {run.task.name} ({counts(run)}), {words}\n{run.policy.note}", flush=True)
     run.mark = run.printed = run.pictured = time.time()  # when the next step begins; when what was last shown
     run.checked = False  # whether a finding of the check has been printed
     run.idle = 0  # steps in a row that could teach nothing
+
+
+def counts(run):
+    """How many problems there are, in words: of those that are used the ones that fit, and are evaluated on."""
+    valid, test = run.valid or run.task.valid, run.test or run.task.test
+    used = len(test[:run.args.eval_problems or None])
+    of_all = f" of {len(test):,}" if used < len(test) else ""
+    return f"{len(run.train):,} train, {len(valid):,} valid, {used:,}{of_all} test problems"
 
 
 def report_check(run, found):
@@ -130,6 +163,7 @@ def evaluate_before(run):
         run.result["before"] = judge(run, run.test, "before")
         run.save(run.policy, run.optimizer)
     look_again(run)
+    run.training = True
     run.mark = time.time()
 
 
@@ -282,12 +316,14 @@ def print_line(line, steps, seconds):
 
 def evaluate_after(run):
     """The row `after` of result.json, both rows printed, curves.png."""
+    run.training = False
     if run.args.eval_samples:
         run.result["after"] = judge(run, run.test, "after")
+    run.finish()  # files first: what is printed may have no reader
+    if run.args.eval_samples:
         show(run, {row: run.result[row] for row in ("before", "after")})
         for row in ("before", "after") if run.verifier else ():
             found = run.result[f"verifier {row}"]
             print(f"verifier on samples {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
-    run.finish()
     plot_run(run.folder, run.result)
     print(f"{run.result['seconds']:.0f} s; everything is in {run.folder}/", flush=True)

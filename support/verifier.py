@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 import common
-from support import load, processes, text
+from support import adapters, contents, load, processes, text
 from support.errors import UserError
 from support.folder import save_adapter, write_atomic
+from support.output import to_json
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Verifier:
         """adapter/ (for peft) and verifier.json, which load_verifier reads."""
         def write():
             save_adapter(self.model, os.path.join(folder, "adapter"))
-            write_atomic(os.path.join(folder, "verifier.json"), json.dumps(self.extra, indent=1))
+            write_atomic(os.path.join(folder, "verifier.json"), to_json(self.extra, indent=1))
         processes.on_first(write)
 
 
@@ -46,12 +47,13 @@ def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
     """A verifier from a folder of `bon_rl.py --fit-verifier`, or a reward model (hub id or directory: a decoder that
     AutoModelForSequenceClassification loads with one label). With lora_rank: a new one to be fitted, a fresh head and
     adapter on the base `path`.  Raises UserError if it is none of these."""
+    path = contents.located(path, "--verifier")
     own = os.path.join(path, "verifier.json")
     extra = {"model": path, "bits": bits}
     if lora_rank is None and os.path.exists(own):
         with open(own) as file:
             extra = json.load(file)
-    torch.manual_seed(seed)  # of a fresh head
+    torch.manual_seed(common.torch_seed(seed))  # of a fresh head
     labels = {"num_labels": 1} if lora_rank or extra["model"] != path else {}
     model, tokenizer, note = load.load_base(extra["model"], bits or extra["bits"], device,
                                             "AutoModelForSequenceClassification", **labels)
@@ -68,6 +70,7 @@ def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
             if lora_rank:  # SEQ_CLS: the head is trained and saved with the adapter
                 model = peft.get_peft_model(model, peft.LoraConfig(
                     r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="SEQ_CLS"))
+                adapters.name_base(model, path)
             elif extra["model"] != path:
                 model = peft.PeftModel.from_pretrained(model, os.path.join(path, "adapter"))
     except Exception as error:  # as in load_policy

@@ -26,7 +26,7 @@ from support.errors import UserError
 from .answers import MAX_ANSWER, clean, last_box
 from .embedded import Problem
 from .mathematics import Math
-from .programs import Code, CodeProblem, prefix_of, squeeze
+from .programs import DEFINITION, Code, CodeProblem, prefix_of, squeeze
 
 SPLITS = {"train": "train", "valid": "valid", "test": "test", "validation": "valid", "val": "valid"}
 INSTRUCTION = "\nReason step by step and put the final answer in \\boxed{}."
@@ -367,6 +367,7 @@ def code_answer(row):
             tree = ast.parse(tests)
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise UserError('"tests" is not valid Python') from error
+        check_entry(name, tests, row.get("prompt"), row.get("solution"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body):
             tests += f"\ncheck({name})\n"  # as in HumanEval
         prefix = prefix_of(row["prompt"], name) if isinstance(row.get("prompt"), str) else ""
@@ -376,6 +377,18 @@ def code_answer(row):
            for side in (inputs, outputs)) or len(inputs) != len(outputs):
         raise UserError('"inputs" and "outputs" must be lists of text of one length, and not empty')
     return json.dumps({"inputs": inputs, "outputs": outputs, "limit": float(limit)})
+
+
+def check_entry(name, tests, prompt, solution):
+    """Whether anything in a row of code speaks of its entry point.  Raises UserError if it is the name of nothing."""
+    def named(text):
+        return isinstance(text, str) and re.search(rf"\b{name}\b", text)
+    if not named(tests) and not named(prompt) and not named(solution):
+        raise UserError(f'"entry_point" {name!r} is in neither "tests" nor "prompt" nor "solution": what is tested?')
+    defined = rf"^[ \t]*{DEFINITION}"
+    if (isinstance(solution, str) and re.search(defined, solution, re.MULTILINE) and not named(solution)
+            and not (isinstance(prompt, str) and re.search(rf"{defined}{name}\b", prompt, re.MULTILINE))):
+        raise UserError(f'"entry_point" {name!r} is not what "solution" defines')
 
 
 def parse_problem(line, name):

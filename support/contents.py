@@ -1,0 +1,233 @@
+"""Where the things are that a run is begun with, and what is in them, so that a resumed run finds out whether they are
+still what they were, and an adapter whether it is on its own base."""
+import dataclasses
+import hashlib
+import json
+import os
+import re
+
+from support import ROOT
+from support.errors import UserError
+
+EMBEDDED = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
+PATHS = ("model", "data", "adapter", "verifier")  # flags whose value may be a path, and move
+
+MEGABYTE = 2 ** 20
+WEIGHTS = r"\.(?:safetensors|gguf|bin)$"
+# What else decides what a model says of a text.
+SETTINGS = r"^(?:(?:generation_|adapter_)?config|tokenizer(?:_config)?|vocab)\.json$|^merges\.txt$|\.jinja$|\.model$"
+
+
+# --------------------------------------------------------------------------------------------------------------- places
+
+def located(text, flag):
+    """What a flag names, so that it is found from any working directory: a file or folder by its absolute path, an
+    embedded model or a hub id as it is.  Raises UserError for what can only be a path and is not there: the hub would
+    be asked for it first, for half a minute without a network."""
+    text = text if text is None else os.fspath(text)
+    if text is None or text in EMBEDDED and flag != "--adapter":
+        return text
+    if os.path.exists(text):
+        return os.path.abspath(text)
+    if looks_like_a_path(text) or "adapter" in flag and "/" not in text:  # those of the hub have an owner
+        raise UserError(f"{flag} {text}: there is no such file or folder")
+    return text
+
+
+def looks_like_a_path(text):
+    """Whether what is not there was meant to be a file or folder. Hub ids have one slash at most."""
+    if text.startswith((".", "~", "/", "runs/")) or text.endswith(("/", ".gguf")) or text.count("/") > 1:
+        return True
+    return os.path.isdir(os.path.dirname(text)) and snapshot(text) is None
+
+
+def snapshot(name):
+    """The folder of a hub id in the cache of this machine, None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    try:
+        for file in ("config.json", "adapter_config.json"):
+            found = try_to_load_from_cache(name, file)
+            if isinstance(found, str):
+                return os.path.dirname(found)
+    except HFValidationError:
+        pass
+    return None
+
+
+def place(model):
+    """The file or folder of a model, None if it is not on this machine."""
+    if model in EMBEDDED:
+        return os.path.join(ROOT, "models", model)
+    return model if os.path.exists(model) else snapshot(model)
+
+
+def read_json(path):
+    """A JSON object in a file, {} if there is none that can be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def adapter_of(path):
+    """The folder of peft's files in a run folder or an adapter's own."""
+    inner = os.path.join(path, "adapter")
+    return inner if os.path.isdir(inner) else path
+
+
+def base_of(adapter):
+    """The base that an adapter was made on, as its run or its config say, None if they do not."""
+    begun = read_json(os.path.join(adapter, "args.json")).get("flags", {}).get("model")
+    return begun or read_json(os.path.join(adapter_of(adapter), "adapter_config.json")).get("base_model_name_or_path")
+
+
+# ------------------------------------------------------------------------------------------------------------- contents
+
+def digest(path):
+    """Of a file: of its size, its first and its last megabyte."""
+    found, size = hashlib.sha256(), os.path.getsize(path)
+    found.update(str(size).encode())
+    with open(path, "rb") as file:
+        found.update(file.read(MEGABYTE))
+        file.seek(max(0, size - MEGABYTE))
+        found.update(file.read(MEGABYTE))
+    return found.hexdigest()
+
+
+def of_files(model):
+    """{file: digest} of a model's weights and of what else decides what it says; {} if it is not on this machine."""
+    path = place(model)
+    if path is None or os.path.isfile(path):
+        return {os.path.basename(path): digest(path)} if path else {}
+    names = [name for name in sorted(os.listdir(path)) if re.search(f"{SETTINGS}|{WEIGHTS}", name)]
+    if any(name.endswith(".safetensors") for name in names):  # they are taken before those of pickle
+        names = [name for name in names if not name.endswith(".bin")]
+    return {name: digest(os.path.join(path, name)) for name in names}
+
+
+def of_adapter(path):
+    """The same of an adapter, wherever its base lies."""
+    folder = adapter_of(path)
+    found = of_files(folder)
+    config = read_json(os.path.join(folder, "adapter_config.json"))
+    config = {name: value for name, value in config.items() if name not in ("base_model_name_or_path", "revision")}
+    return {**found, "adapter_config.json": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()}
+
+
+def of_rows(task, data):
+    """Of the problems of a task: how many of each split, a digest of all, and what their names begin with."""
+    found, counts = hashlib.sha256(), {}
+    for split in ("train", "valid", "test"):
+        problems = getattr(task, split)
+        counts[split] = len(problems)
+        for p in problems:
+            found.update(json.dumps([split, p.prompt, p.answer, p.solution, p.level]).encode())
+    return {**counts, "sha256": found.hexdigest(), "name": data and os.path.basename(data)}
+
+
+def of_run(args, task, generated):
+    """{flag: contents} of all that a run was begun with. generated: whether the task makes its problems itself."""
+    found = {"model": of_files(args.model)}
+    if not generated:
+        found["data"] = of_rows(task, args.data)
+    if args.adapter:
+        found["adapter"] = of_adapter(args.adapter)
+    verifier = getattr(args, "verifier", None)
+    if verifier:
+        fitted = os.path.isdir(os.path.join(verifier, "adapter"))
+        found["verifier"] = of_adapter(verifier) if fitted else of_files(verifier)
+    return found
+
+
+def differing(then, now):
+    """Names of the files that are not the same in two sets of them. What a single file is called makes no difference.
+    """
+    if len(then) == len(now) == 1 and {*then.values()} == {*now.values()}:
+        return []
+    return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+
+
+def listed(names):
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+
+
+def change(then, now):
+    """What is different in `now`, in words; None if nothing is."""
+    if "sha256" not in then:
+        names = differing(then, now)
+        return f"in {listed(names)}" if names else None
+    if then["sha256"] == now["sha256"]:
+        return None
+    counts = [", ".join(f"{some[split]} {split}" for split in ("train", "valid", "test")) for some in (then, now)]
+    return ("in the text of its problems" if counts[0] == counts[1] else
+            f"in its problems ({counts[0]} then; {counts[1]} in it)")
+
+
+def compare(then, now, flags, args, started):
+    """Raises UserError with what differs between the contents that a run was begun with (`then`, with its flags) and
+    those that are there.  started: whether it has a checkpoint, which holds the weights of its adapter."""
+    for name in PATHS:
+        if not then.get(name) or not now.get(name):
+            continue
+        begun = then[name]
+        if name == "adapter" and started:
+            begun = {file: now[name].get(file) if re.search(WEIGHTS, file) else value for file, value in begun.items()}
+        found = change(begun, now[name])
+        if found:
+            before, given = flags.get(name), getattr(args, name)
+            what = (f"--{name} is {before} in args.json, and {given} differs from it {found}" if before != given else
+                    f"--{name} {given} has changed since this run began, {found}" if given else
+                    f"the data set of task {args.task} has changed since this run began, {found}")
+            raise UserError(f"--resume: {what}: give what the run began with, or start a new run (--adapter)")
+
+
+def rename(task, name, data):
+    """Have the problems of a file that is called otherwise by now the names that they had: their draws depend on it."""
+    new = os.path.basename(data)
+    for split in ("train", "valid", "test"):
+        problems = [dataclasses.replace(p, id=name + p.id.removeprefix(new)) for p in getattr(task, split)]
+        setattr(task, split, problems)
+
+
+# ----------------------------------------------------------------------------------------------------------- its base
+
+def other_base(folder, model):
+    """Why the adapter in a folder is not one of `model`, as far as the args.json of its run or its adapter_config.json
+    say; None where they do not. Bases whose weights are equal are one, wherever they lie."""
+    run, inner = os.path.split(folder)
+    begun = read_json(os.path.join(run, "args.json")) if inner == "adapter" else {}
+    source, named = "args.json", begun.get("flags", {}).get("model")
+    if not named:
+        source, named = "adapter_config.json", base_of(folder)
+    then = begun.get("contents", {}).get("model")
+    if not named or not then and (same_place(named, model) or is_hub_id(named) and last(named) == last(model)):
+        return None
+    then, now = weights(then or of_files(named)), weights(of_files(model))
+    if not then or not now:
+        unlike = is_hub_id(named) and is_hub_id(model) and named != model
+        return f"it was made on {named}, as its {source} says: take that as --model" if unlike else None
+    if {*now.values()} <= {*then.values()}:  # of a folder with several GGUF files it is one
+        return None
+    names = listed(differing(then, now))
+    return f"it was made on {named}, as its {source} says, whose weights are others ({names}): take that as --model"
+
+
+def weights(files):
+    return {name: value for name, value in files.items() if re.search(WEIGHTS, name)}
+
+
+def same_place(a, b):
+    """Whether two names of a model are of one file or folder, or the same hub id."""
+    places = [os.path.realpath(place(name) or name) for name in (a, b)]
+    return places[0] == places[1]
+
+
+def is_hub_id(name):
+    return not os.path.exists(name) and name not in EMBEDDED and not looks_like_a_path(name)
+
+
+def last(name):
+    return name.rstrip("/").rpartition("/")[2].lower()
