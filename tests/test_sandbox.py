@@ -242,10 +242,13 @@ HOSTILE = {
     "answers before it is asked": "import sys, os\ng = sys._getframe(2).f_globals\nl = sys._getframe(2).f_locals\n"
                                   "for n in range(100): g['send'](l['sink'], g['encode'](['value', True, False]))\n"
                                   "def f(x): return 0",
-    "answers with a list": "import sys\ng = sys._getframe(2).f_globals\ng['encode'] = lambda v, d=0: b'l0:'\n"
+    "answers with a list": "import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
+                           "g['encode'] = lambda v, *a: old(v, *a) if v[0] == 'loaded' else b'l0:'\n"
                            "def f(x): return 0",
     "answers with another word": "import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
-                                 "g['encode'] = lambda v, d=0: old(['error', 'SystemExit', '0'])\ndef f(x): return 0",
+                                 "g['encode'] = lambda v, *a: old(v, *a) if v[0] == 'loaded' else "
+                                 "old(['error', [['builtins.SystemExit'], [], {}, '0'], None])\n"
+                                 "def f(x): return 0",
     "frames that promise more": "import sys, os\nl = sys._getframe(2).f_locals\nos.write(l['sink'], b'00ffffffs')\n"
                                 "def f(x): return 0",
     "patches the harness": "import sys\nfor m in list(sys.modules.values()):\n"
@@ -559,7 +562,7 @@ def test_random_bytes_never_do_more_than_fail():
     ("def f(x): x.append(1)", "class L(list): pass\na = L()\nf(a)\nassert a == [1] and type(a) is L", True),
     # a list in place of a dictionary, and too few of them
     ("import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
-     "g['encode'] = lambda v, o=None: old(['value', 1, [[1]] * 9]) if o else old(v)\ndef f(x): return 1",
+     "g['encode'] = lambda v, o=None, *a: old(['value', 1, [[1]] * 9]) if o else old(v, o, *a)\ndef f(x): return 1",
      "assert f({}) == 1", False),
     ("def f(x): return sorted(x)", "a = [2, 1]\nassert f(a) == [1, 2] and a == [2, 1]", True),
     ("def f(x):\n  x.sort()\n  return x", "assert f([2, 1]) == [1, 2]", True),
