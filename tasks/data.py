@@ -3,9 +3,10 @@
 Your own problems are lines of {"prompt", "answer"[, "solution", "level", "split"]}; without a split they are divided
 80/10/10. Answers are compared by math-verify in child processes with a hard time limit; one that hangs it scores 0 and
 is counted as verifier_timeouts. Code is {"prompt", "tests", "entry_point"} (Python asserts, HumanEval's
-check(candidate), functions and classes as for pytest and unittest: unit_tests.py; the entry point is a function, a class
-or Solution().method) or {"prompt", "inputs", "outputs"} (standard input and output), with a "time_limit" in seconds of
-CPU if 3 is not right. A row whose tests cannot fail, or end before they use the program, is left out, and named.
+check(candidate), functions and classes as for pytest and unittest, see unit_tests.py; the entry point is a function, a
+class or Solution().method) or {"prompt", "inputs", "outputs"} (standard input and output), with a "time_limit" in
+seconds of CPU if 3 is not right. A row whose tests cannot fail, or end before they use the program, is left out, and
+named.
 
 --data of a named data set takes a local copy with or without the hub's folders, or the release files
 (HumanEval.jsonl.gz, mbpp.jsonl, sanitized-mbpp.json, GSM8K's and MATH's), as JSON, JSON lines or Parquet, gzipped or
@@ -379,6 +380,8 @@ def code_answer(row):
             raise UserError('"entry_point" must be the name of the function or class that is tested, or Class().method')
         try:
             tests, names = prepare(tests, name)
+        except CannotJudge:
+            raise
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise UserError('"tests" is not valid Python') from error
         prefix = prefix_of(row["prompt"], name.partition("(")[0]) if isinstance(row.get("prompt"), str) else ""

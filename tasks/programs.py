@@ -39,8 +39,8 @@ STATEMENT = re.compile(  # a line that begins like code, as hardly any prose doe
 FUNCTION = re.compile(  # or its body
     rf"^(?:{DEFINITION}(?!test|check\b)\w|(?:[^#\n\"']*[\s:;])?(?:return|yield)\b)", re.MULTILINE)
 READS = re.compile(r"\binput\(|\bopen\(0|\bstdin\b(?! *=)")
-LANGUAGE = r"[ \t]*(?:python[0-9.]*|py)[ \t]*"  # a line that has lost its fence
-FIRST_LANGUAGE = re.compile(rf"\A\s*^{LANGUAGE}\n", re.MULTILINE | re.IGNORECASE)
+LANGUAGE = r"[ \t]*(?:python[0-9.]*|py)"  # a line that has lost its fence
+FIRST_LANGUAGE = re.compile(rf"\A(?:[ \t]*\n)*{LANGUAGE}[ \t]*\n", re.IGNORECASE)
 TYPING = ({name for name in typing.__all__ if name[0].isupper()}  # the others would stand for what a program forgot
           - {"Text", *collections.__all__})
 WORD = re.compile(r"[^\W\d]\w*")

@@ -23,12 +23,12 @@ bounds memory, processes and CPU too, and the first line that a run prints says 
 one that runs the scripts or, where an unprivileged user may not read that, /usr/bin/python3. The tests may import the
 packages listed in PACKAGES, where they are installed beside the project for that version of Python; programs may not.
 
-Values that cross are None, booleans, numbers, text, bytes, lists, tuples, dicts and sets. Of a class of the program that
-the tests know by name they get objects, with attributes, methods, len(), str(), items and calls; whether two are equal,
-true or in order would be the program's own word, and is not asked. Exceptions cross as the nearest class that the tests
-can know, with arguments, attributes and text. A test that needs more, that looks for a module, a name or a file that is
-not there, or skips itself, is counted as `unsupported`, what cannot be judged at all as `verifier_errors`, and both
-score 0. One verdict takes at most 10 times the problem's limit + 30 s.
+Values that cross are None, booleans, numbers, text, bytes, lists, tuples, dicts and sets. Of a class of the program
+that the tests know by name they get objects, with attributes, methods, len(), str(), items and calls; whether two are
+equal, true or in order would be the program's own word, and is not asked. Exceptions cross as the nearest class that
+the tests can know, with arguments, attributes and text. A test that needs more, that looks for a module, a name or a
+file that is not there, or skips itself, is counted as `unsupported`, what cannot be judged at all as `verifier_errors`,
+and both score 0. One verdict takes at most 10 times the problem's limit + 30 s.
 
 Not guaranteed: protection from bugs of the kernel, or from side channels (timing, load), or that a program which passes
 its tests is right. Standard library only.
@@ -43,8 +43,9 @@ INODES = 10_000  # files, folders and links: what they cost the kernel no limit 
 FRAME = 16 << 20  # longest frame in bytes
 START_LIMIT = 60  # seconds for a worker or a judge to start, however busy the machine; not counted as the program's
 PACKAGES = {  # what tests may import -> what that is in a folder of packages
-    "numpy": ("numpy", "numpy.libs"), "pytest": ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments",
-                                                "exceptiongroup", "tomli", "typing_extensions.py"),
+    "numpy": ("numpy", "numpy.libs"),
+    "pytest": ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py.py", "exceptiongroup", "tomli",
+               "typing_extensions.py"),
     "scipy": ("scipy", "scipy.libs"), "pandas": ("pandas", "pandas.libs", "dateutil", "pytz", "tzdata", "six.py"),
     "sympy": ("sympy", "mpmath"), "networkx": ("networkx",)}
 WHOLE = lambda limit: 10 * limit + 30  # seconds that one verdict may take in all, whatever the number of its inputs
@@ -132,8 +133,8 @@ def decimal(body):
 
 
 def decode(data, objects=None, known=None):
-    """The value of bytes from anybody; `objects` as in `encode`, known(number) an object of the program.  Raises Gone if
-    they are not what that makes."""
+    """The value of bytes from anybody; `objects` as in `encode`, known(number) an object of the program.  Raises Gone
+    if they are not what that makes."""
     objects = [] if objects is None else objects
 
     def read(at, end, depth):  # -> value, where it ends
@@ -486,8 +487,8 @@ class Object:
         raise Unsupported
 
     for word in ("eq ne lt le gt ge hash bool contains iter next reversed instancecheck subclasscheck enter exit await "
-                 "aiter add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul "
-                 "and rand or ror xor rxor neg pos abs invert int float complex index round delitem").split():
+                 "aiter add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul "
+                 "rmatmul and rand or ror xor rxor neg pos abs invert int float complex index round delitem").split():
         locals()[f"__{word}__"] = __unsupported
     del word
 
@@ -497,8 +498,8 @@ def number_of(value):
 
 
 class Ended(BaseException):
-    """StopIteration or StopAsyncIteration of the program. To a loop of the test, as in all(map(f, cases)), these would be
-    the end of its cases, and no failure; so they reach only tests that catch them by name."""
+    """StopIteration or StopAsyncIteration of the program. To a loop of the test, as in all(map(f, cases)), these would
+    be the end of its cases, and no failure; so they reach only tests that catch them by name."""
 
 
 class Raised(Exception):
@@ -578,7 +579,7 @@ def class_of(names, own):
         kind = own.get(name)
         if kind is None and module.partition(".")[0] in sys.stdlib_module_names and not module.startswith("unittest"):
             kind = getattr(sys.modules.get(module), last, None)  # what nobody has imported, no test can catch
-        if (isinstance(kind, type) and issubclass(kind, (Exception, Ended))
+        if (isinstance(kind, type) and issubclass(kind, (Exception, Ended)) and last != "ExceptionGroup"  # of no data
                 and not any(issubclass(nearer, kind) for nearer in kinds)):
             if issubclass(kind, (StopIteration, StopAsyncIteration)):
                 kinds.append(Ended)
@@ -668,7 +669,7 @@ def try_tests(setup, tests, names, cpu):
     program = Program()
     error = execute(setup, tests, names, program)
     if program.unsupported:
-        reason = "its tests pass the program what is no plain data"
+        reason = "its tests use the program in a way that no plain data can say"
     elif error is None:
         reason = "its tests pass on a program that only raises"
     elif not program.asked:

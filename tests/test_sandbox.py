@@ -222,6 +222,29 @@ HOSTILE = {
     "always equal int": "class A(int):\n  __eq__ = lambda *a: True\n  __hash__ = int.__hash__\n"
                         "  __index__ = __int__ = lambda s: 4\ndef f(x): return A(0)",
     "lying class": "class A:\n  __class__ = int\n  __eq__ = lambda *a: True\ndef f(x): return A()",
+    "always equal class": "class f:\n  def __init__(self, x): pass\n"
+                          "  __eq__ = __bool__ = __contains__ = lambda *a: True\n"
+                          "  __hash__ = __len__ = __index__ = __int__ = lambda s: 4",
+    "always equal objects": "class f(list):\n  def __new__(cls, x): return [object.__new__(cls) for _ in '12']\n"
+                            "  __eq__ = lambda *a: True",
+    "answers with an object": "import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
+                              "g['encode'] = lambda v, o=None, n=None: old(v, o, n) if not o else "
+                              "b'l14:s5:valueo1:0N0:'\n"
+                              "def f(x): return 0",
+    "answers with objects that there are not": "import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
+        "g['encode'] = lambda v, o=None, n=None: old(v, o, n) if not o else b'l18:s5:valuel4:o1:7N0:'\n"
+        "def f(x): return 0",
+    "skips the tests": "class SkipTest(Exception): __module__ = 'unittest.case'\ndef f(x): raise SkipTest",
+    "ends the tests": "class Exit(Exception): __module__ = '_pytest.outcomes'\ndef f(x): raise Exit(0)",
+    "an error of no class": "import sys\ng = sys._getframe(2).f_globals\n"
+                            "g['describe'] = lambda e: [['builtins.object', 'builtins.BaseException'], [], {}, '']\n"
+                            "def f(x): raise ValueError",
+    "an error that is a class of the harness": "import sys\ng = sys._getframe(2).f_globals\n"
+        "g['describe'] = lambda e: [['sandbox.Ended', '__main__.Ended', 'builtins.SystemExit'], [0], {}, '0']\n"
+        "def f(x): raise ValueError",
+    "a name that is a value": "f = 4\nimport sys\ng = sys._getframe(2).f_globals\n"
+                              "g['Answers'].entries = lambda s: [[True, []], [4, []]]",
+    "a name that is an error": "class f(Exception):\n  def __init__(self, x): pass\n  __eq__ = lambda *a: True",
     "pickle": "class A:\n  def __reduce__(self): return (eval, ('4',))\n  __eq__ = lambda *a: True\n"
               "def f(x): return A()",
     "always equal in a list": "class A(list):\n  __eq__ = lambda *a: True\ndef f(x): return A([1])",
@@ -307,6 +330,7 @@ HOSTILE = {
     "mounts": attack(SYSCALL + "if c.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None) == 0 or "
                                "c.mount(None, b'/', None, 32, None) == 0: win()"),
     "chroot": attack("import os\nos.chroot('/tmp')\nwin()"),
+    "reads the packages of the tests": attack("import os\nif os.path.exists('/packages'): win()"),
     "kernel memory by attributes": attack("import os\nopen('/tmp/a', 'w').close()\nfd = os.open('/tmp', os.O_RDONLY)\n"
                                           "for call in ((os.setxattr, '/tmp/a'), (os.setxattr, fd), "
                                           "(lambda *a: os.setxattr(*a, follow_symlinks=False), '/tmp/a')):\n"
@@ -528,8 +552,7 @@ def test_random_bytes_never_do_more_than_fail():
     ("def f(*a, **k): return a, k", "assert f(1, y=[2]) == ((1,), {'y': [2]})", True),
     ("def f(x): raise ValueError(f'bad {x}')",
      "try:\n  f(1)\n  assert False\nexcept ValueError as e:\n  assert str(e) == 'bad 1'", True),
-    # the class of the error is not known to the tests
-    ("class E(Exception): pass\ndef f(x): raise E", "try: f(1)\nexcept Exception: pass", False),
+    ("class E(Exception): pass\ndef f(x): raise E", "try: f(1)\nexcept Exception: pass", True),
     ("def f(x): raise SystemExit", "try: f(1)\nexcept BaseException: pass", False),
     ("import os\ndef f(x): os._exit(0)", "try: f(1)\nexcept BaseException: pass", False),
     ("def f(x): return x", "assert f(object()) is not None", "unsupported"),
@@ -537,6 +560,55 @@ def test_random_bytes_never_do_more_than_fail():
     ("def f(x): raise StopIteration", "assert [f(x) for x in [1]] == [] or next(map(f, [1]), True)", False),
     ("def f(x): raise StopIteration", "try: f(1)\nexcept Exception: pass", False),
     ("def f(x): raise StopAsyncIteration", "try: f(1)\nexcept Exception: pass", False),
+    # which only a test that waits for it may get
+    ("def f(x): return next(iter([]))", "try: f(1)\nexcept StopIteration: pass\nelse: assert False", True),
+    ("def f(x): return next(iter([]))", "try: f(1)\nexcept (KeyError, StopIteration) as e: pass\nelse: assert False",
+     True),
+    ("def f(x): raise StopIteration(x)", "import unittest, pytest\nwith pytest.raises(StopIteration): f(1)\n"
+     "unittest.TestCase().assertRaises(StopIteration, f, 1)", True),
+    ("def f(x): raise StopIteration", "try: assert all(map(f, [1, 2]))\nexcept ValueError: pass\n"
+     "try: next(iter([]))\nexcept StopIteration: pass", False),
+    ("def f(x): raise StopIteration",
+     "try:\n  assert all(f(x) for x in [1])\n  assert all(map(lambda x: f(x), [1]))\n"
+     "except StopIteration: assert False",
+     False),
+    ("class Stop(StopIteration): pass\ndef f(x): raise Stop", "assert all(map(f, [1, 2]))", False),
+    ("def f(x): raise [ValueError, KeyError, OSError][x]", "for i in range(3):\n  try: f(i)\n"
+     "  except (ValueError, KeyError, OSError) as e: assert type(e) is [ValueError, KeyError, OSError][i]", True),
+    ("class Bad(ValueError):\n  code = 3\n  def __init__(self, a): super().__init__(a, 2); self.a = a\n"
+     "  def __str__(self): return f'bad {self.a}'\ndef f(x): raise Bad(x)",
+     "try: f(1)\nexcept ValueError as e:\n"
+     "  assert (str(e), e.args, e.a, type(e).__name__) == ('bad 1', (1, 2), 1, 'Bad') and type(e) is not ValueError\n"
+     "else: assert False", True),
+    ("class Bad(KeyError, AttributeError): pass\ndef f(x): raise Bad(x)",
+     "try: f(1)\nexcept AttributeError as e: assert isinstance(e, KeyError) and not isinstance(e, ValueError)", True),
+    ("class Bad(ValueError): pass\ndef f(x): raise Bad", "try: f(1)\nexcept TypeError: pass", False),
+    ("def f(x): return {}[x]",
+     "try: f('a')\nexcept KeyError as e: assert e.args == ('a',) and str(e) == repr('a')", True),
+    ("def f(x): raise ValueError('a', [x], None)",
+     "try: f(1)\nexcept ValueError as e: assert e.args == ('a', [1], None)",
+     True),
+    ("import json\ndef f(x): return json.loads(x)", "import json\ntry: f('[1,')\n"
+     "except json.JSONDecodeError as e: assert e.pos == 3 and 'line 1' in str(e)\nelse: assert False", True),
+    ("import json\ndef f(x): return json.loads(x)",
+     "try: f('[1,')\nexcept ValueError as e: assert 'line 1' in str(e)", True),
+    ("def f(x): return x.decode()", "try: f(b'\\xff')\n"
+     "except UnicodeDecodeError as e: assert e.start == 0 and e.object == b'\\xff' and 'position 0' in str(e)", True),
+    ("import statistics\ndef f(x): return statistics.mean(x)",
+     "import statistics\ntry: f([])\nexcept statistics.StatisticsError: pass\nelse: assert False", True),
+    ("from decimal import Decimal\ndef f(x): return Decimal(x)",
+     "from decimal import InvalidOperation\ntry: f('x')\nexcept InvalidOperation: pass\nelse: assert False", True),
+    ("def f(x): return open('/nowhere')",
+     "try: f(1)\nexcept FileNotFoundError as e: assert e.errno == 2 and 'nowhere' in str(e)",
+     True),
+    ("def f(x): raise ExceptionGroup('a', [ValueError(1)])",
+     "try: f(1)\nexcept Exception as e: assert str(e).startswith('a (1')", True),
+    ("def f(x): raise ValueError(object(), x)", "try: f(1)\nexcept ValueError as e: assert 'object' in str(e)", True),
+    # exact numbers
+    ("from fractions import Fraction\ndef f(x): return Fraction(x, -4)",
+     "assert f(2) == -0.5 and f(3).denominator == 4", True),
+    ("from decimal import Decimal\ndef f(x): return x * Decimal('0.10')",
+     "from decimal import Decimal\nassert str(f(Decimal(3))) == '0.30'", True),
     ("def f(x): return x", "try: f(len)\nexcept BaseException: pass", "unsupported"),
     ("def f(x): return object()", "try: f(1)\nexcept: pass", "unsupported"),
     ("def f(x): x.append(1)", "a = []\nf(a)\nassert a == [1]", True),
