@@ -29,7 +29,7 @@ from support.errors import UserError
 from .answers import MAX_ANSWER, clean, last_box
 from .embedded import Problem
 from .mathematics import Math
-from .programs import Code, CodeProblem, prefix_of, report_left_out, squeeze, stub
+from .programs import Code, CodeProblem, prefix_of, report_left_out, squeeze, stub, unfinished
 from .unit_tests import CannotJudge, prepare
 
 SPLITS = {"train": "train", "valid": "valid", "test": "test", "validation": "valid", "val": "valid"}
@@ -384,7 +384,10 @@ def code_answer(row):
             raise
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise UserError('"tests" is not valid Python') from error
-        prefix = prefix_of(row["prompt"], name.partition("(")[0]) if isinstance(row.get("prompt"), str) else ""
+        prompt = row["prompt"] if isinstance(row.get("prompt"), str) else ""
+        prefix = prefix_of(prompt, name.partition("(")[0])
+        if not prefix and unfinished(prompt):
+            raise CannotJudge(f"its prompt begins {unfinished(prompt)}, its entry_point is {name}")
         check_imports(prefix)
         return json.dumps({"tests": tests, "names": names, "prefix": prefix, "limit": float(limit), "typing": True})
     inputs, outputs = row.get("inputs"), row.get("outputs")

@@ -216,14 +216,27 @@ def stub(prefix):
     return f"{prefix}\n{'        ' if outer[-1:] == ['class'] else '    '}pass\n" if prefix else ""
 
 
-def prefix_of(prompt, name):
-    """The prompt if it is Python up to the docstring of the function `name`, or of a method of the class, else ''."""
+def definitions_of(prompt):
+    """The functions and classes in the beginning of a program, none if the prompt is no such thing."""
     try:
         tree = ast.parse(stub(prompt))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return ""
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    return prompt if any(isinstance(node, kinds) and node.name == name for node in tree.body) else ""
+        return []
+    return [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+
+
+def prefix_of(prompt, name):
+    """The prompt if it is Python up to the docstring of the function `name`, or of a method of the class, else ''."""
+    return prompt if name in [node.name for node in definitions_of(prompt)] else ""
+
+
+def unfinished(prompt):
+    """What the prompt, as the beginning of a program, ends in the middle of: the name of the function, or ''."""
+    for node in definitions_of(prompt)[-1:]:
+        body = node.body if ast.get_docstring(node) is None else node.body[1:]
+        if len(body) == 1 and isinstance(body[0], ast.Pass):
+            return node.name
+    return ""
 
 
 def squeeze(text):

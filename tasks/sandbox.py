@@ -384,6 +384,8 @@ def serve_stdio(source, sink, program, cpu, typing):
         send(sink, encode(["killed" if os.WIFSIGNALED(status) else "failed" if status else "done", data]))
 
 
+# -------- the judge ---------------------------------------------------------------------------------------------------
+
 def judge(packages):
     """Process 1 of the sandbox of the tests: a child for every job that arrives with its pipes."""
     import socket
@@ -805,8 +807,10 @@ class Worker:
         import signal
         import tempfile
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a caller that ignores its children hands that down
-        inside = source[:source.index("\n# -------- the worker")]  # all that a sandbox gets to see of this file
-        self.code = marshal.dumps(compile(inside, "sandbox.py", "exec", optimize=2))
+        self.code = {}  # all that a sandbox gets to see of this file
+        for role, end in (("candidate", "\n# -------- the judge"), ("judge", "\n# -------- the worker")):
+            inside = compile(source[:source.index(end)], "sandbox.py", "exec", optimize=2)
+            self.code[role] = marshal.dumps(inside)
         self.bwrap, self.python, self.judge = bwrap, os.path.realpath(sys.executable), None
         self.seen, self.cpu_file, self.oom_file = visible(self.python, folders), cpu_file, oom_file
         self.packages = {name: path for name, path in packages.items() if os.access(path, os.R_OK)}
@@ -828,7 +832,7 @@ class Worker:
 
     def start(self, role, stdin, stdout):
         """Start a sandbox on two descriptors, which are closed here -> (pid, pid of its process 1 or None)."""
-        size = len(self.code)
+        size = len(self.code[role])
         boot = ("import marshal, posix\ncode = b''\n"
                 f"while len(code) < {size}: code += posix.read(0, {size} - len(code))\n"
                 f"space = {{'__name__': 'sandbox'}}\nexec(marshal.loads(code), space)\n")
@@ -937,9 +941,9 @@ class Worker:
             if self.check(box) > cpu or left <= 0:
                 raise Late
 
-    def ready(self, sink, source, box, deadline):
+    def ready(self, role, sink, source, box, deadline):
         """Give a new sandbox its code and wait for its sign of life.  Raises OSError."""
-        code = self.code
+        code = self.code[role]
         while code:  # not before there is a reader: under pressure the kernel makes pipes of 4 kB
             code = code[os.write(sink, code):]
         try:
@@ -962,7 +966,7 @@ class Worker:
         connection, end = socket.socketpair()
         box = self.start("judge", end.detach(), self.null)
         self.judge = box, connection
-        self.ready(connection.fileno(), connection.fileno(), box, time.monotonic() + START_LIMIT)
+        self.ready("judge", connection.fileno(), connection.fileno(), box, time.monotonic() + START_LIMIT)
 
     def verdict(self, job):
         """True, False, 'timeouts', 'unsupported' or 'errors' (no verdict) for one job: {"kind": "tests", "program",
@@ -989,7 +993,7 @@ class Worker:
             ours_in, theirs_out = os.pipe()
             fds += [ours_out, ours_in]
             box = self.start("candidate", theirs_in, theirs_out)
-            self.ready(ours_out, ours_in, box, end)
+            self.ready("candidate", ours_out, ours_in, box, end)
             if box[1]:  # before the program has run: later it may hide its files
                 self.disk = os.open(f"/proc/{box[1]}/root/tmp", os.O_PATH)
                 fds.append(self.disk)

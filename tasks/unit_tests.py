@@ -54,25 +54,42 @@ def is_guard(node):
     return isinstance(node, ast.If) and any(dotted(part) == "__name__" for part in ast.walk(node.test))
 
 
+def is_known(module):
+    """Can tests import it? Of a relative import the module is None."""
+    return module is not None and module.partition(".")[0] in {*sys.stdlib_module_names, *PACKAGES}
+
+
 class OfProgram(ast.NodeTransformer):
-    """Takes out the imports of a module that is the program -> {name in the tests: name in the program}."""
+    """Takes the imports of a module that is the program out of tests: one that has the entry point, and that nobody
+    else has. `names` are {name in the tests: name in the program}, `modules` what it is called."""
 
     def __init__(self, tree, entry):
-        self.names = {entry: entry}
-        self.modules = {node.module for node in ast.walk(tree)
-                        if isinstance(node, ast.ImportFrom) and self.gives(node, entry)}
+        self.names, self.modules = {entry: entry}, set()
+        uses = {dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and not is_known(node.module):
+                if any(alias.name in (entry, "*") for alias in node.names):
+                    self.modules.add(node.module)
+            elif isinstance(node, ast.Import):
+                self.modules.update(alias.asname or alias.name for alias in node.names if not is_known(alias.name)
+                                    and f"{alias.asname or alias.name}.{entry}" in uses)
         self.visit(tree)
-
-    @staticmethod
-    def gives(node, entry):
-        known = node.module and node.module.partition(".")[0] in {*sys.stdlib_module_names, *PACKAGES}
-        return not known and any(alias.name in (entry, "*") for alias in node.names)
 
     def visit_ImportFrom(self, node):
         if node.module not in self.modules:
             return node
         self.names.update({alias.asname or alias.name: alias.name for alias in node.names if alias.name != "*"})
-        return ast.copy_location(ast.Pass(), node)
+        return ast.Pass()
+
+    def visit_Import(self, node):
+        node.names = [alias for alias in node.names if (alias.asname or alias.name) not in self.modules]
+        return node if node.names else ast.Pass()
+
+    def visit_Attribute(self, node):
+        if dotted(node.value) in self.modules:
+            self.names[node.attr] = node.attr
+            return ast.Name(node.attr, node.ctx)
+        return self.generic_visit(node)
 
 
 def reached(tree):
@@ -90,7 +107,9 @@ def reached(tree):
             inside = node.decorator_list
         waiting += inside
         name = getattr(node, "id", None) or getattr(node, "attr", None)
-        if name and not isinstance(node.ctx, ast.Store):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            name = node.value  # as in globals()["f"]
+        if name and not isinstance(getattr(node, "ctx", None), ast.Store):
             names.add(name)
             waiting += parked.pop(name, ())
     return nodes, names

@@ -689,6 +689,24 @@ def test_several_names_and_expressions(pool):
     assert pool.judge_one({**job, "names": {"g": "g", "k": "Solution().missing"}}) is False
 
 
+def test_names_of_classes_and_values(pool):
+    """Exception classes of the program are caught by name, values are what they are, objects stay themselves."""
+    program = ("LIMIT = [3]\nclass Bad(ValueError): pass\nclass Worse(Bad): pass\nclass N:\n  next = None\n"
+               "  def __init__(self, x): self.x = x\ndef f(x):\n  if x: raise Worse(x)\n  return [N(4), LIMIT]\n"
+               "def depth(n): return 1 + depth(n.next) if n else 0\n")
+    tests = ("try: f(1)\nexcept Bad as e: assert isinstance(e, ValueError) and e.args == (1,)\nelse: assert False\n"
+             "assert LIMIT == [3]\na = N(1)\na.next = N(2)\na.next.next = N(3)\nassert depth(a) == 3\n"
+             "assert a.next is a.next and a.next.x == 2 and a.next.next.next is None\n"
+             "n, limit = f(0)\nassert n.x == 4 and limit == [3]\n")
+    job = function(program, tests, names={name: name for name in ("f", "Bad", "LIMIT", "N", "depth")})
+    assert pool.judge_one(job) is True
+    assert pool.judge([{**job, "program": program.replace(*change)} for change in (
+        ("[3]", "[4]"), ("Worse(Bad)", "Worse(ValueError)"), ("1 + depth", "depth"), ("N(4)", "N(5)"))]) == [False] * 4
+    for test in ("assert N(1) == N(1)", "assert N(1)", "assert not N(1)", "assert {N(1)}", "assert N(1) in [2]",
+                 "assert 2 in N(1)", "list(N(1))", "assert isinstance(N(1), N)", "assert sorted([N(1), N(2)])"):
+        assert pool.judge_one({**job, "tests": f"try:\n  {test}\nexcept BaseException: pass"}) == "unsupported", test
+
+
 def test_the_setup_is_not_the_program(pool):
     """Helpers of the tests come from the data set, whatever the program calls its own."""
     job = function("def helper(x): return 4\ndef f(x): return 0", "assert helper(f(2)) == 5",

@@ -425,6 +425,8 @@ UNCALLED = {  # tests that somebody else would run, of f(x) = x + 1
     "async check": "async def check(candidate):\n    assert candidate(2) == 3\n",
     "import of the solution": "from solution import f\n\ndef test_a():\n    assert f(2) == 3\n",
     "import by another name": "def test_a():\n    from .main import f as g\n    assert g(2) == 3\n",
+    "import of the module": "import solution\ndef test_a():\n    assert solution.f(2) == 3\n",
+    "its name as text": "assert globals()['f'](2) == 3\n",
     "import of everything": "from solution import *\nassert f(2) == 3\n",
     "threads": "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(4) as pool:\n"
                "    assert list(pool.map(f, range(100))) == list(range(1, 101))\n",
@@ -472,10 +474,13 @@ IDLE = {  # tests that cannot judge f -> why
 def test_rows_that_cannot_judge_are_left_out(write, capfd):
     """Each is named by its line, with the reason; the others stay."""
     rows = [{"prompt": f"Write f(x): {tests}", "tests": tests, "entry_point": "f"} for tests in IDLE]
+    reasons = [*IDLE.values(), "its prompt begins g, its entry_point is f", "its prompt imports numpy"]
+    for prompt in ("def g(x):\n    ''' x + 1 '''\n", "import numpy\ndef f(x):\n"):
+        rows.append({"prompt": prompt, "tests": UNCALLED["check"], "entry_point": "f"})
     task = tasks.load_task(data=write(*rows, *({**FUNCTION, "prompt": str(i)} for i in range(4))))
     assert len(task.train + task.valid + task.test) == 4
     out = capfd.readouterr().out
-    for number, reason in enumerate(IDLE.values(), start=1):
+    for number, reason in enumerate(reasons, start=1):
         assert re.search(rf"own\.jsonl:{number}\b[^;]*\([^;]*{reason}", out), (number, reason, out)
     assert re.search(r"^1\d problems left out because of the tests", out, re.MULTILINE)
 
@@ -536,8 +541,9 @@ def test_classes_in_own_files(write):
     tests = [("Solution", "assert Solution().add([1, 2]) == 3\nassert Solution().add([]) is None"),
              ("Solution().add", "def check(candidate):\n    assert candidate([1, 2]) == 3 and candidate([]) is None"),
              ("Stack", stack), ("Stack", "assert Stack([1]) == Stack([1])")]
-    rows = [{"prompt": f"# {i}\n{solution if i < 2 else 'A stack'}", "tests": text, "entry_point": name, "split": "test"}
-            for i, (name, text) in enumerate(tests)]
+    prompts = [f"# {i}\n{solution}" for i in range(2)] + ["A stack", "Another"]
+    rows = [{"prompt": prompt, "tests": text, "entry_point": name, "split": "test"}
+            for prompt, (name, text) in zip(prompts, tests)]
     task = tasks.load_task(data=write(*rows))
     right = f"```python\n{solution}        return sum(xs) or None\n```"
     program = ("class Stack:\n    kind = 'lifo'\n    def __init__(self, items): self.items = items\n"
