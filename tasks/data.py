@@ -328,7 +328,8 @@ def load_taco(data=None):
         time = re.match(r"\s*([0-9]+(?:\.[0-9]+)?)", str(row.get("time_limit") or ""))
         limit, name, starter = float(time[1]) if time else LIMIT, tests.get("fn_name"), row.get("starter_code") or ""
         if name:
-            entry = f"Solution().{name}" if "class Solution" in starter else name
+            shown = starter or (golds[0] if golds else "")
+            entry = f"Solution().{name}" if "class Solution" in shown else name
             cases = [f"assert same(candidate(*{args if isinstance(args, list) else [args]!r}), {wanted!r})"
                      for args, wanted in zip(tests["inputs"], tests["outputs"])][:MAX_TESTS]
             spec = {"tests": SAME + "\n".join(cases), "names": {"candidate": entry}, "prefix": "",

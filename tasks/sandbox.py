@@ -99,10 +99,6 @@ def encode(value, objects=None, number=None):
             body = b"s" + str.encode(value, "utf-8", "surrogatepass")
         elif isinstance(value, (bytes, bytearray)):
             body = (b"b" if isinstance(value, bytes) else b"a") + bytes(value)
-        elif isinstance(value, found("fractions", "Fraction")):
-            body = b"q%x %x" % (value.numerator, value.denominator)
-        elif isinstance(value, found("decimal", "Decimal")):
-            body = b"D" + str(value).encode()
         else:
             for tag, kind in ((b"l", list), (b"t", tuple), (b"S", set), (b"Z", frozenset), (b"d", dict)):
                 if isinstance(value, kind):
@@ -111,15 +107,18 @@ def encode(value, objects=None, number=None):
                     body = tag + b"".join([write(x, depth + 1) for x in items])
                     break
             else:
-                raise Unsupported
+                body = exact(value)
         return b"%s%x:%s" % (body[:1], len(body) - 1, body[1:])
     return write(value, 0)
 
 
-def found(module, name):
-    """A class of a module as a tuple of one, or () where nobody has imported that, so that there is no such value."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return (kind,) if isinstance(kind, type) else ()
+def exact(value):
+    """A fraction or decimal number as bytes.  Raises Unsupported for anything else."""
+    for module, name in (("fractions", "Fraction"), ("decimal", "Decimal")):
+        kind = getattr(sys.modules.get(module), name, ())  # what nobody has imported, no value is of
+        if isinstance(value, kind):
+            return b"D" + str(value).encode() if name == "Decimal" else b"q%x %x" % (value.numerator, value.denominator)
+    raise Unsupported
 
 
 def fraction(body):
@@ -661,7 +660,11 @@ def run_tests(setup, tests, names, cpu, sink, source):
         return b"u"
     if error is None or program.gone:
         return b"0" if program.gone else b"1"
-    missing = isinstance(error, (ImportError, NameError, OSError)) and error is not program.error  # not to the program
+    if error is program.error:
+        return b"0"
+    # A name may also be missing because the program raised an exception where it should have had a value.
+    missing = isinstance(error, NameError) and program.error is None
+    missing = missing or isinstance(error, (ImportError, OSError, EOFError))
     return b"u" if missing or type(error).__name__ in ("Skipped", "SkipTest") else b"0"
 
 
@@ -988,7 +991,7 @@ class Worker:
                 self.start_judge()
             end = time.monotonic() + WHOLE(job["limit"])
             if job["kind"] == "trial":
-                return self.ask_judge(job, cpu, time.monotonic() + wall, self.judge[0])
+                return self.ask_judge(job, cpu, end, self.judge[0])
             theirs_in, ours_out = os.pipe()
             ours_in, theirs_out = os.pipe()
             fds += [ours_out, ours_in]

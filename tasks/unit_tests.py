@@ -18,6 +18,7 @@ from .sandbox import PACKAGES
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 FAILING = ("assert", "fail", "raises", "warns", "exit", "_exit", "abort", "eval", "exec")
+BEFORE = ("setup_module", "setUpModule", "setup_function")
 WARM = {*PACKAGES, "unittest", "asyncio", "json"}  # what takes long to import
 
 
@@ -170,6 +171,8 @@ def calls_of_class(node):
         wanted = parameters(method)[not static:]
         if wanted or "__init__" in methods and parameters(methods["__init__"])[1:]:
             raise CannotJudge(f"nothing says what to call {node.name}().{method.name} with")
+        if "setup_class" in methods:
+            lines.append(f"{node.name}.setup_class()")
         lines.append(f"case = {node.name}()")
         if "setup_method" in methods:
             lines.append("case.setup_method(" + "None" * len(parameters(methods["setup_method"])[1:]) + ")")
@@ -180,7 +183,8 @@ def calls_of_class(node):
 def calls(tree, entry):
     """Lines that run what a module of tests defines and does not run itself.  Raises CannotJudge."""
     _, names = reached(tree)
-    lines, cases = [], {"TestCase", "IsolatedAsyncioTestCase"}
+    lines = [f"{node.name}()" for node in definitions(tree.body) if node.name in BEFORE and node.name not in names]
+    cases = {"TestCase", "IsolatedAsyncioTestCase"}
     for node in definitions(tree.body):
         if isinstance(node, ast.ClassDef):
             if any(dotted(base).rpartition(".")[2] in cases for base in node.bases):

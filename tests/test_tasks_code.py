@@ -344,6 +344,9 @@ def test_taco(tmp_path, cache):
     assert json.loads(task.test[0].answer)["limit"] == 2.0 and task.test[0].level == "EASY"
     minus = "class Solution:\n    def minus(self, a: int, b: int) -> Optional[int]: return "
     assert task.rewards(task.test[1:], ["def double(xs): return xs", f"{minus}b - a"]) == [0.0, 0.0]
+    alone = functions[1] | {"starter_code": None}
+    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, [*rows["test"], alone])))
+    assert tasks.load_task("taco", data=str(folder)).test[3].answer == task.test[2].answer
     double = "def double(xs: List[int]): return [2 * x for x in xs]"
     assert task.rewards(task.test[1:], [double, f"{minus}a - b"]) == [1.0, 1.0]
     assert "def double" in task.test[1].prompt and "standard input" in task.test[0].prompt
@@ -408,6 +411,9 @@ UNCALLED = {  # tests that somebody else would run, of f(x) = x + 1
              "    def test_b():\n        assert f(0) == 1\n",
     "class with a setup": "class TestF:\n    def setup_method(self, method):\n        self.wanted = 3\n"
                           "    def test_a(self):\n        assert f(2) == self.wanted\n",
+    "class with setups": "def setup_module():\n    global y\n    y = 2\nclass TestF:\n    @classmethod\n"
+                         "    def setup_class(cls):\n        cls.wanted = 3\n"
+                         "    def test_a(self):\n        assert f(y) == self.wanted\n",
     "TestCase": f"import unittest\n{CASE}", 
     "TestCase and main": f"import unittest\n{CASE}\n{GUARD}    unittest.main()\n",
     "TestCase run without a word": f"import unittest\n{CASE}\nunittest.TextTestRunner().run("
@@ -505,6 +511,8 @@ def test_what_tests_lack_later_is_counted(write):
     # What the program lacks is its own fault.
     assert task.rewards(task.test, ["def f(x): return y", "def f(x): return open('a')", "def f(x): import nowhere",
                                     "import nowhere\ndef f(x): return x + 1"]) == [0.0] * 4
+    spec = json.loads(task.test[0].answer) | {"tests": "try: a = f(2)\nexcept ValueError: pass\nassert a == 3"}
+    assert task.verify(code_problem("n", "?", None, spec), "def f(x): raise ValueError") == 0.0
     assert task.counts == {"unsupported": 4}
 
 
