@@ -249,7 +249,8 @@ class Code(Task):
     def __init__(self, name, train, valid, test, max_new_tokens=512):
         super().__init__()
         self.name, self.max_new_tokens, self.train, self.valid, self.test = name, max_new_tokens, train, valid, test
-        self.pool, self.memo, self.flaws = None, {}, {}
+        self.pool, self.memo = None, {}
+        self.flaws = {}  # id of a problem whose tests have been tried -> why they cannot judge, or ''
 
     def open(self, allow_unsandboxed=False):
         """See that programs can be run, and leave out the rows of a file whose tests cannot judge one.  Raises

@@ -348,7 +348,8 @@ def ancestors(kind):
 
 def describe(error):
     """[names of its classes, arguments, attributes, text] of an exception, as plain data."""
-    text, parts = str(error)[:1000], []
+    text = str(error)[:1000]
+    parts = []
     for value, otherwise in ((list(error.args), [text]), (dict(vars(error)), {})):
         try:
             encode(value)
@@ -439,8 +440,8 @@ def replace(mine, new):
 
 
 class Object:
-    """What tests hold of a function, class or object of the program: its number. They may use it like that, up to what
-    would let the program answer a comparison for them."""
+    """What tests hold of a function, class or object of the program: its number. They can use it like the thing itself,
+    except for what would let the program answer a comparison of theirs."""
     __slots__ = ("__program", "__number")
 
     def __init__(self, program, number):
@@ -513,9 +514,14 @@ class Program:
 
     def __init__(self, sink=None, source=None):
         import _thread
-        self.sink, self.source, self.lock = sink, source, _thread.allocate_lock()
-        self.objects, self.classes, self.error = {}, {}, None
-        self.asked = self.gone = self.unsupported = False
+        self.sink, self.source = sink, source
+        self.lock = _thread.allocate_lock()
+        self.objects = {}  # number -> Object
+        self.classes = {}  # full name -> what stands for an exception class of the program
+        self.error = None  # the last exception of the program
+        self.asked = False  # the tests have used the program
+        self.gone = False  # it has ended, or answered what is no answer
+        self.unsupported = False  # they need what plain data cannot say
 
     def object(self, number):
         if number not in self.objects:  # one for each number, so that what is the same stays the same
@@ -538,7 +544,8 @@ class Program:
 
     def ask(self, number, operation, args, kwargs):
         """What the program makes of an operation on one of its objects, value or exception."""
-        containers, error, self.asked = [], None, True
+        self.asked = True
+        containers, error = [], None
         try:
             with self.lock:  # a test may have threads
                 asked = encode([number, operation, list(args), kwargs], containers, number_of)
