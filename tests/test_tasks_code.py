@@ -444,15 +444,25 @@ UNCALLED = {  # tests that somebody else would run, of f(x) = x + 1
               "        f('a')\n"}
 
 
-def test_tests_that_nobody_calls_are_run(write, capfd):
+@pytest.fixture(scope="module")
+def packages():
+    """Whether tests find numpy and pytest: the Python that an unprivileged user may read can be of another version."""
+    task = tasks.Code("t", [], [], [])
+    task.open()
+    task.try_tests({"p": {"tests": "import numpy, pytest", "names": {"f": "f"}, "prefix": "", "limit": 9}})
+    return "only raises" in task.flaws["p"]
+
+
+def test_tests_that_nobody_calls_are_run(write, capfd, packages):
     """A right program is rewarded, one that is wrong or only raises is not."""
+    kinds = {name: tests for name, tests in UNCALLED.items() if packages or not re.search("numpy|pytest", tests)}
     task = tasks.load_task(data=write(*({"prompt": f"Write f(x): {name}", "tests": tests, "entry_point": "f",
-                                         "split": "test"} for name, tests in UNCALLED.items())))
-    assert len(task.test) == len(UNCALLED) and "left out" not in capfd.readouterr().out
+                                         "split": "test"} for name, tests in kinds.items())))
+    assert len(task.test) == len(kinds) and "left out" not in capfd.readouterr().out
     for program, reward in (("def f(x): return x + 1", 1.0), ("def f(x): return x + 5", 0.0),
                             ("def f(x): raise ValueError", 0.0), ("def f(x): return None", 0.0)):
         got = task.rewards(task.test, [program] * len(task.test))
-        assert dict(zip(UNCALLED, got)) == dict.fromkeys(UNCALLED, reward)
+        assert dict(zip(kinds, got)) == dict.fromkeys(kinds, reward)
     assert not task.counts
 
 
@@ -471,7 +481,7 @@ IDLE = {  # tests that cannot judge f -> why
     "import nowhere\nassert f(2) == 3": "before they use the program \\(ModuleNotFoundError.*nowhere",
     "from solution import g\nassert f(2) == 3": "before they use the program \\(ModuleNotFoundError.*solution",
     "assert False\nassert f(2) == 3": "before they use the program \\(AssertionError",
-    "import pytest\npytest.skip('no')\nassert f(2) == 3": "before they use the program \\(Skipped",
+    "import unittest\nraise unittest.SkipTest('no')\nassert f(2) == 3": "before they use the program \\(SkipTest",
     "assert f(len) == 3": "no plain data", "def test_a(numbers):\n    assert f(2) == 3": "what to call test_a",
     "class TestF:\n    def test_a(self, x):\n        assert f(x) == 3": "what to call TestF",
     "def check(candidate, cases):\n    assert candidate(2) == 3": "what to call check"}
@@ -530,7 +540,9 @@ def test_a_problem_that_cannot_judge_is_found_when_it_is_needed(capfd):
                                         "(its tests pass on a program that only raises)") == 1
 
 
-def test_packages_are_for_the_tests_only(write):
+def test_packages_are_for_the_tests_only(write, packages):
+    if not packages:
+        pytest.skip("the Python of the sandbox is of another version than this one, and has no packages")
     row = {"prompt": "f", "tests": "import numpy\nassert f(2) == numpy.float64(3)\n", "entry_point": "f",
            "split": "test"}
     task = tasks.load_task(data=write(row, row | {"prompt": "import numpy\n\ndef f(x):\n    \"\"\" x + 1 \"\"\"\n"}))
