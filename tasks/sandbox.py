@@ -107,6 +107,8 @@ def encode(value, objects=None, number=None):
                     body = tag + b"".join([write(x, depth + 1) for x in items])
                     break
             else:
+                if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():  # a number of a test
+                    return write(value.item(), depth + 1)
                 body = exact(value)
         return b"%s%x:%s" % (body[:1], len(body) - 1, body[1:])
     return write(value, 0)

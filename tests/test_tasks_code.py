@@ -439,6 +439,7 @@ UNCALLED = {  # tests that somebody else would run, of f(x) = x + 1
     "its signature": "import inspect\nassert list(inspect.signature(f).parameters) == ['x'] and f.__name__ == 'f'\n"
                      "assert f(2) == 3\n",
     "numpy": "import numpy as np\nassert np.isclose(f(2), 3)\n",
+    "numbers of numpy": "import numpy\nassert f(numpy.int64(2)) == 3 == f(numpy.float32(2)) and f(numpy.True_) == 2\n",
     "numpy in a function": "def test_a():\n    import numpy\n    numpy.testing.assert_allclose(f(2.0), 3.0)\n",
     "pytest": "import pytest\ndef test_a():\n    assert f(2) == pytest.approx(3)\n    with pytest.raises(TypeError):\n"
               "        f('a')\n"}
