@@ -12,7 +12,7 @@ import common
 import evaluate
 import tasks
 from fast.choose import chooser
-from support import check, contents, load, processes
+from support import check, contents, load
 from support.errors import UserError
 from support.plots import plot_run
 

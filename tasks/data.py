@@ -2,9 +2,11 @@
 
 Your own problems are lines of {"prompt", "answer"[, "solution", "level", "split"]}; without a split they are divided
 80/10/10. Answers are compared by math-verify in child processes with a hard time limit; one that hangs it scores 0 and
-is counted as verifier_timeouts. Code is {"prompt", "tests", "entry_point"} (Python asserts, or HumanEval's
-check(candidate)) or {"prompt", "inputs", "outputs"} (standard input and output), with a "time_limit" in seconds of CPU
-if 3 is not right.
+is counted as verifier_timeouts. Code is {"prompt", "tests", "entry_point"} (Python asserts, HumanEval's
+check(candidate), functions and classes as for pytest and unittest, see unit_tests.py; the entry point is a function, a
+class or Solution().method) or {"prompt", "inputs", "outputs"} (standard input and output), with a "time_limit" in
+seconds of CPU if 3 is not right. A row whose tests cannot fail, or end before they use the program, is left out, and
+named.
 
 --data of a named data set takes a local copy with or without the hub's folders, or the release files
 (HumanEval.jsonl.gz, mbpp.jsonl, sanitized-mbpp.json, GSM8K's and MATH's), as JSON, JSON lines or Parquet, gzipped or
@@ -20,13 +22,15 @@ import math
 import os
 import random
 import re
+import sys
 
 from support.errors import UserError
 
 from .answers import MAX_ANSWER, clean, last_box
 from .embedded import Problem
 from .mathematics import Math
-from .programs import DEFINITION, Code, CodeProblem, prefix_of, squeeze
+from .programs import DEFINITION, Code, CodeProblem, prefix_of, report_left_out, squeeze, stub, unfinished
+from .unit_tests import CannotJudge, prepare
 
 SPLITS = {"train": "train", "valid": "valid", "test": "test", "validation": "valid", "val": "valid"}
 INSTRUCTION = "\nReason step by step and put the final answer in \\boxed{}."
@@ -324,11 +328,12 @@ def load_taco(data=None):
         time = re.match(r"\s*([0-9]+(?:\.[0-9]+)?)", str(row.get("time_limit") or ""))
         limit, name, starter = float(time[1]) if time else LIMIT, tests.get("fn_name"), row.get("starter_code") or ""
         if name:
-            entry = f"Solution().{name}" if "class Solution" in starter else name
+            shown = starter or (golds[0] if golds else "")
+            entry = f"Solution().{name}" if "class Solution" in shown else name
             cases = [f"assert same(candidate(*{args if isinstance(args, list) else [args]!r}), {wanted!r})"
                      for args, wanted in zip(tests["inputs"], tests["outputs"])][:MAX_TESTS]
             spec = {"tests": SAME + "\n".join(cases), "names": {"candidate": entry}, "prefix": "",
-                    "limit": limit} if cases else None
+                    "limit": limit, "typing": True} if cases else None
         else:
             inputs, outputs = (["\n".join(x) if isinstance(x, list) else x for x in tests[side]]
                                for side in ("inputs", "outputs"))
@@ -350,8 +355,19 @@ def load_taco(data=None):
     return Code("taco", *carve(splits["train"], splits["test"]), splits["test"], max_new_tokens=1024)
 
 
+def check_imports(prefix):
+    """Raises CannotJudge if the beginning of a program imports what no program finds in the sandbox."""
+    for node in ast.walk(ast.parse(stub(prefix))):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [
+            getattr(node, "module", None) or ""]
+        for module in modules:
+            name = module.partition(".")[0]
+            if name and name not in sys.stdlib_module_names:
+                raise CannotJudge(f"its prompt imports {name}, which no program can")
+
+
 def code_answer(row):
-    """The answer of a CodeProblem from a line of JSON.  Raises UserError."""
+    """The answer of a CodeProblem from a line of JSON.  Raises UserError, CannotJudge if it is to be left out."""
     limit = row.get("time_limit", LIMIT)
     if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit <= 3600:
         raise UserError('"time_limit" must be a number of seconds, more than 0 and at most 3600')
@@ -361,22 +377,27 @@ def code_answer(row):
             tests = "\n".join(tests)
         if not isinstance(tests, str) or not tests.strip():
             raise UserError('"tests" must be Python source, or a list of lines of it, and not empty')
-        if not isinstance(name, str) or not name.isidentifier():
-            raise UserError('"entry_point" must be the name of the function that is tested')
+        if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?", name):
+            raise UserError('"entry_point" must be the name of the function or class that is tested, or Class().method')
         try:
-            tree = ast.parse(tests)
+            tests, names = prepare(tests, name)
+        except CannotJudge:
+            raise
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise UserError('"tests" is not valid Python') from error
-        check_entry(name, tests, row.get("prompt"), row.get("solution"))
-        if any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body):
-            tests += f"\ncheck({name})\n"  # as in HumanEval
-        prefix = prefix_of(row["prompt"], name) if isinstance(row.get("prompt"), str) else ""
-        return json.dumps({"tests": tests, "names": {name: name}, "prefix": prefix, "limit": float(limit)})
+        entry = name.partition("(")[0]
+        check_entry(entry, str(row["tests"]), row.get("prompt"), row.get("solution"))
+        prompt = row["prompt"] if isinstance(row.get("prompt"), str) else ""
+        prefix = prefix_of(prompt, entry)
+        if not prefix and unfinished(prompt):
+            raise CannotJudge(f"its prompt begins {unfinished(prompt)}, its entry_point is {name}")
+        check_imports(prefix)
+        return json.dumps({"tests": tests, "names": names, "prefix": prefix, "limit": float(limit), "typing": True})
     inputs, outputs = row.get("inputs"), row.get("outputs")
     if any(not isinstance(side, list) or not side or not all(isinstance(text, str) for text in side)
            for side in (inputs, outputs)) or len(inputs) != len(outputs):
         raise UserError('"inputs" and "outputs" must be lists of text of one length, and not empty')
-    return json.dumps({"inputs": inputs, "outputs": outputs, "limit": float(limit)})
+    return json.dumps({"inputs": inputs, "outputs": outputs, "limit": float(limit), "typing": True})
 
 
 def check_entry(name, tests, prompt, solution):
@@ -435,13 +456,17 @@ def load_jsonl(path):
         raise UserError(f"--data {path}, line {number}: not UTF-8 text") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UserError(f"cannot read --data {path}: {getattr(error, 'strerror', None) or error}") from error
-    rows = []
+    rows, left = [], {}
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split inside JSON strings
+        name = f"{os.path.basename(path)}:{number}"
         if line.strip():
             try:
-                rows.append((number, *parse_problem(line, f"{os.path.basename(path)}:{number}")))
+                rows.append((number, *parse_problem(line, name)))
+            except CannotJudge as error:
+                left[name] = str(error)
             except UserError as error:
                 raise UserError(f"--data {path}, line {number}: {error}") from error
+    report_left_out(left, len(rows) + len(left))
     if not rows:
         raise UserError(f"--data {path} holds no problems")
     if len({type(problem) for _, problem, _ in rows}) > 1:

@@ -2,21 +2,27 @@
 process apart from the program, or output compared outside of it."""
 import ast
 import builtins
+import collections
 import itertools
 import json
 import re
+import typing
 import warnings
 from contextlib import suppress
 
+from support.errors import UserError
+
 from . import sandbox
 from .embedded import Problem, Task
+from .unit_tests import modules_of
 from .workers import WorkerPool
 
 
 class CodeProblem(Problem):
     """Its answer is JSON: {"tests", "names", "prefix", "limit"}, or of a program {"inputs", "outputs", "limit"}.
     tests   source that asserts; names {name in the tests: expression in the program} are what it reaches of the program
-    prefix  the beginning of a program that the prompt is, up to the docstring of the function to write, or nothing"""
+    prefix  the beginning of a program that the prompt is, up to the docstring of the function to write, or nothing
+    typing  true if a program finds List, Optional and so on without importing them; may be absent"""
 
 
 # Which part of a completion is the program is read off its text. Nothing is run to find out, only short text is parsed,
@@ -33,6 +39,12 @@ STATEMENT = re.compile(  # a line that begins like code, as hardly any prose doe
 FUNCTION = re.compile(  # or its body
     rf"^(?:{DEFINITION}(?!test|check\b)\w|(?:[^#\n\"']*[\s:;])?(?:return|yield)\b)", re.MULTILINE)
 READS = re.compile(r"\binput\(|\bopen\(0|\bstdin\b(?! *=)")
+LANGUAGE = r"[ \t]*(?:python[0-9.]*|py)"  # a line that has lost its fence
+FIRST_LANGUAGE = re.compile(rf"\A(?:[ \t]*\n)*{LANGUAGE}[ \t]*\n", re.IGNORECASE)
+TYPING = ({name for name in typing.__all__ if name[0].isupper()}  # the others would stand for what a program forgot
+          - {"Text", *collections.__all__})
+WORD = re.compile(r"[^\W\d]\w*")
+AT_ONCE = 2_000  # rows of a file whose tests are tried when it is loaded; of a longer file, when they are needed
 INDENTED = re.compile(r"(?:[ \t]*\n)*(?:  |\t)")  # by one space is how some tokenizers begin
 
 
@@ -121,8 +133,8 @@ def body_of(text):
 
 def unfenced(text, kind, head=""):
     """The code in a text that may begin and end with prose; '' if none of it is of that kind."""
-    # [PYTHON], Solution, - item: no code
-    text = re.sub(r"^(?:\[\w+\]|[A-Z]\w*|-[ \t].*)[ \t]*$", "", text, flags=re.MULTILINE)
+    # [PYTHON], Solution, python, - item: no code
+    text = re.sub(rf"^(?:\[\w+\]|[A-Z]\w*|{LANGUAGE}|-[ \t].*)[ \t]*$", "", text, flags=re.MULTILINE)
     starts = re.finditer(r"^(?:  |\t)|" * bool(head) + STATEMENT.pattern, text, re.MULTILINE)
     for start in [0, *(match.start() for match in itertools.islice(starts, 10))]:
         rest = text[start:]
@@ -167,7 +179,8 @@ def program_of(completion, prefix="", names=()):
     function it goes before that: as it is if the completion goes on with the body, at whatever indentation, as a stub
     with its imports and helpers if the completion has the function itself."""
     names = {name.split("(")[0] for name in names}
-    blocks, outside = blocks_of(completion.replace("\r\n", "\n"))
+    blocks, outside = blocks_of(FIRST_LANGUAGE.sub("", completion.replace("\r\n", "\n")))
+    blocks = [(language, FIRST_LANGUAGE.sub("", code)) for language, code in blocks]
     views = [unindent(code) for _, code in blocks]
     order = sorted(range(len(blocks)), key=lambda i: (not blocks[i][0] or "py" in blocks[i][0], i))
     own = defines(names)
@@ -190,20 +203,40 @@ def program_of(completion, prefix="", names=()):
     whole = unindent(code)
     if not prefix or own.search(whole):
         code = with_helpers(whole, views[:i], names)
-        return code if not prefix or code.startswith("from __future__") else f"{prefix}\n    pass\n\n{code}"
+        return code if not prefix or code.startswith("from __future__") else f"{stub(prefix)}\n{code}"
     for body in bodies(code) if code.strip() else ():
         if leading(prefix + body) == prefix + body:
             return prefix + body
     return prefix + code
 
 
-def prefix_of(prompt, name):
-    """The prompt if it is Python up to the docstring of the function `name`, else ''."""
+def stub(prefix):
+    """The beginning of a program as one that can run."""
+    outer = re.findall(r"^(?:async[ \t]+)?(def|class)\b", prefix, re.MULTILINE)
+    return f"{prefix}\n{'        ' if outer[-1:] == ['class'] else '    '}pass\n" if prefix else ""
+
+
+def definitions_of(prompt):
+    """The functions and classes in the beginning of a program, none if the prompt is no such thing."""
     try:
-        tree = ast.parse(prompt + "\n    pass\n")
+        tree = ast.parse(stub(prompt))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return ""
-    return prompt if any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body) else ""
+        return []
+    return [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+
+
+def prefix_of(prompt, name):
+    """The prompt if it is Python up to the docstring of the function `name`, or of a method of the class, else ''."""
+    return prompt if name in [node.name for node in definitions_of(prompt)] else ""
+
+
+def unfinished(prompt):
+    """What the prompt, as the beginning of a program, ends in the middle of: the name of the function, or ''."""
+    for node in definitions_of(prompt)[-1:]:
+        body = node.body if ast.get_docstring(node) is None else node.body[1:]
+        if len(body) == 1 and isinstance(body[0], ast.Pass):
+            return node.name
+    return ""
 
 
 def squeeze(text):
@@ -217,41 +250,60 @@ class Code(Task):
         super().__init__()
         self.name, self.max_new_tokens, self.train, self.valid, self.test = name, max_new_tokens, train, valid, test
         self.pool, self.memo = None, {}
+        self.flaws = {}  # id of a problem whose tests have been tried -> why they cannot judge, or ''
 
     def open(self, allow_unsandboxed=False):
-        """See that programs can be run.  Raises UserError if they cannot."""
-        longest = max((json.loads(p.answer)["limit"] for p in self.train + self.valid + self.test), default=0)
+        """See that programs can be run, and leave out the rows of a file whose tests cannot judge one.  Raises
+        UserError if they cannot, or if none is left."""
+        problems = self.train + self.valid + self.test
+        specs = {problem.id: json.loads(problem.answer) for problem in problems}
+        longest = max((spec["limit"] for spec in specs.values()), default=0)
         arguments = sandbox.settle(allow_unsandboxed)
         self.pool = CodePool(arguments, sandbox.WHOLE(longest) + 3 * sandbox.START_LIMIT)
         if arguments["args"][-2]:
             print(f"programs run in a sandbox: {arguments['note']}", flush=True)
+        if self.name == "jsonl" and len(problems) <= AT_ONCE:
+            self.try_tests(specs)
+            left = {id: flaw for id, flaw in self.flaws.items() if flaw}
+            for split in ("train", "valid", "test"):
+                setattr(self, split, [problem for problem in getattr(self, split) if problem.id not in left])
+            report_left_out(left, len(problems))
+
+    def try_tests(self, specs):
+        """Try the tests of problems {id: spec} on a program that only raises, once each: `flaws` says why they cannot
+        judge any program, or nothing."""
+        new = {id: spec for id, spec in specs.items() if "tests" in spec and id not in self.flaws}
+        if new:
+            verdicts = self.pool.judge([job_of(spec, kind="trial") for spec in new.values()])
+            for id, verdict in zip(new, verdicts):
+                self.flaws[id] = verdict[0] if isinstance(verdict, list) else ""  # what has no end is seen later
 
     def verify(self, problem, completion):
         return self.rewards([problem], [completion])[0]
 
     def rewards(self, problems, completions):
         """1.0 where the program of the completion passes; each distinct (problem, program) once. What cannot be judged
-        scores 0.0 and is counted: `unsupported` (a test or the program passes objects, functions or iterators, which
-        are no plain data), `verifier_errors`; so are `program_timeouts` (more time, memory or files than allowed, or
-        killed by a signal)."""
+        scores 0.0 and is counted: `unsupported` (tests that cannot judge, or that need what they do not find; values
+        that are no plain data), `verifier_errors`; so are `program_timeouts` (more time, memory or files than allowed,
+        or killed by a signal)."""
         specs, pairs = {}, []
         for problem, completion in zip(problems, completions, strict=True):
             if problem.id not in specs:
                 specs[problem.id] = json.loads(problem.answer)
             spec = specs[problem.id]
             pairs.append((problem.id, program_of(completion, spec.get("prefix", ""), spec.get("names", {}).values())))
+        known = set(self.flaws)
+        self.try_tests(specs)
+        report_left_out({id: self.flaws[id] for id in specs if id not in known and self.flaws.get(id)})
         scores = {pair: self.memo.get(pair) for pair in pairs}
         for pair in scores:
             if not pair[1].strip():
                 scores[pair] = 0.0
-        jobs = {}
-        for (i, program), score in scores.items():
-            if score is None:
-                spec = specs[i]
-                rest = {"kind": "stdio"} if "inputs" in spec else {
-                    "kind": "tests", "setup": spec["prefix"] and spec["prefix"] + "\n    pass\n"}
-                jobs[i, program] = {**spec, **rest, "program": program}
-        for pair, verdict in zip(jobs, self.pool.judge(list(jobs.values()))):
+        new = [pair for pair, score in scores.items() if score is None]
+        verdicts = {pair: "unsupported" for pair in new if self.flaws.get(pair[0])}
+        jobs = {(id, program): job_of(specs[id], program) for id, program in new if not self.flaws.get(id)}
+        verdicts.update(zip(jobs, self.pool.judge(list(jobs.values()))))
+        for pair, verdict in verdicts.items():
             if isinstance(verdict, str):
                 self.counts[{"timeouts": "program_timeouts", "errors": "verifier_errors"}.get(verdict, verdict)] += 1
             scores[pair] = float(verdict is True)
@@ -268,6 +320,34 @@ class Code(Task):
             with suppress(SyntaxError, RecursionError):
                 return ast.unparse(parse("def body():\n" + body))
         return None
+
+
+def job_of(spec, program="", kind="tests"):
+    """What a worker of sandbox.py is to judge: a program by the spec of its problem."""
+    given = TYPING if spec.get("typing") else set()
+    job = {**spec, "program": program, "typing": sorted(given.intersection(WORD.findall(program)))}
+    if "inputs" in spec:
+        return {**job, "kind": "stdio"}
+    setup = stub(spec["prefix"])
+    names = ", ".join(sorted(given.intersection(WORD.findall(setup))))
+    if names and not setup.lstrip().startswith("from __future__"):
+        setup = f"from typing import {names}\n{setup}"
+    return {**job, "kind": kind, "setup": setup, "modules": modules_of(spec["tests"])}
+
+
+def report_left_out(flaws, of=None):
+    """Say which problems {id: reason} cannot be judged, reason by reason; of a file of so many.  Raises UserError if
+    none is left."""
+    reasons = {}
+    for id, reason in flaws.items():
+        reasons.setdefault(squeeze(reason), []).append(id)
+    text = "; ".join(", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "") + f" ({reason})"
+                     for reason, ids in reasons.items())
+    if len(flaws) == of:
+        raise UserError(f"no problem can be judged: {text}")
+    if flaws:
+        what = "left out" if of else "score 0, as unsupported,"
+        print(f"{len(flaws)} problem{'s' * (len(flaws) > 1)} {what} because of the tests: {text}", flush=True)
 
 
 class CodePool(WorkerPool):

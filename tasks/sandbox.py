@@ -5,9 +5,9 @@ Three kinds of process, all of this file; between them go frames of plain data (
     worker     outside, trusted: starts the sandboxes, watches time and memory, compares the output of programs
     candidate  a fresh sandbox per verdict: the hostile program, and enough harness to feed it. Whatever the program
                does to this interpreter or writes into its pipe, it can only change the values that it answers with
-    judge      another sandbox, one per worker: the tests, with a proxy in place of every function they call. It forks
-               for each verdict and kills all that is left between two; it never sees code of the program, only plain
-               values
+    judge      another sandbox, one per worker: the tests, with a proxy in place of every function and class they call.
+               It forks for each verdict and kills all that is left between two; it never sees code of the program, only
+               plain values
 
 The judge is warm because starting Python is most of the price of a verdict. It is in a sandbox too, although tests come
 from the data set: a test may `eval` what it gets, and people's data sets are other people's code. A program sees the
@@ -20,10 +20,15 @@ It needs Linux (x86_64, aarch64, riscv64) with bubblewrap 0.7 or newer and user 
 no files but the standard library and an empty 64 MB /tmp, no environment, its own processes, an unprivileged user, and
 limits on CPU, clock, memory, processes, files and output; where a cgroup can be made (root, or a delegated subtree) it
 bounds memory, processes and CPU too, and the first line that a run prints says whether it does. The interpreter is the
-one that runs the scripts or, where an unprivileged user may not read that, /usr/bin/python3. Values that cross are
-None, booleans, numbers, text, bytes, lists, tuples, dicts and sets; a test that needs more is counted as `unsupported`,
-what cannot be judged at all as `verifier_errors`, and both score 0. One verdict takes at most 10 times the problem's
-limit + 30 s.
+one that runs the scripts or, where an unprivileged user may not read that, /usr/bin/python3. The tests may import the
+packages listed in PACKAGES, where they are installed beside the project for that version of Python; programs may not.
+
+Values that cross are None, booleans, numbers, text, bytes, lists, tuples, dicts and sets. Of a class of the program
+that the tests know by name they get objects, with attributes, methods, len(), str(), items and calls; whether two are
+equal, true or in order would be the program's own word, and is not asked. Exceptions cross as the nearest class that
+the tests can know, with arguments, attributes and text. A test that needs more, that looks for a module, a name or a
+file that is not there, or skips itself, is counted as `unsupported`, what cannot be judged at all as `verifier_errors`,
+and both score 0. One verdict takes at most 10 times the problem's limit + 30 s.
 
 Not guaranteed: protection from bugs of the kernel, or from side channels (timing, load), or that a program which passes
 its tests is right. Standard library only.
@@ -37,6 +42,12 @@ PROCESSES, FILE, DISK = 32, 16 << 20, 64 << 20  # processes and threads; bytes o
 INODES = 10_000  # files, folders and links: what they cost the kernel no limit of bytes sees
 FRAME = 16 << 20  # longest frame in bytes
 START_LIMIT = 60  # seconds for a worker or a judge to start, however busy the machine; not counted as the program's
+PACKAGES = {  # what tests may import -> what that is in a folder of packages
+    "numpy": ("numpy", "numpy.libs"),
+    "pytest": ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py.py", "exceptiongroup", "tomli",
+               "typing_extensions.py"),
+    "scipy": ("scipy", "scipy.libs"), "pandas": ("pandas", "pandas.libs", "dateutil", "pytz", "tzdata", "six.py"),
+    "sympy": ("sympy", "mpmath"), "networkx": ("networkx",)}
 WHOLE = lambda limit: 10 * limit + 30  # seconds that one verdict may take in all, whatever the number of its inputs
 
 
@@ -53,10 +64,14 @@ class Gone(BaseException):
 MUTABLE = (list, dict, set, bytearray)
 
 
-def encode(value, objects=None):
+PLAIN = {type(None), bool, int, float, complex, str, bytes, list, tuple, *MUTABLE, frozenset}
+
+
+def encode(value, objects=None, number=None):
     """Plain data -> bytes. Subclasses travel as the plain type they extend. `objects` are the mutable containers that
     both sides know: one of them, or one that comes a second time, travels as its number, and new ones are appended.
-    Raises Unsupported for anything else."""
+    number(value) is that of an object of the program, or None of anything else.  Raises Unsupported for what is
+    neither."""
     objects = [] if objects is None else objects
     numbers = {id(known): number for number, known in enumerate(objects)}
 
@@ -65,6 +80,9 @@ def encode(value, objects=None):
             raise Unsupported
         if value is None or value is True or value is False:
             return {None: b"N0:", True: b"T0:", False: b"F0:"}[value]
+        if number and type(value) not in PLAIN and number(value) is not None:
+            body = b"o%x" % number(value)
+            return b"%s%x:%s" % (body[:1], len(body) - 1, body[1:])
         if isinstance(value, MUTABLE):
             if id(value) in numbers:
                 body = b"r%x" % numbers[id(value)]
@@ -89,13 +107,35 @@ def encode(value, objects=None):
                     body = tag + b"".join([write(x, depth + 1) for x in items])
                     break
             else:
-                raise Unsupported
+                if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():  # a number of a test
+                    return write(value.item(), depth + 1)
+                body = exact(value)
         return b"%s%x:%s" % (body[:1], len(body) - 1, body[1:])
     return write(value, 0)
 
 
-def decode(data, objects=None):
-    """The value of bytes from anybody; `objects` as in `encode`.  Raises Gone if they are not what that makes."""
+def exact(value):
+    """A fraction or decimal number as bytes.  Raises Unsupported for anything else."""
+    for module, name in (("fractions", "Fraction"), ("decimal", "Decimal")):
+        kind = getattr(sys.modules.get(module), name, ())  # what nobody has imported, no value is of
+        if isinstance(value, kind):
+            return b"D" + str(value).encode() if name == "Decimal" else b"q%x %x" % (value.numerator, value.denominator)
+    raise Unsupported
+
+
+def fraction(body):
+    from fractions import Fraction
+    return Fraction(*(int(part, 16) for part in body.split(b" ", 1)))
+
+
+def decimal(body):
+    from decimal import Decimal
+    return Decimal(body.decode())
+
+
+def decode(data, objects=None, known=None):
+    """The value of bytes from anybody; `objects` as in `encode`, known(number) an object of the program.  Raises Gone
+    if they are not what that makes."""
     objects = [] if objects is None else objects
 
     def read(at, end, depth):  # -> value, where it ends
@@ -121,9 +161,11 @@ def decode(data, objects=None):
         body = data[at:stop]
         if tag == b"r":
             return objects[int(body, 16)], stop
+        if tag == b"o":
+            return known(int(body, 16)), stop
         value = {b"i": lambda b: int(b, 16), b"f": lambda b: float.fromhex(b.decode()), b"b": bytes, b"a": bytearray,
                  b"c": lambda b: complex(*map(float.fromhex, b.decode().split())),
-                 b"s": lambda b: b.decode("utf-8", "surrogatepass"),
+                 b"s": lambda b: b.decode("utf-8", "surrogatepass"), b"q": fraction, b"D": decimal,
                  b"N": lambda b: None, b"T": lambda b: True, b"F": lambda b: False}[tag](body)
         if tag == b"a":
             objects.append(value)
@@ -210,11 +252,14 @@ def private():
     return fds
 
 
-def load(program, name):
-    """The globals of the program after it has run as module `name`."""
+def load(program, name, typing):
+    """The globals of the program after it has run as module `name`; it finds those names of the module `typing`."""
     import builtins
     builtins.exit = builtins.quit = sys.exit  # the module `site`, which has them, is not loaded
     module = sys.modules[name] = type(sys)(name)
+    if typing:
+        known = vars(__import__("typing"))
+        vars(module).update((kind, known[kind]) for kind in typing if kind in known)
     exec(compile(program, "program.py", "exec"), vars(module))
     return vars(module)
 
@@ -223,35 +268,100 @@ def candidate():
     """Process 1 of a program's sandbox. Nothing of the program has run before `load`."""
     source, sink = private()
     os.write(sink, b"+")
-    kind, program, entries, cpu = decode(receive(source))
+    kind, program, entries, cpu, typing = decode(receive(source))
     limit()
     if kind == "stdio":
-        return serve_stdio(source, sink, program, cpu)
+        return serve_stdio(source, sink, program, cpu, typing)
     limit(cpu)
     try:
-        names = load(program, "program")
-        functions = {name: eval(entry, names) for name, entry in entries.items()}
+        names = load(program, "program", typing)
+        answer = Answers([eval(entry, names) for entry in entries])
+        loaded = encode(["loaded", answer.entries()], None, answer.number)
     except BaseException:
         return send(sink, encode("failed"))
-    send(sink, encode("loaded"))
+    send(sink, loaded)
     while True:
-        objects = []  # the containers that came with the call
         asked = receive(source)
-        name, args, kwargs = decode(asked, objects)
         try:
-            try:
-                answer = ["value", functions[name](*args, **kwargs)]
-            except Unsupported:
-                raise
-            except BaseException as error:
-                answer = ["error", type(error).__name__, str(error)[:1000]]
-            changed = encode([name, args, kwargs]) != asked
-            send(sink, encode([*answer, [x.copy() for x in objects[1:]] if changed else None], objects))
+            send(sink, answer(asked))
         except Unsupported:
             send(sink, encode(["unsupported"]))
 
 
-def serve_stdio(source, sink, program, cpu):
+def signature(function):
+    """[name, kind, whether there is a default, default] of each parameter."""
+    import inspect
+    return [[p.name, int(p.kind), p.default is not p.empty, None if p.default is p.empty else p.default]
+            for p in inspect.signature(function).parameters.values()]
+
+
+def put(thing, key, value):
+    thing[key] = value
+
+
+OPERATIONS = {"call": lambda function, *args, **kwargs: function(*args, **kwargs), "get": getattr, "set": setattr,
+              "len": len, "str": str, "repr": repr, "item": lambda thing, key: thing[key], "put": put,
+              "signature": signature}
+
+
+class Answers:
+    """What a program answers to what its tests ask of its objects, which they know by number: first the things that
+    they have names for, then instances of the classes among those, and methods."""
+
+    def __init__(self, objects):
+        self.objects = objects
+        self.classes = tuple(thing for thing in objects if isinstance(thing, type))
+        self.numbers = {id(thing): number for number, thing in enumerate(objects) if callable(thing)}
+
+    def number(self, value, new=False):
+        """The number of an object, or None of what can only cross as plain data."""
+        if id(value) not in self.numbers and (new or isinstance(value, self.classes)):
+            self.numbers[id(value)] = len(self.objects)
+            self.objects.append(value)  # which keeps it, so that no other object gets its id
+        return self.numbers.get(id(value))
+
+    def entries(self):
+        """[value, names of the class and its ancestors if it is an exception class] of each name."""
+        return [[thing, ancestors(thing) if isinstance(thing, type) and issubclass(thing, BaseException) else []]
+                for thing in list(self.objects)]
+
+    def __call__(self, asked):
+        """The reply to a request.  Raises Unsupported."""
+        containers = []  # those that came with the request
+        number, operation, args, kwargs = request = decode(asked, containers, self.objects.__getitem__)
+        try:
+            value = OPERATIONS[operation](self.objects[number], *args, **kwargs)
+            if operation == "get" and callable(value):
+                self.number(value, new=True)
+            answer = ["value", value]
+        except Unsupported:
+            raise
+        except BaseException as error:
+            answer = ["error", describe(error)]
+        changed = encode(request, None, self.number) != asked
+        changes = [x.copy() for x in containers[1:]] if changed else None
+        return encode([*answer, changes], containers, self.number)
+
+
+def ancestors(kind):
+    """Names of a class and all that it derives from, the nearest first."""
+    return [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
+
+
+def describe(error):
+    """[names of its classes, arguments, attributes, text] of an exception, as plain data."""
+    text = str(error)[:1000]
+    parts = []
+    for value, otherwise in ((list(error.args), [text]), (dict(vars(error)), {})):
+        try:
+            encode(value)
+            parts.append(value)
+        except Unsupported:
+            parts.append(otherwise)
+    return [ancestors(type(error)), *parts, text]
+
+
+def serve_stdio(source, sink, program, cpu, typing):
     """Run the program on one input after the other, each in a process of its own that does not have the pipes; here we
     are process 1, which nobody inside can signal. Input and output are files, which the file limit bounds."""
     while True:
@@ -265,7 +375,7 @@ def serve_stdio(source, sink, program, cpu):
                 os.dup2(os.open(name, flags, 0o600), fd)
             limit(cpu)
             sys.argv = ["program.py"]
-            load(program, "__main__")
+            load(program, "__main__", typing)
             return  # like any program: non-daemon threads are waited for and buffers flushed
         status = os.waitpid(pid, 0)[1]
         sweep()
@@ -276,30 +386,48 @@ def serve_stdio(source, sink, program, cpu):
         send(sink, encode(["killed" if os.WIFSIGNALED(status) else "failed" if status else "done", data]))
 
 
-def judge():
+# -------- the judge ---------------------------------------------------------------------------------------------------
+
+def judge(packages):
     """Process 1 of the sandbox of the tests: a child for every job that arrives with its pipes."""
     import socket
-    for name in ("typing", "math", "re", "collections", "itertools", "functools", "random"):
+    for name in ("typing", "math", "re", "collections", "itertools", "functools", "random", "decimal", "fractions"):
         __import__(name)  # once here instead of in every child
     connection = socket.socket(fileno=private()[0])
+    sys.path.append(packages)
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     limit()
     connection.sendall(b"+")
     while True:
         _, fds, _, _ = socket.recv_fds(connection, 1, 3)
-        if len(fds) != 3:
+        if len(fds) not in (1, 3):
             return
-        job = receive(connection.fileno())
+        *job, modules = decode(receive(connection.fileno()))
+        for name in modules:
+            warm(name)
         pid = os.fork()
         if pid == 0:
             try:
                 connection.close()
-                os.write(fds[2], run_tests(*decode(job), *fds[:2]))
+                os.write(fds[-1], (run_tests if len(fds) == 3 else try_tests)(*job, *fds[:-1]))
             finally:
                 os._exit(0)
         for fd in fds:
             os.close(fd)
         os.waitpid(pid, 0)
         sweep()
+
+
+def warm(name):
+    """Import a module of the library or of PACKAGES once, instead of in every child. Where that fails, tests will say
+    so."""
+    if name not in sys.modules:
+        try:
+            __import__(name)
+            if name == "numpy":  # like `random`, or all children would draw the same numbers
+                os.register_at_fork(after_in_child=sys.modules[name].random.seed)
+        except Exception:
+            pass
 
 
 def replace(mine, new):
@@ -313,56 +441,256 @@ def replace(mine, new):
         mine.update(new)
 
 
+class Object:
+    """What tests hold of a function, class or object of the program: its number. They can use it like the thing itself,
+    except for what would let the program answer a comparison of theirs."""
+    __slots__ = ("__program", "__number")
+
+    def __init__(self, program, number):
+        object.__setattr__(self, "_Object__program", program)
+        object.__setattr__(self, "_Object__number", number)
+
+    def __ask(self, operation, *args, **kwargs):
+        return self.__program.ask(self.__number, operation, args, kwargs)
+
+    def __call__(self, *args, **kwargs):
+        return self.__ask("call", *args, **kwargs)
+
+    def __getattr__(self, name):
+        if name.startswith("__") and name != "__name__":  # by such names libraries look for what an object can do
+            raise AttributeError(name)
+        return self.__ask("get", name)
+
+    def __setattr__(self, name, value):
+        self.__ask("set", name, value)
+
+    def __len__(self):
+        return self.__ask("len")
+
+    def __getitem__(self, key):
+        return self.__ask("item", key)
+
+    def __setitem__(self, key, value):
+        self.__ask("put", key, value)
+
+    def __str__(self):
+        return self.__ask("str")
+
+    def __repr__(self):
+        return self.__ask("repr")
+
+    @property
+    def __signature__(self):
+        import inspect
+        return inspect.Signature([
+            inspect.Parameter(name, kind, default=value if default else inspect.Parameter.empty)
+            for name, kind, default, value in self.__ask("signature")])
+
+    def __unsupported(self, *args):
+        self.__program.unsupported = True
+        raise Unsupported
+
+    for word in ("eq ne lt le gt ge hash bool contains iter next reversed instancecheck subclasscheck enter exit await "
+                 "aiter add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul "
+                 "rmatmul and rand or ror xor rxor neg pos abs invert int float complex index round delitem").split():
+        locals()[f"__{word}__"] = __unsupported
+    del word
+
+
+def number_of(value):
+    return value._Object__number if type(value) is Object else None
+
+
+class Ended(BaseException):
+    """StopIteration or StopAsyncIteration of the program. To a loop of the test, as in all(map(f, cases)), these would
+    be the end of its cases, and no failure; so they reach only tests that catch them by name."""
+
+
+class Raised(Exception):
+    """What a program that only raises does."""
+
+
+class Program:
+    """A program as its tests see it, through two pipes; without them, one that only raises. What was noticed stays
+    noticed, whatever the tests catch."""
+
+    def __init__(self, sink=None, source=None):
+        import _thread
+        self.sink, self.source = sink, source
+        self.lock = _thread.allocate_lock()
+        self.objects = {}  # number -> Object
+        self.classes = {}  # full name -> what stands for an exception class of the program
+        self.error = None  # the last exception of the program
+        self.asked = False  # the tests have used the program
+        self.gone = False  # it has ended, or answered what is no answer
+        self.unsupported = False  # they need what plain data cannot say
+
+    def object(self, number):
+        if number not in self.objects:  # one for each number, so that what is the same stays the same
+            self.objects[number] = Object(self, number)
+        return self.objects[number]
+
+    def entries(self, count):
+        """What the tests have names for, in their order; None if the program has no such things.  Raises Gone."""
+        if self.sink is None:
+            return list(map(self.object, range(count)))
+        reply = decode(receive(self.source), None, self.object)
+        if reply == "failed":
+            return None
+        entries = []
+        for value, names in reply[1]:
+            if names:
+                value = self.classes[names[0]] = class_of(names, self.classes)
+            entries.append(value)
+        return entries
+
+    def ask(self, number, operation, args, kwargs):
+        """What the program makes of an operation on one of its objects, value or exception."""
+        self.asked = True
+        containers, error = [], None
+        try:
+            with self.lock:  # a test may have threads
+                asked = encode([number, operation, list(args), kwargs], containers, number_of)
+                if self.sink is None:
+                    raise Raised
+                send(self.sink, asked)
+                known = containers[1:]  # those of the arguments; the first is the message
+                reply = decode(receive(self.source), containers, self.object)
+            if reply[0] == "unsupported":
+                raise Unsupported
+            if reply[-1] is not None:
+                for mine, new in zip(known, reply[-1], strict=True):
+                    replace(mine, new)
+            if reply[0] == "value":
+                return reply[1]
+            error = error_of(*reply[1], self.classes)
+        except Raised:
+            raise
+        except Unsupported:
+            self.unsupported = True
+            raise
+        except Exception:  # a reply that is plain data but no reply
+            pass
+        except Gone:
+            pass
+        if error is None:
+            self.gone = True
+            raise Gone
+        self.error = error
+        raise error
+
+
+def class_of(names, own):
+    """The class of exceptions for those names of a class of the program and its ancestors: one of `own`, or of the
+    library, or one that derives from the nearest of those.  Raises Gone if there is none, as for SystemExit."""
+    kinds = []
+    for name in names:
+        module, _, last = name.rpartition(".")
+        kind = own.get(name)
+        if kind is None and module.partition(".")[0] in sys.stdlib_module_names and not module.startswith("unittest"):
+            kind = getattr(sys.modules.get(module), last, None)  # what nobody has imported, no test can catch
+        if (isinstance(kind, type) and issubclass(kind, (Exception, Ended)) and last != "ExceptionGroup"  # of no data
+                and not any(issubclass(nearer, kind) for nearer in kinds)):
+            if issubclass(kind, (StopIteration, StopAsyncIteration)):
+                kinds.append(Ended)
+                break
+            kinds.append(kind)
+            if name == names[0]:
+                return kind
+    if not kinds:
+        raise Gone
+    last = names[0].rpartition(".")[2]
+    try:
+        return type(last, tuple(kinds), {})
+    except TypeError:  # their instances cannot be one object
+        return type(last, kinds[:1], {})
+
+
+def error_of(names, args, attributes, text, own):
+    """An exception as the tests may catch it, by what `describe` says of it.  Raises Gone if they may not."""
+    kind = class_of(names, own)
+
+    def make(kind):
+        try:
+            error = kind(*args)
+        except Exception:  # its class wants other arguments than those it keeps
+            error = kind.__new__(kind)
+        error.args = tuple(args)
+        vars(error).update(attributes)
+        return error
+    error = make(kind)
+    if str(error)[:1000] != text:
+        error = make(type(kind.__name__, (kind,), {"__str__": lambda self: str(text)}))
+    return error
+
+
+def widened(tests):
+    """The code of tests, in which what catches an end of iteration by name catches that of the program too."""
+    if "StopIteration" not in tests and "StopAsyncIteration" not in tests:
+        return compile(tests, "tests.py", "exec")
+    import ast
+
+    def wide(node):
+        kinds = node.elts if isinstance(node, ast.Tuple) else [node]
+        if not any(isinstance(kind, ast.Name) and kind.id in ("StopIteration", "StopAsyncIteration") for kind in kinds):
+            return node
+        return ast.Tuple([*kinds, ast.Name("EndOfProgram", ast.Load())], ast.Load())
+    tree = ast.parse(tests)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            node.type = wide(node.type)
+        elif isinstance(node, ast.Call) and node.args and ast.unparse(node.func).endswith(("raises", "assertRaises")):
+            node.args[0] = wide(node.args[0])
+    return compile(ast.fix_missing_locations(tree), "tests.py", "exec")
+
+
+def execute(setup, tests, names, program):
+    """Run tests on a program -> the exception that ends them, or None; Gone if the program has not what they name."""
+    module = sys.modules["__main__"] = type(sys)("__main__")
+    try:
+        entries = program.entries(len(names))
+        if entries is None:
+            program.gone = True
+            raise Gone
+        exec(compile(setup, "setup.py", "exec"), vars(module))
+        vars(module).update(zip(names, entries, strict=True), EndOfProgram=Ended)
+        exec(widened(tests), vars(module))
+    except BaseException as error:
+        return error
+    return None
+
+
 def run_tests(setup, tests, names, cpu, sink, source):
     """Verdict of the tests on the program behind the pipes: b"1", b"0" or b"u" (unsupported)."""
-    import builtins
-    flags = {"gone": False, "unsupported": False}
     limit(cpu + 5)
+    program = Program(sink, source)
+    error = execute(setup, tests, names, program)
+    if program.unsupported:
+        return b"u"
+    if error is None or program.gone:
+        return b"0" if program.gone else b"1"
+    if error is program.error:
+        return b"0"
+    # A name may also be missing because the program raised an exception where it should have had a value.
+    missing = isinstance(error, NameError) and program.error is None
+    missing = missing or isinstance(error, (ImportError, OSError, EOFError))
+    return b"u" if missing or type(error).__name__ in ("Skipped", "SkipTest") else b"0"
 
-    def proxy(name):
-        def call(*args, **kwargs):
-            kind, objects = None, []
-            try:
-                send(sink, encode([name, list(args), kwargs], objects))
-                known = objects[1:]  # the arguments' containers; the first is the message
-                reply = decode(receive(source), objects)
-                if reply[0] == "unsupported":
-                    raise Unsupported
-                if reply[-1] is not None:
-                    for mine, new in zip(known, reply[-1], strict=True):
-                        replace(mine, new)
-                if reply[0] == "value":
-                    return reply[1]
-                kind, text = getattr(builtins, reply[1], None), str(reply[2])
-            except Unsupported:
-                flags["unsupported"] = True
-                raise
-            except Exception:  # a reply that is plain data but no reply
-                pass
-            except Gone:
-                pass
-            # To a loop of the test an end of iteration would be the end of its cases, and no failure.
-            if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(
-                    kind, (StopIteration, StopAsyncIteration)):
-                flags["gone"] = True
-                raise Gone
-            try:
-                error = kind(text)
-            except Exception:
-                error = Exception(text)
-            raise error
-        return call
-    try:
-        if decode(receive(source)) != "loaded":
-            return b"0"
-        space = {"__name__": "tests"}
-        exec(compile(setup, "setup.py", "exec"), space)
-        space.update((name, proxy(name)) for name in names)
-        exec(compile(tests, "tests.py", "exec"), space)
-        passed = not flags["gone"]
-    except BaseException:
-        passed = False
-    return b"u" if flags["unsupported"] else b"01"[passed:passed + 1]
+
+def try_tests(setup, tests, names, cpu):
+    """b"t" and why the tests cannot judge any program, or nothing, from running them on one that only raises."""
+    limit(cpu + 5)
+    program = Program()
+    error = execute(setup, tests, names, program)
+    if program.unsupported:
+        reason = "its tests use the program in a way that no plain data can say"
+    elif error is None:
+        reason = "its tests pass on a program that only raises"
+    elif not program.asked:
+        reason = f"its tests end before they use the program ({type(error).__name__}: {error})"
+    else:
+        reason = ""
+    return b"t" + reason[:300].encode("utf-8", "replace")
 
 
 # -------- the worker --------------------------------------------------------------------------------------------------
@@ -485,16 +813,19 @@ class Worker:
     """Judges one job after the other. It is its own process because only the parent of a sandbox can see its end, and
     because it must be small: a sandbox starts with a fork."""
 
-    def __init__(self, source, bwrap, folders, cpu_file, oom_file):
+    def __init__(self, source, bwrap, folders, packages, cpu_file, oom_file):
         import ctypes
         import marshal
         import signal
         import tempfile
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a caller that ignores its children hands that down
-        inside = source[:source.index("\n# -------- the worker")]  # all that a sandbox gets to see of this file
-        self.code = marshal.dumps(compile(inside, "sandbox.py", "exec", optimize=2))
+        self.code = {}  # all that a sandbox gets to see of this file
+        for role, end in (("candidate", "\n# -------- the judge"), ("judge", "\n# -------- the worker")):
+            inside = compile(source[:source.index(end)], "sandbox.py", "exec", optimize=2)
+            self.code[role] = marshal.dumps(inside)
         self.bwrap, self.python, self.judge = bwrap, os.path.realpath(sys.executable), None
         self.seen, self.cpu_file, self.oom_file = visible(self.python, folders), cpu_file, oom_file
+        self.packages = {name: path for name, path in packages.items() if os.access(path, os.R_OK)}
         self.disk = self.others = None  # of the candidate: its /tmp, and the CPU time in the cgroup before it
         self.null = os.open("/dev/null", os.O_RDWR)
         if bwrap:
@@ -507,20 +838,29 @@ class Worker:
             folder = tempfile.TemporaryDirectory()
             self.folder = folder  # gone when the worker ends
             os.chdir(folder.name)
+            os.mkdir("packages")
+            for name, path in self.packages.items():
+                os.symlink(path, f"packages/{name}")
 
     def start(self, role, stdin, stdout):
         """Start a sandbox on two descriptors, which are closed here -> (pid, pid of its process 1 or None)."""
-        size = len(self.code)
+        size = len(self.code[role])
         boot = ("import marshal, posix\ncode = b''\n"
                 f"while len(code) < {size}: code += posix.read(0, {size} - len(code))\n"
-                f"space = {{'__name__': 'sandbox'}}\nexec(marshal.loads(code), space)\nspace[{role!r}]()")
+                f"space = {{'__name__': 'sandbox'}}\nexec(marshal.loads(code), space)\n")
+        folder = "/packages" if self.bwrap else os.path.abspath("packages")
+        boot += f"space['judge']({folder!r})" if role == "judge" else "space['candidate']()"
         command, info, environment = [self.python, "-s", "-S", "-B", "-c", boot], None, {"PYTHONHASHSEED": "0"}
         if self.bwrap:
             info, info_end = os.pipe()
             os.set_inheritable(info_end, True)
             os.lseek(self.filter, 0, 0)
-            disk = 0 if role == "judge" else DISK  # one verdict of a judge leaves nothing to the next
-            command, environment = bubblewrap(self.bwrap, self.seen, self.filter, info_end, disk) + ["--"] + command, {}
+            disk, seen = DISK, self.seen
+            if role == "judge":
+                disk = 0  # one verdict of a judge leaves nothing to the next
+                seen = seen + [word for name, path in self.packages.items()
+                               for word in ("--ro-bind", path, f"/packages/{name}")]
+            command, environment = bubblewrap(self.bwrap, seen, self.filter, info_end, disk) + ["--"] + command, {}
         actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin, stdout, self.null))]
         pid = os.posix_spawn(command[0], command, environment, file_actions=actions,
                              **({} if info else {"setsid": True}))
@@ -613,9 +953,9 @@ class Worker:
             if self.check(box) > cpu or left <= 0:
                 raise Late
 
-    def ready(self, sink, source, box, deadline):
+    def ready(self, role, sink, source, box, deadline):
         """Give a new sandbox its code and wait for its sign of life.  Raises OSError."""
-        code = self.code
+        code = self.code[role]
         while code:  # not before there is a reader: under pressure the kernel makes pipes of 4 kB
             code = code[os.write(sink, code):]
         try:
@@ -638,12 +978,14 @@ class Worker:
         connection, end = socket.socketpair()
         box = self.start("judge", end.detach(), self.null)
         self.judge = box, connection
-        self.ready(connection.fileno(), connection.fileno(), box, time.monotonic() + START_LIMIT)
+        self.ready("judge", connection.fileno(), connection.fileno(), box, time.monotonic() + START_LIMIT)
 
     def verdict(self, job):
         """True, False, 'timeouts', 'unsupported' or 'errors' (no verdict) for one job: {"kind": "tests", "program",
-        "setup", "tests", "names", "limit"} or {"kind": "stdio", "program", "inputs", "outputs", "limit"}, limit in
-        seconds of CPU for all tests, or for one input; of the clock it may take WHOLE(limit) in all."""
+        "setup", "tests", "names", "limit"[, "modules", "typing"]} or {"kind": "stdio", "program", "inputs", "outputs",
+        "limit"[, "typing"]}, limit in seconds of CPU for all tests, or for one input; of the clock it may take
+        WHOLE(limit) in all. `modules` are imported before the tests run, `typing` are names that the program finds. Of
+        {"kind": "trial", "setup", "tests", "names", "limit"}: [why these tests cannot judge any program, or '']."""
         killed = self.group(self.oom_file)
         verdict = self.try_verdict(job)
         return "timeouts" if verdict is not True and self.group(self.oom_file) > killed else verdict
@@ -654,21 +996,24 @@ class Worker:
         cpu, wall = math.ceil(job["limit"]), 3 * job["limit"] + 2  # the clock runs on while others have the CPU
         box, fds = None, []
         try:
-            if job["kind"] == "tests" and not self.judge:
+            if job["kind"] != "stdio" and not self.judge:
                 self.start_judge()
             end = time.monotonic() + WHOLE(job["limit"])
+            if job["kind"] == "trial":
+                return self.ask_judge(job, cpu, end, self.judge[0])
             theirs_in, ours_out = os.pipe()
             ours_in, theirs_out = os.pipe()
             fds += [ours_out, ours_in]
             box = self.start("candidate", theirs_in, theirs_out)
-            self.ready(ours_out, ours_in, box, end)
+            self.ready("candidate", ours_out, ours_in, box, end)
             if box[1]:  # before the program has run: later it may hide its files
                 self.disk = os.open(f"/proc/{box[1]}/root/tmp", os.O_PATH)
                 fds.append(self.disk)
             started, before = time.monotonic(), self.check(box)
-            send(ours_out, encode([job["kind"], job["program"], job.get("names"), cpu]))
+            entries = list(job.get("names", {}).values())
+            send(ours_out, encode([job["kind"], job["program"], entries, cpu, job.get("typing", [])]))
             if job["kind"] == "tests":
-                verdict = self.run_tests(job, cpu, min(started + wall, end), box, ours_out, ours_in)
+                verdict = self.ask_judge(job, cpu, min(started + wall, end), box, ours_out, ours_in)
                 if self.check(box) - before > job["limit"]:
                     return "timeouts"
             else:
@@ -698,25 +1043,31 @@ class Worker:
             for fd in fds:
                 os.close(fd)
 
-    def run_tests(self, job, cpu, deadline, box, sink, source):
-        """Hand the pipes of a candidate to the judge and wait for its word."""
+    def ask_judge(self, job, cpu, deadline, box, *pipes):
+        """Hand the pipes of a candidate, or none, to the judge and wait for its word. `box` is what may take too
+        long."""
         import socket
         import time
         ours, theirs = os.pipe()
         try:
             _, connection = self.judge
             try:
-                socket.send_fds(connection, [b"j"], [sink, source, theirs])
-                send(connection.fileno(), encode([job["setup"], job["tests"], list(job["names"]), cpu]))
+                socket.send_fds(connection, [b"j"], [*pipes, theirs])
+                send(connection.fileno(), encode([job["setup"], job["tests"], list(job["names"]), cpu,
+                                                  job.get("modules", [])]))
             except (OSError, Gone):
                 self.stop_judge()
                 return "errors"
             finally:
                 os.close(theirs)
             try:
-                self.wait(ours, deadline, box, cpu + 1)
-                word = os.read(ours, 1)
+                # The judge's account goes back to its first job: of its own child the kernel bounds the time.
+                self.wait(ours, deadline, box, cpu + 1 if pipes else float("inf"))
+                word = os.read(ours, 4096)
             except Late:
+                if not pipes:
+                    self.stop_judge()
+                    raise
                 os.kill(box[0], 9)  # the judge sees the end of the pipe, says no and is free again
                 try:
                     self.wait(ours, time.monotonic() + 2, self.judge[0])
@@ -725,6 +1076,8 @@ class Worker:
                 raise
             if not word:  # the process that ran the tests died
                 self.stop_judge()
+            if word[:1] == b"t" and not pipes:
+                return [word[1:].decode("utf-8", "replace")]
             return {b"1": True, b"0": False, b"u": "unsupported"}.get(word, "errors")
         finally:
             os.close(ours)
@@ -749,10 +1102,13 @@ def close(word, wanted):
     return abs(a - b) <= 1e-6 * max(1.0, abs(b))
 
 
-def work(source, bwrap, folders, cpu_file="", oom_file=""):
+def work(source, bwrap, places, cpu_file="", oom_file=""):
     """The life of a worker: answer lines of JSON on stdin until it closes."""
     import json
-    worker = Worker(source, bwrap, json.loads(folders), cpu_file, oom_file)
+    folders, packages, version = json.loads(places)
+    if version != sys.implementation.cache_tag:  # packages are compiled for one
+        packages = {}
+    worker = Worker(source, bwrap, folders, packages, cpu_file, oom_file)
     for line in sys.stdin:
         job = json.loads(line)
         print(json.dumps(None if job is None else worker.verdict(job)), flush=True)
@@ -774,8 +1130,9 @@ def worker_arguments(python, bwrap):
 
 
 def linked(python):
-    """JSON list of the folders of all that this Python and its standard library link, or '' if it does not run.
-    Raises OSError if it does not exist."""
+    """The folders of all that this Python and its standard library link, none if it does not run.  Raises OSError if
+    it does not exist."""
+    import json
     import subprocess
     code = """import importlib, json, os, sys
 for folder in sys.path:
@@ -788,7 +1145,18 @@ with open("/proc/self/maps") as file: paths = {line.split(None, 5)[5].strip() fo
 os.write(1, json.dumps(sorted({os.path.dirname(path) for path in paths})).encode())
 os._exit(0)"""
     arguments = {**worker_arguments(python, ""), "args": [python, "-I", "-S", "-c", code]}
-    return subprocess.run(**arguments, stdin=subprocess.DEVNULL, capture_output=True).stdout.decode()
+    return json.loads(subprocess.run(**arguments, stdin=subprocess.DEVNULL, capture_output=True).stdout or "[]")
+
+
+def installed():
+    """{name: path} of what PACKAGES lists and this Python has."""
+    folders = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
+    found = {}
+    for name in [name for names in PACKAGES.values() for name in names]:
+        for path in [os.path.join(folder, name) for folder in folders]:
+            if os.path.exists(path):
+                found.setdefault(name, path)
+    return found
 
 
 # A cgroup bounds what polling only watches: memory of the kernel, and what happens between two looks. It takes a
@@ -931,7 +1299,7 @@ def settle(allow_unsandboxed=False):
         for python in (os.path.realpath(sys._base_executable), "/usr/local/bin/python3", "/usr/bin/python3"):
             arguments = worker_arguments(python, sandbox)
             try:
-                arguments["args"].append(linked(python) or "[]")
+                arguments["args"].append(json.dumps([linked(python), installed(), sys.implementation.cache_tag]))
                 with start_worker(arguments) as worker:
                     worker.stdin.write(json.dumps(job).encode() + b"\n")
                     works = worker.stdout.readline() == b"true\n"

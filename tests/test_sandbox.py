@@ -222,6 +222,29 @@ HOSTILE = {
     "always equal int": "class A(int):\n  __eq__ = lambda *a: True\n  __hash__ = int.__hash__\n"
                         "  __index__ = __int__ = lambda s: 4\ndef f(x): return A(0)",
     "lying class": "class A:\n  __class__ = int\n  __eq__ = lambda *a: True\ndef f(x): return A()",
+    "always equal class": "class f:\n  def __init__(self, x): pass\n"
+                          "  __eq__ = __bool__ = __contains__ = lambda *a: True\n"
+                          "  __hash__ = __len__ = __index__ = __int__ = lambda s: 4",
+    "always equal objects": "class f(list):\n  def __new__(cls, x): return [object.__new__(cls) for _ in '12']\n"
+                            "  __eq__ = lambda *a: True",
+    "answers with an object": "import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
+                              "g['encode'] = lambda v, o=None, n=None: old(v, o, n) if not o else "
+                              "b'l14:s5:valueo1:0N0:'\n"
+                              "def f(x): return 0",
+    "answers with objects that there are not": "import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
+        "g['encode'] = lambda v, o=None, n=None: old(v, o, n) if not o else b'l18:s5:valuel4:o1:7N0:'\n"
+        "def f(x): return 0",
+    "skips the tests": "class SkipTest(Exception): __module__ = 'unittest.case'\ndef f(x): raise SkipTest",
+    "ends the tests": "class Exit(Exception): __module__ = '_pytest.outcomes'\ndef f(x): raise Exit(0)",
+    "an error of no class": "import sys\ng = sys._getframe(2).f_globals\n"
+                            "g['describe'] = lambda e: [['builtins.object', 'builtins.BaseException'], [], {}, '']\n"
+                            "def f(x): raise ValueError",
+    "an error that is a class of the harness": "import sys\ng = sys._getframe(2).f_globals\n"
+        "g['describe'] = lambda e: [['sandbox.Ended', '__main__.Ended', 'builtins.SystemExit'], [0], {}, '0']\n"
+        "def f(x): raise ValueError",
+    "a name that is a value": "f = 4\nimport sys\ng = sys._getframe(2).f_globals\n"
+                              "g['Answers'].entries = lambda s: [[True, []], [4, []]]",
+    "a name that is an error": "class f(Exception):\n  def __init__(self, x): pass\n  __eq__ = lambda *a: True",
     "pickle": "class A:\n  def __reduce__(self): return (eval, ('4',))\n  __eq__ = lambda *a: True\n"
               "def f(x): return A()",
     "always equal in a list": "class A(list):\n  __eq__ = lambda *a: True\ndef f(x): return A([1])",
@@ -242,10 +265,13 @@ HOSTILE = {
     "answers before it is asked": "import sys, os\ng = sys._getframe(2).f_globals\nl = sys._getframe(2).f_locals\n"
                                   "for n in range(100): g['send'](l['sink'], g['encode'](['value', True, False]))\n"
                                   "def f(x): return 0",
-    "answers with a list": "import sys\ng = sys._getframe(2).f_globals\ng['encode'] = lambda v, d=0: b'l0:'\n"
+    "answers with a list": "import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
+                           "g['encode'] = lambda v, *a: old(v, *a) if v[0] == 'loaded' else b'l0:'\n"
                            "def f(x): return 0",
     "answers with another word": "import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
-                                 "g['encode'] = lambda v, d=0: old(['error', 'SystemExit', '0'])\ndef f(x): return 0",
+                                 "g['encode'] = lambda v, *a: old(v, *a) if v[0] == 'loaded' else "
+                                 "old(['error', [['builtins.SystemExit'], [], {}, '0'], None])\n"
+                                 "def f(x): return 0",
     "frames that promise more": "import sys, os\nl = sys._getframe(2).f_locals\nos.write(l['sink'], b'00ffffffs')\n"
                                 "def f(x): return 0",
     "patches the harness": "import sys\nfor m in list(sys.modules.values()):\n"
@@ -304,6 +330,7 @@ HOSTILE = {
     "mounts": attack(SYSCALL + "if c.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None) == 0 or "
                                "c.mount(None, b'/', None, 32, None) == 0: win()"),
     "chroot": attack("import os\nos.chroot('/tmp')\nwin()"),
+    "reads the packages of the tests": attack("import os\nif os.path.exists('/packages'): win()"),
     "kernel memory by attributes": attack("import os\nopen('/tmp/a', 'w').close()\nfd = os.open('/tmp', os.O_RDONLY)\n"
                                           "for call in ((os.setxattr, '/tmp/a'), (os.setxattr, fd), "
                                           "(lambda *a: os.setxattr(*a, follow_symlinks=False), '/tmp/a')):\n"
@@ -525,8 +552,7 @@ def test_random_bytes_never_do_more_than_fail():
     ("def f(*a, **k): return a, k", "assert f(1, y=[2]) == ((1,), {'y': [2]})", True),
     ("def f(x): raise ValueError(f'bad {x}')",
      "try:\n  f(1)\n  assert False\nexcept ValueError as e:\n  assert str(e) == 'bad 1'", True),
-    # the class of the error is not known to the tests
-    ("class E(Exception): pass\ndef f(x): raise E", "try: f(1)\nexcept Exception: pass", False),
+    ("class E(Exception): pass\ndef f(x): raise E", "try: f(1)\nexcept Exception: pass", True),
     ("def f(x): raise SystemExit", "try: f(1)\nexcept BaseException: pass", False),
     ("import os\ndef f(x): os._exit(0)", "try: f(1)\nexcept BaseException: pass", False),
     ("def f(x): return x", "assert f(object()) is not None", "unsupported"),
@@ -534,6 +560,55 @@ def test_random_bytes_never_do_more_than_fail():
     ("def f(x): raise StopIteration", "assert [f(x) for x in [1]] == [] or next(map(f, [1]), True)", False),
     ("def f(x): raise StopIteration", "try: f(1)\nexcept Exception: pass", False),
     ("def f(x): raise StopAsyncIteration", "try: f(1)\nexcept Exception: pass", False),
+    # which only a test that waits for it may get
+    ("def f(x): return next(iter([]))", "try: f(1)\nexcept StopIteration: pass\nelse: assert False", True),
+    ("def f(x): return next(iter([]))", "try: f(1)\nexcept (KeyError, StopIteration) as e: pass\nelse: assert False",
+     True),
+    ("def f(x): raise StopIteration(x)", "import unittest\ncase = unittest.TestCase()\n"
+     "with case.assertRaises(StopIteration): f(1)\ncase.assertRaises(StopIteration, f, 1)", True),
+    ("def f(x): raise StopIteration", "try: assert all(map(f, [1, 2]))\nexcept ValueError: pass\n"
+     "try: next(iter([]))\nexcept StopIteration: pass", False),
+    ("def f(x): raise StopIteration",
+     "try:\n  assert all(f(x) for x in [1])\n  assert all(map(lambda x: f(x), [1]))\n"
+     "except StopIteration: assert False",
+     False),
+    ("class Stop(StopIteration): pass\ndef f(x): raise Stop", "assert all(map(f, [1, 2]))", False),
+    ("def f(x): raise [ValueError, KeyError, OSError][x]", "for i in range(3):\n  try: f(i)\n"
+     "  except (ValueError, KeyError, OSError) as e: assert type(e) is [ValueError, KeyError, OSError][i]", True),
+    ("class Bad(ValueError):\n  code = 3\n  def __init__(self, a): super().__init__(a, 2); self.a = a\n"
+     "  def __str__(self): return f'bad {self.a}'\ndef f(x): raise Bad(x)",
+     "try: f(1)\nexcept ValueError as e:\n"
+     "  assert (str(e), e.args, e.a, type(e).__name__) == ('bad 1', (1, 2), 1, 'Bad') and type(e) is not ValueError\n"
+     "else: assert False", True),
+    ("class Bad(KeyError, AttributeError): pass\ndef f(x): raise Bad(x)",
+     "try: f(1)\nexcept AttributeError as e: assert isinstance(e, KeyError) and not isinstance(e, ValueError)", True),
+    ("class Bad(ValueError): pass\ndef f(x): raise Bad", "try: f(1)\nexcept TypeError: pass", False),
+    ("def f(x): return {}[x]",
+     "try: f('a')\nexcept KeyError as e: assert e.args == ('a',) and str(e) == repr('a')", True),
+    ("def f(x): raise ValueError('a', [x], None)",
+     "try: f(1)\nexcept ValueError as e: assert e.args == ('a', [1], None)",
+     True),
+    ("import json\ndef f(x): return json.loads(x)", "import json\ntry: f('[1,')\n"
+     "except json.JSONDecodeError as e: assert e.pos == 3 and 'line 1' in str(e)\nelse: assert False", True),
+    ("import json\ndef f(x): return json.loads(x)",
+     "try: f('[1,')\nexcept ValueError as e: assert 'line 1' in str(e)", True),
+    ("def f(x): return x.decode()", "try: f(b'\\xff')\n"
+     "except UnicodeDecodeError as e: assert e.start == 0 and e.object == b'\\xff' and 'position 0' in str(e)", True),
+    ("import statistics\ndef f(x): return statistics.mean(x)",
+     "import statistics\ntry: f([])\nexcept statistics.StatisticsError: pass\nelse: assert False", True),
+    ("from decimal import Decimal\ndef f(x): return Decimal(x)",
+     "from decimal import InvalidOperation\ntry: f('x')\nexcept InvalidOperation: pass\nelse: assert False", True),
+    ("def f(x): return open('/nowhere')",
+     "try: f(1)\nexcept FileNotFoundError as e: assert e.errno == 2 and 'nowhere' in str(e)",
+     True),
+    ("def f(x): raise ExceptionGroup('a', [ValueError(1)])",
+     "try: f(1)\nexcept Exception as e: assert str(e).startswith('a (1')", True),
+    ("def f(x): raise ValueError(object(), x)", "try: f(1)\nexcept ValueError as e: assert 'object' in str(e)", True),
+    # exact numbers
+    ("from fractions import Fraction\ndef f(x): return Fraction(x, -4)",
+     "assert f(2) == -0.5 and f(3).denominator == 4", True),
+    ("from decimal import Decimal\ndef f(x): return x * Decimal('0.10')",
+     "from decimal import Decimal\nassert str(f(Decimal(3))) == '0.30'", True),
     ("def f(x): return x", "try: f(len)\nexcept BaseException: pass", "unsupported"),
     ("def f(x): return object()", "try: f(1)\nexcept: pass", "unsupported"),
     ("def f(x): x.append(1)", "a = []\nf(a)\nassert a == [1]", True),
@@ -559,7 +634,7 @@ def test_random_bytes_never_do_more_than_fail():
     ("def f(x): x.append(1)", "class L(list): pass\na = L()\nf(a)\nassert a == [1] and type(a) is L", True),
     # a list in place of a dictionary, and too few of them
     ("import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
-     "g['encode'] = lambda v, o=None: old(['value', 1, [[1]] * 9]) if o else old(v)\ndef f(x): return 1",
+     "g['encode'] = lambda v, o=None, *a: old(['value', 1, [[1]] * 9]) if o else old(v, o, *a)\ndef f(x): return 1",
      "assert f({}) == 1", False),
     ("def f(x): return sorted(x)", "a = [2, 1]\nassert f(a) == [1, 2] and a == [2, 1]", True),
     ("def f(x):\n  x.sort()\n  return x", "assert f([2, 1]) == [1, 2]", True),
@@ -612,6 +687,24 @@ def test_several_names_and_expressions(pool):
                    "assert g(1) == 1 and k(1) == -1", names={"g": "g", "k": "Solution().h"})
     assert pool.judge_one(job) is True
     assert pool.judge_one({**job, "names": {"g": "g", "k": "Solution().missing"}}) is False
+
+
+def test_names_of_classes_and_values(pool):
+    """Exception classes of the program are caught by name, values are what they are, objects stay themselves."""
+    program = ("LIMIT = [3]\nclass Bad(ValueError): pass\nclass Worse(Bad): pass\nclass N:\n  next = None\n"
+               "  def __init__(self, x): self.x = x\ndef f(x):\n  if x: raise Worse(x)\n  return [N(4), LIMIT]\n"
+               "def depth(n): return 1 + depth(n.next) if n else 0\n")
+    tests = ("try: f(1)\nexcept Bad as e: assert isinstance(e, ValueError) and e.args == (1,)\nelse: assert False\n"
+             "assert LIMIT == [3]\na = N(1)\na.next = N(2)\na.next.next = N(3)\nassert depth(a) == 3\n"
+             "assert a.next is a.next and a.next.x == 2 and a.next.next.next is None\n"
+             "n, limit = f(0)\nassert n.x == 4 and limit == [3]\n")
+    job = function(program, tests, names={name: name for name in ("f", "Bad", "LIMIT", "N", "depth")})
+    assert pool.judge_one(job) is True
+    assert pool.judge([{**job, "program": program.replace(*change)} for change in (
+        ("[3]", "[4]"), ("Worse(Bad)", "Worse(ValueError)"), ("1 + depth", "depth"), ("N(4)", "N(5)"))]) == [False] * 4
+    for test in ("assert N(1) == N(1)", "assert N(1)", "assert not N(1)", "assert {N(1)}", "assert N(1) in [2]",
+                 "assert 2 in N(1)", "list(N(1))", "assert isinstance(N(1), N)", "assert sorted([N(1), N(2)])"):
+        assert pool.judge_one({**job, "tests": f"try:\n  {test}\nexcept BaseException: pass"}) == "unsupported", test
 
 
 def test_the_setup_is_not_the_program(pool):

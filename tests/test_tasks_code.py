@@ -1,6 +1,7 @@
 """The code tasks from small local copies in the data sets' own schema, programs taken out of completions, own files."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,9 @@ SHAPES = {  # how chat models and base models write the function, {code}, or its
     "wrong, then right": "```python\ndef f(x):\n    return 0\n```\nNo:\n```python\n{code}\n```",
     "with its imports": "```python\nimport math\nfrom typing import *\n\n{code}\n```",
     "whole prompt again": "```python\n{prompt}{body}\n```",
+    "language without a fence": "python\n{code}", "language, then a fence": " Python3\n{code}\n```",
+    "language after prose": "Here it is:\n\npy\n{code}\n\nDone.", "language in a block": "```\npython\n{code}\n```",
+    "language and body": "python\n{body}",
     "with main": "```python\n{code}\n\nif __name__ == '__main__':\n    print(f(3))\n```",
     "body in a block": "```python\n{body}\n```", "body at the margin in a block": "```python\n{flat}\n```",
     "body at the margin after prose": "The body is\n\n```\n{flat}\n```\nas wanted.", "body": "{body}",
@@ -120,7 +124,9 @@ def test_shapes_that_are_not_right(completion, judged):
 @pytest.mark.parametrize("completion", [
     "```python\n{code}\n```\nInput:\n```\n2\n```\nOutput:\n```\n4\n```", "Input\n```\n2\n```\n\n```python\n{code}\n```",
     "```python\n{code}\n```\n```\n1 2 3\n```", "~~~\n{code}\n~~~\n~~~\n4\n~~~",
-    "1. Do\n   ```python\n   {code}\n   ```\n   which prints\n   ```text\n   4\n   ```", "{code}", "```python\n{code}"])
+    "1. Do\n   ```python\n   {code}\n   ```\n   which prints\n   ```text\n   4\n   ```", "{code}", "```python\n{code}",
+    "python\n{code}\n```", "python\n{code}", "\n py\n{code}\n```", "python3.11 \n{code}", "```\nPython\n{code}\n```",
+    "The program:\npython\n{code}"])
 def test_shapes_of_a_program(completion, judged):
     spec = {"inputs": ["2\n", "3"], "outputs": ["4", "9"], "limit": 3}
     for code, reward in (("print(int(input()) ** 2)", 1.0), ("print(int(input()) ** 2 + 1)", 0.0)):
@@ -231,7 +237,7 @@ def test_each_program_is_judged_once(humaneval, monkeypatch):
     code = "```python\ndef add0(xs): return sum(xs)\n```"
     for _ in range(2):
         assert task.rewards([a, a, a, b], [code, "Yes:\n" + code, "    return 1", "    return 1"]) == [1, 1, 0, 0]
-    assert asked == [3, 0]
+    assert asked == [2, 3, 0]  # the tests of two problems on a program that only raises, then the programs
     with pytest.raises(ValueError):
         task.rewards([a, b], [code])
 
@@ -263,7 +269,8 @@ def test_mbpp(tmp_path, cache):
                         [q.solution for q in task.test[:3] + task.train]) == [1.0] * 9 and not task.counts
     # The challenge test is hidden.
     assert task.verify(p, "```python\ndef add_0(x):\n    return {1: 1, 2: 2}.get(x)\n```") == 0.0
-    assert task.verify(task.test[3], task.test[3].solution) == 0.0 and task.counts == {"unsupported": 1}
+    assert task.verify(task.test[3], task.test[3].solution) == 1.0 and not task.counts  # the test makes a Node of it
+    assert task.verify(task.test[3], task.test[3].solution.replace("n.x", "2")) == 0.0
 
 
 def contest_row(i, **more):
@@ -335,8 +342,13 @@ def test_taco(tmp_path, cache):
     assert len(task.train) + len(task.valid) == 11 and len(task.test) == 3
     assert task.rewards(task.test, [p.solution for p in task.test]) == [1.0] * 3 and not task.counts
     assert json.loads(task.test[0].answer)["limit"] == 2.0 and task.test[0].level == "EASY"
-    assert task.rewards(task.test[1:], ["def double(xs): return xs",
-                                        "class Solution:\n    def minus(self, a, b): return b - a"]) == [0.0, 0.0]
+    minus = "class Solution:\n    def minus(self, a: int, b: int) -> Optional[int]: return "
+    assert task.rewards(task.test[1:], ["def double(xs): return xs", f"{minus}b - a"]) == [0.0, 0.0]
+    alone = functions[1] | {"starter_code": None}
+    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, [*rows["test"], alone])))
+    assert tasks.load_task("taco", data=str(folder)).test[3].answer == task.test[2].answer
+    double = "def double(xs: List[int]): return [2 * x for x in xs]"
+    assert task.rewards(task.test[1:], [double, f"{minus}a - b"]) == [1.0, 1.0]
     assert "def double" in task.test[1].prompt and "standard input" in task.test[0].prompt
 
 
@@ -385,6 +397,199 @@ def test_own_code(write):
     right = ["```python\ndef square(x): return x * x\n```", "print(int(input()) ** 2)", "    return x * x"]
     assert task.rewards([a, b, c], right) == [1.0] * 3 and task.verify(c, c.solution) == 1.0
     assert task.rewards([a, b, c], ["def square(x): return 4", "print(4)", "    return x"]) == [0.0] * 3
+
+
+GUARD = "if __name__ == '__main__':\n"
+CASE = "class TestF(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(f(2), 3)\n"
+UNCALLED = {  # tests that somebody else would run, of f(x) = x + 1
+    "functions": "def test_a():\n    assert f(2) == 3\ndef test_b():\n    assert f(0) == 1\n",
+    "async function": "async def test_a():\n    assert f(2) == 3\n",
+    "function in a with": "import contextlib\n"
+                          "with contextlib.suppress(OSError):\n    def test_a():\n        assert f(2) == 3\n",
+    "function called by another that is not": "def test_a():\n    assert f(2) == 3\ndef main():\n    test_a()\n",
+    "class": "class TestF:\n    def test_a(self):\n        assert f(2) == 3\n    @staticmethod\n"
+             "    def test_b():\n        assert f(0) == 1\n",
+    "class with a setup": "class TestF:\n    def setup_method(self, method):\n        self.wanted = 3\n"
+                          "    def test_a(self):\n        assert f(2) == self.wanted\n",
+    "class with setups": "def setup_module():\n    global y\n    y = 2\nclass TestF:\n    @classmethod\n"
+                         "    def setup_class(cls):\n        cls.wanted = 3\n"
+                         "    def test_a(self):\n        assert f(y) == self.wanted\n",
+    "TestCase": f"import unittest\n{CASE}", 
+    "TestCase and main": f"import unittest\n{CASE}\n{GUARD}    unittest.main()\n",
+    "TestCase run without a word": f"import unittest\n{CASE}\nunittest.TextTestRunner().run("
+                                   "unittest.defaultTestLoader.loadTestsFromTestCase(TestF))\n",
+    "TestCase of a TestCase": "import unittest\nclass Base(unittest.TestCase):\n    wanted = 3\n"
+                              "class TestF(Base):\n    def setUp(self):\n        self.x = 2\n"
+                              "    def test_a(self):\n        self.assertTrue(f(self.x) == self.wanted)\n",
+    "pytest's main": "import pytest, sys\ndef test_a():\n    assert f(2) == 3\n"
+                     f"{GUARD}    sys.exit(pytest.main([__file__]))\n",
+    "guard": f"{GUARD}    assert f(2) == 3\n", "exit at the end": "assert f(2) == 3\nraise SystemExit(0)\n",
+    "check": "def check(candidate):\n    assert candidate(2) == 3\n",
+    "check without parameters": "def check():\n    assert f(2) == 3\n",
+    "check under an if": "if True:\n    def check(candidate):\n        assert candidate(2) == 3\n",
+    "check with another name": "def check_f(candidate):\n    assert candidate(2) == 3\n",
+    "async check": "async def check(candidate):\n    assert candidate(2) == 3\n",
+    "import of the solution": "from solution import f\n\ndef test_a():\n    assert f(2) == 3\n",
+    "import by another name": "def test_a():\n    from .main import f as g\n    assert g(2) == 3\n",
+    "import of the module": "import solution\ndef test_a():\n    assert solution.f(2) == 3\n",
+    "its name as text": "assert globals()['f'](2) == 3\n",
+    "import of everything": "from solution import *\nassert f(2) == 3\n",
+    "threads": "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(4) as pool:\n"
+               "    assert list(pool.map(f, range(100))) == list(range(1, 101))\n",
+    "its signature": "import inspect\nassert list(inspect.signature(f).parameters) == ['x'] and f.__name__ == 'f'\n"
+                     "assert f(2) == 3\n",
+    "numpy": "import numpy as np\nassert np.isclose(f(2), 3)\n",
+    "numbers of numpy": "import numpy\nassert f(numpy.int64(2)) == 3 == f(numpy.float32(2)) and f(numpy.True_) == 2\n",
+    "numpy in a function": "def test_a():\n    import numpy\n    numpy.testing.assert_allclose(f(2.0), 3.0)\n",
+    "pytest": "import pytest\ndef test_a():\n    assert f(2) == pytest.approx(3)\n    with pytest.raises(TypeError):\n"
+              "        f('a')\n"}
+
+
+@pytest.fixture(scope="module")
+def packages():
+    """Whether tests find numpy and pytest: the Python that an unprivileged user may read can be of another version."""
+    task = tasks.Code("t", [], [], [])
+    task.open()
+    task.try_tests({"p": {"tests": "import numpy, pytest", "names": {"f": "f"}, "prefix": "", "limit": 9}})
+    return "only raises" in task.flaws["p"]
+
+
+def test_tests_that_nobody_calls_are_run(write, capfd, packages):
+    """A right program is rewarded, one that is wrong or only raises is not."""
+    kinds = {name: tests for name, tests in UNCALLED.items() if packages or not re.search("numpy|pytest", tests)}
+    task = tasks.load_task(data=write(*({"prompt": f"Write f(x): {name}", "tests": tests, "entry_point": "f",
+                                         "split": "test"} for name, tests in kinds.items())))
+    assert len(task.test) == len(kinds) and "left out" not in capfd.readouterr().out
+    for program, reward in (("def f(x): return x + 1", 1.0), ("def f(x): return x + 5", 0.0),
+                            ("def f(x): raise ValueError", 0.0), ("def f(x): return None", 0.0)):
+        got = task.rewards(task.test, [program] * len(task.test))
+        assert dict(zip(kinds, got)) == dict.fromkeys(kinds, reward)
+    assert not task.counts
+
+
+IDLE = {  # tests that cannot judge f -> why
+    "# assert f(2) == 3\n": "nothing in its tests asserts",
+    "METADATA = {'author': 'x'}\n": "nothing in its tests asserts",
+    '\"\"\"\n>>> f(2)\n3\n\"\"\"\n': "nothing in its tests asserts", "f(2) == 3": "nothing in its tests asserts",
+    "print(f(2))": "nothing in its tests asserts", "assert (f(2) == 3, 'wrong')": "nothing in its tests asserts",
+    "f(2)\nassert True": "nothing in its tests asserts",
+    "f(2)\ndef run():\n    assert f(2) == 3": "nothing in its tests asserts",
+    "assert g(2) == 3": "never use f", "def f(x): return 3\nassert f(2) == 3": "only raises",
+    "try:\n    assert f(2) == 3\nexcept Exception:\n    pass": "only raises",
+    "def run():\n    assert f(2) == 3\nassert callable(f)": "only raises",
+    "assert candidate(2) == 3 == f": "before they use the program \\(NameError: name 'candidate'",
+    "open('data.txt').read()\nassert f(2) == 3": "before they use the program \\(FileNotFoundError.*data.txt",
+    "import nowhere\nassert f(2) == 3": "before they use the program \\(ModuleNotFoundError.*nowhere",
+    "from solution import g\nassert f(2) == 3": "before they use the program \\(ModuleNotFoundError.*solution",
+    "assert False\nassert f(2) == 3": "before they use the program \\(AssertionError",
+    "import unittest\nraise unittest.SkipTest('no')\nassert f(2) == 3": "before they use the program \\(SkipTest",
+    "assert f(len) == 3": "no plain data", "def test_a(numbers):\n    assert f(2) == 3": "what to call test_a",
+    "class TestF:\n    def test_a(self, x):\n        assert f(x) == 3": "what to call TestF",
+    "def check(candidate, cases):\n    assert candidate(2) == 3": "what to call check"}
+
+
+def test_rows_that_cannot_judge_are_left_out(write, capfd):
+    """Each is named by its line, with the reason; the others stay."""
+    rows = [{"prompt": f"Write f(x): {tests}", "tests": tests, "entry_point": "f"} for tests in IDLE]
+    reasons = [*IDLE.values(), "its prompt begins g, its entry_point is f", "its prompt imports numpy"]
+    for prompt in ("def g(x):\n    ''' x + 1 '''\n", "import numpy\ndef f(x):\n"):
+        rows.append({"prompt": prompt, "tests": UNCALLED["check"], "entry_point": "f"})
+    task = tasks.load_task(data=write(*rows, *({**FUNCTION, "prompt": str(i)} for i in range(4))))
+    assert len(task.train + task.valid + task.test) == 4
+    out = capfd.readouterr().out
+    for number, reason in enumerate(reasons, start=1):
+        assert re.search(rf"own\.jsonl:{number}\b[^;]*\([^;]*{reason}", out), (number, reason, out)
+    assert re.search(r"^1\d problems left out because of the tests", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("tests, reason", [(tests, IDLE[tests]) for tests in list(IDLE)[::8]])
+def test_no_row_is_left(tests, reason, write):
+    with pytest.raises(tasks.UserError, match=f"no problem can be judged: own.jsonl:1 .*{reason}") as error:
+        tasks.load_task(data=write({"prompt": "f", "tests": tests, "entry_point": "f"}))
+    assert "\n" not in str(error.value)
+
+
+def test_what_tests_lack_later_is_counted(write):
+    """After the first use of the program, where trying them on one that raises does not get."""
+    tests = ["assert f(2) == 3\nopen('data.txt')", "assert f(2) == 3\nassert candidate(2) == 3",
+             "def test_a():\n    assert f(2) == 3\ndef test_b():\n    import nowhere",
+             "import unittest\nclass TestF(unittest.TestCase):\n    def test_a(self):\n        assert f(2) == 3\n"
+             "        self.skipTest('no')\n"]
+    task = tasks.load_task(data=write(*({"prompt": str(i), "tests": text, "entry_point": "f", "split": "test"}
+                                        for i, text in enumerate(tests))))
+    assert task.rewards(task.test, ["def f(x): return x + 1"] * 4) == [0.0] * 4
+    assert task.counts == {"unsupported": 4}
+    # What the program lacks is its own fault.
+    assert task.rewards(task.test, ["def f(x): return y", "def f(x): return open('a')", "def f(x): import nowhere",
+                                    "import nowhere\ndef f(x): return x + 1"]) == [0.0] * 4
+    spec = json.loads(task.test[0].answer) | {"tests": "try: a = f(2)\nexcept ValueError: pass\nassert a == 3"}
+    assert task.verify(code_problem("n", "?", None, spec), "def f(x): raise ValueError") == 0.0
+    assert task.counts == {"unsupported": 4}
+
+
+def test_a_problem_that_cannot_judge_is_found_when_it_is_needed(capfd):
+    """Of a data set, and of a long file, whose tests are not tried when they are loaded."""
+    spec = {"tests": "try: assert f(2) == 3\nexcept Exception: pass", "names": {"f": "f"}, "prefix": "", "limit": 3}
+    problems = [code_problem("bad", "?", None, spec),
+                code_problem("good", "?", None, spec | {"tests": "assert f(2) == 3"})]
+    task = tasks.Code("t", [], [], problems)
+    task.open()
+    for _ in range(2):
+        assert task.rewards(problems * 2, ["def f(x): return x + 1"] * 2 + ["def f(x): return 0"] * 2) == [0, 1, 0, 0]
+        assert task.counts == {"unsupported": 2}
+    assert capfd.readouterr().out.count("1 problem score 0, as unsupported, because of the tests: bad "
+                                        "(its tests pass on a program that only raises)") == 1
+
+
+def test_packages_are_for_the_tests_only(write, packages):
+    if not packages:
+        pytest.skip("the Python of the sandbox is of another version than this one, and has no packages")
+    row = {"prompt": "f", "tests": "import numpy\nassert f(2) == numpy.float64(3)\n", "entry_point": "f",
+           "split": "test"}
+    task = tasks.load_task(data=write(row, row | {"prompt": "import numpy\n\ndef f(x):\n    \"\"\" x + 1 \"\"\"\n"}))
+    assert [p.prompt for p in task.test] == ["f"]  # no program could begin like the other
+    assert task.rewards(task.test * 3, ["def f(x): return x + 1", "import numpy\ndef f(x): return x + 1",
+                                        "import os\ndef f(x): return x + os.path.exists('/packages')"]) == [1, 0, 0]
+
+
+def test_classes_in_own_files(write):
+    """Whose objects the tests make and use, and the typing names that programs on the usual sites find."""
+    solution = "class Solution:\n    def add(self, xs: List[int]) -> Optional[int]:\n"
+    stack = ("s = Stack([1])\ns.push(2)\nassert s.pop() == 2 and len(s) == 1 and s[0] == 1 and s.items == [1]\n"
+             "s.items = [5]\nassert str(s) == 'Stack' and s.pop() == 5 and Stack.kind == 'lifo'\n"
+             "t = s.twin()\nt.push(3)\nassert s.total(t) == 3 and t.same() is t\n"
+             "try:\n    s.pop()\n    assert False\nexcept IndexError:\n    pass\n")
+    tests = [("Solution", "assert Solution().add([1, 2]) == 3\nassert Solution().add([]) is None"),
+             ("Solution().add", "def check(candidate):\n    assert candidate([1, 2]) == 3 and candidate([]) is None"),
+             ("Stack", stack), ("Stack", "assert Stack([1]) == Stack([1])")]
+    prompts = [f"# {i}\n{solution}" for i in range(2)] + ["A stack", "Another"]
+    rows = [{"prompt": prompt, "tests": text, "entry_point": name, "split": "test"}
+            for prompt, (name, text) in zip(prompts, tests)]
+    task = tasks.load_task(data=write(*rows))
+    right = f"```python\n{solution}        return sum(xs) or None\n```"
+    program = ("class Stack:\n    kind = 'lifo'\n    def __init__(self, items): self.items = items\n"
+               "    def push(self, x): self.items.append(x)\n    def pop(self): return self.items.pop()\n"
+               "    def __len__(self): return len(self.items)\n    def __getitem__(self, i): return self.items[i]\n"
+               "    def __str__(self): return 'Stack'\n    def twin(self): return Stack(list(self.items))\n"
+               "    def total(self, other): return sum(self.items) + sum(other.items)\n"
+               "    def same(self): return self\n"
+               "    def __eq__(self, other): return self.items == other.items\n")
+    a, b, c, d = task.test
+    assert task.rewards([a, b, a, c], [right, right, "        return sum(xs) or None", program]) == [1.0] * 4
+    assert task.rewards([a, b, a, c], [right.replace("sum", "max"), right.replace("sum", "len"), "        return 3",
+                                       program.replace("items.pop()", "items[-1]")]) == [0.0] * 4
+    assert not task.counts
+    assert task.verify(d, program) == 0.0 and task.counts == {"unsupported": 1}  # the program's own word
+
+
+def test_programs_of_own_files_find_typing_names(write):
+    row = {"prompt": "f", "tests": "assert f([1]) == 1", "entry_point": "f"}
+    task = tasks.load_task(data=write(row | {"split": "test"}, PROGRAM | {"split": "test"}))
+    head = "def f(xs: List[int], *rest: Any) -> Optional[Dict[str, int]]: "
+    assert task.rewards(task.test[:1] * 3, [
+        f"{head}return len(xs)", f"from __future__ import annotations\n{head}return 1",
+        f"{head}return Counter(xs)[1]"]) == [1.0, 1.0, 0.0]
+    assert task.verify(task.test[1], "def main(x: List[int]): print(x[0] ** 2)\nmain([int(input())])") == 1.0
 
 
 @pytest.mark.parametrize("row, match", [

@@ -398,7 +398,7 @@ def test_an_adapter_of_another_base(moving, tmp_path):
 
 
 @pytest.mark.parametrize("row, words", [
-    ({"tests": "assert add(1) == 2", "entry_point": "ad"}, "'ad' is in neither"),
+    ({"tests": "assert add(1) == 2", "entry_point": "ad"}, "its tests never use ad"),
     ({"tests": "def check(candidate):\n    assert candidate(1) == 2", "entry_point": "plus"}, "'plus' is in neither"),
     ({"tests": "def check(candidate):\n    assert candidate(1) == 2", "entry_point": "write",
       "solution": "def add(x):\n    return x + 1"}, "not what \"solution\" defines")])

@@ -1,0 +1,223 @@
+"""Tests of functions and classes as people write them: what runs them, and whether they can fail at all.
+
+Tests are Python that asserts. They run as a script does, as `__main__`, and after that run
+
+    check(candidate), or any function of a parameter `candidate`     on the entry point, as in HumanEval
+    test* functions without parameters, test* methods of classes     as pytest runs them, each on an object of its own
+    unittest.TestCase                                                as unittest does
+
+unless the script has called them itself. What unittest.main() or pytest.main() would run is that, so these are left
+out, and `from solution import f` says that f is the program's.
+"""
+import ast
+import sys
+
+from support.errors import UserError
+
+from .sandbox import PACKAGES
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+FAILING = ("assert", "fail", "raises", "warns", "exit", "_exit", "abort", "eval", "exec")
+BEFORE = ("setup_module", "setUpModule", "setup_function")
+WARM = {*PACKAGES, "unittest", "asyncio", "json"}  # what takes long to import
+
+
+class CannotJudge(UserError):
+    """Tests that say nothing about a program."""
+
+
+def dotted(node):
+    """The name of `a.b.c`; '' of anything else than names."""
+    if isinstance(node, ast.Attribute):
+        before = dotted(node.value)
+        return before and f"{before}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def runs_main(node):
+    """Is this statement a call of unittest.main or pytest.main, or an exit that says nothing else than success?"""
+    if isinstance(node, ast.Raise):
+        node = ast.Expr(node.exc)
+    call = node.value if isinstance(node, ast.Expr) else None
+    if isinstance(call, ast.Name):
+        return call.id == "SystemExit"
+    if not isinstance(call, ast.Call):
+        return False
+    if dotted(call.func) in ("unittest.main", "pytest.main"):
+        return True
+    done = all(isinstance(value, ast.Constant) and value.value in (0, None) or runs_main(ast.Expr(value))
+               for value in call.args)
+    return dotted(call.func) in ("sys.exit", "exit", "quit", "SystemExit") and done
+
+
+def is_guard(node):
+    """Is it `if __name__ == "__main__"`?"""
+    return isinstance(node, ast.If) and any(dotted(part) == "__name__" for part in ast.walk(node.test))
+
+
+def is_known(module):
+    """Can tests import it? Of a relative import the module is None."""
+    return module is not None and module.partition(".")[0] in {*sys.stdlib_module_names, *PACKAGES}
+
+
+class OfProgram(ast.NodeTransformer):
+    """Takes the imports of a module that is the program out of tests: one that has the entry point, and that nobody
+    else has. `names` are {name in the tests: name in the program}, `modules` what it is called."""
+
+    def __init__(self, tree, entry):
+        self.names, self.modules = {entry: entry}, set()
+        uses = {dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and not is_known(node.module):
+                if any(alias.name in (entry, "*") for alias in node.names):
+                    self.modules.add(node.module)
+            elif isinstance(node, ast.Import):
+                self.modules.update(alias.asname or alias.name for alias in node.names if not is_known(alias.name)
+                                    and f"{alias.asname or alias.name}.{entry}" in uses)
+        self.visit(tree)
+
+    def visit_ImportFrom(self, node):
+        if node.module not in self.modules:
+            return node
+        self.names.update({alias.asname or alias.name: alias.name for alias in node.names if alias.name != "*"})
+        return ast.Pass()
+
+    def visit_Import(self, node):
+        node.names = [alias for alias in node.names if (alias.asname or alias.name) not in self.modules]
+        return node if node.names else ast.Pass()
+
+    def visit_Attribute(self, node):
+        if dotted(node.value) in self.modules:
+            self.names[node.attr] = node.attr
+            return ast.Name(node.attr, node.ctx)
+        return self.generic_visit(node)
+
+
+def reached(tree):
+    """(nodes that run when a module does, names that these mention). The inside of a function or class runs once its
+    name is mentioned."""
+    nodes, names, parked, waiting = [], set(), {}, [tree]
+    while waiting:
+        node = waiting.pop()
+        nodes.append(node)
+        inside = list(ast.iter_child_nodes(node))
+        if isinstance(node, ast.ClassDef):  # all methods of a class that is used
+            inside += [part for method in node.body if isinstance(method, FUNCTIONS) for part in method.body]
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and node.name not in names:
+            parked.setdefault(node.name, []).extend(inside)
+            inside = node.decorator_list
+        waiting += inside
+        name = getattr(node, "id", None) or getattr(node, "attr", None)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            name = node.value  # as in globals()["f"]
+        if name and not isinstance(getattr(node, "ctx", None), ast.Store):
+            names.add(name)
+            waiting += parked.pop(name, ())
+    return nodes, names
+
+
+def can_fail(node):
+    """Can this node be what a wrong program fails at? An assert of a tuple or a constant cannot."""
+    if isinstance(node, ast.Assert):
+        constant = isinstance(node.test, ast.Constant) and node.test.value
+        return not constant and not (isinstance(node.test, ast.Tuple) and node.test.elts)
+    called = dotted(node.func) if isinstance(node, ast.Call) else ""
+    return isinstance(node, ast.Raise) or called.rpartition(".")[2].lstrip("_").lower().startswith(FAILING)
+
+
+def definitions(body):
+    """The functions and classes that a module defines, also under `if`, `with` and `try`."""
+    for node in body:
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+            yield node
+        else:
+            for field in ("body", "handlers", "orelse", "finalbody"):
+                yield from definitions(getattr(node, field, []))
+
+
+def parameters(function):
+    """Names of the parameters without a default."""
+    of = function.args
+    places = of.posonlyargs + of.args
+    named = [arg for arg, default in zip(of.kwonlyargs, of.kw_defaults) if default is None]
+    return [arg.arg for arg in places[:len(places) - len(of.defaults)] + named]
+
+
+def call_of(function, text, *arguments):
+    """Source of a call of a function that may be async."""
+    text = f"{text}({', '.join(arguments)})"
+    return f"__import__('asyncio').run({text})" if isinstance(function, ast.AsyncFunctionDef) else text
+
+
+def calls_of_function(node, entry):
+    """Lines that run a function nobody calls, if it is a test.  Raises CannotJudge if it wants what only a framework
+    gives."""
+    wanted = parameters(node)
+    is_check = node.name == "check" or wanted == ["candidate"]
+    if not is_check and not node.name.startswith("test"):
+        return []
+    if len(wanted) > is_check:
+        raise CannotJudge(f"nothing says what to call {node.name}({', '.join(wanted)}) with")
+    return [call_of(node, node.name, *[entry] * len(wanted))]
+
+
+def calls_of_class(node):
+    """Lines that run the test* methods of a class that nobody uses.  Raises CannotJudge as `calls_of_function`."""
+    methods = {method.name: method for method in node.body if isinstance(method, FUNCTIONS)}
+    tests = [method for name, method in methods.items() if name.startswith("test")]
+    lines = []
+    for method in tests:
+        static = any(dotted(decorator) == "staticmethod" for decorator in method.decorator_list)
+        wanted = parameters(method)[not static:]
+        if wanted or "__init__" in methods and parameters(methods["__init__"])[1:]:
+            raise CannotJudge(f"nothing says what to call {node.name}().{method.name} with")
+        if "setup_class" in methods:
+            lines.append(f"{node.name}.setup_class()")
+        lines.append(f"case = {node.name}()")
+        if "setup_method" in methods:
+            lines.append("case.setup_method(" + "None" * len(parameters(methods["setup_method"])[1:]) + ")")
+        lines.append(call_of(method, f"case.{method.name}"))
+    return lines
+
+
+def calls(tree, entry):
+    """Lines that run what a module of tests defines and does not run itself.  Raises CannotJudge."""
+    _, names = reached(tree)
+    lines = [f"{node.name}()" for node in definitions(tree.body) if node.name in BEFORE and node.name not in names]
+    cases = {"TestCase", "IsolatedAsyncioTestCase"}
+    for node in definitions(tree.body):
+        if isinstance(node, ast.ClassDef):
+            if any(dotted(base).rpartition(".")[2] in cases for base in node.bases):
+                cases.add(node.name)
+                lines.append(f"__import__('unittest').defaultTestLoader.loadTestsFromTestCase({node.name}).debug()")
+            elif node.name not in names:
+                lines += calls_of_class(node)
+        elif node.name not in names:
+            lines += calls_of_function(node, entry)
+    return lines
+
+
+def prepare(source, entry):
+    """(tests that run as they are, {name in them: name in the program}) of tests as somebody wrote them. `entry` is
+    what they are about: f, Class or Class().method.  Raises SyntaxError; CannotJudge if they cannot fail."""
+    tree = ast.parse(source)
+    name = entry.partition("(")[0]
+    program = OfProgram(tree, name)
+    changed = bool(program.modules)
+    for body in [tree.body, *(node.body for node in tree.body if is_guard(node))]:
+        changed = changed or any(map(runs_main, body))
+        body[:] = [ast.Pass() if runs_main(node) else node for node in body]
+    if changed:
+        source = ast.unparse(ast.fix_missing_locations(tree))
+    source = "\n".join([source, *calls(tree, entry), ""])
+    nodes, mentioned = reached(ast.parse(source))
+    if not any(map(can_fail, nodes)):
+        raise CannotJudge("nothing in its tests asserts anything")
+    if not mentioned & program.names.keys():
+        raise CannotJudge(f"its tests never use {name}")
+    return source, program.names
+
+
+def modules_of(tests):
+    """Those of the modules that take long to import which tests may import."""
+    return sorted(name for name in WARM if name in tests)
