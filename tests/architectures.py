@@ -32,8 +32,9 @@ RIGHT = {  # the path that a model of this size takes on a CPU
     KEYS: """bloom falcon fuyu got_ocr2 gpt_bigcode gpt_neo moss_transcribe_diarize mpt
         phi4_multimodal""".split(),
     STATES: """bailing_hybrid bamba falcon_h1 granitemoehybrid inkling2_text inkling_text jamba kimi_linear lfm2
-        lfm2_moe lfm3 olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text zamba
-        zaya""".split(),
+        lfm2_moe
+        lfm3 olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp
+        qwen4_exp_text zamba zaya""".split(),
     RERUN: """falcon_mamba mamba mamba2 minimax moshi nemotron_h openai-gpt recurrent_gemma rwkv xlstm
         zamba2""".split(),
 }

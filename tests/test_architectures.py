@@ -8,10 +8,12 @@ from conftest import load_policy
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import common
+from support import load
 from support.errors import UserError
 
 PATHS = {ROWS: "fast (", KEYS: "samples of a prompt share its keys and values",
-         RERUN: "no cache that can be shared out", STATES: "whose states go from token to token", EQUAL: "only prompts of one length share a batch"}
+         RERUN: "no cache that can be shared out", STATES: "whose states go from token to token",
+         EQUAL: "only prompts of one length share a batch"}
 PROMPTS = [[5, 7, 3, 9, 11, 4, 6, 8, 10, 12], [3, 4], [8, 6, 4, 12, 10, 5, 3]]
 NEW = 14  # tokens, so that the longest row is three times the windows of these models
 
@@ -56,6 +58,21 @@ def test_right(kind, path, tmp_path):
             assert max(gap(logps.detach(), [wanted[j] for j in index.tolist()])) < 1e-4
             logps.sum().backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in policy.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "phi3", "bloom", "gptj", "opt", "qwen3", "smollm3"])
+def test_on_ordinary_models_it_is_all_linear_layers(kind, tmp_path):
+    """The same layers in the same order, the same numbers at the start, and nothing that stays as it is."""
+    import peft
+    folder = save(tmp_path, config_of(kind))
+    policy = load_policy(folder, bits=32)
+    torch.manual_seed(0)
+    wanted = peft.get_peft_model(load.load_base(folder, 32)[0], peft.LoraConfig(
+        r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
+    wanted = {name: p for name, p in wanted.named_parameters() if p.requires_grad}
+    found = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+    assert [*found] == [*wanted] and all(torch.equal(p, wanted[name]) for name, p in found.items())
+    assert "stay as they are" not in policy.note
 
 
 def bare(policy, x, y):
