@@ -21,7 +21,7 @@ from itertools import accumulate
 import safetensors
 import torch
 
-from support import ROOT, processes
+from support import ROOT, card, processes
 from support.errors import UserError
 from support.processes import on_first
 
@@ -82,7 +82,7 @@ def save_adapter(model, folder):
         try:
             model.save_pretrained(folder + ".tmp", selected_adapters=["default"], save_embedding_layers=False)
             os.makedirs(folder, exist_ok=True)
-            for name in os.listdir(folder + ".tmp"):
+            for name in {*os.listdir(folder + ".tmp")} - {"README.md"}:  # peft's is a form that nobody filled in
                 os.replace(os.path.join(folder + ".tmp", name), os.path.join(folder, name))
         finally:
             shutil.rmtree(folder + ".tmp", ignore_errors=True)
@@ -244,7 +244,9 @@ class Run:
     def begin(self, policy, optimizer):
         """Write args.json, load the last checkpoint if resuming (which sets `step`), listen for Ctrl-C."""
         if not self.resumed:
-            found = {"script": self.script, "flags": vars(self.args), "processes": processes.WORLD, **versions()}
+            chat = bool(self.task.chat and policy.tokenizer.chat_template)
+            found = {"script": self.script, "flags": vars(self.args), "chat": chat, "processes": processes.WORLD,
+                     **versions()}
             on_first(lambda: write_atomic(self.path("args.json"), json.dumps(found, indent=1)))
         else:
             state = on_first(lambda: self.restore(policy, optimizer))
@@ -381,6 +383,7 @@ class Run:
         UserError if it cannot be written, which leaves the last one intact too."""
         def write():
             save_adapter(policy.model, self.path("adapter"))
+            self.describe()
             logged = {name: self.bytes_of(name) or b"" for name in LOGGED}
             buffer = io.BytesIO()
             torch.save({"step": self.step, "seconds": self.seconds(), "result": json.dumps(self.result),
@@ -394,8 +397,13 @@ class Run:
             write_atomic(self.path("state.pt"), body + hashlib.sha256(body).digest(), keep=self.path(PREVIOUS))
         on_first(write)
 
+    def describe(self):
+        """Write the model card of adapter/, with the figures known so far."""
+        write_atomic(self.path("adapter/README.md"), card.of_adapter(card.facts(self.folder, self.result)))
+
     def finish(self):
         self.result["seconds"] = round(self.seconds(), 1)
+        on_first(self.describe)
         on_first(lambda: write_atomic(self.path("result.json"), json.dumps(self.result, indent=1)))
 
 
