@@ -11,16 +11,21 @@ LONGEST = 300  # characters of the example's prompt
 
 QUANTISED = {4: 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
              8: "load_in_8bit=True, llm_int8_threshold=0.0"}
-AGAIN = ("The base was quantised to {bits} bits while trained. transformers does not do that with a GGUF file, so what the "
-         "lines below load is a little different; `python -m support.merge` writes the model that was trained.\n\n")
+AGAIN = ("The base was quantised to {bits} bits while trained. transformers does not do that with a GGUF file, so what "
+         "the lines below load is a little different; `python -m support.merge` writes the model that was trained."
+         "\n\n")
 
 
 def facts(run, result=None):
-    """What the files of a run folder say of it, as far as they are there: script, flags, chat, prompts, result.  result:
-    what result.json will hold, where it is not written yet."""
+    """What the files of a run folder say of it: {"script", "flags", "chat", "prompts", "result"}, empty where they say
+    nothing.  result: what result.json will hold, where it is not written yet."""
     found = read(run, "args.json")
-    return {"script": found.get("script"), "flags": found.get("flags") or {}, "chat": found.get("chat"),
-            "prompts": prompts(run), "result": read(run, "result.json") if result is None else result}
+    flags = found.get("flags")
+    return {"script": found.get("script"),
+            "flags": flags if isinstance(flags, dict) else {},
+            "chat": found.get("chat"),  # None: of an older run, which did not store it
+            "prompts": prompts(run),
+            "result": read(run, "result.json") if result is None else result}
 
 
 def read(folder, name):
@@ -37,7 +42,7 @@ def prompts(folder, most=8):
     """Different prompts that a run has shown, at most so many, the last ones first."""
     try:
         with open(os.path.join(folder, "samples.jsonl")) as file:
-            shown = [json.loads(line)["prompt"] for line in file]
+            shown = [str(json.loads(line)["prompt"]) for line in file]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     return list(dict.fromkeys(reversed(shown)))[:most]
@@ -82,8 +87,8 @@ def page(library, found, note, lines):
     code = "\n".join([*lines, *sampling(found)])
     temperature = found["flags"].get("temperature", 1.0)
     return (f"{front(library, found)}{title(found)}{note}{table(found)}{figures(found)}{how(found)}"
-            f"In this folder, a completion from what was trained, the whole distribution at temperature {temperature:g}:"
-            f"\n\n```python\n{code}\n```\n")
+            "In this folder, a completion from what was trained, the whole distribution at temperature "
+            f"{temperature:g}:\n\n```python\n{code}\n```\n")
 
 
 def front(library, found):
@@ -166,6 +171,6 @@ def sampling(found):
         special = ", add_special_tokens=False"
     return [*lines,
             f'ids = tokenizer(prompt, return_tensors="pt"{special})["input_ids"]',
-            f"out = model.generate(ids, do_sample=True, temperature={flags.get('temperature', 1.0)}, top_k=0, top_p=1.0,",
-            f"                     max_new_tokens={flags.get('max_new_tokens') or 64})",
+            f"out = model.generate(ids, max_new_tokens={flags.get('max_new_tokens') or 64}, do_sample=True,",
+            f"                     temperature={flags.get('temperature', 1.0)}, top_k=0, top_p=1.0)",
             "print(tokenizer.decode(out[0]))"]

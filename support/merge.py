@@ -106,13 +106,13 @@ def on_plain_weights(policy, model, bits, adapter):
     held = load.bits_of(policy)
     wrapped, policy.model = policy.model, None
     if not getattr(wrapped.get_base_model(), "is_quantized", False):
-        return wrapped.float(), ""
+        return wrapped.float(), " into de-quantised weights" * ("de-quantised" in policy.note)
     needed, free = 4 * wrapped.get_base_model().num_parameters(), load.free_memory(policy.device)
     del wrapped  # layers of peft on quantised ones merge into quantised ones: the base is loaded again
     gc.collect()
     if needed > free:
-        raise UserError(f"merging needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: take a larger "
-                        "machine")
+        raise UserError(f"merging needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: take a "
+                        "larger machine")
     lm, _, _ = load.load_base(model, bits, "cpu")
     lm = load.without_trace(lm.dequantize(torch.float32)).float()
     return adapters.put_on(lm, adapter).eval(), f" into the weights that {held} bits stand for, de-quantised"
@@ -126,8 +126,9 @@ def merged(wrapped, adapter):
     try:
         lm = wrapped.merge_and_unload(safe_merge=True)
     except Exception as error:  # peft has some fifty kinds, and says that one cannot be merged as it likes
-        raise UserError(f"peft cannot merge adapter {adapter!r} of kind {kind} ({load.first_line(error)}): use it as it "
-                        "is, on its base") from error
+        reason = load.first_line(error)
+        raise UserError(f"peft cannot merge adapter {adapter!r} of kind {kind} ({reason}): use it as it is, on its base"
+                        ) from error
     head, table = lm.get_output_embeddings(), lm.get_input_embeddings()
     tied = bool(tied and head is not None and torch.equal(head.weight, table.weight))
     if tied:
@@ -184,6 +185,8 @@ def save(lm, policy, place, folder):
     with writing(folder), load.quiet():
         lm.save_pretrained(place)
         policy.tokenizer.save_pretrained(place)
+    for entry in os.scandir(place):  # safetensors makes files that nobody else may read, a server for example
+        shutil.copymode(os.path.join(place, "config.json"), entry)
 
 
 def reloaded(place, policy, texts):
@@ -192,17 +195,17 @@ def reloaded(place, policy, texts):
     tokenizer = transformers.AutoTokenizer.from_pretrained(place)
     same = all(tokenizer(text)["input_ids"] == policy.tokenizer(text)["input_ids"] for text in texts)
     if not same or tokenizer.chat_template != policy.tokenizer.chat_template:
-        raise UserError("the tokenizer is another one when it is saved and loaded, so nothing is written: use the adapter "
-                        "on its base")
+        raise UserError("the tokenizer is another one when it is saved and loaded, so nothing is written: use the "
+                        "adapter on its base")
     return transformers.AutoModelForCausalLM.from_pretrained(place, dtype="auto").eval()
 
 
-def told(policy, said, dtype, moved, gap):
-    """What was done and measured, in sentences. moved: mean size of what the adapter does to a log-probability; gap:
-    (largest, mean) of what merging and storing did to it, nats per token."""
+def told(said, dtype, moved, gap):
+    """What was done and measured, in sentences. said: what was done to the base; moved: mean size of what the adapter
+    does to a log-probability; gap: (largest, mean) of what merging and storing did to it, nats per token."""
     words = (f"Merged in float32{said}, stored in {dtype}. {SAMPLES} samples of the trained policy have the same "
-             f"log-probabilities in the stored model to {gap[0]:.1g} nats per token at most, {gap[1]:.1g} on average; the "
-             f"adapter moves them by {moved:.2g} on average.")
+             f"log-probabilities in the stored model to {gap[0]:.1g} nats per token at most, {gap[1]:.1g} on average; "
+             f"the adapter moves them by {moved:.2g} on average.")
     if dtype == "bfloat16" and gap[1] >= moved / 2:
         words += " Rounding to bfloat16 hides much of what the adapter does: take --dtype float32."
     return words
@@ -242,7 +245,7 @@ def merge(run, folder, dtype="bfloat16", model=None, bits=None):
         texts = [*found["prompts"], *(policy.decode(y) for _, y in rows)]
         after = logps(reloaded(place, policy, texts), rows)
         gap = judge(before, after, LIMITS[dtype], f"the merged model in {dtype}")
-        words = told(policy, said, dtype, moved, gap)
+        words = told(said, dtype, moved, gap)
         with writing(folder):
             with open(os.path.join(place, "README.md"), "w") as file:
                 file.write(card.of_model(found, words))
@@ -256,8 +259,8 @@ def main(argv=None):
     started = time.time()
     print(merge(args.run, args.folder, args.dtype, args.model, args.bits))
     size = sum(entry.stat().st_size for entry in os.scandir(args.folder))
-    print(f"{time.time() - started:.0f} s, {load.peak_memory(torch.device('cpu')):.1f} GB of memory; {size / 1e9:.2f} GB "
-          f"are in {args.folder}/", flush=True)
+    print(f"{time.time() - started:.0f} s, {load.peak_memory(torch.device('cpu')):.1f} GB of memory; "
+          f"{size / 1e9:.2f} GB are in {args.folder}/", flush=True)
 
 
 if __name__ == "__main__":
