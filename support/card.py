@@ -52,24 +52,22 @@ def of_adapter(found):
     """The card of an adapter, by the facts of its run."""
     flags = found["flags"]
     bits, file = flags.get("bits"), os.path.basename(flags.get("model") or "")
-    named, precision, note = "", [], ""
+    named, options, precision, note = "", "", [], ""
     imports = "from transformers import AutoTokenizer"
     if file.endswith(".gguf"):
-        named = f", gguf_file={json.dumps(file)}"
-        options = named
+        named = options = f", gguf_file={json.dumps(file)}"
         note = AGAIN.format(bits=bits) if bits in QUANTISED else ""
     elif bits in QUANTISED:
         imports += ", BitsAndBytesConfig"
         precision = [f"precision = BitsAndBytesConfig({QUANTISED[bits]})"]
         options = ", quantization_config=precision"
-    else:
-        options = ", dtype=" + ("torch.bfloat16" if bits == 16 else "torch.float32")
+    dtype = "torch.bfloat16" if bits == 16 else "torch.float32"
     lines = ["import torch", "from peft import AutoPeftModelForCausalLM, PeftConfig", imports, "",
              'folder = "."',
              "base = PeftConfig.from_pretrained(folder).base_model_name_or_path",
              f"tokenizer = AutoTokenizer.from_pretrained(base{named})",
              *precision,
-             f"model = AutoPeftModelForCausalLM.from_pretrained(folder{options})"]
+             f"model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype={dtype}{options})"]
     return page("peft", found, note, lines)
 
 

@@ -100,6 +100,13 @@ def judge(before, after, limits, what):
     return largest, mean
 
 
+def rounding(policy):
+    """Limits of the gap between a policy as it was trained and its weights in float32."""
+    kind = check.precision(policy)
+    largest, mean = check.LIMITS[kind]
+    return (largest if kind == "float32" else float("inf")), mean
+
+
 def on_plain_weights(policy, model, bits, adapter):
     """The trained policy on float32 weights -> (the peft model, what was done to the base, in words). Takes the model
     out of `policy`.  Raises UserError."""
@@ -177,27 +184,45 @@ def enough_memory():
 
 
 def save(lm, policy, place, folder):
-    """Write weights, configs and tokenizer into `place`.  Raises UserError if its disk has no room."""
+    """Write weights, configs and tokenizer into `place`.  Raises UserError, also if its disk has no room."""
     needed, free = lm.num_parameters() * lm.dtype.itemsize, shutil.disk_usage(place).free
     if needed > free:
         raise UserError(f"{folder} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB of its disk are free")
-    lm.generation_config.eos_token_id = policy.stop  # all that ended a completion in training
-    with writing(folder), load.quiet():
-        lm.save_pretrained(place)
-        policy.tokenizer.save_pretrained(place)
+    settings = lm.generation_config
+    settings.eos_token_id = policy.stop  # all that ended a completion in training
+    try:
+        settings.validate(strict=True)
+    except ValueError:  # a temperature without do_sample, for example, which transformers loads and does not save
+        settings.do_sample = True
+    try:
+        with writing(folder), load.quiet():
+            lm.save_pretrained(place)
+            policy.tokenizer.save_pretrained(place)
+    except (ValueError, NotImplementedError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"transformers cannot save this model ({load.first_line(error)}), so nothing is written: use "
+                        "the adapter on its base") from error
     for entry in os.scandir(place):  # safetensors makes files that nobody else may read, a server for example
         shutil.copymode(os.path.join(place, "config.json"), entry)
 
 
 def reloaded(place, policy, texts):
-    """The model of a folder by transformers alone.  Raises UserError unless its tokenizer is that of the policy."""
+    """The model of a folder by transformers alone.  Raises UserError if it cannot be loaded, or its tokenizer is not
+    that of the policy."""
     import transformers
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    try:
+        with load.quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+            lm = transformers.AutoModelForCausalLM.from_pretrained(place, dtype="auto").eval()
+    except Exception as error:  # as in load_base
+        raise UserError(f"transformers cannot load the merged model ({load.first_line(error)}), so nothing is written: "
+                        "use the adapter on its base") from error
     same = all(tokenizer(text)["input_ids"] == policy.tokenizer(text)["input_ids"] for text in texts)
     if not same or tokenizer.chat_template != policy.tokenizer.chat_template:
         raise UserError("the tokenizer is another one when it is saved and loaded, so nothing is written: use the "
                         "adapter on its base")
-    return transformers.AutoModelForCausalLM.from_pretrained(place, dtype="auto").eval()
+    return lm
 
 
 def told(said, dtype, moved, gap):
@@ -232,10 +257,10 @@ def merge(run, folder, dtype="bfloat16", model=None, bits=None):
         policy = common.load_policy(model, bits, adapter=adapter, reference="base", device="cpu")
         print(policy.note.split("\n")[0], flush=True)
         rows = samples(policy, found)
-        trained, rounding = logps(policy.lm, rows), check.LIMITS[check.precision(policy)]
+        trained, limits = logps(policy.lm, rows), rounding(policy)
         wrapped, said = on_plain_weights(policy, model, bits, adapter)
         before = logps(wrapped.get_base_model(), rows)
-        judge(trained, before, rounding, "the base in float32")
+        judge(trained, before, limits, "the base in float32")
         with wrapped.disable_adapter():
             moved = (before - logps(wrapped.get_base_model(), rows)).abs().mean().item()
 

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import types
 
 import pytest
 import torch
@@ -20,9 +21,12 @@ from support import adapters, card, load, merge
 from support.errors import UserError
 
 ROWS = [([5, 7, 2, 9], [3, 4, 8, 1]), ([6, 1, 3], [2, 2, 5, 9, 0])]
-STEPS = ["--steps", 2, "--prompts", 2, "--samples", 4, "--k", 2, "--eval-samples", 2, "--eval-problems", 2, "--lr", 0.02]
+STEPS = ["--steps", 2, "--prompts", 2, "--samples", 4, "--k", 2, "--eval-samples", 2, "--eval-problems", 2,
+         "--lr", 0.02]
 NOT_BY_PEFT = {"bias of B": "the base layer has no bias", "adaption prompt": "no attribute 'merge_and_unload'"}
 TABLES = (*TIED, "lora", "embedding to save", "tokens of a LoRA", "trainable tokens")
+LIKE_LORA = ("dropout", "patterns", "gaussian", "orthogonal", "eva", "mica", "some layers", "olora", "olora, rslora",
+             "pissa, patterns", "pissa, head", "adalora", *TIED[2:])  # tied, or merged by the same lines of peft
 SHARED = ("pissa", "lora", "tokens of a LoRA", "trainable tokens")  # after which embedding and head are still one table
 
 
@@ -55,6 +59,11 @@ def runs(tmp_path_factory):
     return place
 
 
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(merge, "SAMPLES", 8)
+
+
 def shake(path):
     weights = load_file(path)
     for name, w in weights.items():
@@ -80,7 +89,8 @@ def flags_of(folder):
 
 # ------------------------------------------------------------------------------------------------------------- merging
 
-@pytest.mark.parametrize("kind,tied", [*((kind, False) for kind in RIGHT), *((kind, True) for kind in TABLES)])
+@pytest.mark.parametrize("kind,tied", [*((kind, False) for kind in RIGHT if kind not in LIKE_LORA),
+                                       *((kind, True) for kind in TABLES)])
 def test_every_kind(kind, tied, bases, tmp_path):
     """Merged, and still so when it is loaded again, or refused where peft cannot do it."""
     folder = make_adapter(bases[tied], RIGHT[kind](), tmp_path / "made")
@@ -104,8 +114,8 @@ def test_every_kind(kind, tied, bases, tmp_path):
     assert names == {name for name, _ in load_base(bases[tied]).named_parameters(remove_duplicate=False)}
 
 
-@pytest.mark.parametrize("kind,dtype", [("32", "float32"), ("16", "float32"), ("8", "float32"), ("4", "float32"),
-                                        ("4", "bfloat16"), ("gguf", "float32"), ("gguf in 4 bits", "bfloat16")])
+@pytest.mark.parametrize("kind,dtype", [("32", "bfloat16"), ("16", "float32"), ("8", "float32"), ("4", "float32"),
+                                        ("gguf", "float32"), ("gguf in 4 bits", "bfloat16")])
 def test_every_base(kind, dtype, runs, tmp_path, monkeypatch):
     """The folder alone says what the run's policy says, its card's lines load it, and it has forgotten how its base was
     kept."""
@@ -119,10 +129,12 @@ def test_every_base(kind, dtype, runs, tmp_path, monkeypatch):
     limit = {"8": 0.5, "16": 0.5}.get(kind, 1e-3 if dtype == "float32" else 0.5)  # int8 and bf16 round as they compute
     assert gap(logps(policy.lm), logps(lm)) < limit
     with policy.model.disable_adapter():
-        assert gap(logps(policy.lm), logps(lm)) > 2 * limit or limit == 0.5
+        assert gap(logps(policy.lm), logps(lm)) > 2 * limit
     for name in os.listdir(tmp_path / "m"):
-        text = (tmp_path / "m" / name).read_bytes().decode(errors="ignore").lower()
-        assert name == "README.md" or not re.search("gguf|quantiz|bitsandbytes|nf4|absmax|lora", text), name
+        path = tmp_path / "m" / name
+        text = " ".join(load_file(path)) if "safetensors" in name else path.read_text().lower()
+        assert name == "README.md" or not re.search("gguf|quant|bitsandbytes|nf4|scb|lora", text), name
+        assert path.stat().st_mode == (tmp_path / "m" / "config.json").stat().st_mode
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
     assert tokenizer.chat_template == policy.tokenizer.chat_template
     assert bool(tokenizer.chat_template) == ("gguf" in kind)
@@ -149,7 +161,7 @@ def executed(folder, monkeypatch):
     return names
 
 
-def test_an_adapter_without_a_run(bases, tmp_path):
+def test_an_adapter_without_a_run(few, bases, tmp_path):
     """Its config names the base; what it was trained at is not known."""
     folder = make_adapter(bases[True], lora(), tmp_path / "made")
     merge.merge(folder, str(tmp_path / "deep" / "m"), "float32")
@@ -163,19 +175,20 @@ def test_an_adapter_without_a_run(bases, tmp_path):
     merge.merge(folder, str(tmp_path / "other"), model=bases[True])
 
 
-def test_a_base_of_another_generation_config(bases, tmp_path):
+def test_a_base_of_another_generation_config(few, bases, tmp_path):
     """Settings of sampling that transformers loads and does not save; what ended a completion ends one there, too."""
     base = shutil.copytree(bases[False], tmp_path / "base")
     (base / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9, "eos_token_id": [3, 0]}))
     folder = make_adapter(str(base), lora(), tmp_path / "made")
     merge.merge(folder, str(tmp_path / "m"))
     found = json.loads((tmp_path / "m" / "generation_config.json").read_text())
-    assert found["temperature"] == 0.6 and found["eos_token_id"] == [0, 3]
+    assert found["temperature"] == 0.6 and found["do_sample"] and found["eos_token_id"] == [0, 3]
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
 
-def shaken(amount, dtype=None):
+
+def shaken(amount):
     whole = merge.merged
 
     def other(*args):
@@ -196,12 +209,12 @@ def refused(runs, tmp_path, *words, kind="32", flags=()):
 
 
 @pytest.mark.parametrize("dtype,amount", [("float32", 0.002), ("bfloat16", 0.1)])
-def test_other_weights_are_refused(dtype, amount, runs, tmp_path, monkeypatch):
+def test_other_weights_are_refused(dtype, amount, few, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(merge, "merged", shaken(amount))
     refused(runs, tmp_path, f"the merged model in {dtype} gives the same samples other", flags=["--dtype", dtype])
 
 
-def test_a_base_that_is_de_quantised_wrongly_is_refused(runs, tmp_path, monkeypatch):
+def test_a_base_that_is_de_quantised_wrongly_is_refused(few, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(load, "without_trace", lambda lm: lm.apply(scaled))
     refused(runs, tmp_path, "the base in float32 gives the same samples other", kind="4")
 
@@ -211,7 +224,7 @@ def scaled(module):
         module.weight.data *= 1.05
 
 
-def test_a_tokenizer_that_changes_is_refused(runs, tmp_path, monkeypatch):
+def test_a_tokenizer_that_changes_is_refused(few, runs, tmp_path, monkeypatch):
     whole = merge.save
 
     def other(lm, policy, place, folder):
@@ -233,14 +246,14 @@ def test_what_is_there_stays(runs, tmp_path, monkeypatch):
     assert (tmp_path / "m").read_text() == "mine"
 
 
-def test_no_room(runs, tmp_path, monkeypatch):
+def test_no_room(few, runs, tmp_path, monkeypatch):
     """On disk, as said before and as met while writing, and in memory, as torch and Python say it."""
     def fails(error):
         def raises(*_, **__):
             raise error
         return raises
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: (0, 0, 1000))
+        patch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
         refused(runs, tmp_path, "GB of its disk are free")
     full = OSError(errno.ENOSPC, "No space left on device")
     for name, error, words in (("save_pretrained", full, "No space left"), ("to", MemoryError(), "out of memory"),
@@ -277,7 +290,7 @@ def test_what_a_card_says(runs):
         assert words in text, words
     assert "a little different" not in text
     assert "a little different" in (runs / "gguf in 4 bits" / "adapter" / "README.md").read_text()
-    assert "base_model" not in text  # which is for ids of a hub
+    assert "\nbase_model:" not in text  # which is for ids of a hub
     named = {**card.facts(runs / "32"), "flags": {**flags_of(runs / "32"), "model": "org/some-model"}}
     assert "\nbase_model: org/some-model\n" in card.of_adapter(named)
 
