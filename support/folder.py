@@ -82,7 +82,7 @@ def save_adapter(model, folder):
         try:
             model.save_pretrained(folder + ".tmp", selected_adapters=["default"], save_embedding_layers=False)
             os.makedirs(folder, exist_ok=True)
-            for name in {*os.listdir(folder + ".tmp")} - {"README.md"}:  # peft's is a form that nobody filled in
+            for name in os.listdir(folder + ".tmp"):
                 os.replace(os.path.join(folder + ".tmp", name), os.path.join(folder, name))
         finally:
             shutil.rmtree(folder + ".tmp", ignore_errors=True)
@@ -189,6 +189,7 @@ class Run:
         self.script, self.args = script, parser.parse_args(argv)
         self.folder, self.resumed = self.args.out, self.args.resume
         self.started, self.asked_to_stop, self.step = time.time(), False, 0
+        self.task = None  # set by support/run.py
         self.result = {}  # what result.json will hold
         self.kept = {}  # what else a script wants to find again after a resume
         if self.resumed:
@@ -244,7 +245,7 @@ class Run:
     def begin(self, policy, optimizer):
         """Write args.json, load the last checkpoint if resuming (which sets `step`), listen for Ctrl-C."""
         if not self.resumed:
-            chat = bool(self.task.chat and policy.tokenizer.chat_template)
+            chat = bool(self.task and self.task.chat and policy.tokenizer.chat_template)
             found = {"script": self.script, "flags": vars(self.args), "chat": chat, "processes": processes.WORLD,
                      **versions()}
             on_first(lambda: write_atomic(self.path("args.json"), json.dumps(found, indent=1)))
@@ -281,6 +282,7 @@ class Run:
                 file.truncate(size)  # in place: a full disk has no room for a copy
         if state:  # a kill may have left an adapter/ that is ahead of the checkpoint, or half of one
             save_adapter(policy.model, self.path("adapter"))
+            self.describe()
         return state
 
     def load(self, state, policy, optimizer):
@@ -398,7 +400,7 @@ class Run:
         on_first(write)
 
     def describe(self):
-        """Write the model card of adapter/, with the figures known so far."""
+        """Write the model card of adapter/, with the figures known so far, in place of peft's empty form."""
         write_atomic(self.path("adapter/README.md"), card.of_adapter(card.facts(self.folder, self.result)))
 
     def finish(self):
