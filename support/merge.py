@@ -19,13 +19,13 @@ DTYPES = ("bfloat16", "float32")
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m support.merge", description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m support.merge", description=__doc__.split("\n")[0])
     parser.add_argument("run", help="run folder, or directory of a peft adapter")
     parser.add_argument("folder", metavar="DIR", help="folder to write, new or empty")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16",
-                        help="precision of the stored weights, 2 or 4 bytes each; 4 bytes of memory each are needed")
-    parser.add_argument("--model", help="the base, where it is not what the run or the adapter names")
+                        help="precision of the stored weights, 2 or 4 bytes each (4 bytes of memory each are needed); "
+                             "default bfloat16")
+    parser.add_argument("--model", help="the base; default what the run or the adapter names")
     parser.add_argument("--bits", type=int, choices=[4, 8, 16, 32],
                         help="precision of the base that the adapter was trained on; default that of the run, else 32")
     return parser.parse_args(argv)
