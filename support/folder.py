@@ -21,7 +21,7 @@ from itertools import accumulate
 import safetensors
 import torch
 
-from support import ROOT, contents, processes
+from support import ROOT, card, contents, processes
 from support.errors import UserError
 from support.output import to_json
 from support.processes import on_first
@@ -221,6 +221,7 @@ class Run:
         self.started, self.asked_to_stop, self.step = time.time(), False, 0
         self.training = False  # whether there are steps that can be saved
         self.begun = {}  # what args.json holds, or will hold
+        self.task = None  # set by support/run.py
         self.result = {}  # what result.json will hold
         self.kept = {}  # what else a script wants to find again after a resume
         if self.resumed:
@@ -290,12 +291,13 @@ class Run:
             if name and task.name == "jsonl" and name != os.path.basename(self.args.data):
                 contents.rename(task, name, self.args.data)
 
-    def write_args(self):
-        """args.json as the run begins; of a resumed one where something lies by now, if it has moved."""
+    def write_args(self, chat):
+        """args.json as the run begins; of a resumed one where something lies by now, if it has moved.  chat: whether
+        prompts go through the chat template."""
         flags = vars(self.args)
         if not self.resumed:
-            self.begun = {"script": self.script, "flags": flags, "processes": processes.WORLD, **self.begun,
-                          **versions()}
+            self.begun = {"script": self.script, "flags": flags, "chat": chat, "processes": processes.WORLD,
+                          **self.begun, **versions()}
         else:
             moved = {name: flags[name] for name in contents.PATHS if name in self.begun["flags"]}
             if moved.items() <= self.begun["flags"].items():
@@ -309,7 +311,7 @@ class Run:
             state = on_first(lambda: self.restore(policy, optimizer))
             if state and processes.RANK:
                 self.load(state, policy, optimizer)
-        self.write_args()
+        self.write_args(chat=bool(self.task and self.task.chat and policy.tokenizer.chat_template))
 
         def stop(number, frame):
             if self.asked_to_stop or not self.training:
@@ -340,6 +342,7 @@ class Run:
                 file.truncate(size)  # in place: a full disk has no room for a copy
         if state:  # a kill may have left an adapter/ that is ahead of the checkpoint, or half of one
             save_adapter(policy.model, self.path("adapter"))
+            self.describe()
         return state
 
     def load(self, state, policy, optimizer):
@@ -442,6 +445,7 @@ class Run:
         UserError if it cannot be written, which leaves the last one intact too."""
         def write():
             save_adapter(policy.model, self.path("adapter"))
+            self.describe()
             logged = {name: self.bytes_of(name) or b"" for name in LOGGED}
             buffer = io.BytesIO()
             torch.save({"step": self.step, "seconds": self.seconds(), "result": json.dumps(self.result),
@@ -455,8 +459,13 @@ class Run:
             write_atomic(self.path("state.pt"), body + hashlib.sha256(body).digest(), keep=self.path(PREVIOUS))
         on_first(write)
 
+    def describe(self):
+        """Write the model card of adapter/, with the figures known so far, in place of peft's empty form."""
+        write_atomic(self.path("adapter/README.md"), card.of_adapter(card.facts(self.folder, self.result)))
+
     def finish(self):
         self.result["seconds"] = round(self.seconds(), 1)
+        on_first(self.describe)
         on_first(lambda: write_atomic(self.path("result.json"), to_json(self.result, indent=1)))
 
 

@@ -218,11 +218,16 @@ def dequantised(path, config, dtype, device, kind, method, named):
         ignore_mismatched_sizes=True)
     if method != "gguf":
         checkpoint.in_one_precision(lm, dtype)
-    # the conversions would quantise it once more where it is saved
+    return without_trace(lm), report
+
+
+def without_trace(lm):
+    """The model, whose weights are plain, with nothing left that says how its files kept them: it would be quantised
+    once more where it is saved."""
     for owner, name in ((lm, "hf_quantizer"), (lm.config, "quantization_config"), (lm, "_weight_conversions")):
         if hasattr(owner, name):
             delattr(owner, name)
-    return lm, report
+    return lm
 
 
 def free_memory(device):

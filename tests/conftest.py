@@ -30,7 +30,8 @@ runner.remember_problems()
 # leave one of the two processes without work.
 LONGEST = ["test_pretend_gpu", "test_architectures", "test_processes", "test_house", "test_scripts", "test_sandbox",
            "test_architecture_runs", "test_bon", "test_runs", "test_adapters", "test_loading", "test_cat",
-           "test_common", "test_check", "test_tasks_math", "test_tasks_code", "test_claims"]
+           "test_common", "test_check", "test_merge", "test_tasks_math",
+           "test_tasks_code", "test_claims"]
 
 
 def pytest_collection_modifyitems(items):

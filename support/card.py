@@ -1,0 +1,174 @@
+"""The model card beside what a run leaves: README.md of its adapter, and of the model that support/merge.py makes."""
+import json
+import os
+import re
+import shlex
+
+PLACE = ("out", "resume")  # flags that say where a run is kept, and nothing about it
+OBJECTIVE = ("objective", "variant", "mode", "weight", "estimator", "target", "k", "n")  # of the scripts' own flags
+TRAINING = ("steps", "prompts", "samples", "lr", "temperature", "seed")
+LONGEST = 300  # characters of the example's prompt
+
+QUANTISED = {4: 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
+             8: "load_in_8bit=True, llm_int8_threshold=0.0"}
+AGAIN = ("The base was quantised to {bits} bits while trained. transformers does not do that with a GGUF file, so what "
+         "the lines below load is a little different; `python -m support.merge` writes the model that was trained."
+         "\n\n")
+
+
+def facts(run, result=None):
+    """What the files of a run folder say of it: {"script", "flags", "chat", "prompts", "result"}, empty where they say
+    nothing.  result: what result.json will hold, where it is not written yet."""
+    found = read(run, "args.json")
+    flags = found.get("flags")
+    return {"script": found.get("script"),
+            "flags": flags if isinstance(flags, dict) else {},
+            "chat": found.get("chat"),  # None: of an older run, which did not store it
+            "prompts": prompts(run),
+            "result": read(run, "result.json") if result is None else result}
+
+
+def read(folder, name):
+    """A JSON file -> dict, empty where there is none that can be read."""
+    try:
+        with open(os.path.join(folder, name)) as file:
+            found = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def prompts(folder, most=8):
+    """Different prompts that a run has shown, at most so many, the last ones first."""
+    try:
+        with open(os.path.join(folder, "samples.jsonl")) as file:
+            shown = [str(json.loads(line)["prompt"]) for line in file]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return list(dict.fromkeys(reversed(shown)))[:most]
+
+
+def of_adapter(found):
+    """The card of an adapter, by the facts of its run."""
+    flags = found["flags"]
+    bits, file = flags.get("bits"), os.path.basename(flags.get("model") or "")
+    named, options, precision, note = "", "", [], ""
+    imports = "from transformers import AutoTokenizer"
+    if file.endswith(".gguf"):
+        named = options = f", gguf_file={json.dumps(file)}"
+        note = AGAIN.format(bits=bits) if bits in QUANTISED else ""
+    elif bits in QUANTISED:
+        imports += ", BitsAndBytesConfig"
+        precision = [f"precision = BitsAndBytesConfig({QUANTISED[bits]})"]
+        options = ", quantization_config=precision"
+    dtype = "torch.bfloat16" if bits == 16 else "torch.float32"
+    lines = ["import torch", "from peft import AutoPeftModelForCausalLM, PeftConfig", imports, "",
+             'folder = "."',
+             "base = PeftConfig.from_pretrained(folder).base_model_name_or_path",
+             f"tokenizer = AutoTokenizer.from_pretrained(base{named})",
+             *precision,
+             f"model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype={dtype}{options})"]
+    return page("peft", found, note, lines)
+
+
+def of_model(found, note):
+    """The card of a merged model, by the facts of the run that its adapter is from.  note: how it was made."""
+    lines = ["import torch", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+             'folder = "."',
+             "tokenizer = AutoTokenizer.from_pretrained(folder)",
+             "model = AutoModelForCausalLM.from_pretrained(folder)"]
+    return page("transformers", found, note + "\n\n", lines)
+
+
+def page(library, found, note, lines):
+    """A whole card.  lines: of Python, that make `tokenizer` and `model`."""
+    code = "\n".join([*lines, *sampling(found)])
+    temperature = found["flags"].get("temperature", 1.0)
+    return (f"{front(library, found)}{title(found)}{note}{table(found)}{figures(found)}{how(found)}"
+            "In this folder, a completion from what was trained, the whole distribution at temperature "
+            f"{temperature:g}:\n\n```python\n{code}\n```\n")
+
+
+def front(library, found):
+    """The lines by which a hub files a model; only an id of a hub is a base there."""
+    base = found["flags"].get("model") or ""
+    named = f"base_model: {base}\n" * is_hub_id(base)
+    return f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n{named}---\n\n"
+
+
+def is_hub_id(model):
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", model)) and not os.path.exists(model) and not model.endswith(".gguf")
+
+
+def title(found):
+    if not found["script"]:
+        return "# An adapter that no run folder describes\n\n"
+    return f"# {found['script']} on {found['flags'].get('task') or 'own problems'}\n\n"
+
+
+def table(found):
+    """What was trained and how, row by row."""
+    flags = found["flags"]
+    if not found["script"]:
+        return ""
+    model = flags.get("model") or ""
+    base = model if is_hub_id(model) else os.path.basename(os.path.normpath(model))
+    data = f" {os.path.basename(flags['data'])}" if flags.get("data") else ""
+    rows = {"base": f"{base}, {flags.get('bits')} bits while trained",
+            "script": f"`{found['script']}.py` of train-as-you-test",
+            "objective": ", ".join(f"{name} {flags[name]}" for name in OBJECTIVE if flags.get(name) is not None),
+            "task": f"{flags.get('task') or 'own problems'}{data}",
+            "training": ", ".join(f"{name} {flags.get(name)}" for name in TRAINING)}
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items()) + "\n"
+
+
+def figures(found):
+    """The rows before and after, mean and standard error over problems."""
+    rows = {name: found["result"][name] for name in ("before", "after") if name in found["result"]}
+    if not rows:
+        return ""
+    budget = found["flags"].get("k") or found["flags"].get("n")
+    names = [name for name in rows["before"] if name in {"pass@1", "max@1", "kl"} or name.endswith(f"@{budget}")]
+    lines = ["| test problems | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for row, cells in rows.items():
+        values = [f"{cells[name]['mean']:.3f} ±{cells[name]['se']:.3f}" for name in names]
+        lines.append(f"| {row} | " + " | ".join(values) + " |")
+    return "\n".join(lines) + "\n\n± is the standard error over problems; kl, to the base, is in nats.\n\n"
+
+
+def how(found):
+    return f"```bash\n{command(found['script'], found['flags'])}\n```\n\n" if found["script"] else ""
+
+
+def command(script, flags):
+    """The command that repeats a run: every flag that has a value, defaults too, so that later ones change nothing."""
+    words = ["python", f"{script}.py"]
+    for name, value in flags.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is None or name in PLACE:
+            continue
+        if name == "chat":
+            words.append(flag if value else "--no-chat")
+        elif isinstance(value, bool):
+            words += [flag] * value
+        else:
+            words.append(shlex.quote(f"{flag}={value}") if str(value).startswith("-")
+                         else f"{flag} {shlex.quote(str(value))}")
+    return " ".join(words)
+
+
+def sampling(found):
+    """Lines that draw one completion of a prompt of the run."""
+    flags = found["flags"]
+    prompt = next((text for text in found["prompts"] if len(text) <= LONGEST), "Your problem")
+    lines, special = [f"prompt = {json.dumps(prompt)}"], ""
+    if found["chat"]:
+        turns = [{"role": "system", "content": flags["system"]}] if flags.get("system") else []
+        lines += [f'turns = {json.dumps(turns)} + [{{"role": "user", "content": prompt}}]',
+                  "prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)"]
+        special = ", add_special_tokens=False"
+    return [*lines,
+            f'ids = tokenizer(prompt, return_tensors="pt"{special})["input_ids"]',
+            f"out = model.generate(ids, max_new_tokens={flags.get('max_new_tokens') or 64}, do_sample=True,",
+            f"                     temperature={flags.get('temperature', 1.0)}, top_k=0, top_p=1.0)",
+            "print(tokenizer.decode(out[0]))"]

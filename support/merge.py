@@ -1,0 +1,292 @@
+"""Make a plain model folder of a base and the adapter of a run: for transformers alone, or a server.
+
+    python -m support.merge runs/mine DIR
+
+The adapter is merged in float32 into the weights that it was trained on: those of a 4- or 8-bit or GGUF base are
+de-quantised, which is not the base before it was quantised (for that, --bits 32). DIR holds weights, config,
+generation_config, tokenizer, chat template and a model card. Before it gets its name it is loaded again, by
+transformers alone, and has to give 64 samples of the trained policy the log-probabilities that the policy gave them.
+"""
+import argparse
+import contextlib
+import gc
+import os
+import shutil
+import time
+import warnings
+
+DTYPES = ("bfloat16", "float32")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m support.merge", description=__doc__.split("\n")[0])
+    parser.add_argument("run", help="run folder, or directory of a peft adapter")
+    parser.add_argument("folder", metavar="DIR", help="folder to write, new or empty")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16",
+                        help="precision of the stored weights, 2 or 4 bytes each (4 bytes of memory each are needed); "
+                             "default bfloat16")
+    parser.add_argument("--model", help="the base; default what the run or the adapter names")
+    parser.add_argument("--bits", type=int, choices=[4, 8, 16, 32],
+                        help="precision of the base that the adapter was trained on; default that of the run, else 32")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and bad flags answer before the heavy imports
+
+import torch
+
+import common
+from support import adapters, card, check, load
+from support.errors import UserError
+from support.flags import cli
+from support.folder import writing
+
+SAMPLES = 64
+TOKENS = 64  # of a sample, at most
+LIMITS = {"float32": (1e-3, 1e-3), "bfloat16": (float("inf"), 0.1)}  # largest and mean gap, nats per token
+
+
+def base_of(run, found):
+    """The base that a run, or the folder of an adapter, names.  Raises UserError."""
+    named = found["flags"].get("model") or card.read(run, "adapter_config.json").get("base_model_name_or_path")
+    if not named:
+        raise UserError(f"{run!r} names no base: give a run folder, or a directory of an adapter and --model")
+    files = os.listdir(named) if os.path.isdir(named) else []
+    ggufs = [name for name in files if name.endswith(".gguf")]
+    if ggufs and "config.json" not in files:
+        if len(ggufs) > 1:
+            raise UserError(f"the base of {run!r} is one of several GGUF files in {named}: say which with --model")
+        return os.path.join(named, ggufs[0])
+    return named
+
+
+def samples(policy, found):
+    """64 completions of prompts of the run, or of the beginning of a text where none is known, drawn from the trained
+    policy -> [(prompt, completion)], lists of token ids."""
+    flags = found["flags"]
+    policy.system = flags.get("system")
+    chat = policy.tokenizer.chat_template if found["chat"] is None else found["chat"]
+    prompts = policy.encode(found["prompts"], chat)
+    if not all(prompts) or not prompts:
+        first = policy.tokenizer.bos_token_id
+        prompts = [[policy.stop[0] if first is None else first]]
+    longest = min(flags.get("max_new_tokens") or TOKENS, TOKENS, policy.positions - max(map(len, prompts)))
+    each = -(-SAMPLES // len(prompts))
+    drawn = common.sample(policy, prompts, each, range(len(prompts)), 1.0, longest)
+    return [(x, y) for x, ys in zip(prompts, drawn.lists()) for y in ys][:SAMPLES]
+
+
+@torch.no_grad()
+def logps(lm, rows):
+    """log pi of each token of each completion, by one forward pass for a row and nothing of this project around it ->
+    float32 [tokens of all completions]."""
+    found = []
+    for x, y in rows:
+        ids = torch.tensor([x + y])
+        logits = lm(input_ids=ids, use_cache=False).logits[0, len(x) - 1:-1].float()  # [T, V]
+        found.append(torch.log_softmax(logits, -1).gather(-1, ids[0, len(x):, None])[:, 0])
+    return torch.cat(found)
+
+
+def judge(before, after, limits, what):
+    """(largest, mean) gap of two lists of log-probabilities.  Raises UserError where it is over its limit.  what: words
+    for what the second one is."""
+    largest, mean = check.gap([before], [after])
+    if not (largest <= limits[0] and mean <= limits[1]):
+        raise UserError(f"{what} gives the same samples other log-probabilities than the trained policy, by up to "
+                        f"{largest:.3g} nats for a token and {mean:.2g} on average, so nothing is written: try --dtype "
+                        "float32, or use the adapter on its base")
+    return largest, mean
+
+
+def rounding(policy):
+    """Limits of the gap between a policy as it was trained and its weights in float32."""
+    kind = check.precision(policy)
+    largest, mean = check.LIMITS[kind]
+    return (largest if kind == "float32" else float("inf")), mean
+
+
+def on_plain_weights(policy, model, bits, adapter):
+    """The trained policy on float32 weights -> (the peft model, what was done to the base, in words). Takes the model
+    out of `policy`.  Raises UserError."""
+    held = load.bits_of(policy)
+    wrapped, policy.model = policy.model, None
+    if not getattr(wrapped.get_base_model(), "is_quantized", False):
+        return wrapped.float(), " into de-quantised weights" * ("de-quantised" in policy.note)
+    needed, free = 4 * wrapped.get_base_model().num_parameters(), load.free_memory(policy.device)
+    del wrapped  # layers of peft on quantised ones merge into quantised ones: the base is loaded again
+    gc.collect()
+    if needed > free:
+        raise UserError(f"merging needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: take a "
+                        "larger machine")
+    lm, _, _ = load.load_base(model, bits, "cpu")
+    lm = load.without_trace(lm.dequantize(torch.float32)).float()
+    return adapters.put_on(lm, adapter).eval(), f" into the weights that {held} bits stand for, de-quantised"
+
+
+def merged(wrapped, adapter):
+    """The model with the adapter in its weights and nothing of peft.  Raises UserError where peft cannot do that."""
+    lm, kind = wrapped.get_base_model(), wrapped.peft_config["default"].peft_type.value
+    tied = getattr(lm.config.get_text_config(), "tie_word_embeddings", False)
+    part(lm)
+    try:
+        lm = wrapped.merge_and_unload(safe_merge=True)
+    except Exception as error:  # peft has some fifty kinds, and says that one cannot be merged as it likes
+        reason = load.first_line(error)
+        raise UserError(f"peft cannot merge adapter {adapter!r} of kind {kind} ({reason}): use it as it is, on its base"
+                        ) from error
+    head, table = lm.get_output_embeddings(), lm.get_input_embeddings()
+    tied = bool(tied and head is not None and torch.equal(head.weight, table.weight))
+    if tied:
+        head.weight = table.weight
+    for config in (lm.config, lm.config.get_text_config()):
+        config.tie_word_embeddings = tied
+    return lm
+
+
+def part(lm):
+    """Give every module its own copy of a weight that it shares: an adapter on the embedding alone, or on the head
+    alone, would be merged into both."""
+    seen = set()
+    for module in lm.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            if id(p) in seen:
+                setattr(module, name, torch.nn.Parameter(p.detach().clone(), requires_grad=False))
+            seen.add(id(p))
+
+
+@contextlib.contextmanager
+def beside(folder):
+    """A new folder next to `folder`, to be renamed to it when it is whole; gone afterwards if it was not.  Raises
+    UserError if `folder` has something in it."""
+    if os.path.isfile(folder) or os.path.isdir(folder) and os.listdir(folder):
+        raise UserError(f"{folder} is there already and is not empty: give another folder")
+    place = f"{folder}.{os.getpid()}.tmp"
+    with writing(folder):
+        os.makedirs(place)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def enough_memory():
+    """Turns what torch says of a CPU without memory into one sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):
+            raise
+        raise UserError("out of memory, and nothing is written: merging needs 4 bytes for each parameter, so take a "
+                        "larger machine") from error
+
+
+def save(lm, policy, place, folder):
+    """Write weights, configs and tokenizer into `place`.  Raises UserError, also if its disk has no room."""
+    needed, free = lm.num_parameters() * lm.dtype.itemsize, shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(f"{folder} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB of its disk are free")
+    settings = lm.generation_config
+    settings.eos_token_id = policy.stop  # all that ended a completion in training
+    try:
+        settings.validate(strict=True)
+    except ValueError:  # a temperature without do_sample, for example, which transformers loads and does not save
+        settings.do_sample = True
+    try:
+        with writing(folder), load.quiet():
+            lm.save_pretrained(place)
+            policy.tokenizer.save_pretrained(place)
+    except (ValueError, NotImplementedError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"transformers cannot save this model ({load.first_line(error)}), so nothing is written: use "
+                        "the adapter on its base") from error
+    for entry in os.scandir(place):  # safetensors makes files that nobody else may read, a server for example
+        shutil.copymode(os.path.join(place, "config.json"), entry)
+
+
+def reloaded(place, policy, texts):
+    """The model of a folder by transformers alone.  Raises UserError if it cannot be loaded, or its tokenizer is not
+    that of the policy."""
+    import transformers
+    try:
+        with load.quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+            lm = transformers.AutoModelForCausalLM.from_pretrained(place, dtype="auto").eval()
+    except Exception as error:  # as in load_base
+        raise UserError(f"transformers cannot load the merged model ({load.first_line(error)}), so nothing is written: "
+                        "use the adapter on its base") from error
+    same = all(tokenizer(text)["input_ids"] == policy.tokenizer(text)["input_ids"] for text in texts)
+    if not same or tokenizer.chat_template != policy.tokenizer.chat_template:
+        raise UserError("the tokenizer is another one when it is saved and loaded, so nothing is written: use the "
+                        "adapter on its base")
+    return lm
+
+
+def told(said, dtype, moved, gap):
+    """What was done and measured, in sentences. said: what was done to the base; moved: mean size of what the adapter
+    does to a log-probability; gap: (largest, mean) of what merging and storing did to it, nats per token."""
+    words = (f"Merged in float32{said}, stored in {dtype}. {SAMPLES} samples of the trained policy have the same "
+             f"log-probabilities in the stored model to {gap[0]:.1g} nats per token at most, {gap[1]:.1g} on average; "
+             f"the adapter moves them by {moved:.2g} on average.")
+    if dtype == "bfloat16" and gap[1] >= moved / 2:
+        words += " Rounding to bfloat16 hides much of what the adapter does: take --dtype float32."
+    return words
+
+
+def places(run):
+    """A run folder, or the folder of an adapter or the adapter/ of a run -> (run folder if there is one, adapter)."""
+    run = os.path.normpath(run)
+    if os.path.basename(run) == "adapter" and card.read(os.path.dirname(run), "args.json"):
+        return os.path.dirname(run), run
+    inner = os.path.join(run, "adapter")
+    return run, inner if os.path.isdir(inner) else run
+
+
+def merge(run, folder, dtype="bfloat16", model=None, bits=None):
+    """Write the model of a run into `folder` -> what was done and measured, in words.  Raises UserError, and then
+    nothing is written."""
+    folder = os.path.realpath(folder)
+    with beside(folder) as place, enough_memory(), warnings.catch_warnings(action="ignore"):
+        run, adapter = places(run)
+        found = card.facts(run)
+        model = found["flags"]["model"] = model or base_of(run, found)
+        bits = bits or found["flags"].get("bits")
+        policy = common.load_policy(model, bits, adapter=adapter, reference="base", device="cpu")
+        print(policy.note.split("\n")[0], flush=True)
+        rows = samples(policy, found)
+        trained, limits = logps(policy.lm, rows), rounding(policy)
+        wrapped, said = on_plain_weights(policy, model, bits, adapter)
+        before = logps(wrapped.get_base_model(), rows)
+        judge(trained, before, limits, "the base in float32")
+        with wrapped.disable_adapter():
+            moved = (before - logps(wrapped.get_base_model(), rows)).abs().mean().item()
+
+        save(merged(wrapped, adapter).to(getattr(torch, dtype)), policy, place, folder)
+        del wrapped  # two of them need not fit
+        gc.collect()
+        texts = [*found["prompts"], *(policy.decode(y) for _, y in rows)]
+        after = logps(reloaded(place, policy, texts), rows)
+        gap = judge(before, after, LIMITS[dtype], f"the merged model in {dtype}")
+        words = told(said, dtype, moved, gap)
+        with writing(folder):
+            with open(os.path.join(place, "README.md"), "w") as file:
+                file.write(card.of_model(found, words))
+            os.rename(place, folder)
+    return words
+
+
+@cli
+def main(argv=None):
+    args = parse_args(argv)
+    started = time.time()
+    print(merge(args.run, args.folder, args.dtype, args.model, args.bits))
+    size = sum(entry.stat().st_size for entry in os.scandir(args.folder))
+    print(f"{time.time() - started:.0f} s, {load.peak_memory(torch.device('cpu')):.1f} GB of memory; "
+          f"{size / 1e9:.2f} GB are in {args.folder}/", flush=True)
+
+
+if __name__ == "__main__":
+    main()
