@@ -205,13 +205,13 @@ def weight_stats(weights, name):
             f"{name}_even": ((w - w.mean()).abs() <= 0.05 * w.mean().abs()).double().mean().item()}
 
 
-def examples(policy, problems, y, first=0, gold=False, **values):
-    """For samples.jsonl: of the first and the last problem of a step, completion number `first` and its value, with
-    `gold` the gold completion too.  y: equally many completions of each problem; values: a name and a tensor with a
-    value for each."""
+def examples(policy, problems, y, gold=False, **values):
+    """For samples.jsonl: of the first and the last problem of a step, the first completion and its value, with `gold`
+    the gold completion too.  y: equally many completions of each problem; values: a name and a tensor with a value for
+    each."""
     shown, ((name, values),) = [], values.items()
     for b in (0, len(problems) - 1):
-        j = b * len(y) // len(problems) + first
+        j = b * len(y) // len(problems)
         shown.append({"prompt": problems[b].prompt, "completion": policy.decode(y[j]),
                       **({"gold": problems[b].solution} if gold else {}), name: values.flatten()[j].item()})
     return shown

@@ -25,6 +25,7 @@ from support import verifier as verifiers
 from support.errors import UserError
 from support.folder import Run
 from support.run import batch_of
+from tabular import assert_figures, distance, on_three_prompts, slope_on_three_prompts
 from test_scripts import command, read_lines, run, same_run
 
 
@@ -179,6 +180,39 @@ def test_the_bias_vanishes_with_M(name, scores, rewards, n):
     for kind, e in errors.items():
         assert all(b < 0.75 * a for a, b in zip(e, e[1:])), (kind, e)
         assert e[-1] < 0.05, (kind, e)
+
+
+def test_figures_of_the_bias():
+    """What the docstrings say of the distance to the gradient."""
+    theta, s, r, n = tensor([1.0, 0.0, -1.0]), tensor([0.1, 0.7, 0.4]), tensor([0.0, 1.0, 0.0]), 4
+    found, of_sft = {}, {}
+    exact = gradient(lambda t: (log_bon(t, s.tolist(), n).exp() * r).sum(), theta)
+    exact_sft = gradient(lambda t: log_bon(t, s.tolist(), n)[1], theta)
+    own = gradient(lambda t: torch.log_softmax(t, 0)[1], theta)  # of the gold completion, coefficient 1
+    for M in (4, 16, 64):
+        rl = expected_estimate(theta, M, lambda y: bon_rl_coefficients(s[y], r[y], n))
+        sft = expected_estimate(theta, M, lambda y: bon_sft_coefficients(s[y], s[1].expand(len(y)), n)[1])
+        found[f"M = {M}"], of_sft[f"M = {M}"] = distance(rl, exact), distance(own + sft, exact_sft)
+    exact = slope_on_three_prompts(lambda p: 1 - (1 - p) ** n)
+    found["the tilt"] = distance(on_three_prompts(lambda r: bon_rl_coefficients(r, r, n), 8), exact)
+    assert_figures(bon_rl_coefficients, found)
+    assert_figures(bon_sft_coefficients, of_sft)
+    kinds = [("positive", "pool"), ("positive", "plugin"), ("minus", "plugin"), ("exact", "plugin")]
+    assert_figures(bon_rlb_coefficients, {
+        f"{variant}, {estimate}": distance(on_three_prompts(
+            lambda r: bon_rlb_coefficients(r, n, variant, estimate), 8), exact) for variant, estimate in kinds})
+
+
+def test_what_a_variant_trains_with():
+    """Each name of --variant gives its equation, at the budget that it trains for."""
+    r = tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+    s = tensor([[0.2, 0.4, -1.0, 0.3], [3.0, 1.0, 2.0, 0.0]])
+    for variant, wanted in (("v", bon_rl_coefficients(s, r, 3)), ("s", bon_rl_coefficients(r, r, 3)),
+                            ("rl", (r - r.mean(1, keepdim=True)) / 4), ("star", r / 4),
+                            ("b", bon_rlb_coefficients(r, 3, "exact")),
+                            ("bp", bon_rlb_coefficients(r, 3, "positive", "pool"))):
+        found = bon_rl.variant_coefficients(variant, r, s, 3, "exact", "pool")
+        assert torch.allclose(found, wanted, atol=1e-15) and found.abs().max() > 0.1, variant
 
 
 def test_scale_across_prompts():
@@ -646,16 +680,18 @@ def test_what_reaches_the_optimiser(script, flags, verifier, tmp_path, monkeypat
         seen["gradient"] = torch.cat([p.grad.flatten().clone() for p in parameters])
         return 0.0
 
-    def score_weighted(policy, *rest):
-        seen["policy"] = policy
-        return weighted(policy, *rest)
-    weighted = common.score_weighted
+    def keep_policy(function):
+        def wrapped(policy, *rest):
+            seen["policy"] = policy
+            return function(policy, *rest)
+        return wrapped
 
     def sample(policy, prompts, n, *rest):
         seen["n"], seen["drawn"] = n, original(policy, prompts, n, *rest)
         return seen["drawn"]
     monkeypatch.setattr(processes, "clip_gradient", clip)
-    monkeypatch.setattr(common, "score_weighted", score_weighted)
+    for name in ("score_weighted", "score_share"):
+        monkeypatch.setattr(common, name, keep_policy(getattr(common, name)))
     monkeypatch.setattr(common, "sample", sample)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
     monkeypatch.setattr(load, "micro_batch", lambda lm: 60)  # tokens: a few micro-batches, as a large model has them

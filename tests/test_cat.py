@@ -28,6 +28,7 @@ from conftest import ROOT, load_policy
 from support import load, processes
 from support.folder import Run
 from support.run import batch_of
+from tabular import assert_figures, distance, on_three_prompts, slope_on_three_prompts
 from test_scripts import command, read_lines, run, same_run
 
 
@@ -338,6 +339,165 @@ def test_the_rank_form_against_its_own_expectation(n):
             w = sum(math.comb(m - 1, K) * q ** K * (1 - q) ** (m - 1 - K) * (K / (m - 1)) ** (n - 1) for K in range(m))
             wanted += p[y] * n * w * r * (torch.eye(4, dtype=torch.float64)[y] - p)
         assert torch.allclose(found, wanted, atol=1e-12)
+
+
+# ------------------------------------------------------------------ final coefficients: r, 1/M and all else inside
+
+PAIR = [(torch.tensor([0.4, -0.3, -0.1], dtype=torch.float64), [1.0, 0.0, 1.0], ["a", "b", "a"]),
+        (torch.tensor([-0.9, 0.6, 0.3], dtype=torch.float64), [1.0, 0.0, 0.0], ["a", "b", None])]
+
+
+def expected_batch(M, coefficients):
+    """Exact expectation of sum_i c_i grad log pi(y_i) for the two prompts of PAIR, each a policy of its own, over all
+    batches of M draws each; coefficients(rewards, answers, p) of nested lists [2][M] -> [2][M].  Returns [2, 3]."""
+    total = torch.zeros(2, 3, dtype=torch.float64)
+    policies = [torch.softmax(theta, 0) for theta, *_ in PAIR]
+    for ys in itertools.product(itertools.product(range(3), repeat=M), repeat=2):
+        pick = lambda values: [[row[y] for y in draws] for row, draws in zip(values, ys)]
+        p = pick([policy.tolist() for policy in policies])
+        c = coefficients(pick([r for _, r, _ in PAIR]), pick([a for *_, a in PAIR]), p)
+        for b, draws in enumerate(ys):
+            for y, cy in zip(draws, c[b]):
+                total[b] += math.prod(p[0] + p[1]) * float(cy) * (torch.eye(3, dtype=torch.float64)[y] - policies[b])
+    return total
+
+
+def standard(values, pool):
+    """(x - mean) / standard deviation of the pool, 0 where that is rounding."""
+    mean = sum(pool) / len(pool)
+    deviation = (sum((x - mean) ** 2 for x in pool) / len(pool)) ** 0.5
+    return [(x - mean) / deviation if deviation > 1e-6 else 0.0 for x in values]
+
+
+def finish(weights, rewards, normalised):
+    """w r / M, w divided by its mean over the batch if asked."""
+    flat = [w for row in weights for w in row]
+    mean = sum(flat) / len(flat) if normalised else 1
+    return [[w / mean * r / len(row) for w, r in zip(ws, row)] for ws, row in zip(weights, rewards)]
+
+
+@pytest.mark.parametrize("standardised,normalised", [(False, False), (True, False), (True, True)])
+def test_final_coefficients_have_the_expectation_of_their_docstring(standardised, normalised):
+    """Biased by design: what rl_coefficients says, in loops over floats, has the same exact expectation; here it is
+    taken over batches of two prompts, because normalising ties them together."""
+    M, n = 2, 3
+
+    def passk(form, probability):
+        def brute(r, _, p):
+            ws = []
+            for row, ps in zip(r, p):
+                c = sum(row)
+                q = ps if probability == "sequence" else [(c + 1) / (M + 2)] * M
+                raw = [n * (1 - x) ** (n - 1) for x in q]
+                ws.append(raw if form == "raw" else [x * y / (1 - (1 - x) ** n) for x, y in zip(q, raw)])
+            return finish(ws, [standard(row, row) if standardised else row for row in r], normalised)
+
+        def script(r, _, p):
+            return cat_passk.rl_coefficients(tensor(r), n, form, probability, tensor(p).log(), standardised, normalised)
+        return brute, script
+
+    def majority(form, threshold):
+        def brute(r, answers, _):
+            ws, zs = [], []
+            for row, votes in zip(r, answers):
+                wrong = [a for a, x in zip(votes, row) if not x]
+                k = threshold or max(2, min(n // 2 + 1, n * max(map(wrong.count, wrong), default=0) // M + 1))
+                p = (sum(row) + 1) / (M + 2)
+                w = n * math.comb(n - 1, k - 1) * p ** (k - 1) * (1 - p) ** (n - k)
+                if form == "log":
+                    w *= p / sum(math.comb(n, j) * p ** j * (1 - p) ** (n - j) for j in range(k, n + 1))
+                ws.append([w] * M)
+                zs.append([-0.5] * M if not sum(row) else standard(row, row) if standardised else row)
+            return finish(ws, zs, normalised)
+
+        def script(r, answers, _):
+            return cat_majority.rl_coefficients(tensor(r), answers, n, form, threshold, standardised, -0.5, normalised)
+        return brute, script
+    cases = [passk("raw", "success"), passk("log", "success"), passk("log", "sequence"), majority("raw", None),
+             majority("log", None), majority("raw", 1)]
+    for brute, script in cases:
+        wanted = expected_batch(M, brute)
+        assert torch.allclose(expected_batch(M, script), wanted, atol=1e-12) and wanted.abs().amax(1).min() > 1e-3
+
+
+def tensor(x):
+    return torch.tensor(x, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_ranks_of_standardised_rewards_against_their_own_expectation(n):
+    """Within the prompt, and against a queue of recent rewards, whose mean and deviation are then those taken off."""
+    p, queue = torch.softmax(THETA, 0), [0.5, -1.2, 2.5, 0.3, 0.3]
+    for m, recent in ((3, None), (2, queue)):
+        found = expected_sum(THETA, GRADED, m, lambda r, _: cat_bon.rl_coefficients(r, n, "rank", recent))
+        wanted = torch.zeros(4, dtype=torch.float64)
+        for ys in itertools.product(range(4), repeat=m):
+            r = [GRADED[y] for y in ys]
+            z = standard(r, recent or r)
+            for i, y in enumerate(ys):
+                others = recent or r[:i] + r[i + 1:]
+                q = sum(x < r[i] for x in others) / len(others)
+                wanted += p[list(ys)].prod() * n / m * q ** (n - 1) * z[i] * (torch.eye(4, dtype=torch.float64)[y] - p)
+        assert torch.allclose(found, wanted, atol=1e-12) and wanted.abs().max() > 1e-2
+
+
+def test_figures_of_the_bias():
+    """What the docstrings of rl_coefficients say of the distance to the gradient."""
+    n, m = 4, 8
+
+    def measured(coefficients, exact):
+        return {label: distance(on_three_prompts(lambda r: coefficients(r, **options), m, options.get("normalised")),
+                                exact) for label, options in rows.items()}
+    off = {"standardised": False, "normalised": False}
+    once, all_on = {"standardised": True, "normalised": False}, {"standardised": True, "normalised": True}
+    rows = {"pool": {"form": "pool", **off}, "pool, standardised": {"form": "pool", **once},
+            "raw": {"form": "raw", **off}, "raw, standardised": {"form": "raw", **once},
+            "raw, standardised, normalised": {"form": "raw", **all_on}, "log": {"form": "log", **off},
+            "log, standardised, normalised": all_on}
+    exact = slope_on_three_prompts(lambda p: 1 - (1 - p) ** n)
+    assert_figures(cat_passk.rl_coefficients,
+                   measured(lambda r, **options: cat_passk.rl_coefficients(r, n, **options), exact))
+
+    def majority(r, **options):
+        answers = [["right" if x else "wrong" for x in row] for row in r.tolist()]
+        return cat_majority.rl_coefficients(r, answers, n, **options)
+
+    def vote(p):  # of four, a tie of two and two shared
+        return 0.5 * 6 * p ** 2 * (1 - p) ** 2 + 4 * p ** 3 * (1 - p) + p ** 4
+    rows = {"raw, threshold 3": {"threshold": 3, "all_wrong": 0.0, **off}, "raw": {"all_wrong": 0.0, **off},
+            "log": {"form": "log", "all_wrong": 0.0, **off}, "raw, standardised": once,
+            "raw, standardised, normalised": all_on, "log, standardised, normalised": {"form": "log", **all_on}}
+    assert_figures(cat_majority.rl_coefficients, measured(majority, slope_on_three_prompts(vote)))
+
+    levels = [0.0, 1.0, 2.0, 4.0]
+    index = torch.tensor(list(itertools.product(range(4), repeat=n)))
+    exact = gradient_of(lambda pi: pi[index].prod(1) @ tensor(levels)[index].amax(1), torch.zeros(4).double())
+    draws = list(itertools.combinations_with_replacement(range(4), m))  # in any order
+    chance = tensor([math.factorial(m) / math.prod(math.factorial(y.count(v)) for v in range(4)) for y in draws]) / 4 ** m
+    draws = torch.tensor(draws)
+    slopes = (torch.eye(4, dtype=torch.float64) - 0.25)[draws]
+    found = {}
+    for label, form, standardised, shift in (("exact", "exact", False, 0), ("exact, standardised", "exact", True, 0),
+                                             ("rank", "rank", False, 0), ("rank, of r - 4", "rank", False, 4),
+                                             ("rank, standardised", "rank", True, 0)):
+        c = cat_bon.rl_coefficients(tensor(levels)[draws] - shift, n, form, None, standardised)
+        found[label] = distance(torch.einsum("d,di,div->v", chance, c, slopes), exact)
+    assert_figures(cat_bon.rl_coefficients, found)
+
+
+def test_types_of_final_coefficients():
+    """Integers and booleans count as float32, doubles stay; a sequence form needs probabilities."""
+    r = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 1]])
+    answers = [["a", "b", "b", "a"], ["b", "b", None, "a"]]
+    for function in (lambda r: cat_passk.rl_coefficients(r, 3), lambda r: cat_bon.rl_coefficients(r, 3),
+                     lambda r: cat_majority.rl_coefficients(r, answers, 3)):
+        assert torch.equal(function(r), function(r.bool())) and function(r).dtype == torch.float32
+        assert torch.allclose(function(r.double()).float(), function(r)) and function(r.double()).dtype == torch.float64
+    for call in (lambda: cat_passk.rl_coefficients(r, 3, "log", "sequence"),
+                 lambda: cat_passk.rl_coefficients(r, 3, "log", "other"),
+                 lambda: cat_majority.rl_coefficients(r, answers[:1], 3), lambda: cat_bon.rl_coefficients(r, 5, "exact")):
+        with pytest.raises(ValueError):
+            call()
 
 
 def test_scale_across_prompts():
