@@ -38,10 +38,12 @@ Differences from the paper: 1) LoRA instead of all weights; 2) M plain samples w
 throws the others away; 3) one on-policy step per batch; 4) KL is in the reward, with a leave-one-out baseline.
 
     CPU, embedded model:  python bon_rl.py
-    a verifier, then v:   python bon_rl.py --fit-verifier --out runs/verifier
+    a verifier, then v:   python fit_verifier.py --out runs/verifier
                           python bon_rl.py --variant v --verifier runs/verifier
     GPU, 4-bit LoRA:      python bon_rl.py --model Qwen/Qwen2.5-1.5B-Instruct --task gsm8k --lr 2e-5
 """
+import argparse
+
 from support import flags
 
 
@@ -58,18 +60,10 @@ def parser():
                    help="N f^(N-1) in variant bp: from the share of failures, or unbiased (needs samples >= N)")
     p.add_argument("--entropy-coef", type=float, default=0.0,
                    help="weight of the entropy of pi(.|x) in the objective, in rewards per nat")
-    p.add_argument("--verifier", help="folder of --fit-verifier, or a reward model of one label: variant v selects by "
+    p.add_argument("--verifier", help="folder of fit_verifier.py, or a reward model of one label: variant v selects by "
                                       "it, and best-of-N by it is evaluated")
-    fit = p.add_argument_group("fitting a verifier")
-    fit.add_argument("--fit-verifier", action="store_true",
-                     help="train no policy: fit an outcome verifier on samples of it, into --out")
-    fit.add_argument("--fit-problems", type=int, default=4000, help="training problems to sample on; 0 = all")
-    fit.add_argument("--fit-samples", type=int, default=8, help="samples per problem")
-    fit.add_argument("--fit-epochs", type=int, default=2, help="passes over the samples, 256 at a time")
-    fit.add_argument("--fit-lr", type=float,
-                     help="peak learning rate (AdamW), decays to 0; default 5e-3, for a large model that of SFT")
-    fit.add_argument("--verifier-noise", type=float, default=0.0,
-                     help="probability that a label is flipped before fitting")
+    p.add_argument("--fit-verifier", action=flags.Elsewhere, nargs=0, default=argparse.SUPPRESS, help=argparse.SUPPRESS,
+                   const="a verifier is fitted by a script of its own: python fit_verifier.py --out DIR")
     return p
 
 
@@ -86,7 +80,6 @@ import torch
 from common import kl_coefficients
 from support import processes
 from support.errors import UserError
-from support.fit import fit_verifier
 from support.folder import Run
 from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, sample_stats,
                          set_up, weight_stats)
@@ -240,19 +233,16 @@ def variant_coefficients(variant, rewards, scores, n, negatives="minus", estimat
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n", "fit_samples", "fit_epochs"),
-                not_negative=("entropy_coef", "fit_problems", "fit_lr", "verifier_noise"))
-    if args.verifier_noise > 1:
-        raise UserError(f"--verifier-noise is a probability, not {args.verifier_noise}")
-    if args.fit_verifier and (args.resume or args.verifier):
-        raise UserError("--fit-verifier makes a new verifier: leave out --resume and --verifier")
-    if args.variant == "v" and not args.verifier and not args.fit_verifier:
-        raise UserError("--variant v needs --verifier: make one with --fit-verifier, or give a reward model of one "
+    flags.check(args, positive=("n",), not_negative=("entropy_coef",))
+    if args.variant == "v" and not args.verifier:
+        raise UserError("--variant v needs --verifier: make one with fit_verifier.py, or give a reward model of one "
                         "label")
     if args.estimate == "pool" and (args.variant != "bp" or args.n > args.samples):
         raise UserError("--estimate pool exists for --variant bp with --samples of at least --n")
-    if args.negatives == "exact" and args.variant != "b":
-        raise UserError("--negatives concerns --variant b only")
+    if args.variant != "b":
+        flags.refuse(args, ["negatives"], f"with --variant {args.variant}, it concerns b only")
+    if args.variant not in ("b", "bp"):
+        flags.refuse(args, ["estimate"], f"with --variant {args.variant}, it concerns b and bp only")
 
 
 def step(policy, task, optimizer, problems, number, args, verifier=None):
@@ -330,8 +320,6 @@ def main(argv=None):
     run = Run("bon_rl", parser(), argv)
     args = run.args
     check(args)
-    if args.fit_verifier:
-        return fit_verifier(args)
     binary = f"--variant {args.variant} needs right or wrong" if args.variant in ("b", "bp", "star") else None
     set_up(run, "countdown", args.variant, binary)
     verifier = load_verifier(args.verifier, args.bits) if args.verifier else None

@@ -44,8 +44,8 @@ def parser():
     p.add_argument("--n", type=int, default=16,
                    help="test-time budget N that is trained for; 1 = plain supervised fine-tuning, without --samples")
     p.add_argument("--scores", choices=["reward", "verifier"], default="reward", help="what best-of-N selects by")
-    p.add_argument("--verifier", help="folder of bon_rl.py --fit-verifier, or a reward model of one label: --scores "
-                                      "verifier selects by it, and best-of-N by it is evaluated")
+    p.add_argument("--verifier", help="folder of fit_verifier.py, or a reward model of one label: --scores verifier "
+                                      "selects by it, and best-of-N by it is evaluated")
     return p
 
 
@@ -140,9 +140,11 @@ def sft_coefficients(scores, n):
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
     flags.check(args, positive=("n",))
+    if args.n == 1:
+        flags.refuse(args, ["samples", "scores"], "with --n 1, which samples nothing")
     if args.scores == "verifier" and not args.verifier:
-        raise UserError("--scores verifier needs --verifier: make one with bon_rl.py --fit-verifier, or give a reward "
-                        "model of one label")
+        raise UserError("--scores verifier needs --verifier: make one with fit_verifier.py, or give a reward model of "
+                        "one label")
 
 
 def step(policy, task, optimizer, problems, number, args, golds, verifier=None):

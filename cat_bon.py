@@ -207,12 +207,20 @@ def powers(f, n):
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n", "fifo"))
+    flags.check(args, positive=("n", "fifo"), plotted=("mode", "n", "form"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
-    if args.mode == "rl" and args.form == "exact" and args.ranks == "fifo":
+    if args.mode == "sft":
+        watched = ["kl_prompts"] if args.kl_prompts else []
+        flags.refuse(args, ["form", "ranks", "fifo", "rewards", *watched], "with --mode sft")
+        return
+    if args.form == "exact" and args.plot_weights:
+        raise UserError("--plot-weights draws the weight of a rank: --form exact goes by how far apart the rewards are")
+    if args.form == "exact" and args.ranks == "fifo":
         raise UserError("--form exact compares samples of one prompt: it has no --ranks fifo")
-    if args.mode == "rl" and args.form == "exact" and args.samples < args.n:
+    if args.ranks != "fifo":
+        flags.refuse(args, ["fifo"], "without --ranks fifo")
+    if args.form == "exact" and args.samples < args.n:
         raise UserError(f"--form exact needs at least --n {args.n} samples per prompt, not --samples {args.samples}")
 
 

@@ -48,7 +48,8 @@ def parser():
                    help="votes k that win, a number; auto: floor(n/2) + 1 in sft, from the rollouts in rl")
     p.add_argument("--contrastive", action="store_true", help="sft: the token-level hybrid instead of this loss")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
-                   help="sft: the gold completion, answer only (the paper's) or in full")
+                   help="the gold completion, answer only (the paper's) or in full: sft imitates it, and the "
+                        "evaluation reports its log pi")
     p.add_argument("--form", choices=["raw", "log"], default="raw", help="rl: the weight; the paper's runs use raw")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: the paper standardises")
@@ -254,11 +255,16 @@ def shaped(rewards, standardised, all_wrong):
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",))
+    flags.check(args, positive=("n",), plotted=("mode", "n", "form", "threshold"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "rl" and args.contrastive:
         raise UserError("--contrastive learns from gold tokens: use it with --mode sft")
+    if args.mode == "sft":
+        watched = ["kl_prompts"] if args.kl_prompts else []
+        flags.refuse(args, ["samples", "form", "rewards", "all_wrong", "normalise", *watched], "with --mode sft")
+    if args.contrastive:
+        flags.refuse(args, ["n", "threshold"], "with --contrastive, which weighs no sequence")
     if args.threshold != "auto":
         if not args.threshold.isdigit() or not 1 <= int(args.threshold) <= args.n:
             raise UserError(f"--threshold must be auto or a number from 1 to --n {args.n}, not {args.threshold}")
@@ -277,7 +283,8 @@ def fixed_threshold(args):
 
 
 def plot_weights(args):
-    """--plot-weights: the weight trained with over p, against those of the test budgets."""
+    """--plot-weights: the weight trained with over p, against those of the test budgets; where the threshold is read
+    off the rollouts, that of the largest one."""
     folder = new_folder(args.out, "cat_majority-weights")
     p = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     form = "log" if args.mode == "sft" else args.form

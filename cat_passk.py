@@ -43,7 +43,8 @@ def parser():
     p.add_argument("--mode", choices=["sft", "rl"], default="rl", help="imitate gold completions, or weigh samples")
     p.add_argument("--n", type=int, default=16, help="budget N that is trained for; 1 = cross-entropy, or plain RL")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
-                   help="sft: the gold completion, answer only (the paper's) or in full")
+                   help="the gold completion, answer only (the paper's) or in full: sft imitates it, and the "
+                        "evaluation reports its log pi")
     p.add_argument("--form", choices=["raw", "log", "pool"], default="log",
                    help="rl: the weight; the paper's Pass@N runs use log; pool needs --samples of at least --n")
     p.add_argument("--probability", choices=["success", "sequence"], default="success",
@@ -211,10 +212,12 @@ def rl_weights(rewards, n, form="log", probability="success", logp=None, normali
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",))
+    flags.check(args, positive=("n",), plotted=("mode", "n", "form"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "sft":
+        watched = ["kl_prompts"] if args.kl_prompts else []
+        flags.refuse(args, ["samples", "form", "probability", "rewards", "normalise", *watched], "with --mode sft")
         return
     if args.form == "pool" and args.probability != "success":
         raise UserError("--form pool counts right samples: it needs --probability success")

@@ -245,6 +245,8 @@ def check(args):
     if args.objective == "majority" and args.samples % args.k:
         raise UserError("--objective majority needs --samples to be a multiple of --k, not "
                         f"{args.samples} for {args.k}")
+    if args.epochs * args.minibatches == 1:
+        flags.refuse(args, ["clip"], "with one epoch and one minibatch, where the ratio is 1")
     if args.estimator == "centred" and args.samples == args.k:
         raise UserError("--estimator centred needs --samples greater than --k")
 

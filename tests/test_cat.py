@@ -473,7 +473,8 @@ def test_figures_of_the_bias():
     index = torch.tensor(list(itertools.product(range(4), repeat=n)))
     exact = gradient_of(lambda pi: pi[index].prod(1) @ tensor(levels)[index].amax(1), torch.zeros(4).double())
     draws = list(itertools.combinations_with_replacement(range(4), m))  # in any order
-    chance = tensor([math.factorial(m) / math.prod(math.factorial(y.count(v)) for v in range(4)) for y in draws]) / 4 ** m
+    ways = [math.factorial(m) / math.prod(math.factorial(y.count(v)) for v in range(4)) for y in draws]
+    chance = tensor(ways) / 4 ** m
     draws = torch.tensor(draws)
     slopes = (torch.eye(4, dtype=torch.float64) - 0.25)[draws]
     found = {}
@@ -495,7 +496,8 @@ def test_types_of_final_coefficients():
         assert torch.allclose(function(r.double()).float(), function(r)) and function(r.double()).dtype == torch.float64
     for call in (lambda: cat_passk.rl_coefficients(r, 3, "log", "sequence"),
                  lambda: cat_passk.rl_coefficients(r, 3, "log", "other"),
-                 lambda: cat_majority.rl_coefficients(r, answers[:1], 3), lambda: cat_bon.rl_coefficients(r, 5, "exact")):
+                 lambda: cat_majority.rl_coefficients(r, answers[:1], 3),
+                 lambda: cat_bon.rl_coefficients(r, 5, "exact")):
         with pytest.raises(ValueError):
             call()
 
@@ -585,7 +587,16 @@ def test_dynamic_threshold():
 
 # --------------------------------------------------------------------------------------- the scripts, as users run them
 
-SMALL = ["--prompts", "6", "--samples", "6", "--n", "4", "--eval-samples", "4", "--eval-problems", "5"]
+SMALL = ["--prompts", "6", "--eval-samples", "4", "--eval-problems", "5"]
+
+
+def sized(script, flags, n=4):
+    """The flags with a small budget and few samples, where they act."""
+    samples = ["--samples", "6"] if script is cat_bon or "sft" not in flags else []
+    budget = [] if "--contrastive" in flags or "--n" in flags else ["--n", str(n)]
+    return [*flags, *samples, *budget]
+
+
 MODES = [(cat_passk, ["--mode", "sft", "--train-problems", "20"]),
          (cat_passk, ["--mode", "sft", "--target", "solution", "--task", "routes"]),
          (cat_passk, []), (cat_passk, ["--form", "raw", "--probability", "sequence", "--kl-coef", "0.1"]),
@@ -608,6 +619,7 @@ def name_of(value):
 @pytest.mark.parametrize("script,flags", MODES, ids=name_of)
 def test_every_mode_runs_reports_its_weights_and_resumes(script, flags, tmp_path):
     """Two steps at once against one step, a kill, and one more: bit for bit."""
+    flags = sized(script, flags)
     code, out, err = run(script.main, *SMALL, "--steps", 2, "--out", tmp_path / "a", *flags)
     assert code == 0 and not err and "before" in out and "after" in out, err
     lines = read_lines(tmp_path / "a")
@@ -671,10 +683,10 @@ def observed(script, flags, folder, monkeypatch):
     monkeypatch.setattr(tasks, "load_task", keep("task", load_task))
     monkeypatch.setattr(tasks.Task, "rewards", keep("rewards", rewards))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
-    code, _, err = run(script.main, "--prompts", 6, "--samples", 6, "--n", 4, "--steps", 1, "--eval-samples", 0,
-                       "--out", folder, *flags)
+    flags = sized(script, flags)
+    code, _, err = run(script.main, "--prompts", 6, "--steps", 1, "--eval-samples", 0, "--out", folder, *flags)
     assert code == 0, err
-    return script.parser().parse_args([*map(str, ["--prompts", 6, "--samples", 6, "--n", 4]), *flags]), seen
+    return script.parser().parse_args(["--prompts", "6", *flags]), seen
 
 
 def plain(policy, prompt, row, temperature):
@@ -820,6 +832,23 @@ def test_the_queue_keeps_the_latest_rewards(tmp_path, monkeypatch):
     assert kept == pytest.approx(seen[-50:], abs=1e-6) and len(set(kept)) > 20
 
 
+def test_the_weight_of_the_mode_is_drawn(tmp_path):
+    """cat_bon: of a rank in rl, of Pass@N on the best target in sft."""
+    for mode, label, weight in (("rl", "best of 8", lambda x: 8 * x ** 7),
+                                ("sft", "Pass@8 log", lambda x: passn_weight(x, 8, "log"))):
+        code, _, err = run(cat_bon.main, "--plot-weights", "--mode", mode, "--n", 8, "--out", tmp_path / mode)
+        assert code == 0, err
+        report = json.load(open(tmp_path / mode / "weights.json"))
+        assert report["training"] == label
+        assert report["weights"][300] == pytest.approx(weight(0.3005)) and report["weights"][900] > 0
+
+
+def test_what_does_nothing_may_be_asked_to_do_nothing():
+    """--kl-prompts 0 watches no KL, and where there is none to watch that is what happens."""
+    for script in SCRIPTS:
+        script.check(script.parser().parse_args(["--mode", "sft", "--kl-prompts", "0", "--kl-coef", "0"]))
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
 def test_plot_weights(script, tmp_path):
     code, out, err = run(script.main, "--plot-weights", "--n", 8, "--test-n", "1,8,32", "--out", tmp_path / "w")
@@ -842,7 +871,8 @@ def test_warm_up_then_rl_and_the_sign_of_degeneration(tmp_path):
     """--adapter chains the stages; at n = 1 every weight is 1, and w_even says so."""
     assert run(cat_passk.main, "--mode", "sft", *SMALL, "--n", 1, "--steps", 1, "--out", tmp_path / "a")[0] == 0
     assert read_lines(tmp_path / "a")[0]["w_even"] == 1
-    code, _, err = run(cat_passk.main, *SMALL, "--steps", 1, "--adapter", tmp_path / "a", "--out", tmp_path / "b")
+    code, _, err = run(cat_passk.main, *SMALL, "--n", 4, "--samples", 6, "--steps", 1, "--adapter", tmp_path / "a",
+                       "--out", tmp_path / "b")
     assert code == 0, err
     after, before = (json.load(open(tmp_path / x / "result.json"))[row] for x, row in (("a", "after"), ("b", "before")))
     assert before["gold"] == after["gold"] and abs(before["kl"]["mean"]) < 1e-4
@@ -907,6 +937,16 @@ def test_problems_without_a_gold_completion_are_counted(tmp_path):
     (cat_majority, ["--contrastive"], "--contrastive"),
     (cat_majority, ["--all-wrong", "nan"], "--all-wrong"), (cat_bon, ["--form", "exact", "--ranks", "fifo"], "fifo"),
     (cat_bon, ["--form", "exact", "--samples", "4"], "--samples 4"), (cat_bon, ["--fifo", "0"], "--fifo"),
+    *((script, ["--mode", "sft", *flag], flag[0].replace("--no-", "--")) for script, flags in (
+        (cat_passk, "--samples 16,--form log,--probability success,--rewards raw,--no-normalise,--kl-prompts 8"),
+        (cat_majority, "--samples 8,--form raw,--rewards raw,--all-wrong 0,--normalise,--kl-prompts 8"),
+        (cat_bon, "--form rank,--ranks prompt,--fifo 9,--rewards raw,--kl-prompts 8"))
+      for flag in map(str.split, flags.split(","))),
+    (cat_majority, ["--mode", "sft", "--contrastive", "--n", "16"], "--n"),
+    (cat_majority, ["--mode", "sft", "--contrastive", "--threshold", "auto"], "--threshold"),
+    (cat_majority, ["--mode", "sft", "--contrastive", "--plot-weights"], "--contrastive"),
+    (cat_bon, ["--fifo", "9"], "--fifo"), (cat_bon, ["--form", "exact", "--plot-weights"], "--form exact"),
+    (cat_passk, ["--test-n", "4"], "--test-n"), (cat_passk, ["--plot-weights", "--steps", "4"], "--steps"),
     (cat_passk, ["--plot-weights", "--out", "/proc/no/w"], "/proc/no/w")], ids=name_of)
 def test_errors_are_one_sentence(script, flags, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

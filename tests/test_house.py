@@ -5,7 +5,6 @@ import functools
 import importlib
 import itertools
 import json
-import math
 import os
 import re
 import shutil
@@ -25,6 +24,11 @@ RUNS = [("ppo_passk", ["--k", 4]), ("bon_sft", ["--n", 4]), ("bon_rl", ["--n", 4
         ("cat_passk", ["--n", 4, "--eval-every", 1]), ("cat_passk", ["--n", 4, "--mode", "sft"]),
         ("cat_majority", ["--n", 4]), ("cat_majority", ["--n", 4, "--mode", "sft"]), ("cat_bon", ["--n", 4]),
         ("cat_bon", ["--n", 4, "--mode", "sft"])]
+
+
+def small(script, flags):
+    """SMALL, without --samples where nothing is sampled."""
+    return SMALL[:4] + SMALL[6:] if "sft" in flags and script != "cat_bon" else SMALL
 
 
 def source(path):
@@ -47,8 +51,8 @@ def definitions(path):
 
 def test_top_level():
     top = {path for path in files("") if "/" not in path}
-    assert top == {".gitignore", "LICENSE", "README.md", "bench.py", "common.py", "evaluate.py", "pytest.ini",
-                   "requirements.txt", *(f"{script}.py" for script in SCRIPTS)}
+    assert top == {".gitignore", "LICENSE", "README.md", "bench.py", "common.py", "evaluate.py", "fit_verifier.py",
+                   "pytest.ini", "requirements.txt", *(f"{script}.py" for script in SCRIPTS)}
 
 
 def test_lines_are_short():
@@ -91,7 +95,7 @@ def test_copies_are_identical():
 @pytest.mark.parametrize("script,flags", RUNS, ids=lambda v: v if isinstance(v, str) else " ".join(map(str, v)))
 def test_keys_and_columns(script, flags, tmp_path):
     """Every key is in METRICS, tokens_per_s is that of sampling, and the tables have the same columns."""
-    code, out, err = run(importlib.import_module(script).main, *SMALL, *flags, "--out", tmp_path / "r")
+    code, out, err = run(importlib.import_module(script).main, *small(script, flags), *flags, "--out", tmp_path / "r")
     assert code == 0, err
     line, = read_lines(tmp_path / "r")
     result = json.load(open(tmp_path / "r" / "result.json"))
@@ -223,7 +227,7 @@ def test_the_order_of_imports_carries_no_meaning():
 def test_plain_is_the_same_run(script, flags, tmp_path, monkeypatch):
     """With --plain a run takes the loops of common.py alone; draws and figures are those without, within rounding."""
     from fast import folded, packed, shared
-    steps = ["--steps", 2, *SMALL[2:]]
+    steps = ["--steps", 2, *small(script, flags)[2:]]
     lines, draws, results = {}, {}, {}
     for name in ("fast", "plain"):
         if name == "plain":
@@ -337,8 +341,8 @@ def coefficients_by_readme(script, namespace, rewards, answers):
 
 
 def expected_step(coefficients, theta):
-    """Exact expectation over all V^M draws of minus the gradient of the README's loss, -(coefficients * logp).sum() / B,
-    for one prompt and softmax(theta); coefficients(rewards [R, M], answers [R][M], y [R, M]) -> [R, M]."""
+    """Exact expectation over all V^M draws of minus the gradient of the README loss, -(coefficients * logp).sum() / B,
+    for one prompt and softmax(theta). coefficients(rewards [R, M], answers [R][M]) -> [R, M]."""
     draws = torch.tensor(list(itertools.product(range(len(theta)), repeat=M)))  # [R, M]
     theta = theta.clone().requires_grad_()
     logp = torch.log_softmax(theta, 0)
