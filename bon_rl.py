@@ -60,9 +60,11 @@ def parser():
                    help="N f^(N-1) in variant bp: from the share of failures, or unbiased (needs samples >= N)")
     p.add_argument("--entropy-coef", type=float, default=0.0,
                    help="weight of the entropy of pi(.|x) in the objective, in rewards per nat")
-    p.add_argument("--verifier", help="folder of fit_verifier.py, or a reward model of one label: variant v selects by "
+    p.add_argument("--verifier",
+                   help="folder of fit_verifier.py, or a reward model of one label: variant v selects by "
                                       "it, and best-of-N by it is evaluated")
-    p.add_argument("--fit-verifier", action=flags.Elsewhere, nargs=0, default=argparse.SUPPRESS, help=argparse.SUPPRESS,
+    p.add_argument("--fit-verifier", action=flags.Elsewhere, nargs=0, default=argparse.SUPPRESS,
+                   help=argparse.SUPPRESS,
                    const="a verifier is fitted by a script of its own: python fit_verifier.py --out DIR")
     return p
 
@@ -81,8 +83,8 @@ from common import kl_coefficients
 from support import processes
 from support.errors import UserError
 from support.folder import Run
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, sample_stats,
-                         set_up, weight_stats)
+from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
+from support.run import examples, sample_stats, weight_stats
 from support.verifier import load_verifier, verify_scores
 
 
@@ -250,7 +252,7 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     B = len(problems)
     M = args.samples
     tau = args.temperature
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
 
     # Sample. The seed alone fixes the M draws of each prompt.
@@ -280,8 +282,7 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     elif args.kl_prompts:  # to watch it: one sample of each of some prompts
         gap = common.kl_gap(policy, prompts, drawn, tau, some=(args.kl_prompts, 1))
     if args.entropy_coef:
-        logp = drawn.logps.sum(-1).cpu()  # [B, M]
-        coefficients = coefficients - args.entropy_coef * kl_coefficients(logp)
+        coefficients = coefficients - args.entropy_coef * kl_coefficients(drawn.logps.sum(-1).cpu())
 
     # Update. Samples whose coefficient is 0 never enter a forward pass. The divisor counts every prompt.
     loss = 0.0
@@ -289,7 +290,8 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     optimizer.zero_grad()
     for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):  # [R], [R, T]
         logp = logps.sum(-1)  # log pi(y|x)  [R]
-        part_loss = -(coefficients.flatten()[j].to(logp) * logp).sum() / B
+        c = coefficients.flatten()[j].to(logp)
+        part_loss = -(c * logp).sum() / B
         part_loss.backward()
         loss += part_loss.detach()
     if coefficients.any():
@@ -302,17 +304,20 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     line |= weights
     line["grad_norm"] = norm
     line["diversity"] = evaluate.mean_diversity(texts, [task.extract(text) for text in texts], M)
-    line["samples_per_s"] = len(y) / (time.time() - started)
-    if verifier:
-        line |= verifier_stats(scores, rewards, min(args.n, M))
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
+    line |= verifier_stats(scores, rewards, min(args.n, M)) if verifier else {}
     return line, examples(policy, problems, y, reward=rewards)
 
 
 def verifier_stats(scores, rewards, n):
     """Signs of reward hacking: wrong answers that score high, and selection that loses what the samples hold."""
     wrong = scores[rewards != 1]
-    lost = [common.bon_at_k(s, r, n) - common.bon_at_k(r, r, n) for s, r in zip(scores.tolist(), rewards.tolist())]
-    return {"score_wrong": wrong.mean().item() if len(wrong) else None, "bon_gap": sum(lost) / len(lost)}
+    lost = 0.0
+    for s, r in zip(scores.tolist(), rewards.tolist()):
+        lost += common.bon_at_k(s, r, n) - common.bon_at_k(r, r, n)
+    mean = wrong.mean().item() if len(wrong) else None
+    return {"score_wrong": mean, "bon_gap": lost / len(scores)}
 
 
 @flags.cli
@@ -320,14 +325,14 @@ def main(argv=None):
     run = Run("bon_rl", parser(), argv)
     args = run.args
     check(args)
-    binary = f"--variant {args.variant} needs right or wrong" if args.variant in ("b", "bp", "star") else None
-    set_up(run, "countdown", args.variant, binary)
+    binary = args.variant in ("b", "bp", "star")
+    task, policy, train = set_up(run, "countdown", args.variant, binary)
     verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
-    begin(run, f"variant {args.variant}, N {args.n}, M {args.samples}", budget=args.n, verifier=verifier)
+    optimizer = begin(run, f"variant {args.variant}, N {args.n}, M {args.samples}", budget=args.n, verifier=verifier)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(run.train, args.prompts, number, args.seed)
-        line, shown = step(run.policy, run.task, run.optimizer, problems, number, args, verifier)
+        problems = batch_of(train, args.prompts, number, args.seed)
+        line, shown = step(policy, task, optimizer, problems, number, args, verifier)
         end_of_step(run, line, shown)
     evaluate_after(run)
 

@@ -9,7 +9,9 @@ we read it). A sample counts if it is the best of N, so its reward is weighed by
     rank    (N/M) q_i^(N-1) r_i                 q_i = P(r(Y) < r(y_i)), the rank of the reward (the paper's)
     exact   (N/M) mean_S (r_i - max_S r)^+      S: the (N-1)-subsets of the other samples; grad E[max of N]
 
-Both rest on grad E[h(y)] = E[h grad log pi(y)]: for exact h is what y adds to the others, N E[(r(y) - max of N-1)^+].
+Why: grad E[max of N] = N E[(max of all N - max of the N-1 without y) grad log pi(y)], since E[grad log pi(y)] = 0 lets
+one subtract what does not depend on y, and the difference is (r(y) - max of the others)^+.
+
 Ranks are taken within the prompt, or against the last rewards of all prompts (--ranks fifo, for unconditional
 generation). The rank form changes with a shift of the rewards: they are standardised first (--rewards).
 
@@ -35,12 +37,14 @@ def parser():
     p = flags.parser(__doc__, "cat_bon", task="peptide", samples=16, prompts=64, steps=100, test_n="1,4,8,16")
     p.add_argument("--mode", choices=["sft", "rl"], default="rl",
                    help="imitate the best of --samples completions, found once, or learn from sampled ones")
-    p.add_argument("--n", type=int, default=8, help="budget N that is trained for; 1 = cross-entropy, or plain RL")
+    p.add_argument("--n", type=int, default=8,
+                   help="budget N that is trained for; 1 = cross-entropy, or plain RL")
     p.add_argument("--form", choices=["rank", "exact"], default="rank",
                    help="rl: the paper's rank weight, or the gradient of E[max of n] (needs --samples of at least --n)")
     p.add_argument("--ranks", choices=["prompt", "fifo"], default="prompt",
                    help="rl, rank: within the prompt, or against recent rewards")
-    p.add_argument("--fifo", type=int, default=1024, help="rl: how many recent rewards --ranks fifo keeps")
+    p.add_argument("--fifo", type=int, default=1024,
+                   help="rl: how many recent rewards --ranks fifo keeps")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: rewards within the prompt, with fifo by the recent ones; exact ascends E[max] with raw")
     return p
@@ -61,8 +65,8 @@ from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder, write_atomic
 from support.plots import weight_report
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, sample_stats,
-                         set_up, weight_stats)
+from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
+from support.run import examples, sample_stats, weight_stats
 
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
@@ -258,7 +262,7 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     """Training step `number` (1, 2, ...) on the gold completions of B problems -> (keys of support/run.py METRICS,
     examples to show)."""
     B = len(problems)
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
     prompts = policy.encode([p.prompt for p in problems], task.chat)
     y = [golds[p.id] for p in problems]
@@ -284,7 +288,8 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     line["length"] = sum(map(len, y)) / B
     line |= weight_stats(passn_weight(p, args.n, "log"), "w")
     line["grad_norm"] = norm
-    line["samples_per_s"] = len(y) / (time.time() - started)
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, y, logp=gold_logp)
 
 
@@ -294,7 +299,7 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     B = len(problems)
     M = args.samples
     tau = args.temperature
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
 
     # Sample. The seed alone fixes the M draws of each prompt.
@@ -307,7 +312,8 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     # Verify.
     owners = [p for p in problems for _ in range(M)]
     texts = [policy.decode(row) for row in y]
-    rewards = processes.rewards(task, owners, texts).float().view(B, M)
+    rewards = processes.rewards(task, owners, texts)
+    rewards = rewards.float().view(B, M)
 
     # Weight.
     against = None
@@ -333,7 +339,8 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     optimizer.zero_grad()
     for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):  # [R], [R, T]
         logp = logps.sum(-1)  # log pi(y|x)  [R]
-        part_loss = -(coefficients.flatten()[j].to(logp) * logp).sum() / B
+        c = coefficients.flatten()[j].to(logp)
+        part_loss = -(c * logp).sum() / B
         part_loss.backward()
         loss += part_loss.detach()
     if coefficients.any():
@@ -345,7 +352,8 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     line["zero"] = zero
     line |= weight_stats(w, "w")
     line["grad_norm"] = norm
-    line["samples_per_s"] = len(y) / (time.time() - started)
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, y, reward=rewards), recent
 
 
@@ -356,8 +364,8 @@ def main(argv=None):
     check(args)
     if args.plot_weights:
         return plot_weights(args)
-    set_up(run, "peptide", args.mode)
-    begin(run, f"{args.mode} for the best of {args.n}", budget=args.n)
+    task, policy, train = set_up(run, "peptide", args.mode)
+    optimizer = begin(run, f"{args.mode} for the best of {args.n}", budget=args.n)
     golds = None
     if args.mode == "sft":  # found once, by the policy that training starts from
         golds = processes.on_first(lambda: run.read("targets.json"))
@@ -365,16 +373,16 @@ def main(argv=None):
             raise UserError(f"{run.path('targets.json')} is damaged, and the policy that found the targets has trained "
                             "on: begin a new run")
         if golds is None:
-            golds = find_targets(run.policy, run.task, run.train, args.samples, args.temperature, args.seed)
+            golds = find_targets(policy, task, train, args.samples, args.temperature, args.seed)
             write_atomic(run.path("targets.json"), json.dumps(golds))
     evaluate_before(run)
     recent = run.kept.get("recent", [])  # rewards of --ranks fifo: a resumed run has the same
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(run.train, args.prompts, number, args.seed)
+        problems = batch_of(train, args.prompts, number, args.seed)
         if args.mode == "sft":
-            line, shown = step_sft(run.policy, run.task, run.optimizer, problems, number, args, golds)
+            line, shown = step_sft(policy, task, optimizer, problems, number, args, golds)
         else:
-            line, shown, recent = step_rl(run.policy, run.task, run.optimizer, problems, number, args, recent)
+            line, shown, recent = step_rl(policy, task, optimizer, problems, number, args, recent)
         run.kept["recent"] = recent
         end_of_step(run, line, shown)
     evaluate_after(run)

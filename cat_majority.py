@@ -42,15 +42,19 @@ from support import flags
 
 def parser():
     p = flags.parser(__doc__, "cat_majority", task="routes", samples=8, prompts=64, steps=100, test_n="1,4,16,64")
-    p.add_argument("--mode", choices=["sft", "rl"], default="rl", help="imitate gold completions, or weigh samples")
-    p.add_argument("--n", type=int, default=16, help="budget N that is trained for; 1 = cross-entropy, or plain RL")
+    p.add_argument("--mode", choices=["sft", "rl"], default="rl",
+                   help="imitate gold completions, or weigh samples")
+    p.add_argument("--n", type=int, default=16,
+                   help="budget N that is trained for; 1 = cross-entropy, or plain RL")
     p.add_argument("--threshold", default="auto",
                    help="votes k that win, a number; auto: floor(n/2) + 1 in sft, from the rollouts in rl")
-    p.add_argument("--contrastive", action="store_true", help="sft: the token-level hybrid instead of this loss")
+    p.add_argument("--contrastive", action="store_true",
+                   help="sft: the token-level hybrid instead of this loss")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
                    help="the gold completion, answer only (the paper's) or in full: sft imitates it, and the "
                         "evaluation reports its log pi")
-    p.add_argument("--form", choices=["raw", "log"], default="raw", help="rl: the weight; the paper's runs use raw")
+    p.add_argument("--form", choices=["raw", "log"], default="raw",
+                   help="rl: the weight; the paper's runs use raw")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: the paper standardises")
     p.add_argument("--all-wrong", type=float, default=-0.5,
@@ -74,8 +78,8 @@ from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder
 from support.plots import weight_report
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, gold_completions,
-                         sample_stats, set_up, weight_stats)
+from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
+from support.run import examples, gold_completions, sample_stats, weight_stats
 
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
@@ -95,9 +99,12 @@ def times(a, x):
 
 def log_terms(j, shift, logp, logf, n):
     """log of C(n,j) p^(j-shift) (1-p)^(n-j) for a list j, from log p and log(1-p) of a shape [...] -> [..., len(j)]."""
-    log_ways = logp.new_tensor([math.log(math.comb(n, i)) for i in j])
+    log_ways = [math.log(math.comb(n, i)) for i in j]
+    log_ways = logp.new_tensor(log_ways)
     j = logp.new_tensor(j)
-    return log_ways + times(j - shift, logp[..., None]) + times(n - j, logf[..., None])
+    right = times(j - shift, logp[..., None])
+    wrong = times(n - j, logf[..., None])
+    return log_ways + right + wrong
 
 
 def log_weight_and_tail(logp, logf, n, k):
@@ -125,7 +132,8 @@ def majority_sft_loss(logp, n, k):
         log_w, tail = log_weight_and_tail(x, log_f, n, k)
         log_t = k * x + tail
         # T close to 1: log(1 - P(fewer than k votes)), or nothing would be left of the difference
-        fewer = torch.logsumexp(log_terms(list(range(k)), 0, x, log_f, n), -1)
+        terms = log_terms(list(range(k)), 0, x, log_f, n)  # [..., k]
+        fewer = torch.logsumexp(terms, -1)
         log_t = torch.where(log_t > -math.log(2), log1mexp(fewer), log_t)
     # the value, with the closed-form weight as its gradient: autograd through the logsumexp cancels where T is near 1
     logp = logp.clamp(min=-1e30)
@@ -151,7 +159,8 @@ def majority_weight(p, n, k, form):
     if form == "log":
         log_w, _ = log_weight_and_tail(logp, log_f, n, k)
         return back(log_w.exp())
-    return back(k * log_terms([k], 1, logp, log_f, n)[..., 0].exp())
+    term = log_terms([k], 1, logp, log_f, n)[..., 0]
+    return back(k * term.exp())
 
 
 def dynamic_threshold(answers, correct, n):
@@ -185,7 +194,8 @@ def contrastive_loss(logits, gold, u):
     logp = torch.log_softmax(logits, -1)  # [..., V]
     chosen = logp.gather(-1, gold[..., None])  # [..., 1]
     with torch.no_grad():
-        rivals = common.draw(logp.exp().scatter_(-1, gold[..., None], 0.0), u.double())  # [..., R]
+        others = logp.exp().scatter_(-1, gold[..., None], 0.0)
+        rivals = common.draw(others, u.double())  # [..., R]
     gaps = chosen - logp.gather(-1, rivals)  # differences of logits
     beaten = torch.nn.functional.logsigmoid(gaps).mean(-1)
     return -0.5 * chosen[..., 0] - 0.5 * beaten
@@ -227,7 +237,8 @@ def rl_weights(rewards, answers, n, form="raw", threshold=None, normalised=True)
     normalised  divided by the mean over all samples of the batch, so that the step does not depend on n
     Raises ValueError for another form, unless 1 <= threshold <= n, and for answers of another shape."""
     right = (rewards == 1).double()  # [B, M]
-    p = (right.sum(1) + 1) / (right.shape[1] + 2)  # [B]
+    M = right.shape[1]
+    p = (right.sum(1) + 1) / (M + 2)  # [B]
     thresholds = thresholds_of(rewards, answers, n, threshold)
     w = [majority_weight(x, n, k, form) for x, k in zip(p, thresholds)]
     w = torch.stack(w)[:, None].expand_as(right)
@@ -291,7 +302,8 @@ def plot_weights(args):
     k = fixed_threshold(args)
     budgets = flags.numbers(args.test_n, int, "--test-n")
     tests = {f"majority@{n}": majority_weight(p, n, n // 2 + 1, form) for n in budgets}
-    weight_report((f"majority@{args.n}, {k} votes, {form}", majority_weight(p, args.n, k, form)), tests, folder, "p")
+    label = f"majority@{args.n}, {k} votes, {form}"
+    weight_report((label, majority_weight(p, args.n, k, form)), tests, folder, "p")
 
 
 def step_sft(policy, task, optimizer, problems, number, args, golds):
@@ -299,7 +311,7 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     examples to show)."""
     B = len(problems)
     k = fixed_threshold(args)
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
     prompts = policy.encode([p.prompt for p in problems], task.chat)
     y = [golds[p.id] for p in problems]
@@ -325,14 +337,15 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     line["length"] = sum(map(len, y)) / B
     line |= weight_stats(majority_weight(p, args.n, k, "log"), "w")
     line["grad_norm"] = norm
-    line["samples_per_s"] = len(y) / (time.time() - started)
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, y, logp=gold_logp)
 
 
 def step_contrastive(policy, task, optimizer, problems, number, args, golds):
     """step_sft with the token-level hybrid in the place of -log T."""
     B = len(problems)
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
     prompts = policy.encode([p.prompt for p in problems], task.chat)
     y = [golds[p.id] for p in problems]
@@ -343,14 +356,18 @@ def step_contrastive(policy, task, optimizer, problems, number, args, golds):
     optimizer.zero_grad()
     for j, logits, mask in common.score_share(policy, prompts, y, args.temperature, logits=True):  # [R], [R, T, V]
         T = mask.shape[1]
-        gold = torch.tensor([y[i] + [0] * (T - len(y[i])) for i in j.tolist()], device=mask.device)  # [R, T]
+        gold = [y[i] + [0] * (T - len(y[i])) for i in j.tolist()]
+        gold = torch.tensor(gold, device=mask.device)  # [R, T]
         seeds = [common.seed_of("rivals", args.seed, number, i) for i in j.tolist()]
-        u = [torch.rand(T, 4, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        u = [torch.rand(T, 4, generator=generator) for generator in draws]
         u = torch.stack(u).to(mask.device)  # [R, T, 4]
-        part_loss = (contrastive_loss(logits, gold, u) * mask).sum() / B
+        token_losses = contrastive_loss(logits, gold, u)  # [R, T]
+        part_loss = (token_losses * mask).sum() / B
         part_loss.backward()
         loss += part_loss.detach()
-        logps = torch.log_softmax(logits.detach(), -1).gather(-1, gold[..., None])[..., 0]
+        logps = torch.log_softmax(logits.detach(), -1)  # [R, T, V]
+        logps = logps.gather(-1, gold[..., None])[..., 0]
         gold_logp[j] = (logps * mask).sum(-1).double().cpu()
     norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
     optimizer.step()
@@ -362,7 +379,8 @@ def step_contrastive(policy, task, optimizer, problems, number, args, golds):
     line["length"] = sum(map(len, y)) / B
     line |= weight_stats(torch.ones(B), "w")  # the hybrid weighs no sequence
     line["grad_norm"] = norm
-    line["samples_per_s"] = len(y) / (time.time() - started)
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, y, logp=gold_logp)
 
 
@@ -372,7 +390,7 @@ def step_rl(policy, task, optimizer, problems, number, args):
     B = len(problems)
     M = args.samples
     tau = args.temperature
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
 
     # Sample. The seed alone fixes the M draws of each prompt.
@@ -385,7 +403,8 @@ def step_rl(policy, task, optimizer, problems, number, args):
     # Verify.
     owners = [p for p in problems for _ in range(M)]
     texts = [policy.decode(row) for row in y]
-    rewards = processes.rewards(task, owners, texts).float().view(B, M)
+    rewards = processes.rewards(task, owners, texts)
+    rewards = rewards.float().view(B, M)
 
     # Weight.
     answers = [task.extract(text) for text in texts]
@@ -409,7 +428,8 @@ def step_rl(policy, task, optimizer, problems, number, args):
     optimizer.zero_grad()
     for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):  # [R], [R, T]
         logp = logps.sum(-1)  # log pi(y|x)  [R]
-        part_loss = -(coefficients.flatten()[j].to(logp) * logp).sum() / B
+        c = coefficients.flatten()[j].to(logp)
+        part_loss = -(c * logp).sum() / B
         part_loss.backward()
         loss += part_loss.detach()
     if coefficients.any():
@@ -422,7 +442,8 @@ def step_rl(policy, task, optimizer, problems, number, args):
     line["threshold"] = sum(thresholds_of(rewards, answers, args.n, threshold)) / B
     line |= weight_stats(w, "w")
     line["grad_norm"] = norm
-    line["samples_per_s"] = len(y) / (time.time() - started)
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, y, reward=rewards)
 
 
@@ -433,20 +454,19 @@ def main(argv=None):
     check(args)
     if args.plot_weights:
         return plot_weights(args)
-    set_up(run, "routes", args.mode, "a vote needs right or wrong, use cat_bon.py")
-    train, golds = run.train, None
+    task, policy, train = set_up(run, "routes", args.mode, binary=True)
     if args.mode == "sft":
-        train, golds = gold_completions(run.policy, run.task, run.train, args.target)
-    begin(run, f"{args.mode} for majority@{args.n}", budget=args.n, target=args.target)
+        train, golds = gold_completions(policy, task, train, args.target)
+    optimizer = begin(run, f"{args.mode} for majority@{args.n}", budget=args.n, target=args.target)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
         problems = batch_of(train, args.prompts, number, args.seed)
         if args.contrastive:
-            line, shown = step_contrastive(run.policy, run.task, run.optimizer, problems, number, args, golds)
+            line, shown = step_contrastive(policy, task, optimizer, problems, number, args, golds)
         elif args.mode == "sft":
-            line, shown = step_sft(run.policy, run.task, run.optimizer, problems, number, args, golds)
+            line, shown = step_sft(policy, task, optimizer, problems, number, args, golds)
         else:
-            line, shown = step_rl(run.policy, run.task, run.optimizer, problems, number, args)
+            line, shown = step_rl(policy, task, optimizer, problems, number, args)
         end_of_step(run, line, shown)
     evaluate_after(run)
 

@@ -40,8 +40,10 @@ from support import flags
 
 def parser():
     p = flags.parser(__doc__, "cat_passk", samples=16, prompts=64, steps=100, test_n="1,4,16,64")
-    p.add_argument("--mode", choices=["sft", "rl"], default="rl", help="imitate gold completions, or weigh samples")
-    p.add_argument("--n", type=int, default=16, help="budget N that is trained for; 1 = cross-entropy, or plain RL")
+    p.add_argument("--mode", choices=["sft", "rl"], default="rl",
+                   help="imitate gold completions, or weigh samples")
+    p.add_argument("--n", type=int, default=16,
+                   help="budget N that is trained for; 1 = cross-entropy, or plain RL")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
                    help="the gold completion, answer only (the paper's) or in full: sft imitates it, and the "
                         "evaluation reports its log pi")
@@ -69,8 +71,8 @@ from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder
 from support.plots import weight_report
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, gold_completions,
-                         sample_stats, set_up, weight_stats)
+from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
+from support.run import examples, gold_completions, sample_stats, weight_stats
 
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
@@ -245,7 +247,7 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     """Training step `number` (1, 2, ...) on the gold completions of B problems -> (keys of support/run.py METRICS,
     examples to show)."""
     B = len(problems)
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
     prompts = policy.encode([p.prompt for p in problems], task.chat)
     y = [golds[p.id] for p in problems]
@@ -271,7 +273,8 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     line["length"] = sum(map(len, y)) / B
     line |= weight_stats(passn_weight(p, args.n, "log"), "w")
     line["grad_norm"] = norm
-    line["samples_per_s"] = len(y) / (time.time() - started)
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, y, logp=gold_logp)
 
 
@@ -281,7 +284,7 @@ def step_rl(policy, task, optimizer, problems, number, args):
     B = len(problems)
     M = args.samples
     tau = args.temperature
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
 
     # Sample. The seed alone fixes the M draws of each prompt.
@@ -294,7 +297,8 @@ def step_rl(policy, task, optimizer, problems, number, args):
     # Verify.
     owners = [p for p in problems for _ in range(M)]
     texts = [policy.decode(row) for row in y]
-    rewards = processes.rewards(task, owners, texts).float().view(B, M)
+    rewards = processes.rewards(task, owners, texts)
+    rewards = rewards.float().view(B, M)
 
     # Weight.
     logp = drawn.logps.double().sum(-1).cpu()  # log pi(y|x)  [B, M]
@@ -316,7 +320,8 @@ def step_rl(policy, task, optimizer, problems, number, args):
     optimizer.zero_grad()
     for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):  # [R], [R, T]
         logp = logps.sum(-1)  # log pi(y|x)  [R]
-        part_loss = -(coefficients.flatten()[j].to(logp) * logp).sum() / B
+        c = coefficients.flatten()[j].to(logp)
+        part_loss = -(c * logp).sum() / B
         part_loss.backward()
         loss += part_loss.detach()
     if coefficients.any():
@@ -328,7 +333,8 @@ def step_rl(policy, task, optimizer, problems, number, args):
     line["zero"] = zero
     line |= weight_stats(w, "w")
     line["grad_norm"] = norm
-    line["samples_per_s"] = len(y) / (time.time() - started)
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, y, reward=rewards)
 
 
@@ -339,18 +345,17 @@ def main(argv=None):
     check(args)
     if args.plot_weights:
         return plot_weights(args)
-    set_up(run, "countdown", args.mode, "Pass@N needs right or wrong, use cat_bon.py")
-    train, golds = run.train, None
+    task, policy, train = set_up(run, "countdown", args.mode, binary=True)
     if args.mode == "sft":
-        train, golds = gold_completions(run.policy, run.task, run.train, args.target)
-    begin(run, f"{args.mode} for Pass@{args.n}", budget=args.n, target=args.target)
+        train, golds = gold_completions(policy, task, train, args.target)
+    optimizer = begin(run, f"{args.mode} for Pass@{args.n}", budget=args.n, target=args.target)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
         problems = batch_of(train, args.prompts, number, args.seed)
         if args.mode == "sft":
-            line, shown = step_sft(run.policy, run.task, run.optimizer, problems, number, args, golds)
+            line, shown = step_sft(policy, task, optimizer, problems, number, args, golds)
         else:
-            line, shown = step_rl(run.policy, run.task, run.optimizer, problems, number, args)
+            line, shown = step_rl(policy, task, optimizer, problems, number, args)
         end_of_step(run, line, shown)
     evaluate_after(run)
 

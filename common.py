@@ -428,6 +428,13 @@ def kl_coefficients(gap):
     return (gap - baseline) / k
 
 
+def set_rate(optimizer, lr, number, steps):
+    """Learning rate of step `number` (1, 2, ..., `steps`): it falls from lr to lr / steps."""
+    left = 1 - (number - 1) / steps
+    for group in optimizer.param_groups:
+        group["lr"] = lr * left
+
+
 # ----------------------------------------------------------------------------------------------------------- estimators
 
 def pass_at_k(n, c, k):

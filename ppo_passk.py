@@ -48,7 +48,8 @@ def parser():
                         "sampler and scorer round differently")
     p.add_argument("--minibatches", type=int, default=1,
                    help="optimiser steps per pass, each over its share of the prompts")
-    p.add_argument("--clip", type=float, default=0.2, help="PPO clip eps of the per-token ratio")
+    p.add_argument("--clip", type=float, default=0.2,
+                   help="PPO clip eps of the per-token ratio")
     return p
 
 
@@ -65,7 +66,8 @@ from common import kl_coefficients
 from support import processes
 from support.errors import UserError
 from support.folder import Run
-from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, sample_stats, set_up
+from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
+from support.run import examples, sample_stats
 
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
@@ -133,7 +135,8 @@ def passk_leave_one_out(r, k):
 def share_of_subsets(r, k, top, bottom):
     """C(t, bottom) / C(n, k) for each t of `top`, a tensor like r [B, n]: exact integers first, no overflow."""
     every = comb(r.shape[1], k)
-    return r.new_tensor([comb(t, bottom) / every if min(t, bottom) >= 0 else 0.0 for t in top])
+    ways = [comb(t, bottom) if min(t, bottom) >= 0 else 0 for t in top]
+    return r.new_tensor([x / every for x in ways])
 
 
 def passk_advantages(r, k, estimator):
@@ -150,7 +153,8 @@ def passk_advantages(r, k, estimator):
         return torch.zeros_like(r).scatter(1, order, q)
     # rho_{-i}: of the subsets without i, j is last in C(j, k-1) if j < i, else in C(j-1, k-1).
     after = s * share_of_subsets(r, k, range(-1, n - 1), k - 1)
-    rho = as_last.cumsum(1) - as_last + after.sum(1, keepdim=True) - after.cumsum(1)
+    before = as_last.cumsum(1) - as_last
+    rho = before + after.sum(1, keepdim=True) - after.cumsum(1)
     A = q - rho * (k / (n - k))  # C(n,k) / C(n-1,k) = n/(n-k), times k/n
     return torch.zeros_like(r).scatter(1, order, A)
 
@@ -169,7 +173,8 @@ def mean_advantages(r, k, estimator):
 
 
 def mean_of_others(r):
-    return (r.sum(1, keepdim=True) - r) / (r.shape[1] - 1)  # mean of r_j, j != i  [B, n]
+    total = r.sum(1, keepdim=True)
+    return (total - r) / (r.shape[1] - 1)  # mean of r_j, j != i  [B, n]
 
 
 def majority_advantages(r, answers, k, estimator):
@@ -181,9 +186,11 @@ def majority_advantages(r, answers, k, estimator):
         f = [vote(answers[b][g], rs[g]) for g in groups]
         for j, g in enumerate(groups):
             if estimator == "loo":
-                A[b, g] = r.new_tensor(vote_leave_one_out(answers[b][g], rs[g]))
+                gain = vote_leave_one_out(answers[b][g], rs[g])
+                A[b, g] = r.new_tensor(gain)
             elif estimator == "centred":
-                A[b, g] = f[j] - sum(f[:j] + f[j + 1:]) / (len(f) - 1)
+                others = f[:j] + f[j + 1:]
+                A[b, g] = f[j] - sum(others) / len(others)
             else:
                 A[b, g] = f[j]
     return A * (k / n)  # mean over the n/k groups
@@ -195,7 +202,8 @@ def vote_leave_one_out(answers, rewards):
     for i, voter in enumerate(zip(answers, rewards)):
         if voter not in gain:
             rest = answers[:i] + answers[i + 1:]
-            gain[voter] = vote(answers, rewards) - vote(rest, rewards[:i] + rewards[i + 1:])
+            rest_rewards = rewards[:i] + rewards[i + 1:]
+            gain[voter] = vote(answers, rewards) - vote(rest, rest_rewards)
     return [gain[voter] for voter in zip(answers, rewards)]
 
 
@@ -230,7 +238,8 @@ def ppo_loss(logps, old_logps, mask, A, clip):
     rho = (logps - old_logps).exp()  # [R, T]
     A = A[:, None]
     clipped = rho.clamp(1 - clip, 1 + clip)
-    return -(torch.minimum(rho * A, clipped * A) * mask).sum()
+    least = torch.minimum(rho * A, clipped * A)
+    return -(least * mask).sum()
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -256,7 +265,7 @@ def step(policy, task, optimizer, problems, number, args):
     B = len(problems)
     n = args.samples
     tau = args.temperature
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
 
     # Sample. The seed alone fixes the n draws of each prompt.
@@ -270,7 +279,8 @@ def step(policy, task, optimizer, problems, number, args):
     # Verify.
     owners = [p for p in problems for _ in range(n)]
     texts = [policy.decode(row) for row in y]
-    rewards = processes.rewards(task, owners, texts).float().view(B, n)
+    rewards = processes.rewards(task, owners, texts)
+    rewards = rewards.float().view(B, n)
     answers = None
     if args.objective == "majority":
         answers = [task.extract(text) for text in texts]
@@ -296,7 +306,8 @@ def step(policy, task, optimizer, problems, number, args):
         optimizer.zero_grad()
         for j, logps, mask in common.score_weighted(policy, prompts, y, weights, tau):  # [R], [R, T'], [R, T']
             A = weights.flatten()[j].to(logps)
-            part_loss = ppo_loss(logps, old_logps[j, :logps.shape[1]], mask, A, args.clip) / inside.sum()
+            old = old_logps[j, :logps.shape[1]]
+            part_loss = ppo_loss(logps, old, mask, A, args.clip) / inside.sum()
             part_loss.backward()
             loss += part_loss.detach() / len(passes)
         if weights.any():
@@ -307,7 +318,8 @@ def step(policy, task, optimizer, problems, number, args):
     line |= sample_stats(task, drawn, rewards, args.k, gap, seconds)
     line["zero"] = zero
     line["grad_norm"] = norm
-    line["samples_per_s"] = len(y) / (time.time() - started)
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, y, reward=rewards)
 
 
@@ -316,12 +328,12 @@ def main(argv=None):
     run = Run("ppo_passk", parser(), argv)
     args = run.args
     check(args)
-    set_up(run, "countdown", args.objective)
-    begin(run, f"objective {args.objective}, k {args.k}, n {args.samples}", budget=args.k)
+    task, policy, train = set_up(run, "countdown", args.objective)
+    optimizer = begin(run, f"objective {args.objective}, k {args.k}, n {args.samples}", budget=args.k)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(run.train, args.prompts, number, args.seed)
-        line, shown = step(run.policy, run.task, run.optimizer, problems, number, args)
+        problems = batch_of(train, args.prompts, number, args.seed)
+        line, shown = step(policy, task, optimizer, problems, number, args)
         end_of_step(run, line, shown)
     evaluate_after(run)
 

@@ -445,7 +445,7 @@ def test_copying_out_the_whole(tmp_path):
     """The scripts run with the files that the README lists beside them, and nothing else of this project. (That none
     needs another one is in test_copies_are_identical.)"""
     section = readme().split("## Copying out")[1].split("\n## ")[0]
-    listed = re.search(r"The whole algorithm is the script with (.*?) beside it", section, re.DOTALL)[1]
+    listed = re.search(r"The whole algorithm is the script with (.*?) beside\s+it", section, re.DOTALL)[1]
     for name in [*(f"{script}.py" for script in SCRIPTS), *re.findall(r"`([\w./]+)`", listed)]:
         if name.endswith("/"):
             shutil.copytree(os.path.join(ROOT, name), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
