@@ -99,9 +99,10 @@ def times(a, x):
 
 def log_terms(j, shift, logp, logf, n):
     """log of C(n,j) p^(j-shift) (1-p)^(n-j) for a list j, from log p and log(1-p) of a shape [...] -> [..., len(j)]."""
+    like = {"dtype": logp.dtype, "device": logp.device}
     log_ways = [math.log(math.comb(n, i)) for i in j]
-    log_ways = logp.new_tensor(log_ways)
-    j = logp.new_tensor(j)
+    log_ways = torch.tensor(log_ways, **like)
+    j = torch.tensor(j, **like)
     right = times(j - shift, logp[..., None])
     wrong = times(n - j, logf[..., None])
     return log_ways + right + wrong

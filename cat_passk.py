@@ -141,7 +141,8 @@ def pool_weight(c, m, n):
         raise ValueError("c counts samples: it must be whole")
     every = math.comb(m - 1, n - 1)
     table = [n * math.comb(m - i, n - 1) / every for i in range(m + 1)]
-    return back(count.new_tensor(table)[count.long()])
+    table = torch.tensor(table, dtype=count.dtype, device=count.device)
+    return back(table[count.long()])
 
 
 def operator_weight(T, p):
