@@ -25,20 +25,25 @@ Symbols: B prompts per step, M samples per prompt (--samples), N the test-time b
 the verifier, r the reward, lambda_N the tilt whose KL to pi is that of best-of-N, tau the temperature, beta the KL
 coefficient.
 
-What to know: 1) with finite M the estimates of v and s are biased, by O(1/M); Q's own gradient is part of them. 2) The
-tilt is a poor model of best-of-N on hard prompts with a binary verifier (f = .99, N = 128: it is right with probability
-.035, true best-of-128 with .724); b and bp do not use it. 3) b pushes failures down, which is the exact gradient times
-(1+f)/(1-f), so hard prompts count most: with N = 8 and M = 16 each sample of an all-wrong prompt has c = -12. The sign
-that makes it exact pushes failures up (--negatives exact). 4) rl is (M-1)/M times the exact gradient, because the
-baseline contains the sample itself.
+What to know:
+1) All of it rests on E[grad log pi(y)] = 0 and E[r grad log pi(y)] = grad E[r], expectations over y ~ pi.
+2) With finite M the estimates of v and s are biased, by O(1/M). The gradient of Q is part of them.
+3) The tilt is a poor model of best-of-N on hard prompts with a binary verifier (f = .99, N = 128: it is right with
+   probability .035, true best-of-128 with .724). b and bp do not use it.
+4) b pushes failures down. Because E[(1-r) grad log pi] = -E[r grad log pi], that is (1+f)/(1-f) times the exact
+   gradient, so hard prompts count most: with N = 8 and M = 16 each sample of an all-wrong prompt has c = -12. The sign
+   that makes it exact pushes failures up (--negatives exact).
+5) rl is (M-1)/M times the exact gradient, because the baseline contains the sample itself.
 Differences from the paper: 1) LoRA instead of all weights; 2) M plain samples where the paper draws best-of-N ones and
 throws the others away; 3) one on-policy step per batch; 4) KL is in the reward, with a leave-one-out baseline.
 
     CPU, embedded model:  python bon_rl.py
-    a verifier, then v:   python bon_rl.py --fit-verifier --out runs/verifier
+    a verifier, then v:   python fit_verifier.py --out runs/verifier
                           python bon_rl.py --variant v --verifier runs/verifier
     GPU, 4-bit LoRA:      python bon_rl.py --model Qwen/Qwen2.5-1.5B-Instruct --task gsm8k --lr 2e-5
 """
+import argparse
+
 from support import flags
 
 
@@ -55,18 +60,12 @@ def parser():
                    help="N f^(N-1) in variant bp: from the share of failures, or unbiased (needs samples >= N)")
     p.add_argument("--entropy-coef", type=float, default=0.0,
                    help="weight of the entropy of pi(.|x) in the objective, in rewards per nat")
-    p.add_argument("--verifier", help="folder of --fit-verifier, or a reward model of one label: variant v selects by "
+    p.add_argument("--verifier",
+                   help="folder of fit_verifier.py, or a reward model of one label: variant v selects by "
                                       "it, and best-of-N by it is evaluated")
-    fit = p.add_argument_group("fitting a verifier")
-    fit.add_argument("--fit-verifier", action="store_true",
-                     help="train no policy: fit an outcome verifier on samples of it, into --out")
-    fit.add_argument("--fit-problems", type=int, default=4000, help="training problems to sample on; 0 = all")
-    fit.add_argument("--fit-samples", type=int, default=8, help="samples per problem")
-    fit.add_argument("--fit-epochs", type=int, default=2, help="passes over the samples, 256 at a time")
-    fit.add_argument("--fit-lr", type=float,
-                     help="peak learning rate (AdamW), decays to 0; default 5e-3, for a large model that of SFT")
-    fit.add_argument("--verifier-noise", type=float, default=0.0,
-                     help="probability that a label is flipped before fitting")
+    p.add_argument("--fit-verifier", action=flags.Elsewhere, nargs=0, default=argparse.SUPPRESS,
+                   help=argparse.SUPPRESS,
+                   const="a verifier is fitted by a script of its own: python fit_verifier.py --out DIR")
     return p
 
 
@@ -83,10 +82,9 @@ import torch
 from common import kl_coefficients
 from support import processes
 from support.errors import UserError
-from support.fit import fit_verifier
 from support.folder import Run
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, sample_stats,
-                         set_up, weight_stats)
+from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
+from support.run import examples, sample_stats, weight_stats
 from support.verifier import load_verifier, verify_scores
 
 
@@ -95,17 +93,24 @@ from support.verifier import load_verifier, verify_scores
 def lambda_n(n):
     """lambda_N, at which the tilt's KL to pi equals that of best-of-N (scores without ties); 0.0 at N = 1. Equation 11:
     ((l-1) e^l + 1) / (e^l - 1) - log((e^l - 1) / l) = log N - (N-1)/N.  Raises ValueError unless n is a whole number of
-    at least 1."""
+    at least 1.
+
+    With u = 1 - e^-l the left side is l/u - 1 - l - log(u/l) = l e^-l / u - 1 + log(l/u), where nothing overflows."""
     if not n >= 1 or n % 1:
         raise ValueError(f"lambda_n needs an integer n of at least 1, not {n}")
     if n == 1:
         return 0.0
-    low, high = 1.0, 2.0 * n  # the left side grows with l, like log l - 1; bisect to the last bit
-    for _ in range(100):
-        l = (low + high) / 2
-        # the left side with e^l divided out: nothing overflows
-        left = l * math.exp(-l) / -math.expm1(-l) - 1 + math.log(l / -math.expm1(-l))
-        low, high = (l, high) if left < math.log(n) - (n - 1) / n else (low, l)
+    right = math.log(n) - (n - 1) / n
+    low = 1.0
+    high = 2.0 * n
+    for _ in range(100):  # the left side grows with l, like log l - 1: bisect to the last bit
+        middle = (low + high) / 2
+        u = -math.expm1(-middle)
+        left = middle * math.exp(-middle) / u - 1 + math.log(middle / u)
+        if left < right:
+            low = middle
+        else:
+            high = middle
     return (low + high) / 2
 
 
@@ -114,24 +119,37 @@ def bon_rl_coefficients(scores, rewards, n):
     convention).
 
     scores, rewards [B, M] tensors, any real numbers; n: the budget N.  Returns [B, M].  With w = softmax(lambda_N Q^),
-    Q^_j = (1/M) sum_l 1{s_j >= s_l} and b = sum_i w_i r_i:
+    Q^_j = (1/M) sum_l 1{s_j >= s_l} (a sample counts itself, and ties count) and b = sum_i w_i r_i:
 
         c_j = w_j (r_j - b) + (lambda_N / M) sum_i w_i (r_i - b) 1{s_i >= s_j}
 
-    The second term is the gradient of Q. The estimate is biased by O(1/M) where N > 1; at N = 1, where
-    c_j = (r_j - mean r) / M, it is (M-1)/M times the exact gradient.  Raises ValueError for other shapes and n < 1.
-    Source: arXiv 2412.15287, equations 10-11.
+    Why: grad log pi_bon(y) = grad F(y) - E_{y ~ pi_bon}[grad F(y)] with
+    grad F(y) = grad log pi(y) + lambda_N E_{y'~pi}[ 1{s(y) >= s(y')} grad log pi(y') ], so that
+    grad E_{pi_bon}[r] = E_{pi_bon}[(r - b) grad log pi_bon] = E_{pi_bon}[(r - b) grad F] where E_{pi_bon}[r - b] = 0.
+    Here w_i stands for pi_bon, and 1/M for pi: the first term is grad log pi, the second the gradient of Q.
+
+    At N = 1, where c_j = (r_j - mean r) / M, it is (M-1)/M times the exact gradient, because the baseline contains the
+    sample itself. Where N > 1 it is biased by O(1/M): against grad E_{pi_bon}[r], with N = 4 and three completions of
+    log pi (up to a constant) 1, 0, -1, scores .1, .7, .4 and rewards 0, 1, 0,
+        M = 4   cosine 0.993, scale 0.505
+        M = 16  cosine 0.999, scale 0.790
+        M = 64  cosine 1.000, scale 0.935
+    and with s = r against the gradient of true best-of-N, 1 - f^N, on three prompts solved with p = .1, .5, .9 (each a
+    logit of its own), N = 4 and M = 8:
+        the tilt  cosine 0.951, scale 0.909
+    Raises ValueError for other shapes and n < 1.  Source: arXiv 2412.15287, equations 10-11.
     """
     if scores.dim() != 2 or scores.shape != rewards.shape:
         raise ValueError("scores and rewards must both be [prompts, samples], not "
                          f"{tuple(scores.shape)} and {tuple(rewards.shape)}")
     r = rewards if rewards.is_floating_point() else rewards.float()  # [B, M]
-    lam, M = lambda_n(n), r.shape[1]
-    beats = (scores[:, :, None] >= scores[:, None, :]).to(r)  # 1{s_i >= s_j}  [B, i, j]
-    w = torch.softmax(lam * beats.mean(2), 1)  # [B, M]
+    lam = lambda_n(n)
+    M = r.shape[1]
+    wins = (scores[:, :, None] >= scores[:, None, :]).to(r)  # 1{s_i >= s_j}  [B, i, j]
+    w = torch.softmax(lam * wins.mean(2), 1)  # [B, M]
     d = r - r.amin(1, keepdim=True)  # a shift of r moves nothing; equal rewards weigh exactly nothing
     gain = w * (d - (w * d).sum(1, keepdim=True))  # w_i (r_i - b)  [B, M]
-    return gain + lam / M * (gain[:, :, None] * beats).sum(1)
+    return gain + lam / M * (gain[:, :, None] * wins).sum(1)
 
 
 def rlb_weights(f, n, variant):
@@ -141,6 +159,8 @@ def rlb_weights(f, n, variant):
         "positive"  (N f^{N-1}, 0)                               the exact gradient, N f^{N-1} E[r grad log pi]
         "minus"     (N f^{N-1} / (1-f), -N f^N / (1-f))          (1+f)/(1-f) times the exact gradient
         "exact"     (N f^{N-1} / (1-f), +N f^N / (1-f))          the exact gradient, failures pushed up
+    Why: with h = grad log pi, E[h] = 0 and E[r h] = grad p = -grad f, so grad J = N f^{N-1} E[r h], and
+    E[(1-r) h] = -E[r h] = grad f. Hence minus is N f^{N-1} / (1-f) (1 + f) E[r h], and exact has 1 - f for 1 + f.
     The paper's weights belong to best-of-N samples, g+ = N f^{N-1} / (1-f^N) and g- = N f / (1-f); a plain sample
     stands for them with E_bon[r h] = ((1-f^N)/(1-f)) E_pi[r h] and E_bon[(1-r) h] = f^{N-1} E_pi[(1-r) h].
     Raises ValueError for f outside [0, 1], for f = 1 unless "positive" (infinite weights), n < 1, an unknown variant.
@@ -150,12 +170,15 @@ def rlb_weights(f, n, variant):
     if not n >= 1 or n % 1:
         raise ValueError(f"n must be an integer of at least 1, not {n}")
     values = torch.as_tensor(f, dtype=torch.float64)
-    if not ((values >= 0) & (values <= 1)).all() or variant != "positive" and (values == 1).any():
-        raise ValueError(f"f must be a probability{'' if variant == 'positive' else ' below 1'}")
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("f must be a probability")
+    if variant != "positive" and (values == 1).any():
+        raise ValueError("f must be a probability below 1: at 1 the weights are infinite")
     first = n * f ** (n - 1)
     if variant == "positive":
         return first, 0 * first
-    return first / (1 - f), (-f if variant == "minus" else f) * first / (1 - f)
+    sign = -1 if variant == "minus" else 1
+    return first / (1 - f), sign * f * first / (1 - f)
 
 
 def bon_rlb_coefficients(rewards, n, variant, estimate="plugin"):
@@ -166,6 +189,12 @@ def bon_rlb_coefficients(rewards, n, variant, estimate="plugin"):
               "pool"    positive only, M >= N: N C(W, N-1) / C(M-1, N-1) for N f^{N-1}, W the number of wrong samples;
                         the expectation of sum_j c_j grad log pi(y_j) is exactly grad (1 - f^N)
     Returns [B, M].  Raises ValueError for anything else.
+    Against grad J, on three prompts solved with p = .1, .5, .9 (each a logit of its own), N = 4 and M = 8:
+        positive, pool    cosine 1.000, scale 1.000
+        positive, plugin  cosine 0.991, scale 0.755
+        minus, plugin     cosine 0.982, scale 14.212
+        exact, plugin     cosine -0.976, scale 5.775
+    exact is so only where f is known: with f^ it turns round, and minus is as large as all-wrong prompts make it.
     """
     if rewards.dim() != 2 or not ((rewards == 0) | (rewards == 1)).all():
         raise ValueError("rewards must be [prompts, samples] of 0 and 1")
@@ -177,7 +206,7 @@ def bon_rlb_coefficients(rewards, n, variant, estimate="plugin"):
         if variant != "positive" or not 1 <= n <= M:
             raise ValueError("the pool estimate exists for the positive variant and 1 <= n <= samples, not for "
                              f"{variant!r}, n = {n} and {M} samples")
-        wrong = (M - r.sum(1)).int().tolist()
+        wrong = (M - r.sum(1)).int().tolist()  # W  [B]
         weight = [n * comb(W, n - 1) / comb(M - 1, n - 1) for W in wrong]  # exact integers first
         return r * r.new_tensor(weight)[:, None] / M
     f = 1 - r.mean(1, keepdim=True)  # [B, 1]
@@ -187,80 +216,108 @@ def bon_rlb_coefficients(rewards, n, variant, estimate="plugin"):
     return torch.where(r == 1, correct, wrong) / M
 
 
+def variant_coefficients(variant, rewards, scores, n, negatives="minus", estimate="plugin"):
+    """What each --variant trains with: rewards, scores [B, M] -> coefficients [B, M]."""
+    if variant == "v":
+        return bon_rl_coefficients(scores, rewards, n)
+    if variant == "s":
+        return bon_rl_coefficients(rewards, rewards, n)
+    if variant == "rl":
+        return bon_rl_coefficients(rewards, rewards, 1)
+    if variant == "b":
+        return bon_rlb_coefficients(rewards, n, negatives)
+    if variant == "star":
+        return bon_rlb_coefficients(rewards, 1, "positive")
+    return bon_rlb_coefficients(rewards, n, "positive", estimate)
+
+
 # ------------------------------------------------------------------------------------------------------------- training
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n", "fit_samples", "fit_epochs"),
-                not_negative=("entropy_coef", "fit_problems", "fit_lr", "verifier_noise"))
-    if args.verifier_noise > 1:
-        raise UserError(f"--verifier-noise is a probability, not {args.verifier_noise}")
-    if args.fit_verifier and (args.resume or args.verifier):
-        raise UserError("--fit-verifier makes a new verifier: leave out --resume and --verifier")
-    if args.variant == "v" and not args.verifier and not args.fit_verifier:
-        raise UserError("--variant v needs --verifier: make one with --fit-verifier, or give a reward model of one "
+    flags.check(args, positive=("n",), not_negative=("entropy_coef",))
+    if args.variant == "v" and not args.verifier:
+        raise UserError("--variant v needs --verifier: make one with fit_verifier.py, or give a reward model of one "
                         "label")
     if args.estimate == "pool" and (args.variant != "bp" or args.n > args.samples):
         raise UserError("--estimate pool exists for --variant bp with --samples of at least --n")
-    if args.negatives == "exact" and args.variant != "b":
-        raise UserError("--negatives concerns --variant b only")
+    if args.variant != "b":
+        flags.refuse(args, ["negatives"], f"with --variant {args.variant}, it concerns b only")
+    if args.variant not in ("b", "bp"):
+        flags.refuse(args, ["estimate"], f"with --variant {args.variant}, it concerns b and bp only")
 
 
 def step(policy, task, optimizer, problems, number, args, verifier=None):
     """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
-    B, M, n, tau, beta = len(problems), args.samples, args.n, args.temperature, args.kl_coef
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    B = len(problems)
+    M = args.samples
+    tau = args.temperature
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
 
     # Sample. The seed alone fixes the M draws of each prompt.
+    prompts = policy.encode([p.prompt for p in problems], task.chat)
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
     drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
     y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
-    sampled = time.time()
+    seconds = time.time() - started
 
     # Verify.
-    texts = policy.texts(y, prompts)
     owners = [p for p in problems for _ in range(M)]
+    texts = policy.texts(y, prompts)
     rewards = processes.rewards(task, owners, texts).float().view(B, M)
+    scores = None
     if verifier:
         found = verify_scores(verifier, [p.prompt for p in owners], texts, task.chat)
         scores = torch.tensor(found).view(B, M)
 
     # Weight.
-    N = 1 if args.variant in ("rl", "star") else n
-    if args.variant in ("v", "s", "rl"):
-        c = bon_rl_coefficients(scores if args.variant == "v" else rewards, rewards, N)  # [B, M]
-    else:
-        c = bon_rlb_coefficients(rewards, N, args.negatives if args.variant == "b" else "positive", args.estimate)
-    zero, stats, gap = (c == 0).float().mean().item(), weight_stats(c, "c"), None
-    if beta or args.kl_prompts:  # log pi - log ref
-        gap = common.kl_gap(policy, prompts, drawn, tau, None if beta else (args.kl_prompts, 1))
-    if beta:
-        c = c - beta * kl_coefficients(gap).to(c)
+    coefficients = variant_coefficients(args.variant, rewards, scores, args.n, args.negatives, args.estimate)  # [B, M]
+    zero = (coefficients == 0).float().mean().item()
+    weights = weight_stats(coefficients, "c")
+    gap = None  # log pi - log ref, nats
+    if args.kl_coef:
+        gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
+        coefficients = coefficients - args.kl_coef * kl_coefficients(gap).to(coefficients)
+    elif args.kl_prompts:  # to watch it: one sample of each of some prompts
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=(args.kl_prompts, 1))
     if args.entropy_coef:
-        c = c - args.entropy_coef * kl_coefficients(drawn.logps.sum(-1).cpu())
+        coefficients = coefficients - args.entropy_coef * kl_coefficients(drawn.logps.sum(-1).cpu())
 
-    # Update. Samples of zero weight never enter a forward pass. The divisor counts every prompt.
-    loss, norm = 0.0, 0.0
+    # Update. Samples whose coefficient is 0 never enter a forward pass. The divisor counts every prompt.
+    loss = 0.0
+    norm = 0.0
     optimizer.zero_grad()
-    for j, logps, _ in common.score_weighted(policy, prompts, y, c, tau):
-        part_loss = -(c.flatten()[j].to(logps) * logps.sum(-1)).sum() / B
+    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):  # [R], [R, T]
+        logp = logps.sum(-1)  # log pi(y|x)  [R]
+        c = coefficients.flatten()[j].to(logp)
+        part_loss = -(c * logp).sum() / B
         part_loss.backward()
         loss += part_loss.detach()
-    if c.any():
+    if coefficients.any():
         norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
         optimizer.step()
 
-    line = {"loss": processes.all_reduce(float(loss)), **sample_stats(task, drawn, rewards, n, gap, sampled - started),
-            "zero": zero, **stats, "grad_norm": norm,
-            "diversity": evaluate.mean_diversity(texts, [task.extract(text) for text in texts], M),
-            "samples_per_s": len(y) / (time.time() - started)}
-    if verifier:  # signs of reward hacking: wrong answers that score high, selection that loses what the pool holds
-        wrong, pairs = scores[rewards != 1], list(zip(scores.tolist(), rewards.tolist()))
-        line["score_wrong"] = wrong.mean().item() if len(wrong) else None
-        line["bon_gap"] = sum(common.bon_at_k(s, r, min(n, M)) - common.bon_at_k(r, r, min(n, M)) for s, r in pairs) / B
+    line = {"loss": processes.all_reduce(float(loss))}
+    line |= sample_stats(task, drawn, rewards, args.n, gap, seconds)
+    line["zero"] = zero
+    line |= weights
+    line["grad_norm"] = norm
+    line["diversity"] = evaluate.mean_diversity(texts, [task.extract(text) for text in texts], M)
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
+    line |= verifier_stats(scores, rewards, min(args.n, M)) if verifier else {}
     return line, examples(policy, problems, prompts, y, reward=rewards)
+
+
+def verifier_stats(scores, rewards, n):
+    """Signs of reward hacking: wrong answers that score high, and selection that loses what the samples hold."""
+    wrong = scores[rewards != 1]
+    lost = 0.0
+    for s, r in zip(scores.tolist(), rewards.tolist()):
+        lost += common.bon_at_k(s, r, n) - common.bon_at_k(r, r, n)
+    mean = wrong.mean().item() if len(wrong) else None
+    return {"score_wrong": mean, "bon_gap": lost / len(scores)}
 
 
 @flags.cli
@@ -268,16 +325,15 @@ def main(argv=None):
     run = Run("bon_rl", parser(), argv)
     args = run.args
     check(args)
-    if args.fit_verifier:
-        return fit_verifier(args)
-    binary = f"--variant {args.variant} needs right or wrong" if args.variant in ("b", "bp", "star") else None
-    set_up(run, "countdown", args.variant, binary)
+    binary = args.variant in ("b", "bp", "star")
+    task, policy, train = set_up(run, "countdown", args.variant, binary)
     verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
-    begin(run, f"variant {args.variant}, N {args.n}, M {args.samples}", budget=args.n, verifier=verifier)
+    optimizer = begin(run, f"variant {args.variant}, N {args.n}, M {args.samples}", budget=args.n, verifier=verifier)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(run.train, args.prompts, number, args.seed)
-        end_of_step(run, *step(run.policy, run.task, run.optimizer, problems, number, args, verifier))
+        problems = batch_of(train, args.prompts, number, args.seed)
+        line, shown = step(policy, task, optimizer, problems, number, args, verifier)
+        end_of_step(run, line, shown)
     evaluate_after(run)
 
 

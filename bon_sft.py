@@ -13,15 +13,15 @@ tilt of the policy (equations 10-11), and the log-likelihood of the gold complet
     grad F(y) = grad log pi(y) + lambda_N E_{y'~pi}[ 1{s(y) >= s(y')} grad log pi(y') ]
 
 The gold completion gets the coefficient 1 and each of M samples from the policy a detached c_j (bon_sft_coefficients);
+of the normaliser's gradient, E_{y ~ pi_bon}[grad F(y)], the samples are the estimate:
 
     loss = -(1/B) sum_prompts [ log pi(y*|x) + sum_j c_j log pi(y_j|x) ].
 
 With N = 1 nothing is sampled and this is plain supervised fine-tuning, the twin to compare with. The gain shows where
 plain fine-tuning becomes overconfident: few gold completions, many epochs (--train-problems). The default is such a
-case, and engineered: 200 gold completions, 32 times each, and a base that stops too early, which they teach it
-(tiny_hasty, see models/make_tiny.py; tiny itself has learned what they are drawn from, and gets only worse). After four
-tries for each on validation problems, plain fine-tuning at a quarter of the learning rate is as good as N = 16, which
-does not need that (pass@16 .834 and .832; results/tries.jsonl).
+case, and engineered: 200 gold completions, 32 times each, for a base that stops too early (tiny_hasty, see
+models/make_tiny.py), because tiny itself has learned what gold completions are drawn from. Plain fine-tuning at a
+quarter of the learning rate is as good there (pass@16 .834, N = 16 .832; results/tries.jsonl).
 
 Symbols: B prompts per step, M samples per prompt (--samples), N the test-time budget trained for (--n), s the score of
 the verifier (--scores: the environment's reward, or a learned one), lambda_N the tilt whose KL to pi is that of
@@ -43,9 +43,11 @@ def parser():
     p = flags.parser(__doc__, "bon_sft", samples=8, prompts=64, steps=100, train_problems=200, kl=False)
     p.add_argument("--n", type=int, default=16,
                    help="test-time budget N that is trained for; 1 = plain supervised fine-tuning, without --samples")
-    p.add_argument("--scores", choices=["reward", "verifier"], default="reward", help="what best-of-N selects by")
-    p.add_argument("--verifier", help="folder of bon_rl.py --fit-verifier, or a reward model of one label: --scores "
-                                      "verifier selects by it, and best-of-N by it is evaluated")
+    p.add_argument("--scores", choices=["reward", "verifier"], default="reward",
+                   help="what best-of-N selects by")
+    p.add_argument("--verifier",
+                   help="folder of fit_verifier.py, or a reward model of one label: --scores verifier "
+                                      "selects by it, and best-of-N by it is evaluated")
     return p
 
 
@@ -61,8 +63,8 @@ import torch
 from support import processes
 from support.errors import UserError
 from support.folder import Run
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, gold_completions,
-                         sample_stats, set_up, weight_stats)
+from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
+from support.run import examples, gold_completions, sample_stats, weight_stats
 from support.verifier import load_verifier, verify_scores
 
 
@@ -71,45 +73,68 @@ from support.verifier import load_verifier, verify_scores
 def lambda_n(n):
     """lambda_N, at which the tilt's KL to pi equals that of best-of-N (scores without ties); 0.0 at N = 1. Equation 11:
     ((l-1) e^l + 1) / (e^l - 1) - log((e^l - 1) / l) = log N - (N-1)/N.  Raises ValueError unless n is a whole number of
-    at least 1."""
+    at least 1.
+
+    With u = 1 - e^-l the left side is l/u - 1 - l - log(u/l) = l e^-l / u - 1 + log(l/u), where nothing overflows."""
     if not n >= 1 or n % 1:
         raise ValueError(f"lambda_n needs an integer n of at least 1, not {n}")
     if n == 1:
         return 0.0
-    low, high = 1.0, 2.0 * n  # the left side grows with l, like log l - 1; bisect to the last bit
-    for _ in range(100):
-        l = (low + high) / 2
-        # the left side with e^l divided out: nothing overflows
-        left = l * math.exp(-l) / -math.expm1(-l) - 1 + math.log(l / -math.expm1(-l))
-        low, high = (l, high) if left < math.log(n) - (n - 1) / n else (low, l)
+    right = math.log(n) - (n - 1) / n
+    low = 1.0
+    high = 2.0 * n
+    for _ in range(100):  # the left side grows with l, like log l - 1: bisect to the last bit
+        middle = (low + high) / 2
+        u = -math.expm1(-middle)
+        left = middle * math.exp(-middle) / u - 1 + math.log(middle / u)
+        if left < right:
+            low = middle
+        else:
+            high = middle
     return (low + high) / 2
 
 
 def bon_sft_coefficients(sample_scores, gold_scores, n):
     """Coefficients of grad log pi on the gold completion and on M samples, whose sum estimates grad log pi_bon(y*|x)
-    for every prompt (sum convention) -> (gold [B], samples [B, M]).
+    for every prompt (sum convention) -> (of the gold completion [B], of the samples [B, M]).
 
     sample_scores [B, M], gold_scores [B]: any real numbers; n: the budget N.  1 on the gold completion, and on sample
-    j, with w = softmax(lambda_N Q^) and Q^_j = (1/M) sum_l 1{s_j >= s_l},
+    j, with w = softmax(lambda_N Q^) and Q^_j = (1/M) sum_l 1{s_j >= s_l} (a sample counts itself, and ties count),
 
         c_j = (lambda_N / M) 1{s* >= s_j} - w_j - (lambda_N / M) sum_i w_i 1{s_i >= s_j}
 
-    The terms with lambda_N / M are the gradient of Q (of the gold one, and of the samples that make up the normaliser).
-    At N = 1 this would be -1/M on every sample, zero in expectation: it is exactly zero here, so that N = 1 is plain
-    supervised fine-tuning. Biased by O(1/M) for N > 1.  Raises ValueError for other shapes and n < 1.
-    Source: arXiv 2412.15287, equations 10-11.
+    The first term is lambda_N grad Q(y*), its expectation over y' taken by the samples. The others are the normaliser,
+    E_{y ~ pi_bon}[grad F(y)]: w_i stands for pi_bon, grad F(y_i) is grad log pi(y_i) and the gradient of Q(y_i).
+    At N = 1 this would be -1/M on every sample, zero in expectation because E[grad log pi] = 0: it is exactly zero
+    here, so that N = 1 is plain supervised fine-tuning.
+    Biased by O(1/M) for N > 1: against grad log pi_bon, with N = 4 and three completions of log pi (up to a constant)
+    1, 0, -1 and scores .1, .7, .4, of which the second is gold,
+        M = 4   cosine 0.995, scale 0.930
+        M = 16  cosine 1.000, scale 1.001
+        M = 64  cosine 1.000, scale 1.004
+    Raises ValueError for other shapes and n < 1.  Source: arXiv 2412.15287, equations 10-11.
     """
     if sample_scores.dim() != 2 or gold_scores.shape != sample_scores.shape[:1]:
         raise ValueError("scores must be [prompts, samples] and [prompts], not "
                          f"{tuple(sample_scores.shape)} and {tuple(gold_scores.shape)}")
-    s, gold = (x if x.is_floating_point() else x.float() for x in (sample_scores, gold_scores))  # [B, M], [B]
-    lam, M = lambda_n(n), s.shape[1]
+    s = sample_scores if sample_scores.is_floating_point() else sample_scores.float()  # [B, M]
+    target = gold_scores if gold_scores.is_floating_point() else gold_scores.float()  # s*  [B]
     if n == 1:
-        return torch.ones_like(gold), torch.zeros_like(s)
-    beats = (s[:, :, None] >= s[:, None, :]).to(s)  # 1{s_i >= s_j}  [B, i, j]
-    w = torch.softmax(lam * beats.mean(2), 1)  # [B, M]
-    c = lam / M * (gold[:, None] >= s).to(s) - w - lam / M * (w[:, :, None] * beats).sum(1)
-    return torch.ones_like(gold), c
+        return torch.ones_like(target), torch.zeros_like(s)
+    lam = lambda_n(n)
+    M = s.shape[1]
+    wins = (s[:, :, None] >= s[:, None, :]).to(s)  # 1{s_i >= s_j}  [B, i, j]
+    w = torch.softmax(lam * wins.mean(2), 1)  # [B, M]
+    of_gold = lam / M * (target[:, None] >= s).to(s)
+    of_normaliser = lam / M * (w[:, :, None] * wins).sum(1)
+    return torch.ones_like(target), of_gold - w - of_normaliser
+
+
+def sft_coefficients(scores, n):
+    """bon_sft_coefficients in one tensor: scores [B, 1 + M] of the gold completion, which goes first, and the samples
+    -> the coefficients of both, [B, 1 + M].  Raises ValueError as it does."""
+    of_gold, of_samples = bon_sft_coefficients(scores[:, 1:], scores[:, 0], n)
+    return torch.cat([of_gold[:, None], of_samples], 1)
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -117,62 +142,102 @@ def bon_sft_coefficients(sample_scores, gold_scores, n):
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
     flags.check(args, positive=("n",))
+    if args.n == 1:
+        flags.refuse(args, ["samples", "scores"], "with --n 1, which samples nothing")
     if args.scores == "verifier" and not args.verifier:
-        raise UserError("--scores verifier needs --verifier: make one with bon_rl.py --fit-verifier, or give a reward "
-                        "model of one label")
+        raise UserError("--scores verifier needs --verifier: make one with fit_verifier.py, or give a reward model of "
+                        "one label")
 
 
 def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
-    """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
-    B, M, n, tau = len(problems), args.samples if args.n > 1 else 0, args.n, args.temperature
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    """Training step `number` (1, 2, ...) on B problems, N > 1 -> (keys of support/run.py METRICS, examples to show)."""
+    B = len(problems)
+    M = args.samples
+    tau = args.temperature
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
 
-    # Sample, unless N = 1. The seed alone fixes the M draws of each prompt.
-    y = [[golds[p.id]] for p in problems]  # of each prompt the gold completion and then M samples
-    if M:
-        seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
-        drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
-        y = [gold + rows for gold, rows in zip(y, drawn.lists())]
-    y = [row for rows in y for row in rows]  # B (1 + M) completions; completion j belongs to prompt j // (1 + M)
-    sampled = time.time()
+    # Sample. The seed alone fixes the M draws of each prompt.
+    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
+    drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
+    sampled = drawn.lists()
+    y = [row for p, rows in zip(problems, sampled) for row in [golds[p.id], *rows]]  # B (1 + M): gold, then its samples
+    sampled = [row for rows in sampled for row in rows]  # B M
+    seconds = time.time() - started
 
     # Verify gold completions and samples alike.
-    texts = policy.texts(y, prompts)
+    samples = policy.texts(sampled, prompts)
+    texts = [text for b, p in enumerate(problems) for text in [p.solution, *samples[b * M:b * M + M]]]
     owners = [p for p in problems for _ in range(1 + M)]
-    for b, p in enumerate(problems):
-        texts[b * (1 + M)] = p.solution
-    rewards = processes.rewards(task, owners, texts).float().view(B, 1 + M)
+    rewards = processes.rewards(task, owners, texts)
+    rewards = rewards.float().view(B, 1 + M)
     scores = rewards
     if args.scores == "verifier":
         found = verify_scores(verifier, [p.prompt for p in owners], texts, task.chat)
         scores = torch.tensor(found).view(B, 1 + M)
 
     # Weight.
-    gold, c = bon_sft_coefficients(scores[:, 1:], scores[:, 0], n)  # [B], [B, M]
-    coefficients = torch.cat([gold[:, None], c], 1)  # [B, 1 + M]
+    coefficients = sft_coefficients(scores, args.n)  # [B, 1 + M]
 
-    # Update. Samples of zero weight never enter a forward pass. The divisor counts every prompt.
-    loss, gold_logp = 0.0, 0.0
+    # Update. Samples whose coefficient is 0 never enter a forward pass. The divisor counts every prompt.
+    loss = 0.0
+    logp = torch.zeros(B * (1 + M), dtype=torch.float64)  # log pi(y|x)
     optimizer.zero_grad()
-    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):
-        total = logps.sum(-1)  # log pi(y|x)  [r]
-        part_loss = -(coefficients.flatten()[j].to(total) * total).sum() / B
+    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):  # [R], [R, T]
+        total = logps.sum(-1)
+        c = coefficients.flatten()[j].to(total)
+        part_loss = -(c * total).sum() / B
         part_loss.backward()
         loss += part_loss.detach()
-        gold_logp += total.detach().masked_fill((j % (1 + M) > 0).to(total.device), 0.0).sum() / B
+        logp[j] = total.detach().double().cpu()
     norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
     optimizer.step()
 
-    line = {"loss": processes.all_reduce(float(loss)), "gold": processes.all_reduce(float(gold_logp)),
-            "zero": (coefficients == 0).float().mean().item(), "grad_norm": norm,
-            "samples_per_s": len(y) / (time.time() - started)}
-    if M:
-        samples = [text for j, text in enumerate(texts) if j % (1 + M)]
-        line |= {**sample_stats(task, drawn, rewards[:, 1:], n, None, sampled - started), **weight_stats(c, "c"),
-                 "diversity": evaluate.mean_diversity(samples, [task.extract(text) for text in samples], M)}
-    return line, examples(policy, problems, prompts, y, first=int(M > 0), gold=True, reward=rewards)
+    line = {"loss": processes.all_reduce(float(loss))}
+    gold_logp = processes.all_reduce(logp).view(B, 1 + M)[:, 0]
+    line["gold"] = gold_logp.mean().item()
+    line["zero"] = (coefficients == 0).float().mean().item()
+    line["grad_norm"] = norm
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
+    line |= sample_stats(task, drawn, rewards[:, 1:], args.n, None, seconds)
+    line |= weight_stats(coefficients[:, 1:], "c")
+    answers = [task.extract(text) for text in samples]
+    line["diversity"] = evaluate.mean_diversity(samples, answers, M)
+    return line, examples(policy, problems, prompts, sampled, gold=True, reward=rewards[:, 1:])
+
+
+def step_plain(policy, task, optimizer, problems, number, args, golds):
+    """The same for N = 1, plain supervised fine-tuning: nothing is sampled, and every gold completion counts 1."""
+    B = len(problems)
+    common.set_rate(optimizer, args.lr, number, args.steps)
+    started = time.time()
+    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    y = [golds[p.id] for p in problems]
+
+    # Update.
+    loss = 0.0
+    logp = torch.zeros(B, dtype=torch.float64)  # log pi(y*|x)
+    optimizer.zero_grad()
+    for j, logps, _ in common.score_share(policy, prompts, y, args.temperature):  # [R], [R, T]
+        total = logps.sum(-1)
+        part_loss = -total.sum() / B
+        part_loss.backward()
+        loss += part_loss.detach()
+        logp[j] = total.detach().double().cpu()
+    norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
+    optimizer.step()
+
+    logp = processes.all_reduce(logp)
+    line = {"loss": processes.all_reduce(float(loss))}
+    line["gold"] = logp.mean().item()
+    line["zero"] = 0.0
+    line["length"] = sum(map(len, y)) / B
+    line["grad_norm"] = norm
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
+    return line, examples(policy, problems, prompts, y, logp=logp)
 
 
 @flags.cli
@@ -180,14 +245,19 @@ def main(argv=None):
     run = Run("bon_sft", parser(), argv)
     args = run.args
     check(args)
-    set_up(run, "countdown", args.n, base="tiny_hasty")
+    task, policy, train = set_up(run, "countdown", args.n, base="tiny_hasty")
     verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
-    train, golds = gold_completions(run.policy, run.task, run.train, longest=run.task.max_new_tokens)
-    begin(run, f"N {args.n}, M {args.samples}, {len(train)} gold solutions", budget=args.n, verifier=verifier)
+    train, golds = gold_completions(policy, task, train, longest=task.max_new_tokens)
+    words = f"N {args.n}, M {args.samples}, {len(train)} gold solutions"
+    optimizer = begin(run, words, budget=args.n, verifier=verifier)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
         problems = batch_of(train, args.prompts, number, args.seed)
-        end_of_step(run, *step(run.policy, run.task, run.optimizer, problems, number, args, golds, verifier))
+        if args.n == 1:
+            line, shown = step_plain(policy, task, optimizer, problems, number, args, golds)
+        else:
+            line, shown = step(policy, task, optimizer, problems, number, args, golds, verifier)
+        end_of_step(run, line, shown)
     evaluate_after(run)
 
 

@@ -9,6 +9,9 @@ we read it). A sample counts if it is the best of N, so its reward is weighed by
     rank    (N/M) q_i^(N-1) r_i                 q_i = P(r(Y) < r(y_i)), the rank of the reward (the paper's)
     exact   (N/M) mean_S (r_i - max_S r)^+      S: the (N-1)-subsets of the other samples; grad E[max of N]
 
+Why: grad E[max of N] = N E[(max of all N - max of the N-1 without y) grad log pi(y)], since E[grad log pi(y)] = 0 lets
+one subtract what does not depend on y, and the difference is (r(y) - max of the others)^+.
+
 Ranks are taken within the prompt, or against the last rewards of all prompts (--ranks fifo, for unconditional
 generation). The rank form changes with a shift of the rewards: they are standardised first (--rewards).
 
@@ -34,12 +37,14 @@ def parser():
     p = flags.parser(__doc__, "cat_bon", task="peptide", samples=16, prompts=64, steps=100, test_n="1,4,8,16")
     p.add_argument("--mode", choices=["sft", "rl"], default="rl",
                    help="imitate the best of --samples completions, found once, or learn from sampled ones")
-    p.add_argument("--n", type=int, default=8, help="budget N that is trained for; 1 = cross-entropy, or plain RL")
+    p.add_argument("--n", type=int, default=8,
+                   help="budget N that is trained for; 1 = cross-entropy, or plain RL")
     p.add_argument("--form", choices=["rank", "exact"], default="rank",
                    help="rl: the paper's rank weight, or the gradient of E[max of n] (needs --samples of at least --n)")
     p.add_argument("--ranks", choices=["prompt", "fifo"], default="prompt",
                    help="rl, rank: within the prompt, or against recent rewards")
-    p.add_argument("--fifo", type=int, default=1024, help="rl: how many recent rewards --ranks fifo keeps")
+    p.add_argument("--fifo", type=int, default=1024,
+                   help="rl: how many recent rewards --ranks fifo keeps")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: rewards within the prompt, with fifo by the recent ones; exact ascends E[max] with raw")
     return p
@@ -60,19 +65,37 @@ from support.errors import UserError
 from support.folder import Run, new_folder, write_atomic
 from support.output import to_json
 from support.plots import weight_report
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, sample_stats,
-                         set_up, weight_stats)
+from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
+from support.run import examples, sample_stats, weight_stats
 
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def rank_weight(r, n, recent=None):
-    """n q^(n-1) [B, M] with q the share of rewards strictly below: of the prompt's other samples, or of `recent`."""
-    if recent is None:
-        q = (r[:, None, :] < r[:, :, None]).to(r).sum(-1) / max(1, r.shape[1] - 1)  # [B, M]
-    else:
-        q = (torch.as_tensor(recent, dtype=r.dtype, device=r.device).flatten() < r[:, :, None]).to(r).mean(-1)  # [B, M]
-    return n * q ** (n - 1)
+def rl_coefficients(rewards, n, form="rank", recent=None, standardised=True):
+    """Coefficients c_i of grad log pi(y_i|x) for the best of n samples, for every prompt (sum convention).
+
+    rewards       [B, M] tensor: float64 stays float64, integers and booleans become float32
+    n, form       as in bon_weight
+    recent        form "rank" only: rewards that ranks are taken against, a list or a tensor, instead of the prompt's
+                  other samples
+    standardised  rewards as (r - mean) / standard deviation of the prompt's own, or of `recent`; 0 where all are equal
+    Returns [B, M].  Raises ValueError as bon_weight does.
+
+    Exact: form "exact", not standardised; the expectation of sum_i c_i grad log pi(y_i) is grad E[max of n]. Against
+    that gradient, for one prompt with four equally likely completions of rewards 0, 1, 2 and 4, N = 4 and M = 8:
+        exact                cosine 1.000, scale 1.000
+        exact, standardised  cosine 0.999, scale 0.713
+        rank                 cosine 0.999, scale 1.932
+        rank, of r - 4       cosine 0.345, scale 0.358
+        rank, standardised   cosine 1.000, scale 0.781
+    """
+    r = rewards if rewards.is_floating_point() else rewards.float()  # [B, M]
+    if recent is not None:
+        recent = torch.as_tensor(recent, dtype=r.dtype, device=r.device).view(1, -1)  # [1, R]
+    if standardised:
+        r = standardise(r, recent)
+        recent = None if recent is None else standardise(recent)
+    return bon_weight(r, n, form, recent)
 
 
 def bon_weight(rewards, n, form, recent=None):
@@ -94,8 +117,7 @@ def bon_weight(rewards, n, form, recent=None):
         raise ValueError(f"rewards must be [prompts, samples], not of shape {tuple(rewards.shape)}")
     r = rewards if rewards.is_floating_point() else rewards.float()  # [B, M]
     M = r.shape[1]
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a whole number of at least 1, not {n!r}")
+    check_budget(n)
     if form == "rank":
         if recent is not None and len(recent) == 0:
             raise ValueError("recent holds no rewards to rank against")
@@ -104,12 +126,31 @@ def bon_weight(rewards, n, form, recent=None):
         raise ValueError("the exact form compares samples of one prompt: it takes no recent rewards")
     if n > M:
         raise ValueError(f"the exact form needs at least n = {n} samples per prompt, not {M}")
+    return exact_coefficients(r, n)
+
+
+def rank_weight(r, n, recent=None):
+    """n q^(n-1) [B, M] with q the share of rewards strictly below: of the prompt's other samples, or of `recent`."""
+    if recent is None:
+        below = r[:, None, :] < r[:, :, None]  # [B, i, j]
+        q = below.to(r).sum(-1) / max(1, r.shape[1] - 1)  # [B, M]
+    else:
+        recent = torch.as_tensor(recent, dtype=r.dtype, device=r.device).flatten()
+        below = recent < r[:, :, None]  # [B, M, R]
+        q = below.to(r).mean(-1)  # [B, M]
+    return n * q ** (n - 1)
+
+
+def exact_coefficients(r, n):
+    """(n/M) mean over the (n-1)-subsets S of the other samples of (r_i - max_S r)^+, for r [B, M]. Sorted ascending,
+    r_j with j < i is the maximum of C(j, n-2) subsets S below i, and (n/M) / C(M-1, n-1) = 1 / C(M, n)."""
+    M = r.shape[1]
     if n == 1:
         return r / M
-    # Sorted ascending, r_j with j < i is the maximum of C(j, n-2) subsets S below i; (n/M) / C(M-1,n-1) = 1 / C(M,n).
     s, order = r.sort(dim=1)  # [B, M]
     share = r.new_tensor([comb(j, n - 2) / comb(M, n) for j in range(M)])
-    c = ((s[:, :, None] - s[:, None, :]) * share).tril(-1).sum(-1)  # [B, M]
+    gap = s[:, :, None] - s[:, None, :]  # s_i - s_j  [B, i, j]
+    c = (gap * share).tril(-1).sum(-1)  # [B, M], in sorted order
     return torch.zeros_like(r).scatter(1, order, c)
 
 
@@ -134,8 +175,8 @@ def passn_sft_loss(logp, n):
     x = logp.clamp(max=-1e-30)
     # 1 - (1-p)^n = n p (1 - (n-1) p / 2 + ...): below e^-60 the first term is exact, and e^logp soon underflows
     small = x < -60
-    regular = log1mexp(n * log1mexp(torch.where(small, -1.0, x)))
-    return back(-torch.where(small, x + math.log(n), regular))
+    log_f = log1mexp(torch.where(small, -1.0, x))  # log(1-p)
+    return back(-torch.where(small, x + math.log(n), log1mexp(n * log_f)))
 
 
 def passn_weight(p, n, form="log"):
@@ -150,114 +191,170 @@ def passn_weight(p, n, form="log"):
     p, back = elementwise(p, 0, 1, "p")
     f = 1 - p
     raw = n * f ** (n - 1)
-    # T(p) / p = sum_{j<n} f^j: no 0/0 at p = 0, where the weight is 1
-    return back(raw if form == "raw" else raw / powers(f, n))
+    if form == "raw":
+        return back(raw)
+    return back(raw / powers(f, n))  # T(p) / p = sum_{j<n} f^j: no 0/0 at p = 0, where the weight is 1
 
 
 def powers(f, n):
     """sum_{j<n} f^j, by doubling."""
     if n == 1:
         return torch.ones_like(f)
-    total = powers(f, n // 2) * (1 + f ** (n // 2))
-    return total + f ** (n - 1) if n % 2 else total
-
-
-def find_targets(policy, task, problems, M, tau, seed):
-    """{problem id: token ids of the best of M samples}, the first of equals."""
-    targets = {}
-    for first in range(0, len(problems), 256):
-        block = problems[first:first + 256]
-        prompts = policy.encode([p.prompt for p in block], task.chat)
-        seeds = [common.seed_of("target", seed, p.id) for p in block]
-        drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens).lists()
-        texts = policy.texts([y for rows in drawn for y in rows], prompts)
-        rewards = processes.rewards(task, [p for p in block for _ in range(M)], texts).view(-1, M).tolist()
-        for p, rs, rows in zip(block, rewards, drawn):
-            targets[p.id] = max(zip(rs, rows), key=lambda pair: pair[0])[1]
-    return targets
+    half = n // 2
+    total = powers(f, half) * (1 + f ** half)
+    if n % 2:
+        total = total + f ** (n - 1)
+    return total
 
 
 # ------------------------------------------------------------------------------------------------------------- training
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n", "fifo"))
+    flags.check(args, positive=("n", "fifo"), plotted=("mode", "n", "form"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
-    if args.mode == "rl" and args.form == "exact" and args.ranks == "fifo":
+    if args.mode == "sft":
+        watched = ["kl_prompts"] if args.kl_prompts else []
+        flags.refuse(args, ["form", "ranks", "fifo", "rewards", *watched], "with --mode sft")
+        return
+    if args.form == "exact" and args.plot_weights:
+        raise UserError("--plot-weights draws the weight of a rank: --form exact goes by how far apart the rewards are")
+    if args.form == "exact" and args.ranks == "fifo":
         raise UserError("--form exact compares samples of one prompt: it has no --ranks fifo")
-    if args.mode == "rl" and args.form == "exact" and args.samples < args.n:
+    if args.ranks != "fifo":
+        flags.refuse(args, ["fifo"], "without --ranks fifo")
+    if args.form == "exact" and args.samples < args.n:
         raise UserError(f"--form exact needs at least --n {args.n} samples per prompt, not --samples {args.samples}")
 
 
 def plot_weights(args):
-    """--plot-weights: the rank weight N q^(N-1) trained with over q, against those of the test budgets."""
+    """--plot-weights: the weight trained with against those of the test budgets, rank weights over q, in sft the weight
+    of Pass@N over p."""
     folder = new_folder(args.out, "cat_bon-weights")
-    q = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    tests = {f"best of {n}": n * q ** (n - 1) for n in flags.numbers(args.test_n, int, "--test-n")}
-    weight_report((f"best of {args.n}", args.n * q ** (args.n - 1)), tests, folder, "q")
+    x = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    budgets = flags.numbers(args.test_n, int, "--test-n")
+    if args.mode == "sft":
+        tests = {f"Pass@{n}": passn_weight(x, n, "log") for n in budgets}
+        weight_report((f"Pass@{args.n} log", passn_weight(x, args.n, "log")), tests, folder, "p")
+    else:
+        tests = {f"best of {n}": n * x ** (n - 1) for n in budgets}
+        weight_report((f"best of {args.n}", args.n * x ** (args.n - 1)), tests, folder, "q")
 
 
-def step(policy, task, optimizer, problems, number, args, golds=None, recent=None):
-    """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
-    B, M, n, tau, beta = len(problems), args.samples, args.n, args.temperature, args.kl_coef
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+def find_targets(policy, task, problems, samples, tau, seed):
+    """{problem id: token ids of the best of so many samples}, the first of equals."""
+    targets = {}
+    for first in range(0, len(problems), 256):
+        block = problems[first:first + 256]
+        prompts = policy.encode([p.prompt for p in block], task.chat)
+        seeds = [common.seed_of("target", seed, p.id) for p in block]
+        drawn = common.sample(policy, prompts, samples, seeds, tau, task.max_new_tokens).lists()
+        texts = policy.texts([y for rows in drawn for y in rows], prompts)
+        owners = [p for p in block for _ in range(samples)]
+        rewards = processes.rewards(task, owners, texts).view(-1, samples).tolist()
+        for p, r, rows in zip(block, rewards, drawn):
+            targets[p.id] = rows[r.index(max(r))]
+    return targets
+
+
+def step_sft(policy, task, optimizer, problems, number, args, golds):
+    """Training step `number` (1, 2, ...) on the gold completions of B problems -> (keys of support/run.py METRICS,
+    examples to show)."""
+    B = len(problems)
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
     prompts = policy.encode([p.prompt for p in problems], task.chat)
+    y = [golds[p.id] for p in problems]
 
-    if args.mode == "sft":
-        y, coef = [golds[p.id] for p in problems], torch.ones(B, 1)
-    else:
-        # Sample. The seed alone fixes the M draws of each prompt.
-        seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
-        drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
-        y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
-        sampled = time.time()
-
-        # Verify.
-        texts = policy.texts(y, prompts)
-        rewards = processes.rewards(task, [p for p in problems for _ in range(M)], texts).float().view(B, M)
-        shown = {"reward": rewards}
-
-        # Weight.
-        r, pool = rewards, None
-        if args.ranks == "fifo" and args.form == "rank":
-            recent[:] = (recent + rewards.flatten().tolist())[-args.fifo:]
-            pool = torch.tensor(recent).view(1, -1)
-        if args.rewards == "standardised":
-            r, pool = standardise(rewards, pool), None if pool is None else standardise(pool)
-        coef = bon_weight(r, n, args.form, pool)  # [B, M]
-        w = rank_weight(r, n, pool) if args.form == "rank" else M * coef
-        zero, gap = (coef == 0).float().mean().item(), None
-        if beta or args.kl_prompts:  # log pi - log ref
-            gap = common.kl_gap(policy, prompts, drawn, tau, None if beta else (args.kl_prompts, 1))
-        if beta:
-            coef = coef - beta * kl_coefficients(gap).to(coef)
-        line = {**sample_stats(task, drawn, rewards, n, gap, sampled - started), "zero": zero}
-
-    # Update. Completions of zero weight never enter a forward pass. The divisor counts every prompt.
-    loss, norm, gold = 0.0, 0.0, torch.zeros(B, dtype=torch.float64)  # log pi of the gold completions
+    # Update. The loss carries its weight in its gradient. The divisor counts every prompt.
+    loss = 0.0
+    gold_logp = torch.zeros(B, dtype=torch.float64)  # log pi(y*|x)
     optimizer.zero_grad()
-    for j, logps, _ in common.score_weighted(policy, prompts, y, coef, tau):
-        logp = logps.sum(-1)  # log pi(y|x)  [r]
-        if args.mode == "sft":
-            gold[j], part_loss = logp.detach().double().cpu(), passn_sft_loss(logp, n).sum() / B
-        else:
-            part_loss = -(coef.flatten()[j].to(logp) * logp).sum() / B
+    for j, logps, _ in common.score_share(policy, prompts, y, args.temperature):  # [R], [R, T]
+        logp = logps.sum(-1)  # [R]
+        part_loss = passn_sft_loss(logp, args.n).sum() / B
         part_loss.backward()
         loss += part_loss.detach()
-    if coef.any():
+        gold_logp[j] = logp.detach().double().cpu()
+    norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
+    optimizer.step()
+
+    gold_logp = processes.all_reduce(gold_logp)
+    p = gold_logp.exp().clamp(max=1)
+    line = {"loss": processes.all_reduce(float(loss))}
+    line["gold"] = gold_logp.mean().item()
+    line["zero"] = 0.0
+    line["length"] = sum(map(len, y)) / B
+    line |= weight_stats(passn_weight(p, args.n, "log"), "w")
+    line["grad_norm"] = norm
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
+    return line, examples(policy, problems, prompts, y, logp=gold_logp)
+
+
+def step_rl(policy, task, optimizer, problems, number, args, recent):
+    """Training step `number` (1, 2, ...) on samples for B problems -> (keys of support/run.py METRICS, examples to
+    show, the rewards that the next step ranks against, `recent` with this step's)."""
+    B = len(problems)
+    M = args.samples
+    tau = args.temperature
+    common.set_rate(optimizer, args.lr, number, args.steps)
+    started = time.time()
+
+    # Sample. The seed alone fixes the M draws of each prompt.
+    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
+    drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
+    y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
+    seconds = time.time() - started
+
+    # Verify.
+    owners = [p for p in problems for _ in range(M)]
+    texts = policy.texts(y, prompts)
+    rewards = processes.rewards(task, owners, texts)
+    rewards = rewards.float().view(B, M)
+
+    # Weight.
+    against = None
+    if args.ranks == "fifo":
+        recent = (recent + rewards.flatten().tolist())[-args.fifo:]
+        against = torch.tensor(recent)
+    standardised = args.rewards == "standardised"
+    coefficients = rl_coefficients(rewards, args.n, args.form, against, standardised)  # [B, M]
+    w = M * coefficients  # to watch them
+    if args.form == "rank":
+        w = rank_weight(rewards, args.n, against)  # [B, M]
+    zero = (coefficients == 0).float().mean().item()
+    gap = None  # log pi - log ref, nats
+    if args.kl_coef:
+        gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
+        coefficients = coefficients - args.kl_coef * kl_coefficients(gap).to(coefficients)
+    elif args.kl_prompts:  # to watch it: one sample of each of some prompts
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=(args.kl_prompts, 1))
+
+    # Update. Samples whose coefficient is 0 never enter a forward pass. The divisor counts every prompt.
+    loss = 0.0
+    norm = 0.0
+    optimizer.zero_grad()
+    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):  # [R], [R, T]
+        logp = logps.sum(-1)  # log pi(y|x)  [R]
+        c = coefficients.flatten()[j].to(logp)
+        part_loss = -(c * logp).sum() / B
+        part_loss.backward()
+        loss += part_loss.detach()
+    if coefficients.any():
         norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
         optimizer.step()
 
-    if args.mode == "sft":
-        gold = processes.all_reduce(gold)
-        w = passn_weight(gold.exp().clamp(max=1), n, "log")  # [B]
-        line = {"gold": gold.mean().item(), "zero": 0.0, "length": sum(map(len, y)) / B}
-        shown = {"logp": gold}
-    line = {"loss": processes.all_reduce(float(loss)), **line, **weight_stats(w, "w"), "grad_norm": norm,
-            "samples_per_s": len(y) / (time.time() - started)}
-    return line, examples(policy, problems, prompts, y, **shown)
+    line = {"loss": processes.all_reduce(float(loss))}
+    line |= sample_stats(task, drawn, rewards, args.n, gap, seconds)
+    line["zero"] = zero
+    line |= weight_stats(w, "w")
+    line["grad_norm"] = norm
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
+    return line, examples(policy, problems, prompts, y, reward=rewards), recent
 
 
 @flags.cli
@@ -267,8 +364,8 @@ def main(argv=None):
     check(args)
     if args.plot_weights:
         return plot_weights(args)
-    set_up(run, "peptide", args.mode)
-    begin(run, f"{args.mode} for the best of {args.n}", budget=args.n)
+    task, policy, train = set_up(run, "peptide", args.mode)
+    optimizer = begin(run, f"{args.mode} for the best of {args.n}", budget=args.n)
     golds = None
     if args.mode == "sft":  # found once, by the policy that training starts from
         golds = processes.on_first(lambda: run.read("targets.json"))
@@ -276,13 +373,18 @@ def main(argv=None):
             raise UserError(f"{run.path('targets.json')} is damaged, and the policy that found the targets has trained "
                             "on: begin a new run")
         if golds is None:
-            golds = find_targets(run.policy, run.task, run.train, args.samples, args.temperature, args.seed)
+            golds = find_targets(policy, task, train, args.samples, args.temperature, args.seed)
             write_atomic(run.path("targets.json"), to_json(golds))
     evaluate_before(run)
-    recent = run.kept.setdefault("recent", [])  # rewards of --ranks fifo: a resumed run has the same
+    recent = run.kept.get("recent", [])  # rewards of --ranks fifo: a resumed run has the same
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(run.train, args.prompts, number, args.seed)
-        end_of_step(run, *step(run.policy, run.task, run.optimizer, problems, number, args, golds, recent))
+        problems = batch_of(train, args.prompts, number, args.seed)
+        if args.mode == "sft":
+            line, shown = step_sft(policy, task, optimizer, problems, number, args, golds)
+        else:
+            line, shown, recent = step_rl(policy, task, optimizer, problems, number, args, recent)
+        run.kept["recent"] = recent
+        end_of_step(run, line, shown)
     evaluate_after(run)
 
 

@@ -18,6 +18,9 @@ we read it). An inference strategy maps the probability p of success of one samp
     raw     T' = N C(N-1,k-1) p^(k-1) (1-p)^(N-k)        grad T          (the paper's majority runs)
     log     p T'/T, the weight of SFT                    p grad log T    (w/p would give grad log T)
 
+Both because grad T(p) = T'(p) grad p, and grad p = E[r grad log pi(y)] where p = E[r]; a constant added to r takes
+nothing away from it, because E[grad log pi(y)] = 0.
+
 The threshold k is fixed (floor(N/2) + 1, or --threshold), or in rl read off the rollouts per prompt: just above the
 votes of the strongest wrong answer. Symbols: B prompts per step (--prompts), M samples per prompt (--samples), N the
 budget trained for (--n), tau the temperature, r the reward in {0, 1}, standardised within the prompt; -0.5 for all
@@ -39,14 +42,19 @@ from support import flags
 
 def parser():
     p = flags.parser(__doc__, "cat_majority", task="routes", samples=8, prompts=64, steps=100, test_n="1,4,16,64")
-    p.add_argument("--mode", choices=["sft", "rl"], default="rl", help="imitate gold completions, or weigh samples")
-    p.add_argument("--n", type=int, default=16, help="budget N that is trained for; 1 = cross-entropy, or plain RL")
+    p.add_argument("--mode", choices=["sft", "rl"], default="rl",
+                   help="imitate gold completions, or weigh samples")
+    p.add_argument("--n", type=int, default=16,
+                   help="budget N that is trained for; 1 = cross-entropy, or plain RL")
     p.add_argument("--threshold", default="auto",
                    help="votes k that win, a number; auto: floor(n/2) + 1 in sft, from the rollouts in rl")
-    p.add_argument("--contrastive", action="store_true", help="sft: the token-level hybrid instead of this loss")
+    p.add_argument("--contrastive", action="store_true",
+                   help="sft: the token-level hybrid instead of this loss")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
-                   help="sft: the gold completion, answer only (the paper's) or in full")
-    p.add_argument("--form", choices=["raw", "log"], default="raw", help="rl: the weight; the paper's runs use raw")
+                   help="the gold completion, answer only (the paper's) or in full: sft imitates it, and the "
+                        "evaluation reports its log pi")
+    p.add_argument("--form", choices=["raw", "log"], default="raw",
+                   help="rl: the weight; the paper's runs use raw")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: the paper standardises")
     p.add_argument("--all-wrong", type=float, default=-0.5,
@@ -70,8 +78,8 @@ from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder
 from support.plots import weight_report
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, gold_completions,
-                         sample_stats, set_up, weight_stats)
+from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
+from support.run import examples, gold_completions, sample_stats, weight_stats
 
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
@@ -91,15 +99,22 @@ def times(a, x):
 
 def log_terms(j, shift, logp, logf, n):
     """log of C(n,j) p^(j-shift) (1-p)^(n-j) for a list j, from log p and log(1-p) of a shape [...] -> [..., len(j)]."""
-    j, c = (torch.tensor(v, dtype=logp.dtype, device=logp.device) for v in (j, [math.log(math.comb(n, i)) for i in j]))
-    return c + times(j - shift, logp[..., None]) + times(n - j, logf[..., None])
+    like = {"dtype": logp.dtype, "device": logp.device}
+    log_ways = [math.log(math.comb(n, i)) for i in j]
+    log_ways = torch.tensor(log_ways, **like)
+    j = torch.tensor(j, **like)
+    right = times(j - shift, logp[..., None])
+    wrong = times(n - j, logf[..., None])
+    return log_ways + right + wrong
 
 
-def log_weight(logp, logf, n, k):
+def log_weight_and_tail(logp, logf, n, k):
     """log of the SFT weight k C(n,k) p^k (1-p)^(n-k) / T, and log(T / p^k). p^k is divided out of both: in float32 its
     logarithm would swamp what is left, and in probabilities it would underflow."""
-    tail = torch.logsumexp(log_terms(list(range(k, n + 1)), k, logp, logf, n), -1)
-    return math.log(k) + log_terms([k], k, logp, logf, n)[..., 0] - tail, tail
+    terms = log_terms(list(range(k, n + 1)), k, logp, logf, n)  # [..., n - k + 1]
+    tail = torch.logsumexp(terms, -1)
+    first = log_terms([k], k, logp, logf, n)[..., 0]
+    return math.log(k) + first - tail, tail
 
 
 def majority_sft_loss(logp, n, k):
@@ -114,15 +129,17 @@ def majority_sft_loss(logp, n, k):
         return back(-logp)
     with torch.no_grad():
         x = logp.clamp(-1e30, -1e-30)
-        f = log1mexp(x)
-        weight, tail = log_weight(x, f, n, k)
+        log_f = log1mexp(x)  # log(1-p)
+        log_w, tail = log_weight_and_tail(x, log_f, n, k)
         log_t = k * x + tail
         # T close to 1: log(1 - P(fewer than k votes)), or nothing would be left of the difference
-        rest = torch.logsumexp(log_terms(list(range(k)), 0, x, f, n), -1)
-        log_t = torch.where(log_t > -math.log(2), log1mexp(rest), log_t)
+        terms = log_terms(list(range(k)), 0, x, log_f, n)  # [..., k]
+        fewer = torch.logsumexp(terms, -1)
+        log_t = torch.where(log_t > -math.log(2), log1mexp(fewer), log_t)
     # the value, with the closed-form weight as its gradient: autograd through the logsumexp cancels where T is near 1
-    path = logp.clamp(min=-1e30)
-    return back(-log_t - weight.exp() * (path - path.detach()))
+    logp = logp.clamp(min=-1e30)
+    straight_through = logp - logp.detach()  # 0, with the gradient of logp
+    return back(-log_t - log_w.exp() * straight_through)
 
 
 def majority_weight(p, n, k, form):
@@ -136,11 +153,15 @@ def majority_weight(p, n, k, form):
     check_vote(n, k)
     p, back = elementwise(p, 0, 1, "p")
     # log p and log(1-p), -inf where it must be; the inner `where` keeps the NaN of the other branch out of the gradient
-    logp = torch.where(p > 0, torch.log(torch.where(p > 0, p, 1.0)), -math.inf)
-    logf = torch.where(p < 1, torch.log1p(-torch.where(p < 1, p, 0.0)), -math.inf)
+    some_p = torch.where(p > 0, p, 1.0)
+    some_f = torch.where(p < 1, p, 0.0)
+    logp = torch.where(p > 0, some_p.log(), -math.inf)
+    log_f = torch.where(p < 1, torch.log1p(-some_f), -math.inf)
     if form == "log":
-        return back(log_weight(logp, logf, n, k)[0].exp())
-    return back(k * log_terms([k], 1, logp, logf, n)[..., 0].exp())
+        log_w, _ = log_weight_and_tail(logp, log_f, n, k)
+        return back(log_w.exp())
+    term = log_terms([k], 1, logp, log_f, n)[..., 0]
+    return back(k * term.exp())
 
 
 def dynamic_threshold(answers, correct, n):
@@ -148,20 +169,23 @@ def dynamic_threshold(answers, correct, n):
     max(2, min(floor(n/2) + 1, floor(n c_max / M) + 1)), never above n, with c_max of the M rollouts on that answer.
     answers: M hashables; None = no answer, and all of those are one wrong answer here (in maj@k they cast no vote).
     correct: the right answer, a set of right answers, or a list of M truth values.
+    Why None counts here: a rollout without an answer is as wrong as any, and the paper counts votes among all M.
     Raises ValueError without answers, for a list of another length, and for n < 1."""
     check_vote(n, 1)
     answers = list(answers)
     if isinstance(correct, torch.Tensor):
         correct = correct.tolist()
-    if not isinstance(correct, (list, tuple)):
-        right = correct if isinstance(correct, (set, frozenset)) else {correct}
-        correct = [a in right for a in answers]
+    elif isinstance(correct, (set, frozenset)):
+        correct = [a in correct for a in answers]
+    elif not isinstance(correct, (list, tuple)):
+        correct = [a == correct for a in answers]
     if not answers or len(correct) != len(answers):
         raise ValueError("a threshold needs at least one answer and as many truth values, not "
                          f"{len(answers)} and {len(correct)}")
     wrong = Counter(a for a, right in zip(answers, correct) if a is None or not right)
     strongest = max(wrong.values(), default=0)
-    return min(n, max(2, min(n // 2 + 1, n * strongest // len(answers) + 1)))
+    enough = n * strongest // len(answers) + 1
+    return min(n, max(2, min(n // 2 + 1, enough)))
 
 
 def contrastive_loss(logits, gold, u):
@@ -171,34 +195,88 @@ def contrastive_loss(logits, gold, u):
     logp = torch.log_softmax(logits, -1)  # [..., V]
     chosen = logp.gather(-1, gold[..., None])  # [..., 1]
     with torch.no_grad():
-        rivals = common.draw(logp.exp().scatter_(-1, gold[..., None], 0.0), u.double())  # [..., R]
+        others = logp.exp().scatter_(-1, gold[..., None], 0.0)
+        rivals = common.draw(others, u.double())  # [..., R]
     gaps = chosen - logp.gather(-1, rivals)  # differences of logits
-    return -0.5 * chosen[..., 0] - 0.5 * torch.nn.functional.logsigmoid(gaps).mean(-1)
+    beaten = torch.nn.functional.logsigmoid(gaps).mean(-1)
+    return -0.5 * chosen[..., 0] - 0.5 * beaten
 
 
-def rl_weights(right, thresholds, n, form):
-    """The weight of every sample [B, M]. right [B, M]: which samples succeeded; thresholds: the k of each prompt."""
-    p = (right.sum(1) + 1) / (right.shape[1] + 2)  # Laplace's rule: neither 0 nor 1  [B]
-    w = torch.stack([majority_weight(x, n, k, form) for x, k in zip(p, thresholds)])
-    return w[:, None].expand_as(right)
+def rl_coefficients(rewards, answers, n, form="raw", threshold=None, standardised=True, all_wrong=-0.5,
+                    normalised=True):
+    """Coefficients c_i = w_i r_i / M of grad log pi(y_i|x), for every prompt (sum convention).
+
+    rewards       [B, M], 1 = right: float64 stays float64, integers and booleans become float32
+    answers       [B][M] hashables, None = no answer
+    n             budget that is trained for
+    form, threshold, normalised   as in rl_weights
+    standardised, all_wrong       as in shaped
+    Returns [B, M].  Raises ValueError as rl_weights does.
+
+    All are biased: p is estimated from the same samples, and no threshold is the vote itself. Against the gradient of
+    maj@N (ties shared), summed over three prompts solved with p = .1, .5, .9 (each a logit of its own, one wrong
+    answer), N = 4 and M = 8, with the dynamic threshold where no other is named:
+        raw, threshold 3               cosine 0.985, scale 1.040
+        raw                            cosine 0.997, scale 0.744
+        log                            cosine 0.909, scale 1.229
+        raw, standardised              cosine 0.991, scale 1.457
+        raw, standardised, normalised  cosine 0.995, scale 2.408
+        log, standardised, normalised  cosine 0.851, scale 1.690
+    """
+    r = rewards if rewards.is_floating_point() else rewards.float()  # [B, M]
+    w = rl_weights(r, answers, n, form, threshold, normalised)  # [B, M]
+    c = w * shaped(r, standardised, all_wrong) / r.shape[1]
+    return c.to(r)
+
+
+def rl_weights(rewards, answers, n, form="raw", threshold=None, normalised=True):
+    """The weight w of every sample, float64 [B, M], at p = (c+1)/(M+2) with c right ones among the M of a prompt
+    (Laplace's rule: neither 0 nor 1).
+
+    form        "raw" or "log" (majority_weight)
+    threshold   votes k that win, or None: dynamic_threshold, for each prompt its own
+    normalised  divided by the mean over all samples of the batch, so that the step does not depend on n
+    Raises ValueError for another form, unless 1 <= threshold <= n, and for answers of another shape."""
+    right = (rewards == 1).double()  # [B, M]
+    M = right.shape[1]
+    p = (right.sum(1) + 1) / (M + 2)  # [B]
+    thresholds = thresholds_of(rewards, answers, n, threshold)
+    w = [majority_weight(x, n, k, form) for x, k in zip(p, thresholds)]
+    w = torch.stack(w)[:, None].expand_as(right)
+    if normalised:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
+        w = w / w.mean().clamp_min(1e-6)
+    return w
+
+
+def thresholds_of(rewards, answers, n, threshold=None):
+    """The votes k that win, for each prompt [B]: `threshold`, or where it is None the dynamic one."""
+    if threshold is not None:
+        return [threshold] * len(rewards)
+    return [dynamic_threshold(row, r == 1, n) for row, r in zip(answers, rewards, strict=True)]
 
 
 def shaped(rewards, standardised, all_wrong):
     """Rewards [B, M] as the update sees them: (r - mean) / standard deviation within each prompt if `standardised`, 0
     where all are right (the deviation is rounding), and all_wrong where nobody is right: it is not standardised."""
+    solved = (rewards == 1).any(1, keepdim=True)  # [B, 1]
     r = standardise(rewards) if standardised else rewards
-    return torch.where((rewards == 1).any(1, keepdim=True), r, all_wrong)
+    return torch.where(solved, r, all_wrong)
 
 
 # ------------------------------------------------------------------------------------------------------------- training
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",))
+    flags.check(args, positive=("n",), plotted=("mode", "n", "form", "threshold"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "rl" and args.contrastive:
         raise UserError("--contrastive learns from gold tokens: use it with --mode sft")
+    if args.mode == "sft":
+        watched = ["kl_prompts"] if args.kl_prompts else []
+        flags.refuse(args, ["samples", "form", "rewards", "all_wrong", "normalise", *watched], "with --mode sft")
+    if args.contrastive:
+        flags.refuse(args, ["n", "threshold"], "with --contrastive, which weighs no sequence")
     if args.threshold != "auto":
         if not args.threshold.isdigit() or not 1 <= int(args.threshold) <= args.n:
             raise UserError(f"--threshold must be auto or a number from 1 to --n {args.n}, not {args.threshold}")
@@ -211,94 +289,163 @@ def check(args):
 
 def fixed_threshold(args):
     """The threshold k of sft, and of rl where it is not read off the rollouts."""
-    return args.n // 2 + 1 if args.threshold == "auto" else int(args.threshold)
+    if args.threshold == "auto":
+        return args.n // 2 + 1
+    return int(args.threshold)
 
 
 def plot_weights(args):
-    """--plot-weights: the weight trained with over p, against those of the test budgets."""
+    """--plot-weights: the weight trained with over p, against those of the test budgets; where the threshold is read
+    off the rollouts, that of the largest one."""
     folder = new_folder(args.out, "cat_majority-weights")
     p = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    form, k = "log" if args.mode == "sft" else args.form, fixed_threshold(args)
-    tests = {f"majority@{n}": majority_weight(p, n, n // 2 + 1, form)
-             for n in flags.numbers(args.test_n, int, "--test-n")}
-    weight_report((f"majority@{args.n}, {k} votes, {form}", majority_weight(p, args.n, k, form)), tests, folder, "p")
+    form = "log" if args.mode == "sft" else args.form
+    k = fixed_threshold(args)
+    budgets = flags.numbers(args.test_n, int, "--test-n")
+    tests = {f"majority@{n}": majority_weight(p, n, n // 2 + 1, form) for n in budgets}
+    label = f"majority@{args.n}, {k} votes, {form}"
+    weight_report((label, majority_weight(p, args.n, k, form)), tests, folder, "p")
 
 
-def contrastive_part(logits, mask, j, y, seed):
-    """contrastive_loss of gold completions y[j] (logits [r, t, V], mask [r, t]), summed, each with draws of its own ->
-    (scalar, log-probabilities of their tokens [r, t], detached)."""
-    width = mask.shape[1]
-    gold = torch.tensor([y[i] + [0] * (width - len(y[i])) for i in j.tolist()], device=mask.device)  # [r, t]
-    draws = [torch.Generator().manual_seed(common.seed_of("rivals", *seed, i)) for i in j.tolist()]
-    u = torch.stack([torch.rand(width, 4, generator=generator) for generator in draws]).to(mask.device)  # [r, t, 4]
-    logps = torch.log_softmax(logits.detach(), -1).gather(-1, gold[..., None])[..., 0]
-    return (contrastive_loss(logits, gold, u) * mask).sum(), logps * mask
-
-
-def step(policy, task, optimizer, problems, number, args, golds=None):
-    """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
-    B, M, n, tau, beta = len(problems), args.samples, args.n, args.temperature, args.kl_coef
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+def step_sft(policy, task, optimizer, problems, number, args, golds):
+    """Training step `number` (1, 2, ...) on the gold completions of B problems -> (keys of support/run.py METRICS,
+    examples to show)."""
+    B = len(problems)
+    k = fixed_threshold(args)
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
     prompts = policy.encode([p.prompt for p in problems], task.chat)
+    y = [golds[p.id] for p in problems]
 
-    if args.mode == "sft":
-        y, coef = [golds[p.id] for p in problems], torch.ones(B, 1)
-    else:
-        # Sample. The seed alone fixes the M draws of each prompt.
-        seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
-        drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
-        y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
-        sampled = time.time()
-
-        # Verify.
-        texts = policy.texts(y, prompts)
-        rewards = processes.rewards(task, [p for p in problems for _ in range(M)], texts).float().view(B, M)
-        shown = {"reward": rewards}
-
-        # Weight.
-        answers = [[task.extract(text) for text in texts[b * M:b * M + M]] for b in range(B)]
-        thresholds = [dynamic_threshold(answers[b], rewards[b] == 1, n) if args.threshold == "auto"
-                      else fixed_threshold(args) for b in range(B)]
-        w = rl_weights((rewards == 1).double(), thresholds, n, args.form)  # [B, M]
-        if args.normalise:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
-            w = w / w.mean().clamp_min(1e-6)
-        coef = (w * shaped(rewards, args.rewards == "standardised", args.all_wrong) / M).float()  # [B, M]
-        zero, gap = (coef == 0).float().mean().item(), None
-        if beta or args.kl_prompts:  # log pi - log ref
-            gap = common.kl_gap(policy, prompts, drawn, tau, None if beta else (args.kl_prompts, 1))
-        if beta:
-            coef = coef - beta * kl_coefficients(gap).to(coef)
-        line = {**sample_stats(task, drawn, rewards, n, gap, sampled - started), "zero": zero,
-                "threshold": sum(thresholds) / B}
-
-    # Update. Completions of zero weight never enter a forward pass. The divisor counts every prompt.
-    loss, norm, gold = 0.0, 0.0, torch.zeros(B, dtype=torch.float64)  # log pi of the gold completions
+    # Update. The loss carries its weight in its gradient. The divisor counts every prompt.
+    loss = 0.0
+    gold_logp = torch.zeros(B, dtype=torch.float64)  # log pi(y*|x)
     optimizer.zero_grad()
-    for j, values, mask in common.score_weighted(policy, prompts, y, coef, tau, logits=args.contrastive):
-        if args.contrastive:
-            part_loss, values = contrastive_part(values, mask, j, y, (args.seed, number))
-        logp = values.sum(-1)  # log pi(y|x)  [r]
-        if args.mode == "rl":
-            part_loss = -(coef.flatten()[j].to(logp) * logp).sum()
-        else:
-            gold[j] = logp.detach().double().cpu()
-            part_loss = part_loss if args.contrastive else majority_sft_loss(logp, n, fixed_threshold(args)).sum()
-        (part_loss / B).backward()
-        loss += part_loss.detach() / B
-    if coef.any():
+    for j, logps, _ in common.score_share(policy, prompts, y, args.temperature):  # [R], [R, T]
+        logp = logps.sum(-1)  # [R]
+        part_loss = majority_sft_loss(logp, args.n, k).sum() / B
+        part_loss.backward()
+        loss += part_loss.detach()
+        gold_logp[j] = logp.detach().double().cpu()
+    norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
+    optimizer.step()
+
+    gold_logp = processes.all_reduce(gold_logp)
+    p = gold_logp.exp().clamp(max=1)
+    line = {"loss": processes.all_reduce(float(loss))}
+    line["gold"] = gold_logp.mean().item()
+    line["zero"] = 0.0
+    line["length"] = sum(map(len, y)) / B
+    line |= weight_stats(majority_weight(p, args.n, k, "log"), "w")
+    line["grad_norm"] = norm
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
+    return line, examples(policy, problems, prompts, y, logp=gold_logp)
+
+
+def step_contrastive(policy, task, optimizer, problems, number, args, golds):
+    """step_sft with the token-level hybrid in the place of -log T."""
+    B = len(problems)
+    common.set_rate(optimizer, args.lr, number, args.steps)
+    started = time.time()
+    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    y = [golds[p.id] for p in problems]
+
+    # Update. Every prompt has rivals of its own, whatever else is in its micro-batch.
+    loss = 0.0
+    gold_logp = torch.zeros(B, dtype=torch.float64)  # log pi(y*|x)
+    optimizer.zero_grad()
+    for j, logits, mask in common.score_share(policy, prompts, y, args.temperature, logits=True):  # [R], [R, T, V]
+        T = mask.shape[1]
+        gold = [y[i] + [0] * (T - len(y[i])) for i in j.tolist()]
+        gold = torch.tensor(gold, device=mask.device)  # [R, T]
+        seeds = [common.seed_of("rivals", args.seed, number, i) for i in j.tolist()]
+        draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        u = [torch.rand(T, 4, generator=generator) for generator in draws]
+        u = torch.stack(u).to(mask.device)  # [R, T, 4]
+        token_losses = contrastive_loss(logits, gold, u)  # [R, T]
+        part_loss = (token_losses * mask).sum() / B
+        part_loss.backward()
+        loss += part_loss.detach()
+        logps = torch.log_softmax(logits.detach(), -1)  # [R, T, V]
+        logps = logps.gather(-1, gold[..., None])[..., 0]
+        gold_logp[j] = (logps * mask).sum(-1).double().cpu()
+    norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
+    optimizer.step()
+
+    gold_logp = processes.all_reduce(gold_logp)
+    line = {"loss": processes.all_reduce(float(loss))}
+    line["gold"] = gold_logp.mean().item()
+    line["zero"] = 0.0
+    line["length"] = sum(map(len, y)) / B
+    line |= weight_stats(torch.ones(B), "w")  # the hybrid weighs no sequence
+    line["grad_norm"] = norm
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
+    return line, examples(policy, problems, prompts, y, logp=gold_logp)
+
+
+def step_rl(policy, task, optimizer, problems, number, args):
+    """Training step `number` (1, 2, ...) on samples for B problems -> (keys of support/run.py METRICS, examples to
+    show)."""
+    B = len(problems)
+    M = args.samples
+    tau = args.temperature
+    common.set_rate(optimizer, args.lr, number, args.steps)
+    started = time.time()
+
+    # Sample. The seed alone fixes the M draws of each prompt.
+    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
+    drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
+    y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
+    seconds = time.time() - started
+
+    # Verify.
+    owners = [p for p in problems for _ in range(M)]
+    texts = policy.texts(y, prompts)
+    rewards = processes.rewards(task, owners, texts)
+    rewards = rewards.float().view(B, M)
+
+    # Weight.
+    answers = [task.extract(text) for text in texts]
+    answers = [answers[b * M:b * M + M] for b in range(B)]
+    threshold = None if args.threshold == "auto" else fixed_threshold(args)
+    standardised = args.rewards == "standardised"
+    coefficients = rl_coefficients(  # [B, M]
+        rewards, answers, args.n, args.form, threshold, standardised, args.all_wrong, args.normalise)
+    w = rl_weights(rewards, answers, args.n, args.form, threshold, args.normalise)  # [B, M], to watch them
+    zero = (coefficients == 0).float().mean().item()
+    gap = None  # log pi - log ref, nats
+    if args.kl_coef:
+        gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
+        coefficients = coefficients - args.kl_coef * kl_coefficients(gap).to(coefficients)
+    elif args.kl_prompts:  # to watch it: one sample of each of some prompts
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=(args.kl_prompts, 1))
+
+    # Update. Samples whose coefficient is 0 never enter a forward pass. The divisor counts every prompt.
+    loss = 0.0
+    norm = 0.0
+    optimizer.zero_grad()
+    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):  # [R], [R, T]
+        logp = logps.sum(-1)  # log pi(y|x)  [R]
+        c = coefficients.flatten()[j].to(logp)
+        part_loss = -(c * logp).sum() / B
+        part_loss.backward()
+        loss += part_loss.detach()
+    if coefficients.any():
         norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
         optimizer.step()
 
-    if args.mode == "sft":
-        gold = processes.all_reduce(gold)
-        w = majority_weight(gold.exp().clamp(max=1), n, fixed_threshold(args), "log")  # [B]
-        w = torch.ones(B) if args.contrastive else w  # the hybrid weighs no sequence
-        line = {"gold": gold.mean().item(), "zero": 0.0, "length": sum(map(len, y)) / B}
-        shown = {"logp": gold}
-    line = {"loss": processes.all_reduce(float(loss)), **line, **weight_stats(w, "w"), "grad_norm": norm,
-            "samples_per_s": len(y) / (time.time() - started)}
-    return line, examples(policy, problems, prompts, y, **shown)
+    line = {"loss": processes.all_reduce(float(loss))}
+    line |= sample_stats(task, drawn, rewards, args.n, gap, seconds)
+    line["zero"] = zero
+    line["threshold"] = sum(thresholds_of(rewards, answers, args.n, threshold)) / B
+    line |= weight_stats(w, "w")
+    line["grad_norm"] = norm
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
+    return line, examples(policy, problems, prompts, y, reward=rewards)
 
 
 @flags.cli
@@ -308,15 +455,20 @@ def main(argv=None):
     check(args)
     if args.plot_weights:
         return plot_weights(args)
-    set_up(run, "routes", args.mode, "a vote needs right or wrong, use cat_bon.py")
-    train, golds = run.train, None
+    task, policy, train = set_up(run, "routes", args.mode, binary=True)
     if args.mode == "sft":
-        train, golds = gold_completions(run.policy, run.task, run.train, args.target)
-    begin(run, f"{args.mode} for majority@{args.n}", budget=args.n, target=args.target)
+        train, golds = gold_completions(policy, task, train, args.target)
+    optimizer = begin(run, f"{args.mode} for majority@{args.n}", budget=args.n, target=args.target)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
         problems = batch_of(train, args.prompts, number, args.seed)
-        end_of_step(run, *step(run.policy, run.task, run.optimizer, problems, number, args, golds))
+        if args.contrastive:
+            line, shown = step_contrastive(policy, task, optimizer, problems, number, args, golds)
+        elif args.mode == "sft":
+            line, shown = step_sft(policy, task, optimizer, problems, number, args, golds)
+        else:
+            line, shown = step_rl(policy, task, optimizer, problems, number, args)
+        end_of_step(run, line, shown)
     evaluate_after(run)
 
 

@@ -17,6 +17,8 @@ we read it). An inference strategy maps the probability p of success of one samp
     log     p T'/T, the weight of SFT           p grad log T (w/p would give grad log T)
     pool    N C(M-c,N-1) / C(M-1,N-1)           grad T, without knowing p: c right ones among M >= N samples
 
+All because grad T(p) = T'(p) grad p, and grad p = E[r grad log pi(y)] where p = E[r]. A constant subtracted from r, as
+standardising does, takes nothing away from it, because E[grad log pi(y)] = 0.
 p is the smoothed success rate (c+1)/(M+2) of the prompt, or with --probability sequence pi(y_i|x) of the sample, as in
 the paper's runs: on the embedded task that is far below 1/N, so weights are alike and it is plain RL. raw and log with
 an estimated p are biased; pool with --rewards raw is not: it is ppo_passk.py's default estimator, sample for sample.
@@ -38,10 +40,13 @@ from support import flags
 
 def parser():
     p = flags.parser(__doc__, "cat_passk", samples=16, prompts=64, steps=100, test_n="1,4,16,64")
-    p.add_argument("--mode", choices=["sft", "rl"], default="rl", help="imitate gold completions, or weigh samples")
-    p.add_argument("--n", type=int, default=16, help="budget N that is trained for; 1 = cross-entropy, or plain RL")
+    p.add_argument("--mode", choices=["sft", "rl"], default="rl",
+                   help="imitate gold completions, or weigh samples")
+    p.add_argument("--n", type=int, default=16,
+                   help="budget N that is trained for; 1 = cross-entropy, or plain RL")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
-                   help="sft: the gold completion, answer only (the paper's) or in full")
+                   help="the gold completion, answer only (the paper's) or in full: sft imitates it, and the "
+                        "evaluation reports its log pi")
     p.add_argument("--form", choices=["raw", "log", "pool"], default="log",
                    help="rl: the weight; the paper's Pass@N runs use log; pool needs --samples of at least --n")
     p.add_argument("--probability", choices=["success", "sequence"], default="success",
@@ -66,8 +71,8 @@ from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder
 from support.plots import weight_report
-from support.run import (batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, gold_completions,
-                         sample_stats, set_up, weight_stats)
+from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
+from support.run import examples, gold_completions, sample_stats, weight_stats
 
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
@@ -91,8 +96,8 @@ def passn_sft_loss(logp, n):
     x = logp.clamp(max=-1e-30)
     # 1 - (1-p)^n = n p (1 - (n-1) p / 2 + ...): below e^-60 the first term is exact, and e^logp soon underflows
     small = x < -60
-    regular = log1mexp(n * log1mexp(torch.where(small, -1.0, x)))
-    return back(-torch.where(small, x + math.log(n), regular))
+    log_f = log1mexp(torch.where(small, -1.0, x))  # log(1-p)
+    return back(-torch.where(small, x + math.log(n), log1mexp(n * log_f)))
 
 
 def passn_weight(p, n, form="log"):
@@ -107,16 +112,20 @@ def passn_weight(p, n, form="log"):
     p, back = elementwise(p, 0, 1, "p")
     f = 1 - p
     raw = n * f ** (n - 1)
-    # T(p) / p = sum_{j<n} f^j: no 0/0 at p = 0, where the weight is 1
-    return back(raw if form == "raw" else raw / powers(f, n))
+    if form == "raw":
+        return back(raw)
+    return back(raw / powers(f, n))  # T(p) / p = sum_{j<n} f^j: no 0/0 at p = 0, where the weight is 1
 
 
 def powers(f, n):
     """sum_{j<n} f^j, by doubling."""
     if n == 1:
         return torch.ones_like(f)
-    total = powers(f, n // 2) * (1 + f ** (n // 2))
-    return total + f ** (n - 1) if n % 2 else total
+    half = n // 2
+    total = powers(f, half) * (1 + f ** half)
+    if n % 2:
+        total = total + f ** (n - 1)
+    return total
 
 
 def pool_weight(c, m, n):
@@ -130,8 +139,10 @@ def pool_weight(c, m, n):
     count, back = elementwise(c, 0, m, "c")
     if (count != count.round()).any():
         raise ValueError("c counts samples: it must be whole")
-    table = [n * math.comb(m - i, n - 1) / math.comb(m - 1, n - 1) for i in range(m + 1)]
-    return back(torch.tensor(table, dtype=count.dtype, device=count.device)[count.long()])
+    every = math.comb(m - 1, n - 1)
+    table = [n * math.comb(m - i, n - 1) / every for i in range(m + 1)]
+    table = torch.tensor(table, dtype=count.dtype, device=count.device)
+    return back(table[count.long()])
 
 
 def operator_weight(T, p):
@@ -148,30 +159,74 @@ def operator_weight(T, p):
     return back((x * slope / value).detach())
 
 
-def rl_weights(right, logp, n, form, probability):
-    """The weight of every sample [B, M]. right [B, M]: which ones succeeded; logp [B, M]: log pi(y_i|x), detached."""
-    M, c = right.shape[1], right.sum(1, keepdim=True)  # [B, 1]
+def rl_coefficients(rewards, n, form="log", probability="success", logp=None, standardised=True, normalised=True):
+    """Coefficients c_i = w_i r_i / M of grad log pi(y_i|x), for every prompt (sum convention).
+
+    rewards       [B, M], 1 = right: float64 stays float64, integers and booleans become float32
+    n             budget that is trained for
+    form, probability, logp, normalised   as in rl_weights
+    standardised  rewards as (r - mean) / standard deviation of the prompt's own, 0 where all are equal
+    Returns [B, M].  Raises ValueError as rl_weights does.
+
+    Exact: form "pool" with neither standardised nor normalised; the expectation of sum_i c_i grad log pi(y_i) is
+    grad T(p). The others are biased, because p comes from the same samples. Against grad T, summed over three prompts
+    solved with p = .1, .5, .9 (each a logit of its own), N = 4 and M = 8:
+        pool                           cosine 1.000, scale 1.000
+        pool, standardised             cosine 1.000, scale 2.602
+        raw                            cosine 0.975, scale 0.636
+        raw, standardised              cosine 0.977, scale 1.574
+        raw, standardised, normalised  cosine 0.995, scale 1.868
+        log                            cosine 0.928, scale 0.269
+        log, standardised, normalised  cosine 0.963, scale 1.937
+    """
+    r = rewards if rewards.is_floating_point() else rewards.float()  # [B, M]
+    w = rl_weights(r, n, form, probability, logp, normalised)  # [B, M]
+    if standardised:
+        r = standardise(r)
+    return w * r / r.shape[1]
+
+
+def rl_weights(rewards, n, form="log", probability="success", logp=None, normalised=True):
+    """The weight w of every sample, [B, M], with c right ones among the M of a prompt.
+
+    form         "raw", "log" (passn_weight) or "pool" (pool_weight)
+    probability  what p is: "success", (c+1)/(M+2) (Laplace's rule: neither 0 nor 1), or "sequence", pi(y_i|x)
+    logp         log pi(y_i|x) [B, M], for "sequence"
+    normalised   divided by the mean over all samples of the batch, so that the step does not depend on n
+    Raises ValueError for another form or probability, n < 1, "pool" with n > M, "sequence" without logp."""
+    right = (rewards == 1).double()  # [B, M]
+    M = right.shape[1]
+    c = right.sum(1, keepdim=True)  # [B, 1]
     if form == "pool":
         w = pool_weight(c, M, n)
     elif probability == "success":
-        w = passn_weight((c + 1) / (M + 2), n, form)  # Laplace's rule: neither 0 nor 1
+        w = passn_weight((c + 1) / (M + 2), n, form)
+    elif probability == "sequence" and logp is not None:
+        w = passn_weight(logp.double().exp().clamp(max=1), n, form)
     else:
-        w = passn_weight(logp.exp().clamp(max=1), n, form)
-    return w.float().expand_as(right)
+        raise ValueError(f"probability must be success, or sequence with logp, not {probability!r}")
+    w = w.to(rewards).expand_as(rewards)
+    if normalised:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
+        w = w / w.mean().clamp_min(1e-6)
+    return w
 
 
 # ------------------------------------------------------------------------------------------------------------- training
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",))
+    flags.check(args, positive=("n",), plotted=("mode", "n", "form"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
-    if args.mode == "rl" and args.form == "pool" and args.probability != "success":
+    if args.mode == "sft":
+        watched = ["kl_prompts"] if args.kl_prompts else []
+        flags.refuse(args, ["samples", "form", "probability", "rewards", "normalise", *watched], "with --mode sft")
+        return
+    if args.form == "pool" and args.probability != "success":
         raise UserError("--form pool counts right samples: it needs --probability success")
-    if args.mode == "rl" and args.form == "pool" and args.samples < args.n:
+    if args.form == "pool" and args.samples < args.n:
         raise UserError(f"--form pool needs at least --n {args.n} samples per prompt, not --samples {args.samples}")
-    if args.mode == "rl" and args.normalise and args.prompts == 1:
+    if args.normalise and args.prompts == 1:
         raise UserError("--normalise over a single prompt cancels its weight: use more --prompts, or --no-normalise")
 
 
@@ -179,67 +234,109 @@ def plot_weights(args):
     """--plot-weights: the weight trained with over p, against those of the test budgets."""
     folder = new_folder(args.out, "cat_passk-weights")
     p = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    form = "log" if args.mode == "sft" else "raw" if args.form == "pool" else args.form  # pool estimates raw
-    tests = {f"Pass@{n}": passn_weight(p, n, form) for n in flags.numbers(args.test_n, int, "--test-n")}
+    form = args.form
+    if args.mode == "sft":
+        form = "log"
+    elif form == "pool":  # it estimates raw
+        form = "raw"
+    budgets = flags.numbers(args.test_n, int, "--test-n")
+    tests = {f"Pass@{n}": passn_weight(p, n, form) for n in budgets}
     weight_report((f"Pass@{args.n} {form}", passn_weight(p, args.n, form)), tests, folder, "p")
 
 
-def step(policy, task, optimizer, problems, number, args, golds=None):
-    """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
-    B, M, n, tau, beta = len(problems), args.samples, args.n, args.temperature, args.kl_coef
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+def step_sft(policy, task, optimizer, problems, number, args, golds):
+    """Training step `number` (1, 2, ...) on the gold completions of B problems -> (keys of support/run.py METRICS,
+    examples to show)."""
+    B = len(problems)
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
     prompts = policy.encode([p.prompt for p in problems], task.chat)
+    y = [golds[p.id] for p in problems]
 
-    if args.mode == "sft":
-        y, coef = [golds[p.id] for p in problems], torch.ones(B, 1)
-    else:
-        # Sample. The seed alone fixes the M draws of each prompt.
-        seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
-        drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
-        y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
-        sampled = time.time()
-
-        # Verify.
-        texts = policy.texts(y, prompts)
-        rewards = processes.rewards(task, [p for p in problems for _ in range(M)], texts).float().view(B, M)
-        shown = {"reward": rewards}
-
-        # Weight.
-        w = rl_weights((rewards == 1).double(), drawn.logps.double().sum(-1).cpu(), n, args.form, args.probability)
-        if args.normalise:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
-            w = w / w.mean().clamp_min(1e-6)
-        coef = w * (standardise(rewards) if args.rewards == "standardised" else rewards) / M  # [B, M]
-        zero, gap = (coef == 0).float().mean().item(), None
-        if beta or args.kl_prompts:  # log pi - log ref
-            gap = common.kl_gap(policy, prompts, drawn, tau, None if beta else (args.kl_prompts, 1))
-        if beta:
-            coef = coef - beta * kl_coefficients(gap).to(coef)
-        line = {**sample_stats(task, drawn, rewards, n, gap, sampled - started), "zero": zero}
-
-    # Update. Completions of zero weight never enter a forward pass. The divisor counts every prompt.
-    loss, norm, gold = 0.0, 0.0, torch.zeros(B, dtype=torch.float64)  # log pi of the gold completions
+    # Update. The loss carries its weight in its gradient. The divisor counts every prompt.
+    loss = 0.0
+    gold_logp = torch.zeros(B, dtype=torch.float64)  # log pi(y*|x)
     optimizer.zero_grad()
-    for j, logps, _ in common.score_weighted(policy, prompts, y, coef, tau):
-        logp = logps.sum(-1)  # log pi(y|x)  [r]
-        if args.mode == "sft":
-            gold[j], part_loss = logp.detach().double().cpu(), passn_sft_loss(logp, n).sum() / B
-        else:
-            part_loss = -(coef.flatten()[j].to(logp) * logp).sum() / B
+    for j, logps, _ in common.score_share(policy, prompts, y, args.temperature):  # [R], [R, T]
+        logp = logps.sum(-1)  # [R]
+        part_loss = passn_sft_loss(logp, args.n).sum() / B
         part_loss.backward()
         loss += part_loss.detach()
-    if coef.any():
+        gold_logp[j] = logp.detach().double().cpu()
+    norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
+    optimizer.step()
+
+    gold_logp = processes.all_reduce(gold_logp)
+    p = gold_logp.exp().clamp(max=1)
+    line = {"loss": processes.all_reduce(float(loss))}
+    line["gold"] = gold_logp.mean().item()
+    line["zero"] = 0.0
+    line["length"] = sum(map(len, y)) / B
+    line |= weight_stats(passn_weight(p, args.n, "log"), "w")
+    line["grad_norm"] = norm
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
+    return line, examples(policy, problems, prompts, y, logp=gold_logp)
+
+
+def step_rl(policy, task, optimizer, problems, number, args):
+    """Training step `number` (1, 2, ...) on samples for B problems -> (keys of support/run.py METRICS, examples to
+    show)."""
+    B = len(problems)
+    M = args.samples
+    tau = args.temperature
+    common.set_rate(optimizer, args.lr, number, args.steps)
+    started = time.time()
+
+    # Sample. The seed alone fixes the M draws of each prompt.
+    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
+    drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
+    y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
+    seconds = time.time() - started
+
+    # Verify.
+    owners = [p for p in problems for _ in range(M)]
+    texts = policy.texts(y, prompts)
+    rewards = processes.rewards(task, owners, texts)
+    rewards = rewards.float().view(B, M)
+
+    # Weight.
+    logp = drawn.logps.double().sum(-1).cpu()  # log pi(y|x)  [B, M]
+    standardised = args.rewards == "standardised"
+    coefficients = rl_coefficients(  # [B, M]
+        rewards, args.n, args.form, args.probability, logp, standardised, args.normalise)
+    w = rl_weights(rewards, args.n, args.form, args.probability, logp, args.normalise)  # [B, M], to watch them
+    zero = (coefficients == 0).float().mean().item()
+    gap = None  # log pi - log ref, nats
+    if args.kl_coef:
+        gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
+        coefficients = coefficients - args.kl_coef * kl_coefficients(gap).to(coefficients)
+    elif args.kl_prompts:  # to watch it: one sample of each of some prompts
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=(args.kl_prompts, 1))
+
+    # Update. Samples whose coefficient is 0 never enter a forward pass. The divisor counts every prompt.
+    loss = 0.0
+    norm = 0.0
+    optimizer.zero_grad()
+    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):  # [R], [R, T]
+        logp = logps.sum(-1)  # log pi(y|x)  [R]
+        c = coefficients.flatten()[j].to(logp)
+        part_loss = -(c * logp).sum() / B
+        part_loss.backward()
+        loss += part_loss.detach()
+    if coefficients.any():
         norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
         optimizer.step()
 
-    if args.mode == "sft":
-        gold = processes.all_reduce(gold)
-        w = passn_weight(gold.exp().clamp(max=1), n, "log")  # [B]
-        line = {"gold": gold.mean().item(), "zero": 0.0, "length": sum(map(len, y)) / B}
-        shown = {"logp": gold}
-    line = {"loss": processes.all_reduce(float(loss)), **line, **weight_stats(w, "w"), "grad_norm": norm,
-            "samples_per_s": len(y) / (time.time() - started)}
-    return line, examples(policy, problems, prompts, y, **shown)
+    line = {"loss": processes.all_reduce(float(loss))}
+    line |= sample_stats(task, drawn, rewards, args.n, gap, seconds)
+    line["zero"] = zero
+    line |= weight_stats(w, "w")
+    line["grad_norm"] = norm
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
+    return line, examples(policy, problems, prompts, y, reward=rewards)
 
 
 @flags.cli
@@ -249,15 +346,18 @@ def main(argv=None):
     check(args)
     if args.plot_weights:
         return plot_weights(args)
-    set_up(run, "countdown", args.mode, "Pass@N needs right or wrong, use cat_bon.py")
-    train, golds = run.train, None
+    task, policy, train = set_up(run, "countdown", args.mode, binary=True)
     if args.mode == "sft":
-        train, golds = gold_completions(run.policy, run.task, run.train, args.target)
-    begin(run, f"{args.mode} for Pass@{args.n}", budget=args.n, target=args.target)
+        train, golds = gold_completions(policy, task, train, args.target)
+    optimizer = begin(run, f"{args.mode} for Pass@{args.n}", budget=args.n, target=args.target)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
         problems = batch_of(train, args.prompts, number, args.seed)
-        end_of_step(run, *step(run.policy, run.task, run.optimizer, problems, number, args, golds))
+        if args.mode == "sft":
+            line, shown = step_sft(policy, task, optimizer, problems, number, args, golds)
+        else:
+            line, shown = step_rl(policy, task, optimizer, problems, number, args)
+        end_of_step(run, line, shown)
     evaluate_after(run)
 
 

@@ -404,14 +404,26 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits
         yield torch.tensor(index), scaled if logits else logps, own.float()
 
 
-def score_weighted(policy, prompts, completions, weights, temperature=1.0, logits=False):
+def score_weighted(policy, prompts, completions, weights, temperature=1.0):
     """`score` of those of B k completions, number j of prompt j // k, whose weight [B, k] is not zero: the others have
     no gradient and never enter a forward pass. Each process takes its share of the prompts that are left.
-    Yields (j [r] into the B k completions, logps [r, T] or logits, mask [r, T])."""
-    k, kept = weights.shape[1], weights.flatten().nonzero()[:, 0]
+    Yields (j [r] into the B k completions, logps [r, T], mask [r, T])."""
+    k = weights.shape[1]
+    kept = weights.flatten().nonzero()[:, 0]
     _, place = torch.unique(kept // k, return_inverse=True)
     mine = kept[place % processes.WORLD == processes.RANK].cpu()
-    x, y = [prompts[j // k] for j in mine.tolist()], [completions[j] for j in mine.tolist()]
+    x = [prompts[j // k] for j in mine.tolist()]
+    y = [completions[j] for j in mine.tolist()]
+    for index, logps, mask in score(policy, x, y, temperature):
+        yield mine[index], logps, mask
+
+
+def score_share(policy, prompts, completions, temperature=1.0, logits=False):
+    """`score` of this process's share of R completions, one of each prompt.
+    Yields (j [r] into the R completions, logps [r, T] or logits, mask [r, T])."""
+    mine = torch.arange(processes.RANK, len(prompts), processes.WORLD)
+    x = [prompts[j] for j in mine.tolist()]
+    y = [completions[j] for j in mine.tolist()]
     for index, values, mask in score(policy, x, y, temperature, logits=logits):
         yield mine[index], values, mask
 
@@ -419,9 +431,9 @@ def score_weighted(policy, prompts, completions, weights, temperature=1.0, logit
 @torch.no_grad()
 def sequence_logps(policy, prompts, completions, temperature=1.0):
     """log pi(y|x) of R completions (sums over tokens), without gradient -> float64 tensor [R] on the CPU."""
-    out, share = torch.zeros(len(prompts), dtype=torch.float64), slice(processes.RANK, None, processes.WORLD)
-    for index, logps, _ in score(policy, prompts[share], completions[share], temperature):
-        out[share][index] = logps.double().sum(-1).cpu()
+    out = torch.zeros(len(prompts), dtype=torch.float64)
+    for j, logps, _ in score_share(policy, prompts, completions, temperature):
+        out[j] = logps.double().sum(-1).cpu()
     return processes.all_reduce(out)
 
 
@@ -442,6 +454,13 @@ def kl_coefficients(gap):
     k = gap.shape[1]
     baseline = (gap.sum(1, keepdim=True) - gap) / (k - 1) if k > 1 else 0.0
     return (gap - baseline) / k
+
+
+def set_rate(optimizer, lr, number, steps):
+    """Learning rate of step `number` (1, 2, ..., `steps`): it falls from lr to lr / steps."""
+    left = 1 - (number - 1) / steps
+    for group in optimizer.param_groups:
+        group["lr"] = lr * left
 
 
 # ----------------------------------------------------------------------------------------------------------- estimators

@@ -45,7 +45,7 @@ def parse_args(argv=None):
     parser.add_argument("--score", default=None, choices=["logp", "oracle", "verifier"],
                         help="what best-of-N selects by; default the verifier if there is one, else logp")
     parser.add_argument("--verifier", default=None,
-                        help="folder of bon_rl.py --fit-verifier, or a reward model of one label")
+                        help="folder of fit_verifier.py, or a reward model of one label")
     parser.add_argument("--bits", type=int, default=None, choices=[4, 8, 16, 32],
                         help="precision of the base; default that of the run, or 4 (NF4) on a GPU, 32 on a CPU")
     prompt_flags(parser)
@@ -443,7 +443,7 @@ def check(args, ks, pools):
     if max(ks) > samples:
         raise UserError(f"--k {max(ks)} exceeds the {samples} samples per problem: draw more samples or lower k")
     if args.score == "verifier" and not args.verifier:
-        raise UserError("--score verifier needs --verifier: a folder of bon_rl.py --fit-verifier, or a reward model of "
+        raise UserError("--score verifier needs --verifier: a folder of fit_verifier.py, or a reward model of "
                         "one label")
     kinds = {(entry["task"], entry["graded"]) for pool in pools.values() for entry in pool}
     if len(kinds) > 1:

@@ -19,8 +19,10 @@ less variance. The update is PPO: per-token ratios rho_t = pi(y_t) / pi_old(y_t)
 
     loss = -(1/B) sum_prompts sum_i sum_t min(rho_t A_i, clip(rho_t, 1-eps, 1+eps) A_i),
 
-whose gradient at rho = 1 is the estimate above. Symbols: B prompts per step, n samples per prompt (--samples), k the
-budget trained for, r the reward, tau the temperature, beta the KL coefficient.
+whose gradient at rho = 1 is the estimate above. With one epoch and one minibatch, the default, rho is 1 (but for what
+sampler and scorer round differently), --clip does nothing and this is REINFORCE with a leave-one-out baseline.
+Symbols: B prompts per step, n samples per prompt (--samples), k the budget trained for, r the reward, tau the
+temperature, beta the KL coefficient.
 
 Differences from the paper: 1) n > k by subsets; 2) no value function, the leave-one-out term is the baseline; 3) KL is
 in the reward, beta (log pi - log ref) with a leave-one-out baseline: its expected gradient is exactly that of
@@ -34,8 +36,10 @@ from support import flags
 
 def parser():
     p = flags.parser(__doc__, "ppo_passk", samples=16, prompts=64, steps=200)
-    p.add_argument("--objective", choices=["mean", "passk", "majority"], default="passk", help="what to train for")
-    p.add_argument("--k", type=int, default=8, help="test-time budget that is trained for, at most --samples")
+    p.add_argument("--objective", choices=["mean", "passk", "majority"], default="passk",
+                   help="what to train for")
+    p.add_argument("--k", type=int, default=8,
+                   help="test-time budget that is trained for, at most --samples")
     p.add_argument("--estimator", choices=["loo", "centred", "plain"], default="loo",
                    help="leave-one-out (the paper's; at k = 1 it has no baseline), centred (needs samples > k), or no "
                         "baseline")
@@ -44,7 +48,8 @@ def parser():
                         "sampler and scorer round differently")
     p.add_argument("--minibatches", type=int, default=1,
                    help="optimiser steps per pass, each over its share of the prompts")
-    p.add_argument("--clip", type=float, default=0.2, help="PPO clip eps of the per-token ratio")
+    p.add_argument("--clip", type=float, default=0.2,
+                   help="PPO clip eps of the per-token ratio")
     return p
 
 
@@ -61,7 +66,8 @@ from common import kl_coefficients
 from support import processes
 from support.errors import UserError
 from support.folder import Run
-from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, sample_stats, set_up
+from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
+from support.run import examples, sample_stats
 
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
@@ -74,7 +80,8 @@ def vote(answers, rewards):
         return 0.0
     top = max(votes.values())
     winners = {a for a, v in votes.items() if v == top}
-    return sum(r for a, r in zip(answers, rewards) if a in winners) / (top * len(winners))
+    total = sum(r for a, r in zip(answers, rewards) if a in winners)
+    return total / (top * len(winners))
 
 
 def advantages(rewards, k, objective, answers=None, estimator="loo"):
@@ -90,94 +97,149 @@ def advantages(rewards, k, objective, answers=None, estimator="loo"):
                "centred"  (k/n) (mean over I with i of f(I) - mean over I without i of f(I)); needs n > k
                "plain"    (k/n) mean over I with i of f(I): no baseline
     Returns [B, n].  Raises ValueError with one sentence for anything else.
+
+    Why: grad pi = pi grad log pi, so grad E[f(I)] = E[f(I) sum_{i in I} grad log pi(y_i)]. A baseline that does not
+    depend on y_i changes nothing, because E[grad log pi] = 0. The mean of this over all C(n,k) subsets gives sample i
+    the weight C(n-1,k-1) / C(n,k) = k/n times its own mean over the subsets with it.
     Source: arXiv 2503.19595, Lemma 1; all k-subsets: also PKPO (arXiv 2505.15201); centred: MaxPO (arXiv 2606.06080).
     """
+    check_samples(rewards, k, objective, answers, estimator)
+    r = rewards if rewards.is_floating_point() else rewards.float()  # [B, n]
+    if objective == "majority":
+        return majority_advantages(r, answers, k, estimator)
+    if objective == "mean":
+        return mean_advantages(r, k, estimator)
+    if estimator == "loo":
+        return passk_leave_one_out(r, k)
+    return passk_advantages(r, k, estimator)
+
+
+def passk_leave_one_out(r, k):
+    """The paper's own case: A_i = (k/n) mean over the k-subsets I with i of (max_I r - max_{I without i} r), for r
+    [B, n].
+
+    The difference is 0 unless i is the unique maximum of I. Sorted ascending it is then s_i - s_j, with j < i the
+    second largest and the other k-2 members below j: C(j, k-2) such subsets, of C(n-1, k-1) with i. And
+    (k/n) / C(n-1, k-1) = 1 / C(n, k), so  A_i = sum_{j<i} (s_i - s_j) C(j, k-2) / C(n, k).
+    For r in {0, 1} with c right ones that is C(n-c, k-1) / C(n, k) on each of them, and 0 on the wrong ones."""
+    n = r.shape[1]
+    if k == 1:
+        return r / n  # f of nothing is 0: E[r grad log pi] = grad E[r]
+    s, order = r.sort(dim=1)  # [B, n]
+    gap = s[:, :, None] - s[:, None, :]  # s_i - s_j  [B, i, j]
+    share = share_of_subsets(r, k, range(n), k - 2)  # C(j, k-2) / C(n, k)  [j]
+    A = (gap * share).tril(-1).sum(-1)  # [B, n], in sorted order
+    return torch.zeros_like(r).scatter(1, order, A)
+
+
+def share_of_subsets(r, k, top, bottom):
+    """C(t, bottom) / C(n, k) for each t of `top`, a tensor like r [B, n]: exact integers first, no overflow."""
+    every = comb(r.shape[1], k)
+    ways = [comb(t, bottom) if min(t, bottom) >= 0 else 0 for t in top]
+    return r.new_tensor([x / every for x in ways])
+
+
+def passk_advantages(r, k, estimator):
+    """The centred and the plain estimate of pass@k for r [B, n]. Sorted ascending, the maximum of a subset is its last
+    member, so that subsets are counted by binomials."""
+    n = r.shape[1]
+    s, order = r.sort(dim=1)  # [B, n]
+    if estimator == "centred":
+        s = s - s[:, :1]  # a shift moves nothing, and equal rewards weigh exactly nothing
+    as_last = s * share_of_subsets(r, k, range(n), k - 1)  # i is the last of I: C(i, k-1) subsets
+    behind = s * share_of_subsets(r, k, range(-1, n - 1), k - 2)  # a later j is: C(j-1, k-2) of those with i
+    q = as_last + (behind.sum(1, keepdim=True) - behind.cumsum(1))  # (k/n) q_i: C(n-1,k-1) / C(n,k) = k/n
+    if estimator == "plain":
+        return torch.zeros_like(r).scatter(1, order, q)
+    # rho_{-i}: of the subsets without i, j is last in C(j, k-1) if j < i, else in C(j-1, k-1).
+    after = s * share_of_subsets(r, k, range(-1, n - 1), k - 1)
+    before = as_last.cumsum(1) - as_last
+    rho = before + after.sum(1, keepdim=True) - after.cumsum(1)
+    A = q - rho * (k / (n - k))  # C(n,k) / C(n-1,k) = n/(n-k), times k/n
+    return torch.zeros_like(r).scatter(1, order, A)
+
+
+def mean_advantages(r, k, estimator):
+    """f = mean of k, for r [B, n]: f(I) - f(I without i) = (r_i - mean of I without i) / k. Over all I with i, and
+    times k/n, it is (r_i - mean_{j != i} r_j) / n, and so is the centred one. k does not matter, but for k = 1, where f
+    of nothing leaves no baseline: r / n."""
+    n = r.shape[1]
+    if n == 1 or estimator == "loo" and k == 1:
+        return r / n
+    if estimator == "plain":
+        return (r + (k - 1) * mean_of_others(r)) / n
+    d = r - r.amin(1, keepdim=True)  # a shift moves nothing, and equal rewards weigh exactly nothing
+    return (d - mean_of_others(d)) / n
+
+
+def mean_of_others(r):
+    total = r.sum(1, keepdim=True)
+    return (total - r) / (r.shape[1] - 1)  # mean of r_j, j != i  [B, n]
+
+
+def majority_advantages(r, answers, k, estimator):
+    """f = vote, over the n/k groups of k samples, for r [B, n] and answers [B][n]."""
+    A = torch.zeros_like(r)  # [B, n]
+    n = r.shape[1]
+    groups = [slice(first, first + k) for first in range(0, n, k)]
+    for b, rs in enumerate(r.tolist()):
+        f = [vote(answers[b][g], rs[g]) for g in groups]
+        for j, g in enumerate(groups):
+            if estimator == "loo":
+                gain = vote_leave_one_out(answers[b][g], rs[g])
+                A[b, g] = r.new_tensor(gain)
+            elif estimator == "centred":
+                others = f[:j] + f[j + 1:]
+                A[b, g] = f[j] - sum(others) / len(others)
+            else:
+                A[b, g] = f[j]
+    return A * (k / n)  # mean over the n/k groups
+
+
+def vote_leave_one_out(answers, rewards):
+    """f(y_1..y_k) - f(y_{-i}) of one group [k], computed once per distinct answer and reward."""
+    gain = {}
+    for i, voter in enumerate(zip(answers, rewards)):
+        if voter not in gain:
+            rest = answers[:i] + answers[i + 1:]
+            rest_rewards = rewards[:i] + rewards[i + 1:]
+            gain[voter] = vote(answers, rewards) - vote(rest, rest_rewards)
+    return [gain[voter] for voter in zip(answers, rewards)]
+
+
+def check_samples(rewards, k, objective, answers, estimator):
+    """Raises ValueError for what `advantages` has no meaning for."""
     if objective not in ("mean", "passk", "majority"):
         raise ValueError(f"unknown objective {objective!r}: choose mean, passk or majority")
     if estimator not in ("loo", "centred", "plain"):
         raise ValueError(f"unknown estimator {estimator!r}: choose loo, centred or plain")
     if rewards.dim() != 2:
         raise ValueError(f"rewards must be [prompts, samples], not of shape {tuple(rewards.shape)}")
-    r = rewards if rewards.is_floating_point() else rewards.float()  # [B, n]
-    B, n = r.shape
+    B, n = rewards.shape
     if not 1 <= k <= n:
         raise ValueError(f"k must be between 1 and the {n} samples per prompt, not {k}")
     if estimator == "centred" and n == k:
         raise ValueError("the centred estimator compares subsets with and without a sample: it needs more than k = "
                          f"{k} samples")
-
-    if objective == "majority":
-        if answers is None:
-            raise ValueError("the majority objective needs answers")
-        if len(answers) != B or any(len(row) != n for row in answers):
-            raise ValueError(f"answers must match the rewards, {B} lists of {n}")
-        if n % k:
-            raise ValueError("the majority objective needs the samples per prompt to be a multiple of k = "
-                             f"{k}, not {n}")
-        A = torch.zeros_like(r)  # [B, n]
-        for b, (row, rs) in enumerate(zip(answers, r.tolist())):
-            groups = [slice(g, g + k) for g in range(0, n, k)]
-            f = [vote(row[g], rs[g]) for g in groups]
-            for j, g in enumerate(groups):
-                if estimator == "loo":  # A_i = f(y_1..y_k) - f(y_{-i}); computed once per distinct (answer, reward)
-                    memo = {}
-                    for i in range(g.start, g.stop):
-                        if (row[i], rs[i]) not in memo:
-                            rest = [*range(g.start, i), *range(i + 1, g.stop)]
-                            memo[row[i], rs[i]] = f[j] - vote([row[m] for m in rest], [rs[m] for m in rest])
-                        A[b, i] = memo[row[i], rs[i]]
-                elif estimator == "centred":
-                    A[b, g] = f[j] - sum(f[:j] + f[j + 1:]) / (len(f) - 1)
-                else:
-                    A[b, g] = f[j]
-        return A * (k / n)  # mean over the n/k groups
-
-    if estimator == "plain":
-        base = torch.zeros_like(r[:, :1])
-    else:  # a shift of the rewards moves neither estimate; it makes equal rewards exactly 0
-        base = r.amin(1, keepdim=True)
-    if objective == "mean":
-        if n == 1 or k == 1 and estimator == "loo":
-            return r / n  # f of nothing is 0: no baseline is left
-        d = r - base
-        others = (d.sum(1, keepdim=True) - d) / (n - 1)  # mean of r_j, j != i  [B, n]
-        if estimator == "plain":  # q_i = (r_i + (k-1) others_i) / k
-            return (r + (k - 1) * others) / n
-        return (d - others) / n
-
-    # pass@k. Sorted ascending, the maximum of a k-subset is its last member, so subsets are counted by binomials.
-    s, order = r.sort(dim=1)  # [B, n]
-
-    def C(top, bottom):  # C(top_j, bottom) / C(n, k), exact integers first: no overflow
-        return r.new_tensor([comb(t, bottom) / comb(n, k) if t >= 0 and bottom >= 0 else 0.0 for t in top])
-    index = range(n)
-    if estimator == "loo":
-        if k == 1:
-            return r / n
-        # i adds to I only as its unique maximum: s_i - s_j with j the second largest, k-2 more below j.
-        gap = s[:, :, None] - s[:, None, :]  # [B, i, j]
-        sorted_A = (gap * C(index, k - 2)).tril(-1).sum(-1)  # [B, n]
-    else:
-        s = s - base
-        # q_i: s_i is the maximum of C(i, k-1) of the C(n-1, k-1) subsets with i, a later s_j of C(j-1, k-2).
-        later = s * C([j - 1 for j in index], k - 2)  # [B, n]
-        later = later.sum(1, keepdim=True) - later.cumsum(1)  # sum over j > i
-        sorted_A = s * C(index, k - 1) + later  # = (k/n) q_i, since C(n-1,k-1) / C(n,k) = k/n
-        if estimator == "centred":
-            # rho_{-i}: s_j is the maximum of C(j, k-1) subsets without i for j < i, of C(j-1, k-1) for j > i.
-            before, after = s * C(index, k - 1), s * C([j - 1 for j in index], k - 1)
-            rho = before.cumsum(1) - before + after.sum(1, keepdim=True) - after.cumsum(1)  # [B, n]
-            sorted_A = sorted_A - rho * (k / (n - k))  # C(n,k) / C(n-1,k) = n/(n-k), times k/n
-    return torch.zeros_like(r).scatter(1, order, sorted_A)
+    if objective != "majority":
+        return
+    if answers is None:
+        raise ValueError("the majority objective needs answers")
+    if [len(row) for row in answers] != [n] * B:
+        raise ValueError(f"answers must match the rewards, {B} lists of {n}")
+    if n % k:
+        raise ValueError(f"the majority objective needs the samples per prompt to be a multiple of k = {k}, not {n}")
 
 
 def ppo_loss(logps, old_logps, mask, A, clip):
     """PPO's clipped objective, summed over tokens and samples, negated: -sum_i sum_t min(rho A_i, clip(rho) A_i).
-    logps (with gradient), old_logps, mask (1 on completion tokens) [r, T], A [r] -> scalar. At rho = 1 its gradient is
+    logps (with gradient), old_logps, mask (1 on completion tokens) [R, T], A [R] -> scalar. At rho = 1 its gradient is
     -sum_i A_i grad log pi(y_i): a sum over tokens; a mean over the length would be another estimator."""
-    rho = (logps - old_logps).exp()  # [r, T]
+    rho = (logps - old_logps).exp()  # [R, T]
     A = A[:, None]
-    return -(torch.minimum(rho * A, rho.clamp(1 - clip, 1 + clip) * A) * mask).sum()
+    clipped = rho.clamp(1 - clip, 1 + clip)
+    least = torch.minimum(rho * A, clipped * A)
+    return -(least * mask).sum()
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -192,56 +254,72 @@ def check(args):
     if args.objective == "majority" and args.samples % args.k:
         raise UserError("--objective majority needs --samples to be a multiple of --k, not "
                         f"{args.samples} for {args.k}")
+    if args.epochs * args.minibatches == 1:
+        flags.refuse(args, ["clip"], "with one epoch and one minibatch, where the ratio is 1")
     if args.estimator == "centred" and args.samples == args.k:
         raise UserError("--estimator centred needs --samples greater than --k")
 
 
 def step(policy, task, optimizer, problems, number, args):
     """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
-    B, n, k, tau, beta = len(problems), args.samples, args.k, args.temperature, args.kl_coef
-    optimizer.param_groups[0]["lr"] = args.lr * (1 - (number - 1) / args.steps)
+    B = len(problems)
+    n = args.samples
+    tau = args.temperature
+    common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
 
     # Sample. The seed alone fixes the n draws of each prompt.
+    prompts = policy.encode([p.prompt for p in problems], task.chat)
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
     drawn = common.sample(policy, prompts, n, seeds, tau, task.max_new_tokens)
     y = [row for rows in drawn.lists() for row in rows]  # B n completions; completion j belongs to prompt j // n
     old_logps = drawn.logps.flatten(0, 1)  # [B n, T]
-    sampled = time.time()
+    seconds = time.time() - started
 
     # Verify.
+    owners = [p for p in problems for _ in range(n)]
     texts = policy.texts(y, prompts)
-    rewards = processes.rewards(task, [p for p in problems for _ in range(n)], texts).float().view(B, n)
+    rewards = processes.rewards(task, owners, texts)
+    rewards = rewards.float().view(B, n)
     answers = None
     if args.objective == "majority":
-        answers = [[task.extract(text) for text in texts[b * n:b * n + n]] for b in range(B)]
+        answers = [task.extract(text) for text in texts]
+        answers = [answers[b * n:b * n + n] for b in range(B)]
 
     # Weight.
-    A = advantages(rewards, k, args.objective, answers, args.estimator)  # [B, n]
-    zero, gap = (A == 0).float().mean().item(), None
-    if beta or args.kl_prompts:  # log pi - log ref
-        gap = common.kl_gap(policy, prompts, drawn, tau, None if beta else (args.kl_prompts, 1))
-    if beta:
-        A = A - beta * kl_coefficients(gap).to(A)
+    coefficients = advantages(rewards, args.k, args.objective, answers, args.estimator)  # [B, n]
+    zero = (coefficients == 0).float().mean().item()
+    gap = None  # log pi - log ref, nats
+    if args.kl_coef:
+        gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, n]
+        coefficients = coefficients - args.kl_coef * kl_coefficients(gap).to(coefficients)
+    elif args.kl_prompts:  # to watch it: one sample of each of some prompts
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=(args.kl_prompts, 1))
 
-    # Update. Samples of zero advantage never enter a forward pass. Divisors count every prompt.
-    loss, norm = 0.0, 0.0
-    for part in args.epochs * list(range(args.minibatches)):
+    # Update. Samples whose coefficient is 0 never enter a forward pass. Divisors count every prompt.
+    loss = 0.0
+    norm = 0.0
+    passes = [part for _ in range(args.epochs) for part in range(args.minibatches)]
+    for part in passes:
         inside = torch.arange(B) % args.minibatches == part  # the prompts of this minibatch  [B]
-        weights = A * inside[:, None]
+        weights = coefficients * inside[:, None]
         optimizer.zero_grad()
-        for j, logps, mask in common.score_weighted(policy, prompts, y, weights, tau):  # [r], [r, T'], [r, T']
-            part_loss = ppo_loss(logps, old_logps[j, :logps.shape[1]], mask, A.flatten()[j].to(logps), args.clip)
-            part_loss = part_loss / inside.sum()
+        for j, logps, mask in common.score_weighted(policy, prompts, y, weights, tau):  # [R], [R, T'], [R, T']
+            A = weights.flatten()[j].to(logps)
+            old = old_logps[j, :logps.shape[1]]
+            part_loss = ppo_loss(logps, old, mask, A, args.clip) / inside.sum()
             part_loss.backward()
-            loss += part_loss.detach() / (args.epochs * args.minibatches)
+            loss += part_loss.detach() / len(passes)
         if weights.any():
             norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
             optimizer.step()
 
-    line = {"loss": processes.all_reduce(float(loss)), **sample_stats(task, drawn, rewards, k, gap, sampled - started),
-            "zero": zero, "grad_norm": norm, "samples_per_s": len(y) / (time.time() - started)}
+    line = {"loss": processes.all_reduce(float(loss))}
+    line |= sample_stats(task, drawn, rewards, args.k, gap, seconds)
+    line["zero"] = zero
+    line["grad_norm"] = norm
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, prompts, y, reward=rewards)
 
 
@@ -250,12 +328,13 @@ def main(argv=None):
     run = Run("ppo_passk", parser(), argv)
     args = run.args
     check(args)
-    set_up(run, "countdown", args.objective)
-    begin(run, f"objective {args.objective}, k {args.k}, n {args.samples}", budget=args.k)
+    task, policy, train = set_up(run, "countdown", args.objective)
+    optimizer = begin(run, f"objective {args.objective}, k {args.k}, n {args.samples}", budget=args.k)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(run.train, args.prompts, number, args.seed)
-        end_of_step(run, *step(run.policy, run.task, run.optimizer, problems, number, args))
+        problems = batch_of(train, args.prompts, number, args.seed)
+        line, shown = step(policy, task, optimizer, problems, number, args)
+        end_of_step(run, line, shown)
     evaluate_after(run)
 
 

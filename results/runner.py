@@ -44,7 +44,7 @@ KS = (1, 2, 4, 8, 16, 32, 64)
 TINY = "--model tiny --lr 0.002 --temperature 1 "
 RL = TINY + "--kl-prompts 0 "  # the KL that a run only watches costs a twentieth of it and changes nothing
 PPO = "ppo_passk " + RL + "--k 8 --samples 16 --prompts 64 "
-SFT = "bon_sft " + TINY + "--task countdown --train-problems 200 --samples 8 --prompts 64 --steps 125 "
+SFT = "bon_sft " + TINY + "--task countdown --train-problems 200 --prompts 64 --steps 125 "
 BON = "bon_rl " + RL + "--task countdown --samples 16 --prompts 32 --steps 100 "
 CAT = "cat_passk " + RL + "--task countdown --prompts 64 --steps 100 "
 GOLD = CAT + "--mode sft --target answer "
@@ -52,14 +52,13 @@ CATRL = CAT + "--mode rl --samples 16 --normalise "
 SUCCESS = "--rewards standardised --probability success "
 SEQUENCE = "--rewards standardised --probability sequence --form log "
 MAJ = "cat_majority " + RL + "--task routes --prompts 64 --steps 100 "
-GOLDMAJ = MAJ + "--mode sft --target answer --train-problems 50 --threshold auto "
+GOLDMAJ = MAJ + "--mode sft --target answer --train-problems 50 "
 MAJRL = MAJ + "--mode rl --samples 8 --rewards standardised --normalise "
 PEP = "cat_bon " + RL.replace("tiny", "tiny_peptide") + "--task peptide --samples 16 --prompts 64 --steps 100 "
 TEMPERATURES = ("0.1", "0.5", "1", "1.5", "2")
 
 ROWS = {
-    "verifier": "bon_rl --fit-verifier --model tiny --task countdown --fit-problems 4000 --fit-samples 8 "
-                "--fit-epochs 2 --fit-lr 0.005",
+    "verifier": "fit_verifier --model tiny --task countdown --train-problems 4000 --samples 8 --epochs 2 --lr 0.005",
     "countdown-base": "evaluate tiny --task countdown @ verifier",
     "routes-base": "evaluate tiny --task routes",
     "peptide-base": "evaluate tiny_peptide --task peptide",
@@ -69,7 +68,8 @@ ROWS = {
     **{f"kl-{objective}-{beta}": PPO + f"--task countdown --objective {objective} --kl-coef {beta} --steps 100"
        for beta in ("0.03", "0.01", "0.1") for objective in ("mean", "passk")},
     # best-of-N, arXiv 2412.15287
-    **{f"bon-sft-{n}": SFT + f"--n {n} --scores reward @ verifier" for n in (1, 16)},
+    "bon-sft-1": SFT + "--n 1 @ verifier",
+    "bon-sft-16": SFT + "--n 16 --samples 8 --scores reward @ verifier",
     "rl": BON + "--variant rl --n 8 @ verifier",
     "rl-entropy": BON + "--variant rl --n 8 --entropy-coef 0.03 @ verifier",
     **{f"bp-{n}": BON + f"--variant bp --n {n} --estimate plugin @ verifier" for n in (8, 16)},
@@ -88,8 +88,8 @@ ROWS = {
     "cat-raw-16": CATRL + SUCCESS + "--form raw --n 16",
     **{f"gold50-{n}-then-1": CATRL + SEQUENCE + f"--n 1 --adapter {{gold50-{n}}}" for n in (1, 16)},
     **{f"gold50-{n}-then-raw-16": CATRL + SUCCESS + f"--form raw --n 16 --adapter {{gold50-{n}}}" for n in (1, 16)},
-    **{f"majority-gold-{n}": GOLDMAJ + f"--n {n}" for n in (1, 16)},
-    "majority-contrastive": GOLDMAJ + "--n 16 --contrastive",
+    **{f"majority-gold-{n}": GOLDMAJ + f"--threshold auto --n {n}" for n in (1, 16)},
+    "majority-contrastive": GOLDMAJ + "--contrastive",
     "majority-1": MAJRL + "--n 1 --form raw --threshold auto --all-wrong 0",
     "majority-raw-16": MAJRL + "--n 16 --form raw --threshold auto --all-wrong -0.5",
     **{f"peptide-{n}": PEP + f"--mode rl --form rank --ranks prompt --rewards standardised --n {n}" for n in (1, 8)},
@@ -161,7 +161,7 @@ def needs(row):
 
 
 def is_verifier(row):
-    return "--fit-verifier" in ROWS[row]
+    return words(row)[0] == "fit_verifier"
 
 
 def is_base(row):

@@ -16,14 +16,35 @@ from support.output import Console, consoles
 TASKS = "countdown, routes, program, peptide, gsm8k, math, humaneval, mbpp, codecontests, taco"
 
 
+class Flags(argparse.Namespace):
+    """What a command line says. `given` holds the names of the flags in it, and is not in vars()."""
+    __slots__ = ("given",)
+
+
 class Parser(argparse.ArgumentParser):
-    """Prints its help to any console, and as far as its reader reads."""
+    """Notes which flags were given (Flags), and prints its help to any console, as far as its reader reads."""
+
+    def parse_args(self, argv=None, namespace=None):
+        if namespace is not None:
+            return super().parse_args(argv, namespace)
+        args = super().parse_args(argv, Flags())
+        absent = object()  # parsed once more with this in the place of every default: what is left was given
+        found = super().parse_args(argv, Flags(**dict.fromkeys(vars(args), absent)))
+        args.given = {name for name, value in vars(found).items() if value is not absent}
+        return args
 
     def _print_message(self, message, file=None):
         if stream := file or sys.stderr:
             console = Console(stream)
             super()._print_message(message, console)
             console.flush()
+
+
+class Elsewhere(argparse.Action):
+    """A flag in whose place there is something else, which `const` says: one sentence and exit code 2."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.exit(2, f"{parser.prog}: error: {self.const}\n")
 
 
 def answer(parse):
@@ -39,10 +60,8 @@ def leave_at_once(number, frame):
     os._exit(130)
 
 
-def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, train_problems=0, kl=True, test_n=None):
-    """A parser for a training script, with the flags that all of them share and this script's defaults; the script adds
-    its paper's. doc: the script's docstring.  kl: whether it can penalise KL, which needs sampled completions.
-    test_n: budgets that its weight can be plotted against, None where it has no weight."""
+def base_parser(doc, task, train_problems):
+    """A parser with the flags that say on which problems and with which base. doc: the script's docstring."""
     p = Parser(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     g = p.add_argument_group("problems, base and adapter")
     g.add_argument("--task", help=f"{TASKS}; default {task}, or that of --data")
@@ -61,6 +80,14 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
     g.add_argument("--lora-rank", type=int, default=16, help="rank of the LoRA adapter (alpha is twice that)")
     prompt_flags(g)
     plain_flag(g)
+    return p
+
+
+def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, train_problems=0, kl=True, test_n=None):
+    """A parser for a training script, with the flags that all of them share and this script's defaults; the script adds
+    its paper's. doc: the script's docstring.  kl: whether it can penalise KL, which needs sampled completions.
+    test_n: budgets that its weight can be plotted against, None where it has no weight."""
+    p = base_parser(doc, task, train_problems)
     g = p.add_argument_group("training")
     g.add_argument("--samples", type=int, default=samples, help="samples per prompt, where the policy is sampled")
     g.add_argument("--prompts", type=int, default=prompts, help="prompts per step B")
@@ -113,11 +140,18 @@ def plain_flag(parser):
                              "rounding, more slowly")
 
 
-def check(args, positive=(), not_negative=()):
+def refuse(args, names, where):
+    """Raises UserError if one of these flags was given: it would do nothing."""
+    for name in sorted(names):
+        if name in args.given:
+            raise UserError(f"--{name.replace('_', '-')} does nothing {where}: leave it out")
+
+
+def check(args, positive=(), not_negative=(), plotted=()):
     """What argparse cannot judge about the flags that all scripts share, and of a script's own that they are at least
-    1, or not negative.  Raises UserError."""
+    1, or not negative.  plotted: those that --plot-weights heeds.  Raises UserError."""
     for name in ("samples", "prompts", "steps", "lora_rank", "save_every", *positive):
-        if not getattr(args, name) >= 1:
+        if not getattr(args, name, 1) >= 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
     for name in ("lr", "max_grad_norm", "kl_coef", "kl_prompts", "max_new_tokens", "train_problems", "eval_samples",
                  "eval_problems", "eval_every", *not_negative):
@@ -125,10 +159,14 @@ def check(args, positive=(), not_negative=()):
             raise UserError(f"--{name.replace('_', '-')} must not be negative, and finite; it is {getattr(args, name)}")
     if not 0 < args.temperature < math.inf:
         raise UserError(f"--temperature must be positive, not {args.temperature}")
-    if args.eval_every and not args.eval_samples:
+    if getattr(args, "eval_every", 0) and not args.eval_samples:
         raise UserError("--eval-every needs --eval-samples of at least 1")
     if "test_n" in args:
         numbers(args.test_n, int, "--test-n")
+        if args.plot_weights:
+            refuse(args, args.given - {"plot_weights", "test_n", "out", *plotted}, "with --plot-weights")
+        else:
+            refuse(args, ["test_n"], "without --plot-weights")
 
 
 def numbers(text, kind, flag):

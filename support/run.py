@@ -58,9 +58,9 @@ METRICS = {
 }
 
 
-def set_up(run, task, label, binary=None, base=None):
-    """Set task, folder, policy and problems of a run: run.task, policy, train, valid, test.  task: where neither --task
-    nor --data is given; label: of the folder's name; binary: what to say of graded rewards where they have no meaning;
+def set_up(run, task, label, binary=False, base=None):
+    """Make the folder of a run, load task, policy and problems -> (task, policy, training problems).  task: where
+    neither --task nor --data is given; label: of the folder's name; binary: whether graded rewards have no meaning;
     base: the embedded model for `task`, if not the task's own.  Raises UserError."""
     args, first = run.args, task
     locate(args)
@@ -68,7 +68,8 @@ def set_up(run, task, label, binary=None, base=None):
     run.task = task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code)
     args.model = args.model or own_base(args.adapter) or (base if base and task.name == first else task.base)
     if task.graded and binary:
-        raise UserError(f"task {task.name} has graded rewards: {binary}")
+        raise UserError(f"task {task.name} has graded rewards, and {run.script}.py ({label}) needs right or wrong: use "
+                        "cat_bon.py")
     task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
     run.create(f"{task.name}-{label}")
     run.policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed,
@@ -81,6 +82,7 @@ def set_up(run, task, label, binary=None, base=None):
     run.train = evaluate.that_fit(run.policy, task, task.need("train"))[:args.train_problems or None]
     run.valid = evaluate.that_fit(run.policy, task, task.need("valid")) if args.eval_every else []
     run.test = evaluate.that_fit(run.policy, task, task.need("test")) if args.eval_samples else []
+    return task, run.policy, run.train
 
 
 def locate(args):
@@ -91,7 +93,8 @@ def locate(args):
             if name in args:
                 setattr(args, name, contents.located(getattr(args, name), f"--{name}"))
         except UserError as error:
-            raise UserError(f"{error}" + ", if it has moved give its new one" * args.resume) from error
+            hint = ", if it has moved give its new one" * getattr(args, "resume", False)
+            raise UserError(f"{error}{hint}") from error
 
 
 def own_base(adapter):
@@ -119,8 +122,9 @@ def resolve(run):
 
 
 def begin(run, words, budget, verifier=None, target="solution"):
-    """Make the optimiser, load the last checkpoint if there is one, print the first lines.  budget: the k or N trained
-    for; verifier: what best-of-k is evaluated by; target: the kind of gold completion whose log pi is."""
+    """Make the optimiser, load the last checkpoint if there is one, print the first lines -> the optimiser.  budget:
+    the k or N trained for; verifier: what best-of-k is evaluated by; target: the kind of gold completion whose log pi
+    is."""
     run.budget, run.verifier, run.target = budget, verifier, target
     run.optimizer = torch.optim.AdamW(run.policy.parameters(), lr=run.args.lr, weight_decay=0.0)
     run.begin(run.policy, run.optimizer)
@@ -129,6 +133,7 @@ def begin(run, words, budget, verifier=None, target="solution"):
     run.mark = run.printed = run.pictured = time.time()  # when the next step begins; when what was last shown
     run.checked = False  # whether a finding of the check has been printed
     run.idle = 0  # steps in a row that could teach nothing
+    return run.optimizer
 
 
 def counts(run):
@@ -248,13 +253,13 @@ def weight_stats(weights, name):
             f"{name}_even": ((w - w.mean()).abs() <= 0.05 * w.mean().abs()).double().mean().item()}
 
 
-def examples(policy, problems, prompts, y, first=0, gold=False, **values):
-    """For samples.jsonl: of the first and the last problem of a step, completion number `first` and its value, with
-    `gold` the gold completion too.  prompts: token ids; y: equally many completions of each problem; values: a name and
-    a tensor with a value for each."""
+def examples(policy, problems, prompts, y, gold=False, **values):
+    """For samples.jsonl: of the first and the last problem of a step, the first completion and its value, with `gold`
+    the gold completion too.  prompts: token ids; y: equally many completions of each problem; values: a name and a
+    tensor with a value for each."""
     shown, ((name, values),) = [], values.items()
     for b in (0, len(problems) - 1):
-        j = b * len(y) // len(problems) + first
+        j = b * len(y) // len(problems)
         shown.append({"prompt": problems[b].prompt, "completion": policy.decode(y[j], prompts[b]),
                       **({"gold": problems[b].solution} if gold else {}), name: values.flatten()[j].item()})
     return shown

@@ -44,7 +44,7 @@ class Verifier:
 
 
 def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
-    """A verifier from a folder of `bon_rl.py --fit-verifier`, or a reward model (hub id or directory: a decoder that
+    """A verifier from a folder of `fit_verifier.py`, or a reward model (hub id or directory: a decoder that
     AutoModelForSequenceClassification loads with one label). With lora_rank: a new one to be fitted, a fresh head and
     adapter on the base `path`.  Raises UserError if it is none of these."""
     path = contents.located(path, "--verifier")
@@ -58,7 +58,7 @@ def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
     model, tokenizer, note = load.load_base(extra["model"], bits or extra["bits"], device,
                                             "AutoModelForSequenceClassification", **labels)
     if model.config.num_labels != 1 or not hasattr(model, "score"):
-        raise UserError(f"{path!r} is no verifier: give a folder of bon_rl.py --fit-verifier, or a decoder with one "
+        raise UserError(f"{path!r} is no verifier: give a folder of fit_verifier.py, or a decoder with one "
                         "label")
     import peft
     # transformers reads the output at the last token that is no padding, and the padding token is often the
@@ -75,7 +75,7 @@ def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
                 model = peft.PeftModel.from_pretrained(model, os.path.join(path, "adapter"))
     except Exception as error:  # as in load_policy
         raise UserError(f"cannot put the verifier's adapter on {extra['model']!r} ({load.first_line(error)}): fit it "
-                        "again with --fit-verifier") from error
+                        "again with fit_verifier.py") from error
     return Verifier(model.eval(), tokenizer, note, extra)
 
 

@@ -16,15 +16,17 @@ import bon_rl
 import bon_sft
 import common
 import evaluate
+import fit_verifier
 import tasks
 from bon_rl import bon_rl_coefficients, bon_rlb_coefficients, kl_coefficients, lambda_n, rlb_weights
 from bon_sft import bon_sft_coefficients
 from conftest import ROOT, load_policy
-from support import fit, load, processes
+from support import load, processes
 from support import verifier as verifiers
 from support.errors import UserError
 from support.folder import Run
 from support.run import batch_of
+from tabular import assert_figures, distance, on_three_prompts, slope_on_three_prompts
 from test_scripts import command, read_lines, run, same_run
 
 
@@ -179,6 +181,39 @@ def test_the_bias_vanishes_with_M(name, scores, rewards, n):
     for kind, e in errors.items():
         assert all(b < 0.75 * a for a, b in zip(e, e[1:])), (kind, e)
         assert e[-1] < 0.05, (kind, e)
+
+
+def test_figures_of_the_bias():
+    """What the docstrings say of the distance to the gradient."""
+    theta, s, r, n = tensor([1.0, 0.0, -1.0]), tensor([0.1, 0.7, 0.4]), tensor([0.0, 1.0, 0.0]), 4
+    found, of_sft = {}, {}
+    exact = gradient(lambda t: (log_bon(t, s.tolist(), n).exp() * r).sum(), theta)
+    exact_sft = gradient(lambda t: log_bon(t, s.tolist(), n)[1], theta)
+    own = gradient(lambda t: torch.log_softmax(t, 0)[1], theta)  # of the gold completion, coefficient 1
+    for M in (4, 16, 64):
+        rl = expected_estimate(theta, M, lambda y: bon_rl_coefficients(s[y], r[y], n))
+        sft = expected_estimate(theta, M, lambda y: bon_sft_coefficients(s[y], s[1].expand(len(y)), n)[1])
+        found[f"M = {M}"], of_sft[f"M = {M}"] = distance(rl, exact), distance(own + sft, exact_sft)
+    exact = slope_on_three_prompts(lambda p: 1 - (1 - p) ** n)
+    found["the tilt"] = distance(on_three_prompts(lambda r: bon_rl_coefficients(r, r, n), 8), exact)
+    assert_figures(bon_rl_coefficients, found)
+    assert_figures(bon_sft_coefficients, of_sft)
+    kinds = [("positive", "pool"), ("positive", "plugin"), ("minus", "plugin"), ("exact", "plugin")]
+    assert_figures(bon_rlb_coefficients, {
+        f"{variant}, {estimate}": distance(on_three_prompts(
+            lambda r: bon_rlb_coefficients(r, n, variant, estimate), 8), exact) for variant, estimate in kinds})
+
+
+def test_what_a_variant_trains_with():
+    """Each name of --variant gives its equation, at the budget that it trains for."""
+    r = tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+    s = tensor([[0.2, 0.4, -1.0, 0.3], [3.0, 1.0, 2.0, 0.0]])
+    for variant, wanted in (("v", bon_rl_coefficients(s, r, 3)), ("s", bon_rl_coefficients(r, r, 3)),
+                            ("rl", (r - r.mean(1, keepdim=True)) / 4), ("star", r / 4),
+                            ("b", bon_rlb_coefficients(r, 3, "exact")),
+                            ("bp", bon_rlb_coefficients(r, 3, "positive", "pool"))):
+        found = bon_rl.variant_coefficients(variant, r, s, 3, "exact", "pool")
+        assert torch.allclose(found, wanted, atol=1e-15) and found.abs().max() > 0.1, variant
 
 
 def test_scale_across_prompts():
@@ -413,14 +448,15 @@ def test_entropies_are_those_of_the_sampled_distribution():
 
 # --------------------------------------------------------------------------------------------------------- the verifier
 
-SMALL = ["--prompts", "6", "--samples", "6", "--n", "4", "--eval-samples", "8", "--eval-problems", "20"]
-FIT = ["--fit-verifier", "--fit-problems", "600", "--fit-samples", "8", "--fit-epochs", "2", "--eval-problems", "100"]
+SMALL = ["--prompts", "6", "--n", "4", "--eval-samples", "8", "--eval-problems", "20"]
+SAMPLES = ["--samples", "6"]
+FIT = ["--train-problems", "600", "--samples", "8", "--epochs", "2", "--eval-problems", "100"]
 
 
 @pytest.fixture(scope="module")
 def verifier(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fit") / "v"
-    code, out, err = run(bon_rl.main, *FIT, "--out", folder)
+    code, out, err = run(fit_verifier.main, *FIT, "--out", folder)
     assert code == 0 and not err and "AUC" in out and "predicted" in out, err
     return str(folder)
 
@@ -453,7 +489,7 @@ def test_evaluation_selects_by_the_verifier(verifier):
 
 
 CHAT = [("ppo_passk", ["--samples", "4", "--k", "2"]), ("bon_sft", ["--scores", "verifier"]),
-        ("bon_rl", ["--variant", "v"]), ("bon_rl", ["--fit-verifier"]), ("cat_passk", []),
+        ("bon_rl", ["--variant", "v"]), ("fit_verifier", ["--samples", "2", "--epochs", "1"]), ("cat_passk", []),
         ("cat_majority", []), ("cat_bon", []),
         ("evaluate", ["--samples", "4", "--k", "2", "--problems", "3"])]
 
@@ -467,12 +503,12 @@ def test_chat_reaches_every_prompt(script, flags, verifier, tmp_path, monkeypatc
             calls += [args[-1]] * (len(args[1]) if isinstance(args[1], list) else 1)
             return encode(*args)
         monkeypatch.setattr(kind, "encode", spy)
-    data, fits = tmp_path / "p.jsonl", "--fit-verifier" in flags
+    data, fits = tmp_path / "p.jsonl", script == "fit_verifier"
     problems = [{"prompt": f"c{a},2:{a + 2}>", "answer": str(a + 2), "solution": f"{a}+2"} for a in range(1, 30)]
     data.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     learned = ["--verifier", verifier] if script in ("bon_sft", "bon_rl", "evaluate") and not fits else []
-    some = ["--fit-samples", 2, "--fit-epochs", 1] if fits else ["--steps", 1, "--eval-samples", 4]
-    some = [] if script == "evaluate" else ["--prompts", 3, "--eval-problems", 3, *some]
+    some = ["--eval-problems", 3] if fits else ["--steps", 1, "--prompts", 3, "--eval-samples", 4, "--eval-problems", 3]
+    some = [] if script == "evaluate" else some
     main = importlib.import_module(script).main
     code, _, err = run(main, *some, "--data", data, "--max-new-tokens", 5, "--out", tmp_path / "r", *learned, *flags)
     assert code == 0, err
@@ -495,14 +531,14 @@ def test_what_reaches_the_verifier(tmp_path, monkeypatch):
     def keep(*args):
         seen["verifier"] = load_verifier(*args)
         return seen["verifier"]
-    load_verifier = fit.load_verifier
-    monkeypatch.setattr(fit, "load_verifier", keep)
+    load_verifier = fit_verifier.load_verifier
+    monkeypatch.setattr(fit_verifier, "load_verifier", keep)
     monkeypatch.setattr(processes, "clip_gradient", clip)
     monkeypatch.setattr(load, "micro_batch", lambda lm: 100)
     monkeypatch.setattr(evaluate, "draw_pool", lambda *args: seen.setdefault(f"pool {len(args[2])}", draw_pool(*args)))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]))
-    code, _, err = run(bon_rl.main, "--fit-verifier", "--fit-problems", 6, "--fit-samples", 4, "--fit-epochs", 2,
-                       "--fit-lr", 0.3, "--eval-problems", 2, "--out", tmp_path / "v")
+    code, _, err = run(fit_verifier.main, "--train-problems", 6, "--samples", 4, "--epochs", 2, "--lr", 0.3,
+                       "--eval-problems", 2, "--out", tmp_path / "v")
     assert code == 0 and rates == pytest.approx([0.3 / 30, 0.3 * 2 / 30 / 2]), err
     v, loss = seen["verifier"], 0.0  # each of the two batches holds all the samples
     labels = [x for e in seen["pool 6"] for x in e["rewards"]]
@@ -516,7 +552,7 @@ def test_what_reaches_the_verifier(tmp_path, monkeypatch):
 
 
 def test_flipped_labels_teach_the_opposite(tmp_path):
-    code, _, err = run(bon_rl.main, *FIT, "--fit-epochs", 1, "--fit-problems", 400, "--verifier-noise", 1, "--bits", 4,
+    code, _, err = run(fit_verifier.main, *FIT, "--epochs", 1, "--train-problems", 400, "--noise", 1, "--bits", 4,
                        "--out", tmp_path / "v")
     assert code == 0, err
     fitted = json.load(open(tmp_path / "v" / "verifier.json"))
@@ -590,7 +626,7 @@ RUNS = [("bon_rl", f) for f in (["--variant", "v"], ["--variant", "s"], ["--vari
                                 ["--variant", "rl", "--entropy-coef", "0.1"], ["--variant", "star"],
                                 ["--kl-coef", "0.1", "--bits", "4"])]
 RUNS += [("bon_sft", f) for f in ([], ["--n", "1"], ["--scores", "verifier"], ["--bits", "4", "--train-problems", "0"])]
-MAIN = {"bon_rl": bon_rl.main, "bon_sft": bon_sft.main}
+MAIN = {"bon_rl": bon_rl.main, "bon_sft": bon_sft.main, "fit_verifier": fit_verifier.main}
 
 
 @pytest.mark.parametrize("script,flags", RUNS, ids=lambda f: f if isinstance(f, str) else " ".join(f))
@@ -598,7 +634,7 @@ def test_two_steps(script, flags, verifier, tmp_path):
     """The adapter moves, the files are there, the numbers are finite, and the tables are printed."""
     learned = ["--verifier", verifier] if "v" in flags or "verifier" in flags else []
     code, out, err = run(MAIN[script], *SMALL, "--steps", 2, "--out", tmp_path / "r", "--temperature", "1.1",
-                         "--eval-every", 2, *flags, *learned)
+                         "--eval-every", 2, *flags, *learned, *[] if "1" in flags else SAMPLES)
     assert code == 0 and not err, err
     assert "before" in out and "pass@1" in out and "similarity" in out and ("AUC" in out) == bool(learned)
     assert set(os.listdir(tmp_path / "r")) == {"args.json", "metrics.jsonl", "samples.jsonl", "result.json",
@@ -606,7 +642,9 @@ def test_two_steps(script, flags, verifier, tmp_path):
     lines = read_lines(tmp_path / "r")
     assert [line["step"] for line in lines] == [1, 2] and "pass@1" in lines[1]["valid"]
     assert all(math.isfinite(v) for line in lines for v in line.values() if not isinstance(v, dict))
-    if "1" not in flags:
+    if "1" in flags:  # nothing is sampled
+        assert not {"reward", "c_mean", "tokens_per_s", "diversity"} & set(lines[0]) and lines[0]["zero"] == 0
+    else:
         assert ({"c_mean", "c_min", "c_median", "c_max"} <= set(lines[0]) and lines[0]["diversity"]["distinct"] > 1
                 and lines[0]["entropy"] > 0)
     if learned and script == "bon_rl":
@@ -646,22 +684,25 @@ def test_what_reaches_the_optimiser(script, flags, verifier, tmp_path, monkeypat
         seen["gradient"] = torch.cat([p.grad.flatten().clone() for p in parameters])
         return 0.0
 
-    def score_weighted(policy, *rest):
-        seen["policy"] = policy
-        return weighted(policy, *rest)
-    weighted = common.score_weighted
+    def keep_policy(function):
+        def wrapped(policy, *rest):
+            seen["policy"] = policy
+            return function(policy, *rest)
+        return wrapped
 
     def sample(policy, prompts, n, *rest):
         seen["n"], seen["drawn"] = n, original(policy, prompts, n, *rest)
         return seen["drawn"]
     monkeypatch.setattr(processes, "clip_gradient", clip)
-    monkeypatch.setattr(common, "score_weighted", score_weighted)
+    for name in ("score_weighted", "score_share"):
+        monkeypatch.setattr(common, name, keep_policy(getattr(common, name)))
     monkeypatch.setattr(common, "sample", sample)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
     monkeypatch.setattr(load, "micro_batch", lambda lm: 60)  # tokens: a few micro-batches, as a large model has them
     learned = ["--verifier", verifier] if {"v", "s", "verifier"} & set(flags) else []  # s has it for its log only
     B, M, n, T = 6, 6, 1 if "1" in flags else 4, 0.7 if "0.7" in flags else 1.0
-    code, _, err = run(MAIN[script], "--prompts", B, "--samples", M, "--n", n, "--steps", 1, "--eval-samples", 0,
+    flags = flags if n == 1 else [*flags, "--samples", M]
+    code, _, err = run(MAIN[script], "--prompts", B, "--n", n, "--steps", 1, "--eval-samples", 0,
                        "--out", tmp_path / "r", *flags, *learned)
     assert code == 0, err
     task, policy = tasks.load_task("countdown"), seen["policy"]
@@ -716,7 +757,7 @@ def test_what_reaches_the_optimiser(script, flags, verifier, tmp_path, monkeypat
                          ids=["bon_rl", "bon_sft"])
 def test_resume_bit_for_bit(script, flags, verifier, tmp_path, monkeypatch):
     """Killed in step 4 of 5, the log ahead of the checkpoint of step 2."""
-    flags = [*SMALL, "--steps", 5, "--save-every", 2, "--verifier", verifier, *flags]
+    flags = [*SMALL, *SAMPLES, "--steps", 5, "--save-every", 2, "--verifier", verifier, *flags]
     assert run(MAIN[script], *flags, "--out", tmp_path / "a")[0] == 0
     log = Run.log
 
@@ -771,13 +812,18 @@ def test_in_a_process_of_its_own(script, tmp_path):
     ("bon_rl", ["--estimate", "pool", "--n", "32", "--samples", "16"], "pool"),
     ("bon_rl", ["--negatives", "exact"], "--negatives"),
     ("bon_rl", ["--variant", "v", "--verifier", "no/such"], "no/such"),
-    ("bon_rl", ["--fit-verifier", "--verifier-noise", "2"], "--verifier-noise"),
-    ("bon_rl", ["--fit-verifier", "--resume", "--out", "no-such"], "no-such"),
+    ("fit_verifier", ["--noise", "2"], "--noise"), ("fit_verifier", ["--noise", "-1"], "--noise"),
+    ("fit_verifier", ["--epochs", "0"], "--epochs"), ("fit_verifier", ["--temperature", "0"], "--temperature"),
+    ("fit_verifier", ["--task", "peptide"], "graded"), ("fit_verifier", ["--out", "/proc/no/run"], "/proc/no/run"),
+    ("bon_rl", ["--fit-verifier"], "fit_verifier.py"),
+    ("bon_rl", ["--fit-problems", "600", "--fit-verifier", "--out", "x"], "fit_verifier.py"),
     ("bon_rl", ["--entropy-coef", "-1"], "--entropy-coef"),
-    ("bon_rl", ["--fit-verifier", "--verifier", "x"], "--fit-verifier"),
-    ("bon_rl", ["--fit-verifier", "--fit-epochs", "0"], "--fit-epochs"),
+    ("bon_rl", ["--negatives", "minus"], "--negatives"),
+    ("bon_rl", ["--variant", "s", "--negatives", "minus"], "--variant s"),
+    ("bon_rl", ["--variant", "rl", "--estimate", "plugin"], "--estimate"),
+    ("bon_sft", ["--n", "1", "--samples", "8"], "--samples"),
+    ("bon_sft", ["--n", "1", "--scores", "reward"], "--scores"),
     ("bon_rl", ["--out", "/proc/no/run"], "/proc/no/run"),
-    ("bon_rl", ["--fit-verifier", "--out", "/proc/no/run"], "/proc/no/run"),
     ("bon_sft", ["--scores", "verifier"], "--verifier"), ("bon_sft", ["--n", "-1"], "--n"),
     ("bon_sft", ["--train-problems", "-1"], "--train-problems"), ("bon_sft", ["--task", "chess"], "chess"),
     ("bon_sft", ["--resume"], "--out"), ("evaluate", ["--score", "verifier"], "--verifier"),

@@ -28,6 +28,7 @@ from conftest import ROOT, load_policy
 from support import load, processes
 from support.folder import Run
 from support.run import batch_of
+from tabular import assert_figures, distance, on_three_prompts, slope_on_three_prompts
 from test_scripts import command, read_lines, run, same_run
 from test_text import llama_folder
 
@@ -341,6 +342,167 @@ def test_the_rank_form_against_its_own_expectation(n):
         assert torch.allclose(found, wanted, atol=1e-12)
 
 
+# ------------------------------------------------------------------ final coefficients: r, 1/M and all else inside
+
+PAIR = [(torch.tensor([0.4, -0.3, -0.1], dtype=torch.float64), [1.0, 0.0, 1.0], ["a", "b", "a"]),
+        (torch.tensor([-0.9, 0.6, 0.3], dtype=torch.float64), [1.0, 0.0, 0.0], ["a", "b", None])]
+
+
+def expected_batch(M, coefficients):
+    """Exact expectation of sum_i c_i grad log pi(y_i) for the two prompts of PAIR, each a policy of its own, over all
+    batches of M draws each; coefficients(rewards, answers, p) of nested lists [2][M] -> [2][M].  Returns [2, 3]."""
+    total = torch.zeros(2, 3, dtype=torch.float64)
+    policies = [torch.softmax(theta, 0) for theta, *_ in PAIR]
+    for ys in itertools.product(itertools.product(range(3), repeat=M), repeat=2):
+        pick = lambda values: [[row[y] for y in draws] for row, draws in zip(values, ys)]
+        p = pick([policy.tolist() for policy in policies])
+        c = coefficients(pick([r for _, r, _ in PAIR]), pick([a for *_, a in PAIR]), p)
+        for b, draws in enumerate(ys):
+            for y, cy in zip(draws, c[b]):
+                total[b] += math.prod(p[0] + p[1]) * float(cy) * (torch.eye(3, dtype=torch.float64)[y] - policies[b])
+    return total
+
+
+def standard(values, pool):
+    """(x - mean) / standard deviation of the pool, 0 where that is rounding."""
+    mean = sum(pool) / len(pool)
+    deviation = (sum((x - mean) ** 2 for x in pool) / len(pool)) ** 0.5
+    return [(x - mean) / deviation if deviation > 1e-6 else 0.0 for x in values]
+
+
+def finish(weights, rewards, normalised):
+    """w r / M, w divided by its mean over the batch if asked."""
+    flat = [w for row in weights for w in row]
+    mean = sum(flat) / len(flat) if normalised else 1
+    return [[w / mean * r / len(row) for w, r in zip(ws, row)] for ws, row in zip(weights, rewards)]
+
+
+@pytest.mark.parametrize("standardised,normalised", [(False, False), (True, False), (True, True)])
+def test_final_coefficients_have_the_expectation_of_their_docstring(standardised, normalised):
+    """Biased by design: what rl_coefficients says, in loops over floats, has the same exact expectation; here it is
+    taken over batches of two prompts, because normalising ties them together."""
+    M, n = 2, 3
+
+    def passk(form, probability):
+        def brute(r, _, p):
+            ws = []
+            for row, ps in zip(r, p):
+                c = sum(row)
+                q = ps if probability == "sequence" else [(c + 1) / (M + 2)] * M
+                raw = [n * (1 - x) ** (n - 1) for x in q]
+                ws.append(raw if form == "raw" else [x * y / (1 - (1 - x) ** n) for x, y in zip(q, raw)])
+            return finish(ws, [standard(row, row) if standardised else row for row in r], normalised)
+
+        def script(r, _, p):
+            return cat_passk.rl_coefficients(tensor(r), n, form, probability, tensor(p).log(), standardised, normalised)
+        return brute, script
+
+    def majority(form, threshold):
+        def brute(r, answers, _):
+            ws, zs = [], []
+            for row, votes in zip(r, answers):
+                wrong = [a for a, x in zip(votes, row) if not x]
+                k = threshold or max(2, min(n // 2 + 1, n * max(map(wrong.count, wrong), default=0) // M + 1))
+                p = (sum(row) + 1) / (M + 2)
+                w = n * math.comb(n - 1, k - 1) * p ** (k - 1) * (1 - p) ** (n - k)
+                if form == "log":
+                    w *= p / sum(math.comb(n, j) * p ** j * (1 - p) ** (n - j) for j in range(k, n + 1))
+                ws.append([w] * M)
+                zs.append([-0.5] * M if not sum(row) else standard(row, row) if standardised else row)
+            return finish(ws, zs, normalised)
+
+        def script(r, answers, _):
+            return cat_majority.rl_coefficients(tensor(r), answers, n, form, threshold, standardised, -0.5, normalised)
+        return brute, script
+    cases = [passk("raw", "success"), passk("log", "success"), passk("log", "sequence"), majority("raw", None),
+             majority("log", None), majority("raw", 1)]
+    for brute, script in cases:
+        wanted = expected_batch(M, brute)
+        assert torch.allclose(expected_batch(M, script), wanted, atol=1e-12) and wanted.abs().amax(1).min() > 1e-3
+
+
+def tensor(x):
+    return torch.tensor(x, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_ranks_of_standardised_rewards_against_their_own_expectation(n):
+    """Within the prompt, and against a queue of recent rewards, whose mean and deviation are then those taken off."""
+    p, queue = torch.softmax(THETA, 0), [0.5, -1.2, 2.5, 0.3, 0.3]
+    for m, recent in ((3, None), (2, queue)):
+        found = expected_sum(THETA, GRADED, m, lambda r, _: cat_bon.rl_coefficients(r, n, "rank", recent))
+        wanted = torch.zeros(4, dtype=torch.float64)
+        for ys in itertools.product(range(4), repeat=m):
+            r = [GRADED[y] for y in ys]
+            z = standard(r, recent or r)
+            for i, y in enumerate(ys):
+                others = recent or r[:i] + r[i + 1:]
+                q = sum(x < r[i] for x in others) / len(others)
+                wanted += p[list(ys)].prod() * n / m * q ** (n - 1) * z[i] * (torch.eye(4, dtype=torch.float64)[y] - p)
+        assert torch.allclose(found, wanted, atol=1e-12) and wanted.abs().max() > 1e-2
+
+
+def test_figures_of_the_bias():
+    """What the docstrings of rl_coefficients say of the distance to the gradient."""
+    n, m = 4, 8
+
+    def measured(coefficients, exact):
+        return {label: distance(on_three_prompts(lambda r: coefficients(r, **options), m, options.get("normalised")),
+                                exact) for label, options in rows.items()}
+    off = {"standardised": False, "normalised": False}
+    once, all_on = {"standardised": True, "normalised": False}, {"standardised": True, "normalised": True}
+    rows = {"pool": {"form": "pool", **off}, "pool, standardised": {"form": "pool", **once},
+            "raw": {"form": "raw", **off}, "raw, standardised": {"form": "raw", **once},
+            "raw, standardised, normalised": {"form": "raw", **all_on}, "log": {"form": "log", **off},
+            "log, standardised, normalised": all_on}
+    exact = slope_on_three_prompts(lambda p: 1 - (1 - p) ** n)
+    assert_figures(cat_passk.rl_coefficients,
+                   measured(lambda r, **options: cat_passk.rl_coefficients(r, n, **options), exact))
+
+    def majority(r, **options):
+        answers = [["right" if x else "wrong" for x in row] for row in r.tolist()]
+        return cat_majority.rl_coefficients(r, answers, n, **options)
+
+    def vote(p):  # of four, a tie of two and two shared
+        return 0.5 * 6 * p ** 2 * (1 - p) ** 2 + 4 * p ** 3 * (1 - p) + p ** 4
+    rows = {"raw, threshold 3": {"threshold": 3, "all_wrong": 0.0, **off}, "raw": {"all_wrong": 0.0, **off},
+            "log": {"form": "log", "all_wrong": 0.0, **off}, "raw, standardised": once,
+            "raw, standardised, normalised": all_on, "log, standardised, normalised": {"form": "log", **all_on}}
+    assert_figures(cat_majority.rl_coefficients, measured(majority, slope_on_three_prompts(vote)))
+
+    levels = [0.0, 1.0, 2.0, 4.0]
+    index = torch.tensor(list(itertools.product(range(4), repeat=n)))
+    exact = gradient_of(lambda pi: pi[index].prod(1) @ tensor(levels)[index].amax(1), torch.zeros(4).double())
+    draws = list(itertools.combinations_with_replacement(range(4), m))  # in any order
+    ways = [math.factorial(m) / math.prod(math.factorial(y.count(v)) for v in range(4)) for y in draws]
+    chance = tensor(ways) / 4 ** m
+    draws = torch.tensor(draws)
+    slopes = (torch.eye(4, dtype=torch.float64) - 0.25)[draws]
+    found = {}
+    for label, form, standardised, shift in (("exact", "exact", False, 0), ("exact, standardised", "exact", True, 0),
+                                             ("rank", "rank", False, 0), ("rank, of r - 4", "rank", False, 4),
+                                             ("rank, standardised", "rank", True, 0)):
+        c = cat_bon.rl_coefficients(tensor(levels)[draws] - shift, n, form, None, standardised)
+        found[label] = distance(torch.einsum("d,di,div->v", chance, c, slopes), exact)
+    assert_figures(cat_bon.rl_coefficients, found)
+
+
+def test_types_of_final_coefficients():
+    """Integers and booleans count as float32, doubles stay; a sequence form needs probabilities."""
+    r = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 1]])
+    answers = [["a", "b", "b", "a"], ["b", "b", None, "a"]]
+    for function in (lambda r: cat_passk.rl_coefficients(r, 3), lambda r: cat_bon.rl_coefficients(r, 3),
+                     lambda r: cat_majority.rl_coefficients(r, answers, 3)):
+        assert torch.equal(function(r), function(r.bool())) and function(r).dtype == torch.float32
+        assert torch.allclose(function(r.double()).float(), function(r)) and function(r.double()).dtype == torch.float64
+    for call in (lambda: cat_passk.rl_coefficients(r, 3, "log", "sequence"),
+                 lambda: cat_passk.rl_coefficients(r, 3, "log", "other"),
+                 lambda: cat_majority.rl_coefficients(r, answers[:1], 3),
+                 lambda: cat_bon.rl_coefficients(r, 5, "exact")):
+        with pytest.raises(ValueError):
+            call()
+
+
 def test_scale_across_prompts():
     """Two prompts that share theta: one prompt alone could not show a wrong scale."""
     easy, hard = [1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]
@@ -426,7 +588,16 @@ def test_dynamic_threshold():
 
 # --------------------------------------------------------------------------------------- the scripts, as users run them
 
-SMALL = ["--prompts", "6", "--samples", "6", "--n", "4", "--eval-samples", "4", "--eval-problems", "5"]
+SMALL = ["--prompts", "6", "--eval-samples", "4", "--eval-problems", "5"]
+
+
+def sized(script, flags, n=4):
+    """The flags with a small budget and few samples, where they act."""
+    samples = ["--samples", "6"] if script is cat_bon or "sft" not in flags else []
+    budget = [] if "--contrastive" in flags or "--n" in flags else ["--n", str(n)]
+    return [*flags, *samples, *budget]
+
+
 MODES = [(cat_passk, ["--mode", "sft", "--train-problems", "20"]),
          (cat_passk, ["--mode", "sft", "--target", "solution", "--task", "routes"]),
          (cat_passk, []), (cat_passk, ["--form", "raw", "--probability", "sequence", "--kl-coef", "0.1"]),
@@ -449,6 +620,7 @@ def name_of(value):
 @pytest.mark.parametrize("script,flags", MODES, ids=name_of)
 def test_every_mode_runs_reports_its_weights_and_resumes(script, flags, tmp_path):
     """Two steps at once against one step, a kill, and one more: bit for bit."""
+    flags = sized(script, flags)
     code, out, err = run(script.main, *SMALL, "--steps", 2, "--out", tmp_path / "a", *flags)
     assert code == 0 and not err and "before" in out and "after" in out, err
     lines = read_lines(tmp_path / "a")
@@ -512,10 +684,10 @@ def observed(script, flags, folder, monkeypatch):
     monkeypatch.setattr(tasks, "load_task", keep("task", load_task))
     monkeypatch.setattr(tasks.Task, "rewards", keep("rewards", rewards))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
-    code, _, err = run(script.main, "--prompts", 6, "--samples", 6, "--n", 4, "--steps", 1, "--eval-samples", 0,
-                       "--out", folder, *flags)
+    flags = sized(script, flags)
+    code, _, err = run(script.main, "--prompts", 6, "--steps", 1, "--eval-samples", 0, "--out", folder, *flags)
     assert code == 0, err
-    return script.parser().parse_args([*map(str, ["--prompts", 6, "--samples", 6, "--n", 4]), *flags]), seen
+    return script.parser().parse_args(["--prompts", "6", *flags]), seen
 
 
 def plain(policy, prompt, row, temperature):
@@ -661,6 +833,23 @@ def test_the_queue_keeps_the_latest_rewards(tmp_path, monkeypatch):
     assert kept == pytest.approx(seen[-50:], abs=1e-6) and len(set(kept)) > 20
 
 
+def test_the_weight_of_the_mode_is_drawn(tmp_path):
+    """cat_bon: of a rank in rl, of Pass@N on the best target in sft."""
+    for mode, label, weight in (("rl", "best of 8", lambda x: 8 * x ** 7),
+                                ("sft", "Pass@8 log", lambda x: passn_weight(x, 8, "log"))):
+        code, _, err = run(cat_bon.main, "--plot-weights", "--mode", mode, "--n", 8, "--out", tmp_path / mode)
+        assert code == 0, err
+        report = json.load(open(tmp_path / mode / "weights.json"))
+        assert report["training"] == label
+        assert report["weights"][300] == pytest.approx(weight(0.3005)) and report["weights"][900] > 0
+
+
+def test_what_does_nothing_may_be_asked_to_do_nothing():
+    """--kl-prompts 0 watches no KL, and where there is none to watch that is what happens."""
+    for script in SCRIPTS:
+        script.check(script.parser().parse_args(["--mode", "sft", "--kl-prompts", "0", "--kl-coef", "0"]))
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
 def test_plot_weights(script, tmp_path):
     code, out, err = run(script.main, "--plot-weights", "--n", 8, "--test-n", "1,8,32", "--out", tmp_path / "w")
@@ -683,7 +872,8 @@ def test_warm_up_then_rl_and_the_sign_of_degeneration(tmp_path):
     """--adapter chains the stages; at n = 1 every weight is 1, and w_even says so."""
     assert run(cat_passk.main, "--mode", "sft", *SMALL, "--n", 1, "--steps", 1, "--out", tmp_path / "a")[0] == 0
     assert read_lines(tmp_path / "a")[0]["w_even"] == 1
-    code, _, err = run(cat_passk.main, *SMALL, "--steps", 1, "--adapter", tmp_path / "a", "--out", tmp_path / "b")
+    code, _, err = run(cat_passk.main, *SMALL, "--n", 4, "--samples", 6, "--steps", 1, "--adapter", tmp_path / "a",
+                       "--out", tmp_path / "b")
     assert code == 0, err
     after, before = (json.load(open(tmp_path / x / "result.json"))[row] for x, row in (("a", "after"), ("b", "before")))
     assert before["gold"] == after["gold"] and abs(before["kl"]["mean"]) < 1e-4
@@ -752,6 +942,16 @@ def test_problems_without_a_gold_completion_are_counted(tmp_path):
     (cat_majority, ["--contrastive"], "--contrastive"),
     (cat_majority, ["--all-wrong", "nan"], "--all-wrong"), (cat_bon, ["--form", "exact", "--ranks", "fifo"], "fifo"),
     (cat_bon, ["--form", "exact", "--samples", "4"], "--samples 4"), (cat_bon, ["--fifo", "0"], "--fifo"),
+    *((script, ["--mode", "sft", *flag], flag[0].replace("--no-", "--")) for script, flags in (
+        (cat_passk, "--samples 16,--form log,--probability success,--rewards raw,--no-normalise,--kl-prompts 8"),
+        (cat_majority, "--samples 8,--form raw,--rewards raw,--all-wrong 0,--normalise,--kl-prompts 8"),
+        (cat_bon, "--form rank,--ranks prompt,--fifo 9,--rewards raw,--kl-prompts 8"))
+      for flag in map(str.split, flags.split(","))),
+    (cat_majority, ["--mode", "sft", "--contrastive", "--n", "16"], "--n"),
+    (cat_majority, ["--mode", "sft", "--contrastive", "--threshold", "auto"], "--threshold"),
+    (cat_majority, ["--mode", "sft", "--contrastive", "--plot-weights"], "--contrastive"),
+    (cat_bon, ["--fifo", "9"], "--fifo"), (cat_bon, ["--form", "exact", "--plot-weights"], "--form exact"),
+    (cat_passk, ["--test-n", "4"], "--test-n"), (cat_passk, ["--plot-weights", "--steps", "4"], "--steps"),
     (cat_passk, ["--plot-weights", "--out", "/proc/no/w"], "/proc/no/w")], ids=name_of)
 def test_errors_are_one_sentence(script, flags, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

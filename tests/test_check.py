@@ -41,7 +41,8 @@ def findings(path):
 def test_a_run_checks_its_first_step(flags, tmp_path):
     """Before the first update, and once more when the adapter has moved; a supervised mode, without evaluation, too;
     printed once. (Of every script: test_plain_is_the_same_run in test_house.py.)"""
-    code, out, err = run(cat_passk.main, *SMALL[2:6], "--steps", 3, "--eval-samples", 0, "--n", 4, *flags, "--out",
+    flags = flags or SMALL[4:6]
+    code, out, err = run(cat_passk.main, *SMALL[2:4], "--steps", 3, "--eval-samples", 0, "--n", 4, *flags, "--out",
                          tmp_path / "r")
     assert code == 0, err
     found = findings(tmp_path / "r" / "checks.jsonl")

@@ -41,13 +41,15 @@ def test_rows_parse_and_say_all_that_matters():
         flags = vars((module.parse_args if script in ("evaluate", "make_tiny") else module.parser().parse_args)(line))
         if script not in ("evaluate", "make_tiny"):
             module.check(module.parser().parse_args(line))
-            own = {"ppo_passk": ["objective", "k"], "bon_sft": ["n", "scores", "train-problems"],
-                   "bon_rl": ["variant", "n"], "cat_bon": ["mode", "n"], "cat_majority": ["mode", "n", "threshold"],
-                   "cat_passk": ["mode", "n"]}[script]
+            own = {"ppo_passk": ["objective", "k"], "bon_sft": ["n", "train-problems"], "bon_rl": ["variant", "n"],
+                   "cat_bon": ["mode", "n"], "cat_majority": ["mode"], "cat_passk": ["mode", "n"],
+                   "fit_verifier": []}[script]
+            own += ["scores"] * (script == "bon_sft" and flags["n"] > 1)
+            own += ["n", "threshold"] * (script == "cat_majority" and not flags["contrastive"])
             wanted = [*own, "model", "task", "lr", "temperature", "prompts", "steps"]
-            if "--fit-verifier" in line:
-                wanted = ["model", "task", "fit-problems", "fit-samples", "fit-epochs", "fit-lr"]
-            elif flags.get("mode", "rl") == "rl":
+            if script == "fit_verifier":
+                wanted = ["model", "task", "train-problems", "samples", "epochs", "lr"]
+            elif flags.get("mode", "rl") == "rl" and not (script == "bon_sft" and flags["n"] == 1):
                 wanted += ["samples"] + ["form", "rewards"] * script.startswith("cat") + ["probability"] * (
                     script == "cat_passk")
             assert {f"--{name}" for name in wanted} <= set(line), row

@@ -24,7 +24,9 @@ from support.errors import UserError
 SCRIPTS = {"ppo_passk": ["--k", 4], "bon_sft": ["--n", 4], "bon_rl": ["--n", 4],
            "cat_passk sft": ["--n", 4, "--mode", "sft"], "cat_passk": ["--n", 4, "--kl-coef", 0.01],
            "cat_majority sft": ["--n", 4, "--mode", "sft"], "cat_majority": ["--n", 4], "cat_bon": ["--n", 4]}
-SMALL = ["--steps", 2, "--prompts", 3, "--samples", 4, "--max-new-tokens", 8, "--eval-samples", 4, "--eval-problems", 3]
+SMALL = ["--steps", 2, "--prompts", 3, "--max-new-tokens", 8, "--eval-samples", 4, "--eval-problems", 3]
+for flags in SCRIPTS.values():
+    flags += [] if "sft" in flags else ["--samples", 4]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -32,12 +32,13 @@ RUNS = {
     "fifo": ("cat_bon", [*SMALL, "--ranks", "fifo"]),
     "target": ("cat_bon", [*SMALL, "--mode", "sft", "--train-problems", "12"]),
 }
-FIT = ["--fit-verifier", "--fit-problems", "40", "--fit-samples", "4", "--fit-epochs", "1", "--eval-problems", "12"]
+FIT = ["--train-problems", "40", "--samples", "4", "--epochs", "1", "--eval-problems", "12"]
 
 
 def jobs(folder):
     verifier = os.path.join(folder, "verifier")
-    return [("bon_rl", [*FIT, "--out", verifier]), ("bon_rl", [*FIT, "--bits", "16", "--out", verifier + "-16"]),
+    return [("fit_verifier", [*FIT, "--out", verifier]),
+            ("fit_verifier", [*FIT, "--bits", "16", "--out", verifier + "-16"]),
             *((script, [verifier if a == "VERIFIER" else a for a in argv] + ["--out", os.path.join(folder, name)])
               for name, (script, argv) in RUNS.items()),
             ("evaluate", ["tiny", os.path.join(folder, "ppo"), "--samples", "4", "--k", "1,4", "--problems", "12",

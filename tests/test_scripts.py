@@ -27,8 +27,8 @@ from support import load, plots, processes
 from support.errors import UserError
 from support.run import batch_of
 
-SCRIPTS = ["ppo_passk.py", "bon_sft.py", "bon_rl.py", "cat_passk.py", "cat_majority.py", "cat_bon.py", "evaluate.py",
-           "bench.py", "models/make_tiny.py"]
+SCRIPTS = ["ppo_passk.py", "bon_sft.py", "bon_rl.py", "cat_passk.py", "cat_majority.py", "cat_bon.py",
+           "fit_verifier.py", "evaluate.py", "bench.py", "models/make_tiny.py"]
 SMALL = ["--prompts", "8", "--samples", "8", "--k", "4", "--eval-samples", "8", "--eval-problems", "20"]
 TIMING = {"seconds", "tokens_per_s", "samples_per_s", "memory_gb"}
 
@@ -223,9 +223,9 @@ def test_the_loop_of_every_script(script, flags, tmp_path, monkeypatch):
     """No two prompts of a run share a seed, the batches are those of its seed, the rate falls from lr to lr / steps,
     weights do not decay, and the gradient's norm is clipped as asked."""
     seen = unmoved(monkeypatch, importlib.import_module(script))
-    code, _, err = run(importlib.import_module(script).main, "--task", "countdown", "--prompts", 6, "--samples", 6,
-                       "--steps", 2, "--seed", 7, "--lr", 0.4, "--max-grad-norm", 0.3, "--eval-samples", 0,
-                       "--out", tmp_path / "r", *flags)
+    code, _, err = run(importlib.import_module(script).main, "--task", "countdown", "--prompts", 6, "--steps", 2,
+                       "--seed", 7, "--lr", 0.4, "--max-grad-norm", 0.3, "--eval-samples", 0, "--out", tmp_path / "r",
+                       *flags, *[] if "sft" in flags else ["--samples", 6])
     assert code == 0, err
     assert len(set(seen["seeds"])) == len(seen["seeds"]) == (12 if seen["sample"] else 0)
     assert bool(seen["sample"]) == ("sft" not in flags)
@@ -390,7 +390,7 @@ def test_continue_from_an_adapter(whole, tmp_path):
 @pytest.mark.parametrize("flags,words", [
     (["--model", "no/such-model"], "no/such-model"), (["--task", "chess"], "chess"),
     (["--data", "no-such.jsonl"], "no-such.jsonl"), (["--k", "9", "--samples", "8"], "--k 9"), (["--k", "0"], "--k"),
-    (["--temperature", "0"], "--temperature"), (["--lr", "x"], "--lr"),
+    (["--temperature", "0"], "--temperature"), (["--lr", "x"], "--lr"), (["--clip", "0.2"], "--clip"),
     (["--objective", "majority", "--k", "3", "--samples", "8"], "multiple"),
     (["--out", "/proc/no/run"], "/proc/no/run"), (["--resume"], "--out"),
     (["--resume", "--out", "no-such-run"], "no-such-run"), (["--adapter", "no-such-adapter"], "no-such-adapter"),
@@ -716,7 +716,7 @@ def test_readme_commands_parse():
     parsers["words"] = lambda argv: [].index(argv) if argv else None  # it takes no flags
     parsers["claims"] = lambda argv: argv == ["NAME"] or importlib.import_module("claims").parse_args(argv)
     parsers["table"] = lambda argv: importlib.import_module("table").parser().parse_args(argv)
-    for name in ("ppo_passk", "bon_sft", "bon_rl", "cat_passk", "cat_majority", "cat_bon"):
+    for name in ("ppo_passk", "bon_sft", "bon_rl", "cat_passk", "cat_majority", "cat_bon", "fit_verifier"):
         module = importlib.import_module(name)
         parsers[name] = lambda argv, module=module: module.check(module.parser().parse_args(argv))
     text = readme() + "".join(open(os.path.join(ROOT, "results", name)).read() for name in ("README.md", "speed.md"))

@@ -19,9 +19,9 @@ from forks import Child
 from test_runs import killed_after
 from test_scripts import command, read_lines, readme, run, untimed
 
-import bon_rl
 import common
 import evaluate
+import fit_verifier
 import ppo_passk
 import support.run
 import tasks
@@ -431,7 +431,7 @@ def test_a_seed_of_any_size(seed, tmp_path):
     assert 0 <= common.torch_seed(seed) < 2 ** 63 and common.torch_seed(seed) != common.torch_seed(seed + 1)
     assert [common.torch_seed(s) for s in (0, 7, 2 ** 63 - 1)] == [0, 7, 2 ** 63 - 1]
     if seed < 0:
-        code, _, err = run(bon_rl.main, "--fit-verifier", "--fit-problems", 4, "--fit-samples", 2, "--fit-epochs", 1,
+        code, _, err = run(fit_verifier.main, "--train-problems", 4, "--samples", 2, "--epochs", 1,
                            "--eval-problems", 4, "--seed", seed, "--out", tmp_path / "v")
         assert code == 0, err
 

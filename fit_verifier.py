@@ -1,0 +1,181 @@
+"""Fit the learned verifier by which best-of-N selects: which samples of a policy are right.
+
+Paper: Chow et al. 2024, "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models", arXiv 2412.15287
+(as we read it). Its BoN-RL-V selects by a verifier s(x, y) that is trained before the policy is:
+
+    loss = -(1/R) sum_j [ r_j log sigmoid(s_j) + (1 - r_j) log(1 - sigmoid(s_j)) ]
+
+over the R samples y_j of a batch, drawn from the policy on training problems, with r_j in {0, 1} the environment's
+reward. s is a scalar head at the last token of prompt and completion, on the base with a LoRA adapter of its own. It is
+judged on samples on test problems: AUC, and how often it is right about how sure it is.
+
+bon_rl.py --variant v trains with it, bon_sft.py --scores verifier too, and --verifier evaluates best-of-N by it.
+
+    CPU, embedded model:  python fit_verifier.py --out runs/verifier
+    GPU, 4-bit LoRA:      python fit_verifier.py --model Qwen/Qwen2.5-1.5B-Instruct --task gsm8k --out runs/verifier
+"""
+from support import flags
+
+
+def parser():
+    p = flags.base_parser(__doc__, task="countdown", train_problems=4000)
+    g = p.add_argument_group("samples and training")
+    g.add_argument("--samples", type=int, default=8,
+                   help="samples per training problem")
+    g.add_argument("--temperature", type=float, default=1.0,
+                   help="sampling temperature T")
+    g.add_argument("--max-new-tokens", type=int, default=0,
+                   help="longest completion in tokens; 0 = the task's own")
+    g.add_argument("--epochs", type=int, default=2,
+                   help="passes over the samples, 256 at a time")
+    g.add_argument("--lr", type=float,
+                   help="peak learning rate (AdamW), warms up over 30 steps and decays to 0; default 5e-3, for a large "
+                        "model that of SFT")
+    g.add_argument("--noise", type=float, default=0.0,
+                   help="probability that a label is flipped before fitting")
+    g.add_argument("--seed", type=int, default=0,
+                   help="initialisation, samples and their order")
+    g = p.add_argument_group("evaluation and folder")
+    g.add_argument("--eval-problems", type=int,
+                   help="test problems to judge it on, 16 samples each, 0 = all; default all for a model of less than "
+                        "5 M parameters, else 256")
+    g.add_argument("--out", help="folder of the verifier; default runs/verifier-<task>-<number>")
+    return p
+
+
+if __name__ == "__main__":
+    flags.answer(parser().parse_args)  # --help and bad flags, before the heavy imports
+
+import time
+
+import common
+import evaluate
+import tasks
+import torch
+import torch.nn.functional as F
+from fast.choose import chooser
+from support import load, processes
+from support.errors import UserError
+from support.folder import new_folder
+from support.run import locate, own_base
+from support.verifier import load_verifier, verifier_logits
+
+
+# ------------------------------------------------------------------------------------------------------------ the loss
+
+def verifier_loss(scores, labels):
+    """Binary cross-entropy of scores (logits) and labels in {0, 1}, [R] each, summed."""
+    return F.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
+
+
+def rate(args, step, steps):
+    """Learning rate of step 1, 2, ..., `steps`."""
+    return args.lr * min(1, step / 30) * (1 - (step - 1) / steps)
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+def check(args):
+    """Flags that argparse cannot judge.  Raises UserError."""
+    flags.check(args, positive=("epochs",), not_negative=("noise",))
+    if args.noise > 1:
+        raise UserError(f"--noise is a probability, not {args.noise}")
+
+
+def draw_pools(task, args):
+    """Samples of the policy on training and on test problems, with rewards. Puts numbers in the place of defaults that
+    depend on the model.  Returns (train, test), lists of {"prompt", "completions", "rewards", ...}."""
+    policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, "base", args.seed,
+                                fast=chooser(args.plain))
+    load.put_prompts(policy, task, args.chat, args.system)
+    args.max_new_tokens = args.max_new_tokens or evaluate.fit_length(policy, task)
+    small = policy.size < load.TINY
+    args.bits = load.bits_of(policy)
+    if args.lr is None:
+        args.lr = 5e-3 if small else load.learning_rate(policy.size, supervised=True)[0]
+    if args.eval_problems is None:
+        args.eval_problems = 0 if small else 256
+
+    def draw(problems, samples):
+        problems = evaluate.that_fit(policy, task, problems)
+        return evaluate.draw_pool(policy, task, problems, samples, args.temperature, args.seed)
+    train = draw(task.need("train")[:args.train_problems or None], args.samples)
+    test = draw(task.need("test")[:args.eval_problems or None], 16)
+    return train, test
+
+
+def fit(verifier, rows, labels, args, generator):
+    """Train the verifier on rows of token ids and their labels [R]."""
+    optimizer = torch.optim.AdamW(verifier.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    batches = []
+    for _ in range(args.epochs):
+        batches += torch.randperm(len(rows), generator=generator).split(256)
+    losses = []
+    for step, batch in enumerate(batches, 1):
+        optimizer.param_groups[0]["lr"] = rate(args, step, len(batches))
+        optimizer.zero_grad()
+        total = 0.0
+        mine = batch[processes.RANK::processes.WORLD]
+        for index, scores in verifier_logits(verifier, [rows[j] for j in mine]):
+            loss = verifier_loss(scores, labels[mine[index]].to(scores)) / len(batch)
+            loss.backward()
+            total += loss.item()
+        losses.append(processes.all_reduce(total))
+        processes.clip_gradient(verifier.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0 or step == len(batches):
+            last = losses[-50:]
+            print(f"step {step}/{len(batches)}  loss {sum(last) / len(last):.4f}", flush=True)
+
+
+def show(found, problems):
+    """Print how it was judged."""
+    print(f"AUC on {problems} test problems {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}] (95 %, over "
+          f"problems), calibration error {found['calibration_error']:.3f}\n predicted     right   samples")
+    for predicted, right, count in found["calibration"]:
+        print(f"{predicted:10.3f}{right:10.3f}{count:10d}")
+
+
+@flags.cli
+def main(argv=None):
+    args = parser().parse_args(argv)
+    check(args)
+    locate(args)
+    if not args.task and not args.data:
+        args.task = "countdown"
+    task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code)
+    if task.graded:
+        raise UserError(f"task {task.name} has graded rewards: a verifier is fitted to right or wrong")
+    args.task = args.task or task.name
+    args.model = args.model or own_base(args.adapter) or task.base
+    task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
+    folder = new_folder(args.out, f"verifier-{task.name}")
+    started = time.time()
+
+    # Sample, and verify by the environment. The policy is gone after that: a large base would be in memory twice.
+    train, test = draw_pools(task, args)
+    verifier = load_verifier(args.model, args.bits, args.lora_rank, args.seed)
+    print(f"{folder}: {args.model}, {task.name} ({len(train):,} train, {len(test):,} test problems)\n"
+          f"{verifier.note}, learning rate {args.lr:g}\nsampled {len(train) * args.samples} completions in "
+          f"{time.time() - started:.0f} s", flush=True)
+
+    # Fit.
+    generator = torch.Generator().manual_seed(common.torch_seed(args.seed))
+    rows = [verifier.encode(e["prompt"], y, task.chat) for e in train for y in e["completions"]]
+    labels = torch.tensor([float(r == 1) for e in train for r in e["rewards"]])  # [R]
+    flipped = torch.rand(len(labels), generator=generator) < args.noise
+    labels = torch.where(flipped, 1 - labels, labels)
+    fit(verifier, rows, labels, args, generator)
+
+    # Judge, save.
+    evaluate.add_scores(test, verifier, task.chat)
+    found = evaluate.judge_verifier(test)
+    verifier.extra |= {"bits": args.bits, "task": task.name, "flags": vars(args)}
+    verifier.extra |= {"seconds": round(time.time() - started, 1), **found}
+    verifier.save(folder)
+    show(found, len(test))
+    print(f"{time.time() - started:.0f} s; everything is in {folder}/", flush=True)
+
+
+if __name__ == "__main__":
+    main()
