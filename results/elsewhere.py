@@ -229,7 +229,7 @@ FORMULAS = {
         passk_training, pass_at_k, "pass@{k}", "arXiv 2508.10751; RUCAIBox/Passk_Training, `passk_adv.py` at 00474d7",
         binary=True),
     "rLLM pkpo": Formula(
-        rllm_pkpo, pass_at_k, "pass@{k}", "rllm-org/rllm, pull request 743, open on that day; it asks for k < n"),
+        rllm_pkpo, pass_at_k, "pass@{k}", "rllm-org/rllm, pull request 743, open in the copy read; it asks for k < n"),
     "PKPO s": Formula(pkpo_s, pass_at_k, "pass@{k}", PKPO),
     "PKPO sloo": Formula(pkpo_sloo, pass_at_k, "pass@{k}", PKPO, larger=True),
     "PKPO sloo_minus_one": Formula(pkpo_sloo_minus_one, pass_at_k, "pass@{k}", PKPO),
@@ -247,10 +247,10 @@ FORMULAS = {
     "NSR": Formula(nsr, less_wrong, "-P(wrong)", NSR + "`negative`", binary=True),
     "W-REINFORCE": Formula(w_reinforce, weighted, ".1 P(right) - P(wrong)", NSR + "`weighted`", binary=True),
     "ours, mean": Formula(partial(ours, objective="mean"), mean_reward, "mean", TANG + "leave-one-out"),
-    "ours, loo": Formula(ours, pass_at_k, "pass@{k}", TANG + "leave-one-out over k-subsets"),
+    "ours, loo": Formula(ours, pass_at_k, "pass@{k}", TANG + "leave-one-out over k-subsets, as sloo_minus_one"),
     "ours, centred": Formula(
-        partial(ours, estimator="centred"), pass_at_k, "pass@{k}", TANG + "centred", larger=True),
-    "ours, plain": Formula(partial(ours, estimator="plain"), pass_at_k, "pass@{k}", TANG + "no baseline"),
+        partial(ours, estimator="centred"), pass_at_k, "pass@{k}", TANG + "as MaxPO", larger=True),
+    "ours, plain": Formula(partial(ours, estimator="plain"), pass_at_k, "pass@{k}", TANG + "no baseline, as s"),
 }
 SETTINGS = ((4, 8), (8, 8))  # k, n
 RATES = (.1, .3, .6, .9)  # of success
@@ -418,8 +418,8 @@ def one_group(k, n):
 def sources():
     lines = head("formula", "c_i", "source", "read")
     for name, formula in FORMULAS.items():
-        said = getattr(formula.function, "__doc__", "") if name[:4] != "ours" else ""
-        lines += rows([[name, said.replace("\n", " "), formula.source, READ if name[:4] != "ours" else ""]])
+        ours = formula.source.startswith(TANG)
+        lines += rows([[name, "" if ours else formula.function.__doc__, formula.source, "" if ours else READ]])
     return lines
 
 
@@ -476,8 +476,8 @@ INTRODUCTION = (
     "formulas as they stood on the day they were read, not methods, and no number says how well anything trains.",
     "A constant scale is a learning rate, and nothing at all to Adam; a scale that differs between prompts is another "
     "objective. So cosines are taken over four prompts together, each with its own logits. *Scale*: by how much what "
-    "is expected exceeds the gradient, by least squares. *Variance*: n times that of g, summed over logits and prompts, "
-    "over its squared expectation. *Squares*: n times the expected sum of c_i², mean over prompts, over the squared "
+    "is expected exceeds the gradient, by least squares. *Variance*: n times that of g, summed over logits and "
+    "prompts, over its squared expectation. *Squares*: n times the expected sum of c_i², mean over prompts, over the squared "
     "scale to its own objective. A table of three completions draws the same one again and again; of a language model "
     "two samples are hardly ever the same text and their gradients nearly at right angles, and there the squares are "
     "what the variance grows with. Compare either between formulas of one objective only. 1 and 0 mean 1 and 0 to nine "
@@ -513,7 +513,8 @@ def page():
                  *comparison([graded(row) for row in GRADED], k, n, False), ""]
     text += ["## Where they stand", "",
              *paragraph("q_i: mean over the k-subsets with i of the largest reward; rho_-i: over those without i; rho: "
-                        "over all; K: how many of the group are right. Where paper and program differ, the program."),
+                        "over all; K: how many of the group are right. Where paper and program differ, the program. Read in "
+                        "stored copies at the commits named; a project may have changed since."),
              *sources()]
     return "\n".join(text) + "\n"
 
@@ -531,7 +532,8 @@ WEIGHTS = {  # formulas that weigh alike share a curve
 EXACT = {"PKPO s": ("s, plain", "vermilion"), "PKPO sloo": ("sloo", "green"),
          "PKPO sloo_minus_one": ("sloo_minus_one, loo", "blue"), "MaxPO": ("MaxPO, centred", "purple")}
 OTHERS = {"MaxRL": ("MaxRL", "vermilion"), "MaxRL, 1/n unless K = 0": ("MaxRL, 1/n unless K = 0", "green"),
-          "ours, mean": ("mean, GRPO without deviation", "blue"), "NSR": ("NSR", "black"), "W-REINFORCE": ("W-REINFORCE", "purple")}
+          "ours, mean": ("mean, GRPO without deviation", "blue"), "NSR": ("NSR", "black"),
+          "W-REINFORCE": ("W-REINFORCE", "purple")}
 
 
 def draw(path, k=4, n=8):

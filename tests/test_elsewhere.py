@@ -126,7 +126,8 @@ def brute(name, pi, rewards, k, n):
 
 def own_gradient(name, theta, rewards, k, n):
     """Of the objective that the source names, by tuples of another test's making, not by the closed forms."""
-    passk = lambda t: exact_gradient(theta, rewards, [None] * len(rewards), t, "passk")
+    def passk(t):
+        return exact_gradient(theta, rewards, [None] * len(rewards), t, "passk")
     label = FORMULAS[name].label
     if label.startswith("pass@"):
         return passk(n if "n" in label else k)
