@@ -477,9 +477,9 @@ INTRODUCTION = (
     "A constant scale is a learning rate, and nothing at all to Adam; a scale that differs between prompts is another "
     "objective. So cosines are taken over four prompts together, each with its own logits. *Scale*: by how much what "
     "is expected exceeds the gradient, by least squares. *Variance*: n times that of g, summed over logits and "
-    "prompts, over its squared expectation. *Squares*: n times the expected sum of c_i², mean over prompts, over the squared "
-    "scale to its own objective. A table of three completions draws the same one again and again; of a language model "
-    "two samples are hardly ever the same text and their gradients nearly at right angles, and there the squares are "
+    "prompts, over its squared expectation. *Squares*: n times the expected sum of c_i², mean over prompts, over the "
+    "squared scale to its own objective. A table of three completions draws the same one again and again; of a "
+    "language model two samples are hardly ever the same text and their gradients nearly at right angles, and there the squares are "
     "what the variance grows with. Compare either between formulas of one objective only. 1 and 0 mean 1 and 0 to nine "
     "digits, – that nothing is expected.")
 PICTURE = (
@@ -513,8 +513,8 @@ def page():
                  *comparison([graded(row) for row in GRADED], k, n, False), ""]
     text += ["## Where they stand", "",
              *paragraph("q_i: mean over the k-subsets with i of the largest reward; rho_-i: over those without i; rho: "
-                        "over all; K: how many of the group are right. Where paper and program differ, the program. Read in "
-                        "stored copies at the commits named; a project may have changed since."),
+                        "over all; K: how many of the group are right. Where paper and program differ, the program. Read "
+                        "in stored copies at the commits named; a project may have changed since."),
              *sources()]
     return "\n".join(text) + "\n"
 
