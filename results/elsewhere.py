@@ -479,9 +479,9 @@ INTRODUCTION = (
     "is expected exceeds the gradient, by least squares. *Variance*: n times that of g, summed over logits and "
     "prompts, over its squared expectation. *Squares*: n times the expected sum of c_i², mean over prompts, over the "
     "squared scale to its own objective. A table of three completions draws the same one again and again; of a "
-    "language model two samples are hardly ever the same text and their gradients nearly at right angles, and there the squares are "
-    "what the variance grows with. Compare either between formulas of one objective only. 1 and 0 mean 1 and 0 to nine "
-    "digits, – that nothing is expected.")
+    "language model two samples are hardly ever the same text and their gradients nearly at right angles, and there "
+    "the squares are what the variance grows with. Compare either between formulas of one objective only. 1 and 0 mean "
+    "1 and 0 to nine digits, – that nothing is expected.")
 PICTURE = (
     "![Three panels against the success rate p, n = 8. Left: how formulas weigh a prompt, each curve divided by its "
     "mean: verl's pass@8 falls steepest, then pass@4, RUCAIBox's, MaxRL's and RS-GRPO's, all from hard prompts to easy "
@@ -513,8 +513,8 @@ def page():
                  *comparison([graded(row) for row in GRADED], k, n, False), ""]
     text += ["## Where they stand", "",
              *paragraph("q_i: mean over the k-subsets with i of the largest reward; rho_-i: over those without i; rho: "
-                        "over all; K: how many of the group are right. Where paper and program differ, the program. Read "
-                        "in stored copies at the commits named; a project may have changed since."),
+                        "over all; K: how many of the group are right. Where paper and program differ, the program. "
+                        "Read in stored copies at the commits named; a project may have changed since."),
              *sources()]
     return "\n".join(text) + "\n"
 
