@@ -141,7 +141,7 @@ class Policy:
 
     def known(self, ids):
         """The ids, all of which the model has an embedding for.  Raises UserError."""
-        size = self.lm.get_input_embeddings().num_embeddings
+        size = len(self.lm.get_input_embeddings().weight)
         if max(ids, default=0) >= size:
             name = self.tokenizer.convert_ids_to_tokens(max(ids))
             raise UserError(f"the tokenizer knows {name!r}, for which the model has no embedding (it has {size:,}): "

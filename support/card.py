@@ -4,6 +4,8 @@ import os
 import re
 import shlex
 
+from support.output import to_json
+
 PLACE = ("out", "resume")  # flags that say where a run is kept, and nothing about it
 OBJECTIVE = ("objective", "variant", "mode", "weight", "estimator", "target", "k", "n")  # of the scripts' own flags
 TRAINING = ("steps", "prompts", "samples", "lr", "temperature", "seed")
@@ -55,7 +57,7 @@ def of_adapter(found):
     named, options, precision, note = "", "", [], ""
     imports = "from transformers import AutoTokenizer"
     if file.endswith(".gguf"):
-        named = options = f", gguf_file={json.dumps(file)}"
+        named = options = f", gguf_file={to_json(file)}"
         note = AGAIN.format(bits=bits) if bits in QUANTISED else ""
     elif bits in QUANTISED:
         imports += ", BitsAndBytesConfig"
@@ -161,10 +163,10 @@ def sampling(found):
     """Lines that draw one completion of a prompt of the run."""
     flags = found["flags"]
     prompt = next((text for text in found["prompts"] if len(text) <= LONGEST), "Your problem")
-    lines, special = [f"prompt = {json.dumps(prompt)}"], ""
+    lines, special = [f"prompt = {to_json(prompt)}"], ""
     if found["chat"]:
         turns = [{"role": "system", "content": flags["system"]}] if flags.get("system") else []
-        lines += [f'turns = {json.dumps(turns)} + [{{"role": "user", "content": prompt}}]',
+        lines += [f'turns = {to_json(turns)} + [{{"role": "user", "content": prompt}}]',
                   "prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)"]
         special = ", add_special_tokens=False"
     return [*lines,

@@ -76,7 +76,7 @@ def ends(lm, tokenizer, model):
     found.pop(None, None)
     if not found:
         raise UserError(f"model {model!r} has no end-of-sequence token: add eos_token to its tokenizer_config.json")
-    size = lm.get_input_embeddings().num_embeddings
+    size = len(lm.get_input_embeddings().weight)
     for token, places in found.items():
         if not 0 <= token < size:
             raise UserError(f"model {model!r} has {size:,} embeddings and none for its end-of-sequence token "

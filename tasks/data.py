@@ -386,11 +386,11 @@ def code_answer(row):
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise UserError('"tests" is not valid Python') from error
         entry = name.partition("(")[0]
-        check_entry(entry, str(row["tests"]), row.get("prompt"), row.get("solution"))
         prompt = row["prompt"] if isinstance(row.get("prompt"), str) else ""
         prefix = prefix_of(prompt, entry)
         if not prefix and unfinished(prompt):
             raise CannotJudge(f"its prompt begins {unfinished(prompt)}, its entry_point is {name}")
+        check_entry(entry, str(row["tests"]), prompt, row.get("solution"))
         check_imports(prefix)
         return json.dumps({"tests": tests, "names": names, "prefix": prefix, "limit": float(limit), "typing": True})
     inputs, outputs = row.get("inputs"), row.get("outputs")
@@ -401,15 +401,15 @@ def code_answer(row):
 
 
 def check_entry(name, tests, prompt, solution):
-    """Whether anything in a row of code speaks of its entry point.  Raises UserError if it is the name of nothing."""
+    """Whether anything in a row of code speaks of its entry point.  Raises CannotJudge if it is the name of nothing."""
     def named(text):
         return isinstance(text, str) and re.search(rf"\b{name}\b", text)
     if not named(tests) and not named(prompt) and not named(solution):
-        raise UserError(f'"entry_point" {name!r} is in neither "tests" nor "prompt" nor "solution": what is tested?')
+        raise CannotJudge(f'"entry_point" {name!r} is in neither "tests" nor "prompt" nor "solution": what is tested?')
     defined = rf"^[ \t]*{DEFINITION}"
     if (isinstance(solution, str) and re.search(defined, solution, re.MULTILINE) and not named(solution)
             and not (isinstance(prompt, str) and re.search(rf"{defined}{name}\b", prompt, re.MULTILINE))):
-        raise UserError(f'"entry_point" {name!r} is not what "solution" defines')
+        raise CannotJudge(f'"entry_point" {name!r} is not what "solution" defines')
 
 
 def parse_problem(line, name):

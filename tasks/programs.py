@@ -343,7 +343,7 @@ def report_left_out(flaws, of=None):
         reasons.setdefault(squeeze(reason), []).append(id)
     text = "; ".join(", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "") + f" ({reason})"
                      for reason, ids in reasons.items())
-    if len(flaws) == of:
+    if flaws and len(flaws) == of:
         raise UserError(f"no problem can be judged: {text}")
     if flaws:
         what = "left out" if of else "score 0, as unsupported,"

@@ -174,6 +174,8 @@ def save(folder, config, std=0.2):
             torch.nn.init.normal_(p, std=std)
         else:
             p.data += 0.1 * torch.randn(p.shape)
+    if model.generation_config:
+        model.generation_config.eos_token_id = 0  # of the tokenizer; some configs keep it in another place
     model.save_pretrained(folder)
     config.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(os.path.join(ROOT, "models", "tiny")).save_pretrained(folder)

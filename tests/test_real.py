@@ -149,9 +149,11 @@ def test_files_that_are_no_gguf(file, tmp_path, monkeypatch):
         (tmp_path / f"{name}.gguf").write_bytes(data)
     write_gguf(tmp_path / "other.gguf", architecture="nobody")
     (tmp_path / "folder.gguf").mkdir()
-    for name in ("empty", "text", "cut", "short", "other", "folder", "absent"):
+    for name in ("empty", "text", "cut", "short", "other", "folder"):
         with pytest.raises(UserError, match="cannot load model .*GGUF"):
             load_policy(str(tmp_path / f"{name}.gguf"))
+    with pytest.raises(UserError, match="absent.gguf: there is no such file"):
+        load_policy(str(tmp_path / "absent.gguf"))
     with pytest.raises(UserError, match="not a verifier"):
         load.load_base(file[0], 32, kind="AutoModelForSequenceClassification", num_labels=1)
     monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
@@ -294,8 +296,10 @@ def test_slow_steps_are_shown_and_pictured(monkeypatch, tmp_path):
 
 def test_rows_are_bounded_by_memory():
     """1,000 rows over 49,152 tokens of vocabulary: what those decoded at once need is at most 1 GB."""
-    lm = types.SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, config=types.SimpleNamespace(
-        get_text_config=lambda: types.SimpleNamespace(vocab_size=49152, num_hidden_layers=30, num_attention_heads=9,
+    table = torch.nn.Embedding(49152, 576, device="meta")
+    lm = types.SimpleNamespace(get_input_embeddings=lambda: table, device=torch.device("cpu"), dtype=torch.float32,
+                               config=types.SimpleNamespace(
+        get_text_config=lambda: types.SimpleNamespace(num_hidden_layers=30, num_attention_heads=9,
                                                       num_key_value_heads=3, head_dim=64, hidden_size=576)))
     for tokens in (15, 71, 500):
         rows = load.most_rows(lm, tokens)
