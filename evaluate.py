@@ -335,9 +335,11 @@ def problems_of(args, runs):
             raise UserError(f"these runs are of different problems ({', '.join(told)}): evaluate them one by one, or "
                             "say on which with --task or --data")
     name, data, levels = args.task or (None if args.data else "countdown"), args.data, args.levels
+    rows = args.columns, args.skip_bad_rows
     if first:
         name, data, levels = first["task"], first["data"], levels or first["levels"]
-    return tasks.load_task(name, data=data, levels=levels, allow_unsandboxed=args.allow_unsandboxed_code)
+        rows = args.columns or first.get("columns"), args.skip_bad_rows or first.get("skip_bad_rows", False)
+    return tasks.load_task(name, data, levels, args.allow_unsandboxed_code, *rows)
 
 
 def read_pool(path):

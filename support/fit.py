@@ -21,7 +21,7 @@ def fit_verifier(args):
     on test problems.  Raises UserError."""
     locate(args)
     task = tasks.load_task(args.task or (None if args.data else "countdown"), args.data, args.levels,
-                           args.allow_unsandboxed_code)
+                           args.allow_unsandboxed_code, args.columns, args.skip_bad_rows)
     if task.graded:
         raise UserError(f"task {task.name} has graded rewards: --fit-verifier needs right or wrong")
     args.task, args.model = args.task or task.name, args.model or own_base(args.adapter) or task.base
