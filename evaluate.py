@@ -329,7 +329,7 @@ def problems_of(args, runs):
     if not args.task and not args.data:
         kinds = {}  # what a run was about: the first that was
         for model, flags in runs.items():
-            kinds.setdefault(tuple(flags[name] for name in ("task", "data", "levels")), model)
+            kinds.setdefault(tuple(flags.get(name) for name in ("task", "data", "levels", "columns")), model)
         if len(kinds) > 1:
             told = (f"{model} of {' '.join(filter(None, kind))}" for kind, model in kinds.items())
             raise UserError(f"these runs are of different problems ({', '.join(told)}): evaluate them one by one, or "

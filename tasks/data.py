@@ -251,6 +251,8 @@ class Unjudged(Task):
         self.name, self.train, self.valid, self.test = name, train, valid, test
 
     def rewards(self, problems, completions):
+        if not problems:
+            return []
         raise UserError("no row of --data has an answer or tests, so no sample can be judged: say which column holds "
                         "them (--columns answer=...); supervised training does without, with --eval-samples 0")
 
@@ -300,9 +302,9 @@ def load_own(data, columns=None, skip=False):
             left[name] = str(error)
         except UserError as error:
             bad.add(place, error)
-    report_left_out(left, len(rows) + len(left))
-    rows = answered(rows, bad)
-    rows = with_splits(rows, bad)
+    if left:
+        report_left_out(left, len(rows) + len(left))
+    rows = with_splits(answered(rows, bad), bad)
     if not rows:
         raise UserError(f"--data {data} holds no problems{bad}")
     kinds = {type(problem) for _, problem, _ in rows}

@@ -57,8 +57,10 @@ def parsed(data):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError:
         return UserError("cannot read it: not UTF-8 text")
-    except (ValueError, RecursionError):
-        return UserError("not valid JSON")
+    except (ValueError, RecursionError) as error:
+        wrong = UserError("not valid JSON")
+        wrong.line = getattr(error, "lineno", 1)  # of these bytes
+        return wrong
     return value
 
 
@@ -78,11 +80,14 @@ def json_rows(file):
         return
     text = line + file.read()
     value = parsed(text)
-    if isinstance(value, list):
+    broken_list = isinstance(value, UserError) and text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    if broken_list:
+        yield "line", number - 1 + getattr(value, "line", 1), value
+    elif isinstance(value, list):
         yield from (("row", number, as_row(row)) for number, row in enumerate(value, start=1))
     elif isinstance(value, dict):
         yield "line", number, value
-    else:  # lines of which the first is broken, or a broken list
+    else:  # lines of which the first is broken
         for number, line in enumerate(text.split(b"\n"), start=number):
             if line.strip():
                 yield "line", number, as_row(parsed(line))
@@ -281,7 +286,7 @@ def settled(found, path):
     splits.  Raises UserError if only some parts say which split they are."""
     found = {split: parts for split, parts in found.items() if split != "prompt" or len(found) == 1}
     if None in found and len(found) > 1:
-        raise UserError(f"--data: cannot tell which split all of {path} is, as only some names say so: put what does not "
-                        "belong to it elsewhere")
+        raise UserError(f"--data: cannot tell which split all of {path} is, as only some names say so: put what does "
+                        "not belong to it elsewhere")
     return {None if len(found) == 1 and split in ("train", "prompt") else split: parts
             for split, parts in found.items()}

@@ -11,12 +11,11 @@ from test_scripts import read_lines, run
 from test_tasks_math import write_parquet
 
 import bon_sft
-import common
 import cat_passk
 import evaluate
 import ppo_passk
 import tasks
-from support import contents, load
+from support import contents
 from support.errors import UserError
 from support.text import Chat
 from tasks import files, shapes
@@ -121,8 +120,8 @@ def apps(i):
 def mbpp_plus(i):
     tests = [f"assert add_{i}(1) == {i + 1}", f"assert add_{i}(2) == {i + 2}"]
     more = ("import math\n\ndef assertion(out, exp, atol):\n    if atol == 0:\n        assert out == exp, f'{out}'\n"
-            f"inputs = [[3], [4]]\nresults = [{i + 3}, {i + 4}]\nfor i, (inp, exp) in enumerate(zip(inputs, results)):\n"
-            f"    assertion(add_{i}(*inp), exp, 0)\n")
+            f"inputs = [[3], [4]]\nresults = [{i + 3}, {i + 4}]\n"
+            f"for i, (inp, exp) in enumerate(zip(inputs, results)):\n    assertion(add_{i}(*inp), exp, 0)\n")
     return {"task_id": i, "code": f"\ndef helper(x):\n    return x\ndef add_{i}(x):\n    return helper(x) + {i}",
             "prompt": f"Write a function to add {i} to a number.", "source_file": "Benchmark.ipynb",
             "test_imports": [], "test_list": tests, "test": more}
@@ -324,9 +323,10 @@ def test_bad_splits_can_be_left_out(rows, kept, tmp_path):
 
 @pytest.mark.parametrize("name, content, words", [
     ("a.csv", "prompt,answer\na,1\nb\n", "a.csv, line 3: not as many values"),
-    ("a.csv", "prompt,prompt\na,1\n", "two columns of one name"), ("a.csv", 'prompt,answer\n"a"b,1\n', "cannot read.*2"),
+    ("a.csv", "prompt,prompt\na,1\n", "two columns of one name"),
+    ("a.csv", 'prompt,answer\n"a"b,1\n', "cannot read .*line 2"),
     ("a.csv", "prompt;answer\na;1\n", '"prompt" is missing'), ("a.csv", "", "holds no problems"),
-    ("a.json", '[{"prompt": "a", "answer": 1},\n{"prompt"]', "line 1: not valid JSON|line 2: not valid JSON"),
+    ("a.json", '[{"prompt": "a", "answer": 1},\n{"prompt"]', "line 2: not valid JSON"),
     ("a.json", '[{"prompt": "a", "answer": 1}, 3]', "row 2: not a JSON object"),
     ("a.parquet", "PAR1 no", "cannot read"), ("a.arrow", "no", "cannot read"),
     ("a.csv", b"prompt,answer\n\xff,1\n", "cannot read")])
@@ -368,7 +368,8 @@ def test_folders_with_splits(tmp_path):
 
 def test_save_to_disk(tmp_path):
     import datasets
-    one = datasets.Dataset.from_list([{**row, "prompt": user(row["problem"])} for row in ROWS]).remove_columns("problem")
+    rows = [{"answer": row["answer"], "prompt": user(row["problem"])} for row in ROWS]
+    one = datasets.Dataset.from_list(rows)
     one.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": one.select(range(30)), "validation": one.select(range(30, 34)),
                           "test": one.select(range(34, 40))}).save_to_disk(tmp_path / "three")
@@ -442,7 +443,7 @@ def test_messages_go_through_the_template():
     chat = Chat([("system", "1"), ("user", "2"), ("assistant", "3"), ("user", "4")])
     (text, plain), written = policy.put([chat, "5"], True)
     assert written and text == "<system>1<user>2<assistant>3<user>4<assistant>" and plain == "<user>5<assistant>"
-    assert policy.put([chat], False) == ([chat], False) and chat == "1\n\n2\n\n3\n\n4" or str(chat) == "1\n\n2\n\n3\n\n4"
+    assert policy.put([chat], False) == ([chat], False) and str(chat) == "1\n\n2\n\n3\n\n4"
     policy.system = "6"
     with pytest.raises(UserError, match="--system: there are prompts with a system message of their own"):
         policy.put([chat], True)
