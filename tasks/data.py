@@ -243,7 +243,8 @@ def load_taco(data=None):
 # --------------------------------------------------------------------------------------------------- one's own problems
 
 class Unjudged(Task):
-    """Problems that have a solution and no answer: for supervised training. What needs a verdict is refused."""
+    """Problems that have a solution and no answer: for supervised training. Their solutions are right, and what needs a
+    verdict on anything else is refused."""
     name = "jsonl"
 
     def __init__(self, name, train, valid, test):
@@ -251,8 +252,8 @@ class Unjudged(Task):
         self.name, self.train, self.valid, self.test = name, train, valid, test
 
     def rewards(self, problems, completions):
-        if not problems:
-            return []
+        if all(completion == problem.solution for problem, completion in zip(problems, completions, strict=True)):
+            return [1.0] * len(problems)
         raise UserError("no row of --data has an answer or tests, so no sample can be judged: say which column holds "
                         "them (--columns answer=...); supervised training does without, with --eval-samples 0")
 

@@ -78,15 +78,16 @@ def json_rows(file):
             yield "line", number, value
         yield from (("line", number, as_row(parsed(line))) for number, line in lines if line.strip())
         return
-    text = line + file.read()
-    value = parsed(text)
-    broken_list = isinstance(value, UserError) and text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-    if broken_list:
-        yield "line", number - 1 + getattr(value, "line", 1), value
-    elif isinstance(value, list):
+    rest = file.read()
+    text = line + rest if rest.strip() else line
+    value = parsed(text) if rest.strip() else value
+    if isinstance(value, list):
+        del line, rest, text  # of a list of a gigabyte
         yield from (("row", number, as_row(row)) for number, row in enumerate(value, start=1))
     elif isinstance(value, dict):
         yield "line", number, value
+    elif text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        yield "line", number - 1 + getattr(value, "line", 1), as_row(value)
     else:  # lines of which the first is broken
         for number, line in enumerate(text.split(b"\n"), start=number):
             if line.strip():

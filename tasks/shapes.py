@@ -45,6 +45,7 @@ NAMES = {
     "entry_point": ("entry_point",),
     "level": ("level", "difficulty"),
     "split": ("split",)}
+PLACES = {field: [(name, name.partition(".")[0]) for name in names] for field, names in NAMES.items()}
 MESSAGES = ("messages", "conversations")
 OTHERS = ("input", "inputs", "outputs", "input_output", "test", "test_list", "challenge_test_list", "test_imports",
           "test_setup_code", "starter_code", "time_limit", *MESSAGES)
@@ -129,8 +130,8 @@ def pick(row, field, columns, used):
         return at(row, columns[field])
     empty_counts = field in ("prompt", "split")  # they are there, and wrong
     found = {}
-    for name in NAMES[field]:
-        value = at(row, name)
+    for name, top in PLACES[field]:
+        value = at(row, name) if top in row or name in row else None
         if value is not None and (empty_counts or not is_empty(value)):
             found[name] = value
     if not found:
