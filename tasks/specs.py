@@ -89,11 +89,11 @@ def code_answer(row):
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise UserError('"tests" is not valid Python') from error
         entry = name.partition("(")[0]
-        check_entry(entry, str(row["tests"]), row.get("prompt"), row.get("solution"))
         prompt = row["prompt"] if isinstance(row.get("prompt"), str) else ""
         prefix = prefix_of(prompt, entry)
         if not prefix and unfinished(prompt):
             raise CannotJudge(f"its prompt begins {unfinished(prompt)}, its entry_point is {name}")
+        check_entry(entry, str(row["tests"]), row.get("prompt"), row.get("solution"))
         check_imports(prefix)
         return json.dumps({"tests": tests, "names": names, "prefix": prefix, "limit": limit, "typing": True})
     inputs, outputs = row.get("inputs"), row.get("outputs")
