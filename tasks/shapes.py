@@ -4,7 +4,7 @@ r"""What the columns of a row are, and what they say as a problem.
     answer       answer, final_answer, ground_truth, target, label, reward_model.ground_truth,
                  verification_info.ground_truth; else the last box or the #### of the solution
     solution     solution, rationale, response, output, completion, canonical_solution, gold_standard_solution, code,
-                 the first of solutions; else the last message of the assistant
+                 the first of solutions; else the last message of messages, if those before it are the prompt
     tests        tests, or all of test_list, challenge_test_list and test after test_imports or test_setup_code; inputs
                  and outputs; input_output; verification_info.test_cases
     entry_point  entry_point; else what the solution defines and the tests use
@@ -26,7 +26,7 @@ import math
 import re
 
 from support.errors import UserError
-from support.text import Chat
+from support.text import Chat, turns_of
 
 from .answers import MAX_ANSWER, has_answer, last_box
 from .embedded import Problem
@@ -123,26 +123,25 @@ def is_empty(value):
 
 
 def pick(row, field, columns, used):
-    """The value of a field of a row, None if there is none; adds the name of its column to `used`.  Raises UserError
+    """(column, value) of a field of a row, (None, None) if there is none; adds the column to `used`.  Raises UserError
     if it cannot be told."""
     if field in columns:
-        used.setdefault(field, set()).add(columns[field])
-        return at(row, columns[field])
-    empty_counts = field in ("prompt", "split")  # they are there, and wrong
-    found = {}
-    for name, top in PLACES[field]:
-        value = at(row, name) if top in row or name in row else None
-        if value is not None and (empty_counts or not is_empty(value)):
-            found[name] = value
-    if not found:
-        return None
-    first, *others = found
+        found = {columns[field]: at(row, columns[field])}
+    else:
+        found = {name: at(row, name) for name, top in PLACES[field] if top in row or name in row}
+    there = {name: value for name, value in found.items() if value is not None}
+    full = {name: value for name, value in there.items() if not is_empty(value)}
+    if field in ("prompt", "split"):  # an empty one is there, and wrong
+        full = full or there
+    if not full:
+        return None, None
+    first, *others = full
     for other in others:
-        if not alike(found[first], found[other], field):
+        if not alike(full[first], full[other], field):
             raise UserError(f'"{first}" and "{other}" could both be the {field}: say which one is, e.g. --columns '
                             f"{field}={first}")
     used.setdefault(field, set()).add(first)
-    return found[first]
+    return first, full[first]
 
 
 def alike(a, b, field):
@@ -196,8 +195,8 @@ def chat_of(turns, field):
 
 def prompt_of(row, columns, used):
     """(prompt, last message of the assistant or None) of a row.  Raises UserError."""
-    value = pick(row, "prompt", columns, used)
-    if value is None:
+    column, value = pick(row, "prompt", columns, used)
+    if value is None or column in MESSAGES:
         return conversation(row, used)
     messages = is_messages(value)
     if messages is not None:
@@ -207,18 +206,24 @@ def prompt_of(row, columns, used):
     else:
         raise UserError('"prompt" must be text or a list of chat messages')
     more = row.get("input")
-    if used["prompt"] == {"instruction"} and isinstance(more, str) and more.strip():
+    if column == "instruction" and isinstance(more, str) and more.strip():
         prompt = f"{prompt}\n\n{more}"
     if not prompt.strip():
         raise UserError('"prompt" and "answer" must not be empty')
     return prompt, None
 
 
+def missing(row, field):
+    """What to say of a row without a field."""
+    names = ", ".join([name for name, value in row.items() if not is_empty(value)][:12])
+    return UserError(f'"{field}" is missing' + f": it has {names[:200]}; say which with --columns {field}=..." * bool(names))
+
+
 def conversation(row, used):
     """The prompt of a row that has only messages, and what the assistant says at its end."""
     name = next((name for name in MESSAGES if not is_empty(row.get(name))), None)
     if name is None:
-        raise UserError('"prompt" is missing')
+        raise missing(row, "prompt")
     turns = turns_in(object_in(row[name]) or [], name)
     said = turns.pop()[1] if turns and turns[-1][0] == "assistant" else None
     used.setdefault("prompt", set()).add(name)
@@ -235,18 +240,16 @@ def extended(prompt, text):
 
 # ------------------------------------------------------------------------------------------------------------ problems
 
-def solution_of(row, columns, used, said):
-    """The gold completion of a row, None if there is none.  said: what the assistant says at the end of its messages.
-    Raises UserError."""
-    value = pick(row, "solution", columns, used)
+def solution_of(row, prompt, columns, used, said):
+    """(column, gold completion) of a row, (None, None) if there is none.  said: what the assistant says at the end of
+    the messages that the prompt is from.  Raises UserError."""
+    column, value = pick(row, "solution", columns, used)
     if value is None:
-        if said is None and is_messages(row.get("messages")):
-            turns = turns_in(is_messages(row["messages"]), "messages")
-            said = turns[-1][1] if turns and turns[-1][0] == "assistant" else None
+        said = answer_in_messages(row, prompt) if said is None else said
         if said is not None:
             used.setdefault("solution", set()).add("the last message")
-        return said
-    if "solutions" in used["solution"]:
+        return None, said
+    if column == "solutions":
         value = object_in(value)
     messages = is_messages(value)
     if messages and isinstance(messages[0], dict):
@@ -255,12 +258,20 @@ def solution_of(row, columns, used, said):
         value = value[0] if value else None
     if value is not None and not isinstance(value, str):
         raise UserError('"solution" must be text')
-    return value
+    return column, value
+
+
+def answer_in_messages(row, prompt):
+    """The last message of the assistant, if those before it are the prompt; else None."""
+    turns = turns_in(is_messages(row.get("messages")) or [], "messages")
+    if not turns or turns[-1][0] != "assistant":
+        return None
+    return turns[-1][1] if [*turns_of(prompt)] == turns[:-1] else None
 
 
 def answer_of(row, columns, used, solution):
     """(answer or None, solution) of a row.  Raises UserError."""
-    value = pick(row, "answer", columns, used)
+    _, value = pick(row, "answer", columns, used)
     if value is not None:
         text = as_text(value, "answer")
         found = marked(text)
@@ -280,23 +291,26 @@ def problem_of(row, name, columns=(), used=None):
     used = {} if used is None else used
     columns = columns or {}
     prompt, said = prompt_of(row, columns, used)
-    solution = solution_of(row, columns, used, said)
-    level, split = level_of(row, columns, used), split_of(row, columns, used)
+    column, solution = solution_of(row, prompt, columns, used, said)
+    level = level_of(row, columns, used)
+    split = split_of(row, columns, used)
     answered = "answer" in columns or row.get("answer") is not None and "tests" not in columns
     tests = {} if answered else tests_in(row, columns)
     if tests:
-        used.setdefault("tests", set()).add(tests.pop("column"))
-        return code_problem_of(row, name, prompt, solution, level, tests, (columns, used)), split
+        used.setdefault("tests", set()).add(tests["column"])
+        if solution and column in FENCED and "```" not in solution:
+            solution = fenced(solution.replace("\r", ""))
+        return code_problem_of(row, name, prompt, solution, level, tests, columns), split
     answer, solution = answer_of(row, columns, used, solution)
     if answer is None and solution is None:
-        raise UserError('"answer" is missing')
+        raise missing(row, "answer")
     if answer is not None and not has_answer(answer):
         raise UserError(f'"prompt" and "answer" must not be empty, nor the answer longer than {MAX_ANSWER} characters')
     return Problem(name, prompt, answer, solution, level), split
 
 
 def level_of(row, columns, used):
-    value = pick(row, "level", columns, used)
+    _, value = pick(row, "level", columns, used)
     if isinstance(value, (bool, list, dict)):
         raise UserError('"level" must be text or a number')
     if isinstance(value, float) and value.is_integer():
@@ -306,7 +320,7 @@ def level_of(row, columns, used):
 
 def split_of(row, columns, used):
     """The split that a row says, None if it says none.  Raises UserError."""
-    value = pick(row, "split", columns, used)
+    _, value = pick(row, "split", columns, used)
     if value is None:
         return None
     if not isinstance(value, str):
@@ -351,18 +365,14 @@ def asserts_in(row):
             "column": " and ".join(names)}
 
 
-def code_problem_of(row, name, prompt, solution, level, tests, known):
-    """The problem of a row that is judged by tests.  known: (columns, used) as in `problem_of`.  Raises UserError,
-    CannotJudge."""
-    columns, used = known
+def code_problem_of(row, name, prompt, solution, level, tests, columns):
+    """The problem of a row that is judged by tests.  Raises UserError, CannotJudge."""
+    tests = {part: value for part, value in tests.items() if part != "column"}
     for answer in NAMES["answer"]:
         if "io" not in tests and isinstance(at(row, answer), (str, int, float)) and "tests" not in columns:
             raise UserError(f'"{answer}" and its tests could both be meant to judge it: say --columns answer={answer}, '
-                            f"or --columns tests={next(iter(used['tests']))}")
+                            f"or leave {answer} out")
     code = program_of(solution) if solution else ""
-    if solution and used.get("solution", set()) & {*FENCED} and "```" not in solution:
-        code = solution.replace("\r", "")
-        solution = fenced(code)
     shown = tests.pop("shown", None)
     hint = row.get("starter_code") or shown and f"Your code should pass this test:\n{shown}"
     if "io" in tests:

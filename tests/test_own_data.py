@@ -248,9 +248,14 @@ def test_answers_as_text(value, text):
     ({"prompt": "a", "verification_info": '{"ground_truth": "4"}'}, "", ("a", "4", None)),
     ({"prompt": "a", "verification_info": "{'ground_truth': 4}"}, "", ("a", "4", None)),
     ({"problem": "a", "solution": "#### Sum\nIt is \\boxed{4}"}, "", ("a", "4", "#### Sum\nIt is \\boxed{4}")),
+    ({"prompt": "", "problem": "a", "answer": 1, "level": 3.0}, "", ("a", "1", None)),
     ({"prompt": "a", "answer": "", "rationale": "#### 4"}, "", ("a", "4", "#### 4")),
     ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "", ("a", None, "b")),
     ({"messages": json.dumps([*user("a"), said("b")])}, "", ("a", None, "b")),
+    ({"prompt": "a", "messages": [*user("a"), said("b")]}, "", ("a", None, "b")),
+    ({"prompt": "a", "messages": [*user("a"), said("b"), *user("c"), said("d")]}, "prompt=messages",
+     ("a\n\nb\n\nc", None, "d")),
+    ({"prompt": "a", "answer": 1, "messages": [*user("a"), said("b"), *user("c"), said("d")]}, "", ("a", "1", None)),
     ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "answer": 1}, "", ("a", "1", None))])
 def test_columns(row, columns, expected):
     problem, _ = shapes.problem_of(row, "n", shapes.columns_of(columns))
@@ -268,6 +273,7 @@ def test_columns(row, columns, expected):
     ({"prompt": [{"role": "user", "content": None}], "answer": 1}, "whose content is no text"),
     ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": 1}, "whose content is no text"),
     ({"prompt": ["a"], "answer": 1}, "each with a role"), ({"messages": user("a")}, '"answer" is missing'),
+    ({"text": "a", "code": "b"}, '"prompt" is missing: it has text, code; say which with --columns prompt='),
     ({"prompt": user(" "), "answer": 1}, "must not be empty"), ({"prompt": "a", "answer": b"1"}, "bytes")])
 def test_rows_that_are_no_problems(row, words):
     with pytest.raises(UserError, match=words) as error:
@@ -279,6 +285,13 @@ def test_rows_that_are_no_problems(row, words):
 def test_a_wrong_columns_flag(text, tmp_path):
     with pytest.raises(UserError, match="--columns .*prompt, answer, solution"):
         tasks.load_task(data=str(put(tmp_path / "a.jsonl", [{"prompt": "a", "answer": 1}])), columns=text)
+
+
+def test_columns_of_one_row_say_nothing_of_another(tmp_path):
+    rows = [{"prompt": "a", "answer": 1}, {"instruction": "b", "input": "c", "output": "\\boxed{2}"}] * 2
+    task, problems = problems_of(put(tmp_path / "a.jsonl", rows))
+    assert {p.prompt: p.answer for p in problems} == {"a": "1", "b\n\nc": "2"}
+    assert "prompt from instruction or prompt" in task.understood
 
 
 def test_the_table_of_names_is_the_code():
@@ -399,10 +412,11 @@ def test_the_hubs_layout(tmp_path, monkeypatch):
     assert len(tasks.load_task(data=str(tmp_path / "one")).train) == 32
     monkeypatch.chdir(tmp_path)
     assert contents.located("sums:hard", "--data") == f"{tmp_path}/sums:hard"
-    code, out, err = run(ppo_passk.main, *TINY, "--data", "sums:hard", "--steps", 1, "--k", 1, "--out", "r",
-                         "--columns", "prompt=problem")
+    code, out, err = run(ppo_passk.main, *TINY, "--data", "sums:hard", "--steps", 1, "--k", 1, "--eval-samples", 0,
+                         "--columns", "prompt=problem", "--out", "r")
     assert code == 0 and "40 rows" in out, err
-    code, out, err = run(evaluate.main, "r", "--samples", 2, "--k", 1, "--max-new-tokens", 4, "--out", "e")
+    code, out, err = run(evaluate.main, "r", "--samples", 2, "--k", 1, "--max-new-tokens", 4, "--problems", 2,
+                         "--out", "e")
     assert code == 0 and "40 rows" in out, err
 
 
