@@ -215,8 +215,9 @@ def prompt_of(row, columns, used):
 
 def missing(row, field):
     """What to say of a row without a field."""
-    names = ", ".join([name for name, value in row.items() if not is_empty(value)][:12])
-    return UserError(f'"{field}" is missing' + f": it has {names[:200]}; say which with --columns {field}=..." * bool(names))
+    names = ", ".join([name for name, value in row.items() if not is_empty(value)][:12])[:200]
+    hint = f": it has {names}; say which with --columns {field}=..."
+    return UserError(f'"{field}" is missing' + hint * bool(names))
 
 
 def conversation(row, used):

@@ -315,8 +315,8 @@ def test_bad_rows(tmp_path):
         tasks.load_task(data=str(data))
     task = tasks.load_task(data=str(data), skip_bad_rows=True)
     assert sorted(int(p.answer) for p in task.train + task.valid + task.test) == list(range(1, 11))
-    assert ("4 bad rows left out: line 4 (not valid JSON); line 8 (\"answer\" is missing); line 9 (the last message"
-            in task.understood)
+    assert ('4 bad rows left out: line 4 (not valid JSON); line 8 ("answer" is missing: it has prompt; say which with '
+            '--columns answer=...); line 9 (the last message of "prompt" must be' in task.understood)
     with pytest.raises(UserError, match="holds no problems; 2 bad rows"):
         tasks.load_task(data=str(put(tmp_path / "b.jsonl", [{"prompt": "x"}, {"answer": 1}])), skip_bad_rows=True)
 
