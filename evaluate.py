@@ -70,6 +70,7 @@ from support.errors import UserError
 from support.flags import cli, numbers
 from support.folder import new_folder, versions, write_atomic
 from support.output import to_json
+from support.text import Chat, messages_of
 from support.verifier import load_verifier, verify_scores
 
 
@@ -349,6 +350,8 @@ def read_pool(path):
             pool = [json.loads(line) for line in file]
         for entry in pool:
             [entry[name] for name in ("task", "graded", "id", "rewards", "answers", "logps", "lengths")]
+            if "messages" in entry:
+                entry["prompt"] = Chat((message["role"], message["content"]) for message in entry["messages"])
             for name in entry.keys() & {"kl", "entropy", "gold"}:
                 entry[name] = number(entry[name])
             for name in entry.keys() & {"logps", "scores"}:
@@ -396,7 +399,8 @@ def draw_pools(args, task, parts, temperatures, verifier):
                 print(check_words(findings[0]), flush=True)
             if verifier:
                 add_scores(pool, verifier, task.chat)
-            pools[row] = [{"task": task.name, "graded": task.graded, "chat": task.chat, **entry} for entry in pool]
+            pools[row] = [{"task": task.name, "graded": task.graded, "chat": task.chat, **entry,
+                           **messages_of(entry["prompt"])} for entry in pool]
             write_atomic(os.path.join(args.out, f"pool-{len(pools)}.jsonl"),  # at once: the next model may fail
                          "".join(to_json(entry) + "\n" for entry in pools[row]))
         del policy

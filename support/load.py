@@ -63,14 +63,14 @@ def put_prompts(policy, task, chat=None, system=None):
     """Set how prompts are put to a policy -> what was chosen, in words; of data of one's own also what was understood,
     the first prompt as the model meets it and its gold answer.  Raises UserError."""
     words = choose_template(policy, task, chat, system)
-    problem = next(iter(task.train + task.valid + task.test), None)
-    if not task.understood or problem is None:
+    if not getattr(task, "understood", ""):
         return words
+    problem = next(iter(task.train or task.valid or task.test))
     (shown,), _ = policy.put([problem.prompt], task.chat)
     if isinstance(problem.prompt, text.Chat) and not task.chat:
         words += ", of chat messages their texts one after the other"
-    return (f"{words}\n{task.understood}\nthe first prompt is {in_short(shown)}, its gold answer "
-            f"{in_short(problem.answer or problem.solution)}")
+    return (f"{words}\n{task.understood}\nthe first prompt is {in_short(shown)}, its gold "
+            f"{'completion' if problem.answer is None else 'answer'} {in_short(problem.answer or problem.solution)}")
 
 
 def in_short(words, most=300):

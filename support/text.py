@@ -23,8 +23,9 @@ class Chat(str):
     other: what a model without a chat template reads, if it is told to."""
 
     def __new__(cls, turns):
+        turns = tuple(turns)
         chat = super().__new__(cls, "\n\n".join(text for _, text in turns))
-        chat.turns = tuple(turns)
+        chat.turns = turns
         return chat
 
     def __getnewargs__(self):
@@ -42,6 +43,14 @@ class Chat(str):
 def turns_of(prompt):
     """The messages of a prompt: its own, or a text as the user's."""
     return prompt.turns if isinstance(prompt, Chat) else (("user", prompt),)
+
+
+def messages_of(prompt):
+    """{"messages": [{"role", "content"}, ...]} of a prompt that is chat messages, else {}: for files, in which it is
+    only its text."""
+    if not isinstance(prompt, Chat):
+        return {}
+    return {"messages": [{"role": role, "content": content} for role, content in prompt.turns]}
 
 
 def render(tokenizer, turns, answer=False):

@@ -503,6 +503,8 @@ def test_runs_on_messages(tmp_path):
     code, out, err = run(evaluate.main, "tiny", "--data", data, "--no-chat", "--samples", 2, "--k", 1,
                          "--max-new-tokens", 4, "--out", tmp_path / "e")
     assert code == 0 and read_lines(tmp_path / "e", "pool-1.jsonl")[0]["prompt"].startswith("8\n\n"), err
+    pool = evaluate.read_pool(str(tmp_path / "e" / "pool-1.jsonl"))  # a verifier scores it as messages
+    assert {tuple(role for role, _ in entry["prompt"].turns) for entry in pool} == {("system", "user")}
 
 
 def test_messages_alone_serve_supervised_training(tmp_path):
