@@ -94,7 +94,7 @@ from support.output import to_json
 from support.measure import TINY, alternate, build, generate, reset_peak
 from support.plots import save_figure
 from support.run import batch_of
-from support.text import render
+from support.text import put
 
 def peak(policy, line):
     """Peak memory of a line; on a CPU the process has one peak only, which the JSON line keeps."""
@@ -308,7 +308,7 @@ def against_trl(args, ours=None):
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         # the text of what the policy reads, chat template and all, reads the same to TRL
         used = task.chat and tokenizer.chat_template
-        text = {p.id: render(tokenizer, [("user", p.prompt)], answer=True) if used else p.prompt for p in task.train}
+        text = {p.id: put(tokenizer, p.prompt) if used else p.prompt for p in task.train}
         problem = {text[p.id]: p for p in task.train}
 
         def reward(prompts, completions, **_):

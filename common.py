@@ -113,10 +113,13 @@ class Policy:
     def put(self, prompts, chat):
         """Prompts as the model meets them -> (texts, whether they went through the chat template: if `chat` and the
         tokenizer has one)."""
-        if not (chat and self.tokenizer.chat_template):
+        template = chat and self.tokenizer.chat_template
+        if chat and not template and any(isinstance(x, text.Chat) for x in prompts):
+            raise UserError("the prompts are chat messages, and the tokenizer of this model has no chat template: add "
+                            "chat_template to its tokenizer_config.json, or give --no-chat for their texts alone")
+        if not template:
             return prompts, False
-        system = [("system", self.system)] if self.system else []
-        return [text.render(self.tokenizer, [*system, ("user", x)], answer=True) for x in prompts], True
+        return [text.put(self.tokenizer, x, self.system) for x in prompts], True
 
     def encode(self, prompts, chat=False):
         """Token ids of a prompt or of each of a list; through the chat template if `chat` and the tokenizer has one.

@@ -70,6 +70,7 @@ from support.errors import UserError
 from support.flags import cli, numbers
 from support.folder import new_folder, versions, write_atomic
 from support.output import to_json
+from support.text import Chat, messages_of
 from support.verifier import load_verifier, verify_scores
 
 
@@ -329,15 +330,17 @@ def problems_of(args, runs):
     if not args.task and not args.data:
         kinds = {}  # what a run was about: the first that was
         for model, flags in runs.items():
-            kinds.setdefault(tuple(flags[name] for name in ("task", "data", "levels")), model)
+            kinds.setdefault(tuple(flags.get(name) for name in ("task", "data", "levels", "columns")), model)
         if len(kinds) > 1:
             told = (f"{model} of {' '.join(filter(None, kind))}" for kind, model in kinds.items())
             raise UserError(f"these runs are of different problems ({', '.join(told)}): evaluate them one by one, or "
                             "say on which with --task or --data")
     name, data, levels = args.task or (None if args.data else "countdown"), args.data, args.levels
+    rows = args.columns, args.skip_bad_rows
     if first:
         name, data, levels = first["task"], first["data"], levels or first["levels"]
-    return tasks.load_task(name, data=data, levels=levels, allow_unsandboxed=args.allow_unsandboxed_code)
+        rows = args.columns or first.get("columns"), args.skip_bad_rows or first.get("skip_bad_rows", False)
+    return tasks.load_task(name, data, levels, args.allow_unsandboxed_code, *rows)
 
 
 def read_pool(path):
@@ -347,6 +350,8 @@ def read_pool(path):
             pool = [json.loads(line) for line in file]
         for entry in pool:
             [entry[name] for name in ("task", "graded", "id", "rewards", "answers", "logps", "lengths")]
+            if "messages" in entry:
+                entry["prompt"] = Chat((message["role"], message["content"]) for message in entry["messages"])
             for name in entry.keys() & {"kl", "entropy", "gold"}:
                 entry[name] = number(entry[name])
             for name in entry.keys() & {"logps", "scores"}:
@@ -394,7 +399,8 @@ def draw_pools(args, task, parts, temperatures, verifier):
                 print(check_words(findings[0]), flush=True)
             if verifier:
                 add_scores(pool, verifier, task.chat)
-            pools[row] = [{"task": task.name, "graded": task.graded, "chat": task.chat, **entry} for entry in pool]
+            pools[row] = [{"task": task.name, "graded": task.graded, "chat": task.chat, **entry,
+                           **messages_of(entry["prompt"])} for entry in pool]
             write_atomic(os.path.join(args.out, f"pool-{len(pools)}.jsonl"),  # at once: the next model may fail
                          "".join(to_json(entry) + "\n" for entry in pools[row]))
         del policy

@@ -29,6 +29,9 @@ def located(text, flag):
         return text
     if os.path.exists(text):
         return os.path.abspath(text)
+    folder, mark, config = text.rpartition(":")
+    if flag == "--data" and mark and os.path.isdir(folder):  # a configuration of a data set
+        return f"{os.path.abspath(folder)}:{config}"
     if looks_like_a_path(text) or "adapter" in flag and "/" not in text:  # those of the hub have an owner
         raise UserError(f"{flag} {text}: there is no such file or folder")
     return text
@@ -124,7 +127,8 @@ def of_rows(task, data):
         problems = getattr(task, split)
         counts[split] = len(problems)
         for p in problems:
-            found.update(json.dumps([split, p.prompt, p.answer, p.solution, p.level]).encode())
+            prompt = getattr(p.prompt, "turns", p.prompt)  # of chat messages also who says what
+            found.update(json.dumps([split, prompt, p.answer, p.solution, p.level]).encode())
     return {**counts, "sha256": found.hexdigest(), "name": data and os.path.basename(data)}
 
 

@@ -65,8 +65,9 @@ def base_parser(doc, task, train_problems):
     p = Parser(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     g = p.add_argument_group("problems, base and adapter")
     g.add_argument("--task", help=f"{TASKS}; default {task}, or that of --data")
-    g.add_argument("--data", help="FILE.jsonl, or a copy of the data set. An answer is the last \\boxed{...}, else "
-                   "what follows '####' or 'answer is', else a number alone")
+    g.add_argument("--data", help="your own problems: a file (JSON lines, Parquet, CSV, ...), a folder or ORG/NAME of "
+                   "the hub; or a copy of the data set --task. An answer is the last \\boxed{...}, else what follows "
+                   "'####' or 'answer is', else a number alone")
     g.add_argument("--levels", help="difficulty levels of the task `math`, e.g. 1-3")
     g.add_argument("--train-problems", type=int, default=train_problems,
                    help="use the first so many training problems; 0 = all")
@@ -126,7 +127,11 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
 
 
 def prompt_flags(parser):
-    """What evaluate.py has too: how a prompt is put to a model."""
+    """What evaluate.py has too: what one's own rows are, and how a prompt is put to a model."""
+    parser.add_argument("--columns", help="which columns of --data are what, e.g. prompt=problem,answer="
+                        "reward_model.ground_truth; default by their names (tasks/shapes.py)")
+    parser.add_argument("--skip-bad-rows", action="store_true", help="leave rows of --data out that are no problems, "
+                        "and count them")
     parser.add_argument("--chat", action=argparse.BooleanOptionalAction, default=None,
                         help="put prompts through the tokenizer's chat template, or not; default what the task says, "
                              "where there is one. A clock in it stands at 26 Jul 2024")

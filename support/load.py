@@ -60,6 +60,25 @@ def learning_rate(parameters, supervised):
 
 
 def put_prompts(policy, task, chat=None, system=None):
+    """Set how prompts are put to a policy -> what was chosen, in words; of data of one's own also what was understood,
+    the first prompt as the model meets it and its gold answer.  Raises UserError."""
+    words = choose_template(policy, task, chat, system)
+    if not getattr(task, "understood", ""):
+        return words
+    problem = next(iter(task.train or task.valid or task.test))
+    (shown,), _ = policy.put([problem.prompt], task.chat)
+    if isinstance(problem.prompt, text.Chat) and not task.chat:
+        words += ", of chat messages their texts one after the other"
+    return (f"{words}\n{task.understood}\nthe first prompt is {in_short(shown)}, its gold "
+            f"{'completion' if problem.answer is None else 'answer'} {in_short(problem.answer or problem.solution)}")
+
+
+def in_short(words, most=300):
+    """A text in quotes, of a long one the beginning and the end."""
+    return repr(words) if len(words) <= most else f"{words[:most // 2]!r} ... {words[-most // 2:]!r}"
+
+
+def choose_template(policy, task, chat, system):
     """Resolve --chat and --system: sets task.chat, and system, stop and end of the policy -> what was chosen, in words.
     Raises UserError."""
     if not policy.tokenizer.chat_template and (chat or system):

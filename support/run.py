@@ -65,7 +65,8 @@ def set_up(run, task, label, binary=False, base=None):
     args, first = run.args, task
     locate(args)
     args.task = args.task or (None if args.data else task)
-    run.task = task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code)
+    run.task = task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code,
+                                      args.columns, args.skip_bad_rows)
     args.model = args.model or own_base(args.adapter) or (base if base and task.name == first else task.base)
     if task.graded and binary:
         raise UserError(f"task {task.name} has graded rewards, and {run.script}.py ({label}) needs right or wrong: use "

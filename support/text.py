@@ -18,6 +18,41 @@ CUT = "\ufffd"  # what stands for bytes that are no character
 
 # ----------------------------------------------------------------------------------------------------------- templates
 
+class Chat(str):
+    """A prompt that is chat messages: `turns`, (role, text) each. As a text it is those of its messages, one after the
+    other: what a model without a chat template reads, if it is told to."""
+
+    def __new__(cls, turns):
+        turns = tuple(turns)
+        chat = super().__new__(cls, "\n\n".join(text for _, text in turns))
+        chat.turns = turns
+        return chat
+
+    def __getnewargs__(self):
+        return (self.turns,)
+
+    def __eq__(self, other):
+        return str.__eq__(self, other) is True and self.turns == turns_of(other)
+
+    def __ne__(self, other):
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+def turns_of(prompt):
+    """The messages of a prompt: its own, or a text as the user's."""
+    return prompt.turns if isinstance(prompt, Chat) else (("user", prompt),)
+
+
+def messages_of(prompt):
+    """{"messages": [{"role", "content"}, ...]} of a prompt that is chat messages, else {}: for files, in which it is
+    only its text."""
+    if not isinstance(prompt, Chat):
+        return {}
+    return {"messages": [{"role": role, "content": content} for role, content in prompt.turns]}
+
+
 def render(tokenizer, turns, answer=False):
     """The turns of a chat, (role, text) each, as the template writes them; answer: with the beginning of one.  Raises
     UserError where the template has a clock that cannot be held; and what else a template raises, which is a
@@ -27,6 +62,23 @@ def render(tokenizer, turns, answer=False):
         raise UserError("it writes the time in a format that is not in it, so prompts would change from day to day")
     messages = [{"role": role, "content": content} for role, content in turns]
     return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=answer)
+
+
+def put(tokenizer, prompt, system=None):
+    """A prompt as the template writes it, with the beginning of an answer.  system: text of a system message.  Raises
+    UserError where the template refuses the messages of a prompt; of a text what it raises itself."""
+    before = [("system", system)] if system else []
+    if not isinstance(prompt, Chat):
+        return render(tokenizer, [*before, ("user", prompt)], answer=True)
+    if system and any(role == "system" for role, _ in prompt.turns):
+        raise UserError("--system: there are prompts with a system message of their own: leave it out")
+    try:
+        return render(tokenizer, [*before, *prompt.turns], answer=True)
+    except Exception as error:  # a template is a program, and raises what it likes
+        roles = ", ".join(role for role, _ in prompt.turns)
+        raise UserError(f"the chat template of this model does not take messages of {roles} "
+                        f"({str(error).strip()[:100]}): change the prompts, or give --no-chat for their texts alone"
+                        ) from error
 
 
 def has_clock(tokenizer):

@@ -29,7 +29,7 @@ class Verifier:
     def encode(self, prompt, completion, chat=False):
         """Token ids of prompt and completion as a finished answer, end-of-sequence token included."""
         if chat and self.tokenizer.chat_template:
-            turns = [("user", prompt), ("assistant", completion)]
+            turns = [*text.turns_of(prompt), ("assistant", completion)]
             return text.ids_of(self.tokenizer, text.render(self.tokenizer, turns))
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         ids, = text.encode(self.tokenizer, [prompt + completion])

@@ -7,7 +7,8 @@
     .rewards(problems, completions) verify for many pairs, identical pairs once; `.counts` holds what went wrong
 
 Embedded (no download): `countdown`, `routes`, `program`, `peptide` (graded). From the hub: `gsm8k`, `math`, and
-code: `humaneval`, `mbpp`, `codecontests`, `taco`. Your own problems: `--data FILE.jsonl`.
+code: `humaneval`, `mbpp`, `codecontests`, `taco`. Your own problems: `--data FILE`, a folder
+or an id of the hub.
 Nothing here imports torch: the verifier workers start in a fraction of a second.
 
 A verifier of your own, in a file beside the scripts:
@@ -32,11 +33,11 @@ import re
 
 from support.errors import UserError
 
-from .data import (code_answer, load_codecontests, load_gsm8k, load_humaneval, load_jsonl, load_math, load_mbpp,
-                   load_taco)
+from .data import load_codecontests, load_gsm8k, load_humaneval, load_math, load_mbpp, load_own, load_taco
 from .embedded import RESIDUES, Countdown, Peptide, Problem, Program, Routes, Task, split_of
 from .mathematics import Math, clean
 from .programs import Code, CodeProblem
+from .specs import code_answer
 
 EMBEDDED = {"countdown": Countdown, "routes": Routes, "program": Program, "peptide": Peptide}
 DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math, "humaneval": load_humaneval, "mbpp": load_mbpp,
@@ -58,11 +59,14 @@ def keep_levels(task, levels):
         setattr(task, split, [p for p in getattr(task, split) if p.level in chosen])
 
 
-def load_task(name=None, data=None, levels=None, allow_unsandboxed=False):
+def load_task(name=None, data=None, levels=None, allow_unsandboxed=False, columns=None, skip_bad_rows=False):
     """The task called `name`, from a local copy of its data set if `data` is given; without a name (or as 'jsonl') the
-    problems of the file `data`. `levels`, like '1-3' or '1,2,5', keeps some of them. Programs run in a sandbox, or
-    where that is not possible only if `allow_unsandboxed`.  Raises UserError."""
+    problems of `data`: a file, a folder or an id of the hub, whose `columns` are what shapes.py says or "prompt=...,
+    answer=...", without the rows that are no problems if `skip_bad_rows`. `levels`, like '1-3' or '1,2,5', keeps some
+    of them. Programs run in a sandbox, or where that is not possible only if `allow_unsandboxed`.  Raises UserError."""
     names = ", ".join([*EMBEDDED, *DATA_SETS])
+    if (columns or skip_bad_rows) and (data is None or name not in (None, "jsonl")):
+        raise UserError("--columns and --skip-bad-rows are for data of your own: give --data without --task")
     if name in EMBEDDED:
         if data is not None:
             raise UserError(f"task {name} generates its problems: leave out --data")
@@ -70,11 +74,11 @@ def load_task(name=None, data=None, levels=None, allow_unsandboxed=False):
     elif name in DATA_SETS:
         task = DATA_SETS[name](data)
     elif name not in (None, "jsonl"):
-        raise UserError(f"unknown task {name!r}: choose from {names}, or give --data FILE.jsonl")
+        raise UserError(f"unknown task {name!r}: choose from {names}, or give --data FILE")
     elif data is None:
-        raise UserError(f"no task: choose from {names}, or give --data FILE.jsonl")
+        raise UserError(f"no task: choose from {names}, or give --data FILE")
     else:
-        task = load_jsonl(data)
+        task = load_own(data, columns, skip_bad_rows)
     if levels is not None:
         keep_levels(task, levels)
     if isinstance(task, Code):

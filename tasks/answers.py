@@ -278,6 +278,14 @@ def clean(answer):
     return text or None
 
 
+PLAIN = re.compile(r"[-+]?[0-9][0-9.,/]*", re.ASCII)
+
+
+def has_answer(text):
+    """Whether `clean` leaves anything of an answer; of plain numbers that is seen at once."""
+    return len(text) <= MAX_ANSWER if PLAIN.fullmatch(text) else clean(text) is not None
+
+
 COMMAND_UNIT = r"\\(?:text\{[^{}]*\}|(?:Omega|mu|AA|cdot)(?![A-Za-z]))"
 POWER = r"(?:\^(?:\{-?[0-9]\}|[0-9]))?"
 UNIT = re.compile(

@@ -14,7 +14,7 @@ from support.errors import UserError
 @dataclass(frozen=True)
 class Problem:
     id: str
-    prompt: str
+    prompt: str  # support.text.Chat, if it is chat messages
     answer: str  # what the verifier compares with; stored, because it cannot always be recomputed from the prompt
     solution: str | None = None  # a gold completion without the end-of-sequence token, for supervised fine-tuning
     level: str | None = None
@@ -27,6 +27,7 @@ class Task:
     max_new_tokens = 512  # long enough for the gold solutions
     base = "tiny"  # the embedded model that the scripts take where no --model is given
     chat = True  # prompts go through the tokenizer's chat template where the model has one
+    understood = ""  # of data of one's own: what its columns were taken for, and how many problems there are
 
     def __init__(self):
         self.train, self.valid, self.test = [], [], []

@@ -45,7 +45,7 @@ from contextlib import suppress
 
 from support.errors import UserError
 
-from .answers import clean, final_answer, glance
+from .answers import clean, final_answer, glance, has_answer
 from .embedded import Task
 from .workers import WorkerPool
 
@@ -59,7 +59,7 @@ class Math(Task):
             raise UserError("math answers are compared by math-verify, which is not installed: pip install math-verify")
         self.name, self.max_new_tokens = name, max_new_tokens
         for split, problems in zip(("train", "valid", "test"), (train, valid, test)):
-            setattr(self, split, [p for p in problems if p.answer and clean(p.answer)])
+            setattr(self, split, [p for p in problems if p.answer and has_answer(p.answer)])
             if len(problems) > len(getattr(self, split)):
                 self.counts[f"{split}_without_answer"] = len(problems) - len(getattr(self, split))
         self.pool, self.memo = VerifierPool(), {}

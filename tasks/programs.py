@@ -239,6 +239,10 @@ def unfinished(prompt):
     return ""
 
 
+def fenced(code):
+    return f"```python\n{code.strip()}\n```"
+
+
 def squeeze(text):
     return " ".join(text.split())
 

@@ -119,7 +119,7 @@ def test_math_lines(tmp_path):
 
 @pytest.mark.parametrize("content, match", [
     (b"", "empty|cannot"), (b"{", "line 1: not valid JSON"), (lines(HUMANEVAL) + b"{]", "line 4: not valid JSON"),
-    (b"[1]", "line 1: not a JSON object"), (b"\xff\xfe", "cannot read"),
+    (b"[1]", "row 1: not a JSON object"), (b"\xff\xfe", "cannot read"),
     (lines([{**HUMANEVAL[0], "test": None}]), "lacks the field 'test'"), (b"[" * 5000, "not valid JSON"),
     (lines([{"prompt": "p"}]), "lacks the field 'task_id'")])
 @pytest.mark.parametrize("name", ["HumanEval.jsonl", "HumanEval.jsonl.gz"])

@@ -15,8 +15,9 @@ import bench
 import evaluate
 import ppo_passk
 import tasks
-from tasks.data import LIMIT, MAX_TESTS, code_problem, load_codecontests, stdio_spec
+from tasks.data import code_problem, load_codecontests
 from tasks.programs import prefix_of, program_of
+from tasks.specs import LIMIT, MAX_TESTS, stdio_spec
 
 if shutil.which("bwrap") is None:
     pytest.skip("bubblewrap is not installed (apt install bubblewrap)", allow_module_level=True)

@@ -953,8 +953,9 @@ OK = {"prompt": "a", "answer": "1"}
     ("[1]", "not a JSON object"), ("3", "not a JSON object"), ("null", "not a JSON object"),
     ({"answer": "1"}, '"prompt" is missing'), ({"prompt": "a"}, '"answer" is missing'),
     ({"prompt": "a", "answer": None}, '"answer" is missing'), ({"prompt": 1, "answer": "1"}, '"prompt" must be text'),
-    ({"prompt": "a", "answer": True}, '"answer" must be text or a number'),
-    ({"prompt": "a", "answer": ["1"]}, '"answer" must be text or a number'),
+    ({"prompt": "a", "answer": []}, '"answer" is missing'),
+    ({"prompt": "a", "answer": [None]}, '"answer" must not hold'),
+    ({"prompt": "a", "answer": {"x": {"y": None}}}, '"answer" must not hold'),
     (OK | {"solution": 5}, '"solution" must be text'), (OK | {"level": [1]}, '"level" must be text or a number'),
     (OK | {"split": 1}, '"split" must be text'), (OK | {"split": "dev"}, "\"split\" must be .*'dev'"),
     (OK | {"split": ""}, '"split" must be'), ({"prompt": " ", "answer": "1"}, "must not be empty"),
@@ -980,7 +981,7 @@ def test_jsonl_split_errors(write, rows, match):
 
 
 def test_unreadable_files(tmp_path, write):
-    for data, match in (("none.jsonl", "No such file"), ("", "Is a directory"), ("a\x00b", "cannot read")):
+    for data, match in (("none.jsonl", "No such file"), ("", "holds no file of rows"), ("a\x00b", "cannot read")):
         with pytest.raises(tasks.UserError, match=match) as error:
             tasks.load_task(None, data=os.path.join(tmp_path, data))
         assert one_sentence(str(error.value))

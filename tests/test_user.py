@@ -29,7 +29,7 @@ from support import contents, load
 from support import verifier as verifiers
 from support.errors import UserError
 from support.output import Console, to_json
-from tasks.data import parse_problem
+from tasks.shapes import problem_of
 
 TINY = ["--prompts", 2, "--samples", 4, "--k", 2]
 SHORT = [*TINY, "--steps", 1, "--eval-samples", 0]
@@ -404,9 +404,9 @@ def test_an_adapter_of_another_base(moving, tmp_path):
       "solution": "def add(x):\n    return x + 1"}, "not what \"solution\" defines")])
 def test_a_wrong_entry_point(row, words):
     with pytest.raises(UserError, match=words):
-        parse_problem(json.dumps({"prompt": "write a function", **row}), "p:1")
-    parse_problem(json.dumps({"prompt": "def add(x):\n    ''' one more '''\n", **row, "entry_point": "add",
-                              "solution": "    return x + 1"}), "p:1")
+        problem_of({"prompt": "write a function", **row}, "p:1")
+    problem_of({"prompt": "def add(x):\n    ''' one more '''\n", **row, "entry_point": "add",
+                "solution": "    return x + 1"}, "p:1")
 
 
 def test_a_base_with_a_plus(moving, tmp_path, monkeypatch):
