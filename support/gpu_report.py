@@ -429,8 +429,8 @@ def command_part(folder, part, command, seconds):
     """The lines of a command's output that say how it ended."""
     code, lines, taken = child(folder, command, seconds)
     tail = [line for line in lines if re.search(r"passed|failed|FAILED|^E  |^\w*Error|^before|^after", line)]
-    record(folder, part, command=" ".join(command), exit_code=code, seconds=taken,
-           output="\n".join((tail or lines[-3:])[-30:]))
+    shown = (tail or lines[-3:])[-30:]
+    record(folder, part, command=" ".join(command), exit_code=code, seconds=taken, output="\n".join(shown))
 
 
 def one_part(args):
