@@ -19,6 +19,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from support.flags import Parser, answer, plain_flag, prompt_flags
@@ -71,157 +72,251 @@ from support.flags import cli, numbers
 from support.folder import new_folder, versions, write_atomic
 from support.output import to_json
 from support.text import Chat, messages_of
-from support.verifier import load_verifier, verify_scores
+from support.verifier import Verifier, load_verifier, verify_scores
 
 
-def draw_pool(policy, task, problems, samples, temperature=1.0, seed=0, max_new_tokens=0, kl=False, label="",
-              target="solution"):
+def draw_pool(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem], samples: int,
+              temperature: float = 1.0, seed: int = 0, kl: bool = False, label: str = "evaluate",
+              target: str = "solution") -> list[dict]:
     """Sample and verify: one dict per problem with id, prompt, completions, rewards, answers, logps (mean per token),
     lengths (tokens), entropy (of the sampled distribution, nats per token), gold (log pi of the gold completion, if
     there is one), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
-    Problems are taken in blocks, on which the draws do not depend: of about 8,192 samples for a tiny model, of what
-    takes ten seconds for others. Shows a bar on a terminal; else a line after the first block and each half minute, if
-    it takes longer."""
-    from tqdm import tqdm
-    pool, most = [], max(1, 8192 // samples)
-    tiny = policy.size < load.TINY
-    size = most if tiny else max(1, 64 // samples)
-    bar = tqdm(total=len(problems), desc=label or "evaluate", leave=False, unit="problem",
-               disable=processes.RANK > 0 or None)  # None: silent in a pipe
-    started = said = mark = time.time()
+    Problems are taken in blocks, on which the draws do not depend."""
+    pool = []
+    blocks = Blocks(policy, len(problems), samples, label)
     while len(pool) < len(problems):
-        first, block = len(pool), problems[len(pool):len(pool) + size]
+        block = problems[len(pool):len(pool) + blocks.size]
         prompts = policy.encode([p.prompt for p in block], task.chat)
-        drawn = common.sample(policy, prompts, samples, [common.seed_of("evaluate", seed, p.id) for p in block],
-                              temperature, max_new_tokens or task.max_new_tokens)
-        tokens, sums, lengths = drawn.lists(), drawn.logps.double().sum(-1).cpu(), drawn.lengths.cpu()  # [b, n] each
-        entropies = (drawn.entropies.sum((1, 2)).cpu() / lengths.sum(1)).tolist()
-        texts = [policy.texts(rows, [x]) for x, rows in zip(prompts, tokens)]
-        owners = [p for p in block for _ in range(samples)]
-        rewards = processes.rewards(task, owners, [text for rows in texts for text in rows])
-        for b, p in enumerate(block):
-            pool.append({"id": p.id, "prompt": p.prompt, "completions": texts[b],
-                         "rewards": rewards.view(-1, samples)[b].tolist(),
-                         "answers": [task.extract(t) for t in texts[b]], "logps": (sums[b] / lengths[b]).tolist(),
-                         "lengths": lengths[b].tolist(), "entropy": entropies[b]})
-        solutions = [task.target(p, target) for p in block]
-        golds = [(entry, x, policy.encode_solution(text, entry["prompt"], task.chat))
-                 for entry, x, text in zip(pool[first:], prompts, solutions) if text is not None]
-        golds = [row for row in golds if row[2] and len(row[1]) + len(row[2]) <= policy.positions]
-        if golds:
-            found = common.sequence_logps(policy, [x for _, x, _ in golds], [y for _, _, y in golds], temperature)
-            for (entry, *_), value in zip(golds, found.tolist()):
-                entry["gold"] = value
+        seeds = [common.seed_of("evaluate", seed, p.id) for p in block]
+        drawn = common.sample(policy, prompts, samples, seeds, temperature, task.max_new_tokens)
+        entries = verified(policy, task, block, prompts, drawn)
+        add_gold(policy, task, block, prompts, entries, temperature, target)
         if kl:
             gaps = common.kl_gap(policy, prompts, drawn, temperature, (len(prompts), 8))
-            for entry, gap in zip(pool[first:], gaps.mean(-1).tolist()):
+            for entry, gap in zip(entries, gaps.mean(-1).tolist()):
                 entry["kl"] = gap
-        bar.update(len(block))
-        now, done = time.time(), len(pool)
-        left = (now - started) / done * (len(problems) - done)
-        if left and (now - said > 30 or first == 0 and left > 30) and bar.disable and not processes.RANK:
-            print(f"{label or 'evaluate'}: {done:,} of {len(problems):,} problems, {now - started:.0f} s, about "
-                  f"{left:.0f} s left", flush=True)
-            said = now
-        if not tiny:  # the first process says it for all of them
-            grown = min(most, max(1, int(size * min(4, 10 / max(1e-3, now - mark)))))
-            size, mark = int(processes.all_reduce(0.0 if processes.RANK else float(grown))), now
-    bar.close()
+        pool += entries
+        blocks.advance(len(block))
+    blocks.bar.close()
     return pool
 
 
-def diversity(texts, answers):
+class Blocks:
+    """How many problems are drawn at once: about 8,192 samples for a tiny model, what takes ten seconds for others.
+    Shows a bar on a terminal; else a line after the first block and each half minute, if it takes longer."""
+
+    def __init__(self, policy, problems, samples, label):
+        from tqdm import tqdm
+        self.problems = problems  # how many there are
+        self.done = 0
+        self.label = label
+        self.most = max(1, 8192 // samples)
+        self.tiny = policy.size < load.TINY
+        self.size = self.most if self.tiny else max(1, 64 // samples)
+        hidden = True if processes.RANK else None  # None: silent in a pipe
+        self.bar = tqdm(total=problems, desc=label, leave=False, unit="problem", disable=hidden)
+        self.started = self.said = self.mark = time.time()
+
+    def advance(self, count):
+        """`count` more problems are done."""
+        first = self.done == 0
+        self.done += count
+        self.bar.update(count)
+        now = time.time()
+        taken = now - self.started
+        left = taken / self.done * (self.problems - self.done)
+        due = now - self.said > 30 or first and left > 30
+        if left and due and self.bar.disable and not processes.RANK:
+            print(f"{self.label}: {self.done:,} of {self.problems:,} problems, {taken:.0f} s, about {left:.0f} s left",
+                  flush=True)
+            self.said = now
+        if not self.tiny:
+            self.resize(now - self.mark)
+            self.mark = now
+
+    def resize(self, seconds):
+        """To ten seconds a block, after one of so many; the first process decides for all of them."""
+        growth = min(4, 10 / max(1e-3, seconds))
+        size = min(self.most, max(1, int(self.size * growth)))
+        told = 0.0 if processes.RANK else float(size)
+        self.size = int(processes.all_reduce(told))
+
+
+def verified(policy, task, problems, prompts, drawn):
+    """The entries of a pool for a block of problems and what was drawn for them."""
+    count = drawn.lengths.shape[1]
+    texts = [policy.texts(rows, [x]) for x, rows in zip(prompts, drawn.lists())]
+    owners = [p for p in problems for _ in range(count)]
+    rewards = processes.rewards(task, owners, [text for rows in texts for text in rows])
+    rewards = rewards.view(-1, count).tolist()  # [b, n]
+    sums = drawn.logps.double().sum(-1).cpu()  # [b, n]
+    lengths = drawn.lengths.cpu()  # [b, n]
+    logps = (sums / lengths).tolist()
+    entropies = (drawn.entropies.sum((1, 2)).cpu() / lengths.sum(1)).tolist()
+    entries = []
+    for b, p in enumerate(problems):
+        entry = {"id": p.id, "prompt": p.prompt, "completions": texts[b], "rewards": rewards[b]}
+        entry["answers"] = [task.extract(text) for text in texts[b]]
+        entry["logps"] = logps[b]
+        entry["lengths"] = lengths[b].tolist()
+        entry["entropy"] = entropies[b]
+        entries.append(entry)
+    return entries
+
+
+def add_gold(policy, task, problems, prompts, entries, temperature, target):
+    """Give the entries whose problem has a gold completion that fits the model `gold`, its log pi."""
+    having = []
+    xs = []
+    ys = []
+    for problem, entry, x in zip(problems, entries, prompts):
+        text = task.target(problem, target)
+        y = None if text is None else policy.encode_solution(text, problem.prompt, task.chat)
+        if y and len(x) + len(y) <= policy.positions:
+            having.append(entry)
+            xs.append(x)
+            ys.append(y)
+    if having:
+        found = common.sequence_logps(policy, xs, ys, temperature)
+        for entry, value in zip(having, found.tolist()):
+            entry["gold"] = value
+
+
+def diversity(texts: list[str], answers: list) -> dict[str, float]:
     """How different the n completions of one problem are -> {name: number}.
     distinct    different completions;   answers  different answers (vote keys, no answer not counted)
     distinct-2  different pairs of neighbouring characters, over all of them
     similarity  mean difflib ratio (1 = equal) of up to 8 disjoint pairs of completions: 1 and 2, 3 and 4, ..."""
-    pairs = [text[i:i + 2] for text in texts for i in range(len(text) - 1)]
-    ratios = [SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in list(zip(texts[::2], texts[1::2]))[:8]]
-    return {"distinct": len(set(texts)), "answers": len(set(answers) - {None}),
-            "distinct-2": len(set(pairs)) / max(1, len(pairs)),
-            "similarity": sum(ratios) / len(ratios) if ratios else math.nan}
+    bigrams = [text[i:i + 2] for text in texts for i in range(len(text) - 1)]
+    pairs = list(zip(texts[::2], texts[1::2]))[:8]
+    ratios = [SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in pairs]
+    found = {"distinct": len(set(texts)), "answers": len(set(answers) - {None})}
+    found["distinct-2"] = len(set(bigrams)) / max(1, len(bigrams))
+    found["similarity"] = sum(ratios) / len(ratios) if ratios else math.nan
+    return found
 
 
-def mean_diversity(texts, answers, n):
+def mean_diversity(texts: list[str], answers: list, n: int) -> dict[str, float]:
     """`diversity` of flat lists, n completions per problem, averaged over the problems."""
-    found = [diversity(texts[i:i + n], answers[i:i + n]) for i in range(0, len(texts), n)]
+    found = []
+    for start in range(0, len(texts), n):
+        problem = slice(start, start + n)
+        found.append(diversity(texts[problem], answers[problem]))
     return {name: sum(f[name] for f in found) / len(found) for name in found[0]}
 
 
-def add_scores(pool, verifier, chat=False):
+def add_scores(pool: list[dict], verifier: Verifier, chat: bool = False) -> None:
     """Give every entry of a pool `scores`, those of the verifier for its completions."""
-    pairs = [(entry["prompt"], text) for entry in pool for text in entry["completions"]]
-    scores = verify_scores(verifier, *map(list, zip(*pairs)), chat)
+    prompts = [entry["prompt"] for entry in pool for _ in entry["completions"]]
+    texts = [text for entry in pool for text in entry["completions"]]
+    scores = iter(verify_scores(verifier, prompts, texts, chat))
     for entry in pool:
-        entry["scores"], scores = scores[:len(entry["rewards"])], scores[len(entry["rewards"]):]
+        entry["scores"] = [next(scores) for _ in entry["completions"]]
 
 
-def auc(scores, right):
+def auc(scores: list[float], right: list[float]) -> float:
     """Chance that a right sample outscores a wrong one, ties half (Mann-Whitney); nan where one kind is missing."""
     import numpy as np
-    _, place, count = np.unique(np.asarray(scores, dtype=float), return_inverse=True, return_counts=True)
-    rank = (count.cumsum() - (count - 1) / 2)[place]  # mean rank of equal scores
+    scores = np.asarray(scores, dtype=float)
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    mean_rank = count.cumsum() - (count - 1) / 2  # of equal scores
+    rank = mean_rank[place]
     right = np.asarray(right) == 1
-    p, q = int(right.sum()), int((~right).sum())
-    return float((rank[right].sum() - p * (p + 1) / 2) / (p * q)) if p and q else math.nan
+    p = int(right.sum())
+    q = int((~right).sum())
+    if not p or not q:
+        return math.nan
+    return float((rank[right].sum() - p * (p + 1) / 2) / (p * q))
 
 
-def judge_verifier(pool, resamples=200):
+def auc_interval(pool, resamples):
+    """95 % interval of the AUC of a pool's scores, by a bootstrap over problems -> (low, high); nan without any."""
+    import numpy as np
+    scores = [np.array(e["scores"]) for e in pool]
+    right = [np.array(e["rewards"]) == 1 for e in pool]
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(resamples):
+        some = rng.integers(len(pool), size=len(pool))
+        those = np.concatenate([scores[i] for i in some])
+        labels = np.concatenate([right[i] for i in some])
+        draws.append(auc(those, labels))
+    if np.isnan(draws).all():
+        return math.nan, math.nan
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def judge_verifier(pool: list[dict], resamples: int = 200) -> dict:
     """How well the scores of a pool tell right from wrong: AUC over all samples with a 95 % bootstrap interval over
     problems; calibration of sigmoid(score) in ten bins (mean probability, share right, count), its expected error."""
     import numpy as np
-    scores, right = [np.array(e["scores"]) for e in pool], [np.array(e["rewards"]) == 1 for e in pool]
-    rng, draws = np.random.default_rng(0), []
-    for _ in range(resamples):
-        some = rng.integers(len(pool), size=len(pool))
-        draws.append(auc(np.concatenate([scores[i] for i in some]), np.concatenate([right[i] for i in some])))
-    s, r = np.concatenate(scores), np.concatenate(right)
-    probability = 0.5 + 0.5 * np.tanh(s / 2)
+    scores = np.array([s for e in pool for s in e["scores"]])
+    right = np.array([r for e in pool for r in e["rewards"]]) == 1
+    probability = 0.5 + 0.5 * np.tanh(scores / 2)
     bins = np.minimum((probability * 10).astype(int), 9)
-    calibration = [[float(probability[bins == b].mean()), float(r[bins == b].mean()), int((bins == b).sum())]
-                   for b in range(10) if (bins == b).any()]
-    low, high = np.nanquantile(draws, [0.025, 0.975]) if not np.isnan(draws).all() else (math.nan, math.nan)
-    return {"auc": auc(s, r), "low": float(low), "high": float(high), "calibration": calibration,
-            "calibration_error": sum(abs(p - q) * n for p, q, n in calibration) / len(s),
-            "score_right": float(s[r].mean()) if r.any() else None,
-            "score_wrong": float(s[~r].mean()) if (~r).any() else None}
+    calibration = []
+    for b in range(10):
+        inside = bins == b
+        if inside.any():
+            expected = float(probability[inside].mean())
+            share = float(right[inside].mean())
+            calibration.append([expected, share, int(inside.sum())])
+    low, high = auc_interval(pool, resamples)
+    found = {"auc": auc(scores, right), "low": low, "high": high, "calibration": calibration}
+    found["calibration_error"] = sum(abs(p - share) * n for p, share, n in calibration) / len(scores)
+    found["score_right"] = float(scores[right].mean()) if right.any() else None
+    found["score_wrong"] = float(scores[~right].mean()) if (~right).any() else None
+    return found
 
 
-def metrics(pool, ks, graded=False, score="logp"):
+def metrics(pool: list[dict], ks: Sequence[int], graded: bool = False, score: str = "logp") -> dict[str, list[float]]:
     """Per-problem values of every metric from a pool -> {"pass@8": [one per problem], ...}."""
     values = {}
     for entry in pool:
-        rewards, answers, n = entry["rewards"], entry["answers"], len(entry["rewards"])
-        keys = {a for a, r in zip(answers, rewards) if r == 1 and a is not None}
-        for k in ks:
-            if graded:
-                values.setdefault(f"max@{k}", []).append(common.bon_at_k(rewards, rewards, k))
-            else:
-                values.setdefault(f"pass@{k}", []).append(common.pass_at_k(n, sum(r == 1 for r in rewards), k))
-                values.setdefault(f"maj@{k}", []).append(sum(common.maj_at_k(answers, key, k) for key in keys))
-            by = {"oracle": rewards, "logp": entry["logps"], "verifier": entry.get("scores")}[score]
-            values.setdefault(f"bon@{k}", []).append(common.bon_at_k(by, rewards, k))
-        values.setdefault("reward", []).append(sum(rewards) / n)
-        values.setdefault("length", []).append(sum(entry["lengths"]) / n)
-        if "completions" in entry:
-            for name, value in diversity(entry["completions"], answers).items():
-                values.setdefault(name, []).append(value)
-        for name in ("kl", "entropy", "gold"):
-            if name in entry:
-                values.setdefault(name, []).append(entry[name])
+        for name, value in metrics_of(entry, ks, graded, score).items():
+            values.setdefault(name, []).append(value)
     return values
 
 
-def that_fit(policy, task, problems):
+def metrics_of(entry, ks, graded, score):
+    """Every metric of one problem -> {name: number}."""
+    rewards = entry["rewards"]
+    answers = entry["answers"]
+    n = len(rewards)
+    right = sum(r == 1 for r in rewards)
+    keys = {a for a, r in zip(answers, rewards) if r == 1 and a is not None}
+    by = {"oracle": rewards, "logp": entry["logps"], "verifier": entry.get("scores")}[score]
+    found = {}
+    for k in ks:
+        if graded:
+            found[f"max@{k}"] = common.bon_at_k(rewards, rewards, k)
+        else:
+            found[f"pass@{k}"] = common.pass_at_k(n, right, k)
+            found[f"maj@{k}"] = sum(common.maj_at_k(answers, key, k) for key in keys)
+        found[f"bon@{k}"] = common.bon_at_k(by, rewards, k)
+    found["reward"] = sum(rewards) / n
+    found["length"] = sum(entry["lengths"]) / n
+    if "completions" in entry:
+        found |= diversity(entry["completions"], answers)
+    for name in ("kl", "entropy", "gold"):
+        if name in entry:
+            found[name] = entry[name]
+    return found
+
+
+def that_fit(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem]) -> list[tasks.Problem]:
     """The problems whose prompt leaves room for the task's max_new_tokens in the model's positions; says how many it
     left out.  Raises UserError if none is left, or nothing of a prompt."""
     longest = policy.positions - task.max_new_tokens
     rows = policy.encode([p.prompt for p in problems], task.chat)
+    kept = []
     for p, ids in zip(problems, rows):
         if not ids:
             raise UserError(f"{p.id}: the tokenizer of this model leaves nothing of the prompt {p.prompt[:40]!r}: take "
                             "the problem out, or another model")
-    kept = [p for p, ids in zip(problems, rows) if len(ids) <= longest]
+        if len(ids) <= longest:
+            kept.append(p)
     if not kept and problems:
         raise UserError(f"no problem leaves room for --max-new-tokens {task.max_new_tokens} in the model's "
                         f"{policy.limit}: lower it or take a model with more")
@@ -231,13 +326,15 @@ def that_fit(policy, task, problems):
     return kept
 
 
-def fit_length(policy, task):
+def fit_length(policy: common.Policy, task: tasks.Task) -> int:
     """Where the task's own max_new_tokens would fill the positions of a small model, take what the longest prompt
     leaves, half of them at least: sets it, says so and returns it; 0 where it stays."""
-    if task.max_new_tokens <= policy.positions // 2:
+    half = policy.positions // 2
+    if task.max_new_tokens <= half:
         return 0
     prompts = policy.encode([p.prompt for p in task.train + task.valid + task.test], task.chat)
-    room = max(policy.positions // 2, policy.positions - max(map(len, prompts), default=0))
+    longest = max(map(len, prompts), default=0)
+    room = max(half, policy.positions - longest)
     if room >= task.max_new_tokens:
         return 0
     task.max_new_tokens = room
@@ -246,110 +343,158 @@ def fit_length(policy, task):
     return room
 
 
-def mean_se(values):
+def mean_se(values: list[float]) -> dict[str, float]:
     """{"mean", "se"}: mean and standard error over problems (nan for one problem)."""
-    n, mean = len(values), sum(values) / len(values)
-    return {"mean": mean, "se": math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else math.nan}
+    n = len(values)
+    mean = sum(values) / n
+    if n == 1:
+        return {"mean": mean, "se": math.nan}
+    variance = sum((v - mean) ** 2 for v in values) / (n - 1)
+    return {"mean": mean, "se": math.sqrt(variance / n)}
 
 
-def evaluate(policy, task, problems, samples=64, ks=(1, 8, 32), temperature=1.0, seed=0, max_new_tokens=0, kl=False,
-             score="logp", verifier=None, target="solution"):
+def means(values):
+    """`mean_se` of each metric of `metrics`."""
+    return {name: mean_se(column) for name, column in values.items()}
+
+
+def evaluate(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem], samples: int, ks: Sequence[int],
+             temperature: float = 1.0, seed: int = 0, kl: bool = False, verifier: Verifier | None = None,
+             target: str = "solution") -> tuple[dict, list[dict]]:
     """What the training scripts call before the first and after the last update. With a verifier best-of-N selects by
     it. Returns ({"pass@8": {"mean", "se"}, ...}, pool).  Raises UserError if a k exceeds `samples`."""
     if max(ks) > samples:
         raise UserError(f"k = {max(ks)} needs at least as many samples per problem, not {samples}")
-    pool = draw_pool(policy, task, problems, samples, temperature, seed, max_new_tokens, kl, target=target)
+    pool = draw_pool(policy, task, problems, samples, temperature, seed, kl, target=target)
     if verifier:
         add_scores(pool, verifier, task.chat)
-        score = "verifier"
-    return {name: mean_se(v) for name, v in metrics(pool, ks, task.graded, score).items()}, pool
+    score = "verifier" if verifier else "logp"
+    return means(metrics(pool, ks, task.graded, score)), pool
 
 
-def table(results, kinds=("pass", "max", "maj", "bon", "kl", "length"), ks=None):
+MAIN = ("pass", "max", "maj", "bon", "kl", "length")  # the columns of the first table
+DIVERSITY = ("distinct", "answers", "entropy", "distinct-2", "similarity", "gold")  # of the second
+
+
+def table(results: dict[str, dict], kinds: Sequence[str] = MAIN, ks: Sequence[int] | None = None) -> str:
     """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}: pass@k, maj@k, bon@k, KL and length, or other kinds;
     for the budgets ks only (None: all). maj@1 and bon@1 are the mean reward, as is pass@1, so they are left out."""
-    names = [n for n in next(iter(results.values())) if n not in ("maj@1", "bon@1") and n.split("@")[0] in kinds
-             and (ks is None or "@" not in n or int(n.split("@")[1]) in ks)]
+    names = []
+    for name in next(iter(results.values())):
+        kind, _, k = name.partition("@")
+        wanted = ks is None or not k or int(k) in ks
+        if kind in kinds and wanted and name not in ("maj@1", "bon@1"):
+            names.append(name)
     names.sort(key=lambda n: kinds.index(n.split("@")[0]))  # stable: k stays in order
     width = max(map(len, results))
     lines = [" " * width + "".join(f"{n:>15}" for n in names)]
     for row, result in results.items():
-        cells = (f"{result[n]['mean']:.3f} ±{result[n]['se']:.3f}" if n in result else "-" for n in names)
-        lines.append(f"{row:{width}}" + "".join(f"{cell:>15}" for cell in cells))
+        line = f"{row:{width}}"
+        for name in names:
+            cell = f"{result[name]['mean']:.3f} ±{result[name]['se']:.3f}" if name in result else "-"
+            line += f"{cell:>15}"
+        lines.append(line)
     return "\n".join(lines)
 
 
-DIVERSITY = ("distinct", "answers", "entropy", "distinct-2", "similarity", "gold")  # the columns of the second table
-
-
-def co_scaling(results):
+def co_scaling(results: dict[str, dict]) -> dict[str, dict[str, float]]:
     """Least squares of log(-log pass@N) = log(-a) + b log N per temperature (papers' eq.: pass@N = exp(a N^b), a < 0).
     results {T: {"pass@N": {"mean"}}} -> {T: {"a", "b", "rmse"}}, rmse of pass@N itself; without points at 0 or 1."""
+    import numpy as np
     fits = {}
     for temperature, result in results.items():
-        points = [(math.log(int(name[5:])), math.log(-math.log(cell["mean"])), cell["mean"])
-                  for name, cell in result.items() if name.startswith("pass@") and 0 < cell["mean"] < 1]
-        if len(points) < 2:
+        measured = {int(name[5:]): cell["mean"] for name, cell in result.items() if name.startswith("pass@")}
+        measured = {n: p for n, p in measured.items() if 0 < p < 1}
+        if len(measured) < 2:
             continue
-        mx, my = (sum(p[i] for p in points) / len(points) for i in (0, 1))
-        b = sum((x - mx) * (y - my) for x, y, _ in points) / sum((x - mx) ** 2 for x, _, _ in points)
-        a = -math.exp(my - b * mx)
-        errors = [math.exp(a * math.exp(b * x)) - p for x, _, p in points]
-        fits[temperature] = {"a": a, "b": b, "rmse": math.sqrt(sum(e * e for e in errors) / len(errors))}
+        n = np.array(list(measured), dtype=float)
+        p = np.array(list(measured.values()))
+        b, intercept = np.polyfit(np.log(n), np.log(-np.log(p)), 1)
+        a = -np.exp(intercept)
+        errors = np.exp(a * n ** b) - p
+        rmse = np.sqrt((errors ** 2).mean())
+        fits[temperature] = {"a": float(a), "b": float(b), "rmse": float(rmse)}
     return fits
 
 
-def run_flags(model):
+def run_flags(model: str) -> dict | None:
     """Flags of a run folder, or None if `model` is none."""
     flags = contents.read_json(os.path.join(model, "args.json")).get("flags")
     known = isinstance(flags, dict) and {"model", "task", "data", "levels"} <= flags.keys()
     return flags if known else None
 
 
-def base_and_adapter(model):
+def base_and_adapter(model: str) -> tuple[str, str | None, dict | None]:
     """(base, adapter or None, flags of the adapter's run or None) that an argument names: a run folder, BASE+ADAPTER or
     a model.  Raises UserError if something that is a path is not there."""
     flags = run_flags(model)
     if flags:
         return contents.located(flags["model"], f"base of {model}, --model"), model, flags
-    plus = [i for i, character in enumerate(model) if character == "+"]
-    if model in load.EMBEDDED or os.path.exists(model) or not plus:
+    if "+" not in model or is_local(model):
         return contents.located(model, "model"), None, None
-    # a name may hold a + itself: the longest base that exists, or else a hub id, in which there is none
-    place = next((i for i in reversed(plus) if model[:i] in load.EMBEDDED or os.path.exists(model[:i])), plus[0])
-    base, adapter = model[:place], model[place + 1:]
+    base, adapter = split_at_plus(model)
     if not base or not adapter:
         raise UserError(f"{model}: give BASE+ADAPTER, or one of them alone")
     return contents.located(base, "base"), contents.located(adapter, "adapter"), run_flags(adapter)
 
 
-def problems_of(args, runs):
+def is_local(model):
+    return model in load.EMBEDDED or os.path.exists(model)
+
+
+def split_at_plus(model):
+    """(base, adapter) of BASE+ADAPTER, both of which may hold a + themselves: the longest base that exists; else what
+    is before the first +, because a hub id holds none."""
+    parts = model.split("+")
+    splits = [("+".join(parts[:i]), "+".join(parts[i:])) for i in range(1, len(parts))]
+    local = [split for split in splits if is_local(split[0])]
+    return local[-1] if local else splits[0]
+
+
+def problems_of(args, runs: dict[str, dict]) -> tasks.Task:
     """The task to evaluate on: that of --task or --data; else that of the runs among the arguments, {argument: flags};
     else countdown.  Raises UserError if the runs are of different ones."""
-    first = next((flags for flags in runs.values() if not args.data and args.task in (None, flags["task"])), None)
     if not args.task and not args.data:
-        kinds = {}  # what a run was about: the first that was
-        for model, flags in runs.items():
-            kinds.setdefault(tuple(flags.get(name) for name in ("task", "data", "levels", "columns")), model)
-        if len(kinds) > 1:
-            told = (f"{model} of {' '.join(filter(None, kind))}" for kind, model in kinds.items())
-            raise UserError(f"these runs are of different problems ({', '.join(told)}): evaluate them one by one, or "
-                            "say on which with --task or --data")
-    name, data, levels = args.task or (None if args.data else "countdown"), args.data, args.levels
-    rows = args.columns, args.skip_bad_rows
-    if first:
-        name, data, levels = first["task"], first["data"], levels or first["levels"]
-        rows = args.columns or first.get("columns"), args.skip_bad_rows or first.get("skip_bad_rows", False)
-    return tasks.load_task(name, data, levels, args.allow_unsandboxed_code, *rows)
+        same_problems(runs)
+    name = args.task
+    data = args.data
+    levels = args.levels
+    columns = args.columns
+    skip = args.skip_bad_rows
+    matching = [flags for flags in runs.values() if name in (None, flags["task"])]
+    if matching and not data:
+        name = matching[0]["task"]
+        data = matching[0]["data"]
+        levels = levels or matching[0]["levels"]
+        columns = columns or matching[0].get("columns")
+        skip = skip or matching[0].get("skip_bad_rows", False)
+    elif not name and not data:
+        name = "countdown"
+    return tasks.load_task(name, data, levels, args.allow_unsandboxed_code, columns, skip)
 
 
-def read_pool(path):
+def same_problems(runs):
+    """Raises UserError if runs {argument: flags} are of different problems."""
+    first = {}  # of each kind of problems, the first run
+    for model, flags in runs.items():
+        kind = (flags["task"], flags["data"], flags["levels"], flags.get("columns"))
+        first.setdefault(kind, model)
+    if len(first) > 1:
+        told = ", ".join(f"{model} of {' '.join(filter(None, kind))}" for kind, model in first.items())
+        raise UserError(f"these runs are of different problems ({told}): evaluate them one by one, or say on which "
+                        "with --task or --data")
+
+
+NEEDED = ("task", "graded", "id", "rewards", "answers", "logps", "lengths")  # of an entry of a pool file
+
+
+def read_pool(path: str) -> list[dict]:
     """A pool file -> list of dicts.  Raises UserError."""
     try:
         with open(path) as file:
             pool = [json.loads(line) for line in file]
         for entry in pool:
-            [entry[name] for name in ("task", "graded", "id", "rewards", "answers", "logps", "lengths")]
+            [entry[name] for name in NEEDED]
             if "messages" in entry:
                 entry["prompt"] = Chat((message["role"], message["content"]) for message in entry["messages"])
             for name in entry.keys() & {"kl", "entropy", "gold"}:
@@ -372,52 +517,70 @@ def number(value):
 def draw_pools(args, task, parts, temperatures, verifier):
     """Sample every model of `parts` {argument: what base_and_adapter says of it} at every temperature -> {row: pool},
     {argument: findings of its check}."""
-    pools, checks = {}, {}
-    wanted, length = task.chat, task.max_new_tokens  # of the task: whether it asks for a template; its longest
+    pools = {}
+    checks = {}
+    chat = task.chat  # whether the task asks for a template
+    longest = task.max_new_tokens
     count = len(task.need(args.split)[:args.problems or None])
     print(f"{args.out}: {task.name}, {count:,} problems of the {args.split} split, {args.samples} samples each",
           flush=True)
-    for model, (base, adapter, flags) in parts.items():
-        own = flags if flags and adapter == model else {}  # of a run folder; BASE+ADAPTER is put as asked here
-        policy = None  # two models need not fit at once
-        gc.collect()
-        policy = common.load_policy(base, args.bits or own.get("bits"), adapter=adapter, reference="base",
-                                    fast=chooser(args.plain))
+    for model, named in parts.items():
+        gc.collect()  # two models need not fit at once
+        task.chat = chat
+        task.max_new_tokens = longest
+        policy = ready(args, task, model, *named)
         findings = checks[model] = []
         policy.check = Check(findings.append)
-        own, task.chat, task.max_new_tokens = own if args.chat is None else {}, wanted, length
-        how = load.put_prompts(policy, task, own.get("chat", args.chat), args.system or own.get("system"))
-        print(f"{model}: {policy.note}, prompts {how}", flush=True)
-        if not args.max_new_tokens:
-            fit_length(policy, task)
         problems = that_fit(policy, task, task.need(args.split))[:args.problems or None]
         for temperature in temperatures:
-            row = model + (f" T={temperature:g}" if len(temperatures) > 1 else "")
+            row = f"{model} T={temperature:g}" if len(temperatures) > 1 else model
             told = len(findings)
             pool = draw_pool(policy, task, problems, args.samples, temperature, args.seed, label=row)
             if findings and not told:
                 print(check_words(findings[0]), flush=True)
             if verifier:
                 add_scores(pool, verifier, task.chat)
-            pools[row] = [{"task": task.name, "graded": task.graded, "chat": task.chat, **entry,
-                           **messages_of(entry["prompt"])} for entry in pool]
-            write_atomic(os.path.join(args.out, f"pool-{len(pools)}.jsonl"),  # at once: the next model may fail
-                         "".join(to_json(entry) + "\n" for entry in pools[row]))
+            known = {"task": task.name, "graded": task.graded, "chat": task.chat}
+            pools[row] = [{**known, **entry, **messages_of(entry["prompt"])} for entry in pool]
+            # at once: the next model may fail
+            text = "".join(to_json(entry) + "\n" for entry in pools[row])
+            write_atomic(os.path.join(args.out, f"pool-{len(pools)}.jsonl"), text)
         del policy
     return pools, checks
+
+
+def ready(args, task, model, base, adapter, flags):
+    """A policy that is loaded, and the task set to its prompts and length; says how."""
+    own = flags if flags and adapter == model else {}  # of a run folder; BASE+ADAPTER is put as asked here
+    policy = common.load_policy(base, args.bits or own.get("bits"), adapter=adapter, reference="base",
+                                fast=chooser(args.plain))
+    chat = args.chat
+    system = args.system
+    if chat is None:
+        chat = own.get("chat")
+        system = system or own.get("system")
+    how = load.put_prompts(policy, task, chat, system)
+    print(f"{model}: {policy.note}, prompts {how}", flush=True)
+    if not args.max_new_tokens:
+        fit_length(policy, task)
+    return policy
 
 
 def paired(values, pools):
     """{"row - first row": means of the differences problem by problem}, where both were on the same problems."""
     first, *others = values
-    told = {row: [entry["id"] for entry in pool if "gold" in entry] for row, pool in pools.items()}
+    ids = {row: [entry["id"] for entry in pool] for row, pool in pools.items()}
+    golden = {row: [entry["id"] for entry in pool if "gold" in entry] for row, pool in pools.items()}
     found = {}
     for row in others:
-        if [e["id"] for e in pools[row]] != [e["id"] for e in pools[first]]:
+        if ids[row] != ids[first]:
             continue
-        names = [n for n in values[row] if n in values[first] and (n != "gold" or told[row] == told[first])]
-        found[f"{row} - {first}"] = {n: mean_se([b - a for a, b in zip(values[first][n], values[row][n])])
-                                     for n in names}
+        differences = {}
+        for name in values[row]:
+            same = name != "gold" or golden[row] == golden[first]
+            if same and name in values[first]:
+                differences[name] = [b - a for a, b in zip(values[first][name], values[row][name])]
+        found[f"{row} - {first}"] = means(differences)
     return found
 
 
@@ -438,24 +601,28 @@ def show(report):
         print(f"co-scaling {row}: pass@N = exp({fit['a']:.3f} N^{fit['b']:.3f}), rmse {fit['rmse']:.4f}")
 
 
-def check(args, ks, pools):
+def check_flags(args, ks, pools):
     """Flags that argparse cannot judge.  Raises UserError."""
-    for name in ("problems", "max_new_tokens"):
-        if getattr(args, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} must not be negative")
+    if args.problems < 0:
+        raise UserError("--problems must not be negative")
+    if args.max_new_tokens < 0:
+        raise UserError("--max-new-tokens must not be negative")
     if args.co_scaling and (args.pool or len(ks) < 2):
         raise UserError("--co-scaling needs to sample, and at least two budgets --k")
-    samples = min((len(entry["rewards"]) for pool in pools.values() for entry in pool), default=args.samples)
+    entries = [entry for pool in pools.values() for entry in pool]
+    samples = min((len(entry["rewards"]) for entry in entries), default=args.samples)
     if max(ks) > samples:
         raise UserError(f"--k {max(ks)} exceeds the {samples} samples per problem: draw more samples or lower k")
     if args.score == "verifier" and not args.verifier:
         raise UserError("--score verifier needs --verifier: a folder of fit_verifier.py, or a reward model of "
                         "one label")
-    kinds = {(entry["task"], entry["graded"]) for pool in pools.values() for entry in pool}
+    kinds = {(entry["task"], entry["graded"]) for entry in entries}
     if len(kinds) > 1:
         raise UserError("--pool: the files are of different tasks: rescore them one by one")
+    if not args.verifier:
+        return
     for path, pool in pools.items():
-        if args.verifier and not all("completions" in e and "prompt" in e for e in pool):
+        if not all("completions" in e and "prompt" in e for e in pool):
             raise UserError(f"--verifier: the pool file {path} has no completions to score")
 
 
@@ -463,7 +630,7 @@ def new_report(args, ks, pools, **known):
     """What result.json holds, from pools {row: list of dicts}."""
     graded = next(iter(pools.values()))[0]["graded"]
     values = {row: metrics(pool, ks, graded, args.score) for row, pool in pools.items()}
-    results = {row: {n: mean_se(v) for n, v in value.items()} for row, value in values.items()}
+    results = {row: means(value) for row, value in values.items()}
     report = {"flags": vars(args), "results": results, **known, **versions()}
     if args.verifier:
         report["verifier"] = {row: judge_verifier(pool) for row, pool in pools.items()}
@@ -475,11 +642,12 @@ def new_report(args, ks, pools, **known):
 
 
 @cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    ks, temperatures = numbers(args.k, int, "--k"), numbers(args.temperature, float, "--temperature")
+    ks = numbers(args.k, int, "--k")
+    temperatures = numbers(args.temperature, float, "--temperature")
     pools = {path: read_pool(path) for path in args.pool or ()}
-    check(args, ks, pools)
+    check_flags(args, ks, pools)
     args.verifier = contents.located(args.verifier, "--verifier")
     parts = {model: base_and_adapter(model) for model in args.models}  # all, before the first takes its time
     verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
@@ -494,7 +662,8 @@ def main(argv=None):
         task = problems_of(args, {model: flags for model, (*_, flags) in parts.items() if flags})
         task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
         if not parts:
-            args.models, parts = [task.base], {task.base: (task.base, None, None)}
+            args.models = [task.base]
+            parts[task.base] = (task.base, None, None)
         known["task"] = task.name
         args.out = new_folder(args.out, f"evaluate-{task.name}")
         pools, known["checks"] = draw_pools(args, task, parts, temperatures, verifier)
@@ -504,7 +673,8 @@ def main(argv=None):
     write_atomic(os.path.join(args.out, "result.json"), to_json(report, indent=1))
     plots.plot(report["results"], os.path.join(args.out, "curves.png"), known["task"])
     if args.co_scaling:
-        plots.plot_co_scaling(report["results"], report["co_scaling"], os.path.join(args.out, "co_scaling.png"))
+        picture = os.path.join(args.out, "co_scaling.png")
+        plots.plot_co_scaling(report["results"], report["co_scaling"], picture)
     show(report)
     print(f"written to {args.out}/")
 

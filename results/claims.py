@@ -27,15 +27,14 @@ import multiprocessing
 import os
 import random
 import re
-import statistics
 import sys
-import textwrap
 from typing import NamedTuple
 
 sys.path[:0] = [os.path.dirname(os.path.abspath(__file__))]  # also where a test loads this file by its path
 import runner
 import which
-from runner import interval, per_problem, value
+from pages import spread, table, wrapped
+from runner import interval, known, per_problem, runs_of
 
 SEEDS = 5  # below so many a claim is open
 MARKS = "<!-- claims -->", "<!-- end of claims -->"  # in README.md
@@ -174,20 +173,20 @@ CLAIMS = {
 def seeds_of(found, part):
     """The seeds for which the records have what a part compares."""
     rows = [row for row in (part.a, part.b) if row]
-    return [seed for seed in sorted({seed for _, seed in found}) if all((row, seed) in found for row in rows)]
+    return sorted(set.intersection(*(set(runs_of(found, row)) for row in rows)))
 
 
 def differences(found, part):
     """What a part compares: one number per seed, in the order of seeds_of."""
-    return [value(found[part.a, seed], part.metric) - (value(found[part.b, seed], part.metric) if part.b else 0)
-            for seed in seeds_of(found, part)]
+    return runner.differences(found, part.a, part.b, part.metric)
 
 
 def bootstrap(found, part, resamples=1000):
     """(low, high): 95 % of the part's mean over its seeds if other problems had been drawn, None where the records do
     not have the metric of each problem."""
     sums = None
-    for seed in seeds_of(found, part):
+    seeds = seeds_of(found, part)
+    for seed in seeds:
         x = per_problem(found[part.a, seed], part.metric)
         y = per_problem(found[part.b, seed], part.metric) if part.b else x and [0] * len(x)
         if not x or not y:
@@ -196,7 +195,7 @@ def bootstrap(found, part, resamples=1000):
     if sums is None:
         return None
     rng, n = random.Random(0), len(sums)
-    means = sorted(sum(rng.choices(sums, k=n)) / n / len(seeds_of(found, part)) for _ in range(resamples))
+    means = sorted(sum(rng.choices(sums, k=n)) / n / len(seeds) for _ in range(resamples))
     return means[round(.025 * resamples)], means[round(.975 * resamples) - 1]
 
 
@@ -209,7 +208,9 @@ def side(part, low, high):
     """Where an interval lies, in words."""
     if low is None:
         return "open"
-    return ("right" if right(part, low, high) else "covers the bound" if low <= part.bound <= high else "wrong side")
+    if right(part, low, high):
+        return "right"
+    return "covers the bound" if low <= part.bound <= high else "wrong side"
 
 
 def verdict(parts, intervals, seeds, least=SEEDS):
@@ -217,10 +218,12 @@ def verdict(parts, intervals, seeds, least=SEEDS):
     if seeds < least:
         return "open"
     main, *others = (right(part, low, high) for part, (_, low, high) in zip(parts, intervals, strict=True))
-    return "fails" if not main else "holds" if all(others) else "in part"
+    if not main:
+        return "fails"
+    return "holds" if all(others) else "in part"
 
 
-def judged(found, name, least=SEEDS):
+def verdict_of(found, name, least=SEEDS):
     """(verdict, seeds, intervals of the parts) of a claim."""
     parts = CLAIMS[name].parts
     seeds = len(set.intersection(*(set(seeds_of(found, part)) for part in parts)))
@@ -235,25 +238,28 @@ def number(x):
     return "?" if x is None else re.sub(r"^([+-])0\.", r"\1.", f"{x:+.3f}")
 
 
+def with_interval(mean, low, high):
+    return f"{number(mean)} [{number(low)}, {number(high)}]"
+
+
 def in_brief(found, name):
     """The main part of a claim with its number and interval."""
-    mean, low, high = judged(found, name)[2][0]
-    return f"{CLAIMS[name].parts[0]}: {number(mean)} [{number(low)}, {number(high)}]"
+    return f"{CLAIMS[name].parts[0]}: {with_interval(*verdict_of(found, name)[2][0])}"
 
 
 def listing(found):
     """The list of claims as a Markdown table."""
-    lines = ["| claim | paper | verdict | main number [95 % interval] | seeds |", "|---|---|---|---|---|"]
+    rows = []
     for name, claim in CLAIMS.items():
-        said, seeds, _ = judged(found, name)
-        lines.append(f"| `{name}`: {claim.sentence} | {claim.paper} | {said} | {in_brief(found, name)} | {seeds} |")
-    return "\n".join(lines)
+        said, seeds, _ = verdict_of(found, name)
+        rows.append([f"`{name}`: {claim.sentence}", claim.paper, said, in_brief(found, name), str(seeds)])
+    return table(["claim", "paper", "verdict", "main number [95 % interval]", "seeds"], rows)
 
 
 def as_json(found):
     rows = []
     for name, claim in CLAIMS.items():
-        said, seeds, ((mean, low, high), *_) = judged(found, name)
+        said, seeds, ((mean, low, high), *_) = verdict_of(found, name)
         rows.append({"name": name, "paper": claim.paper, "verdict": said, "seeds": seeds, "effect": mean, "low": low,
                      "high": high, "command": f"python results/claims.py {name}"})
     return json.dumps(rows, indent=1)
@@ -264,41 +270,38 @@ def rows_of(name):
     return list(dict.fromkeys(row for part in CLAIMS[name].parts for row in (part.b, part.a) if row))
 
 
-def spread_table(found, rows, columns):
-    """A Markdown table of rows, means over seeds ± standard deviation; rows without records are left out."""
-    lines = ["| row | seeds | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
+def means(found, rows, columns):
+    """A Markdown table of rows, means over seeds ± standard deviation; rows without records are left out, cells that
+    not all runs of a row have are empty."""
+    lines = []
     for row in rows:
-        runs, cells = [run for (other, _), run in found.items() if other == row], []
-        if not runs:
-            continue
-        for column in columns:
-            try:
-                values = [value(run, column) for run in runs]
-                cells.append(f"{statistics.mean(values):.3f}"
-                             + (f" ±{statistics.stdev(values):.3f}" if len(values) > 1 else ""))
-            except (KeyError, TypeError):  # this row does not have it
-                cells.append("")
-        lines.append(f"| {row} | {len(runs)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        seeds = len(runs_of(found, row))
+        values = [known(found, row, column) for column in columns]
+        if seeds:
+            lines.append([row, str(seeds), *(spread(some) if len(some) == seeds else "" for some in values)])
+    return table(["row", "seeds", *columns], lines)
+
+
+PART = ("part, the main one first", "difference", "95 %, t over seeds", "95 %, bootstrap over problems", "seeds",
+        "the interval is")  # columns
 
 
 def report(found, name, least=SEEDS):
     """A claim as Markdown: rows, parts with both intervals, verdict."""
     claim = CLAIMS[name]
-    said, seeds, intervals = judged(found, name, least)
+    said, seeds, intervals = verdict_of(found, name, least)
     metrics = list(dict.fromkeys(m for part in claim.parts for m in part.metric.split(" - ")))
-    lines = [f"### `{name}`: {said}", "", f"{claim.sentence} ({claim.paper}).", "",
-             f"{seeds} seeds; `python results/claims.py {name}`; [figure](figures/{claim.figure}.png)", "",
-             spread_table(found, rows_of(name), metrics), "",
-             "| part, the main one first | difference | 95 %, t over seeds | 95 %, bootstrap over problems | seeds | |",
-             "|---|---|---|---|---|---|"]
+    rows = []
     for part, (mean, low, high) in zip(claim.parts, intervals):
         boot = bootstrap(found, part)
-        lines.append(f"| {part} | {number(mean)} | [{number(low)}, {number(high)}] | "
-                     + (f"[{number(boot[0])}, {number(boot[1])}]" if boot else "")
-                     + f" | {len(seeds_of(found, part))} | {side(part, low, high)} |")
+        rows.append([str(part), number(mean), f"[{number(low)}, {number(high)}]",
+                     f"[{number(boot[0])}, {number(boot[1])}]" if boot else "", str(len(seeds_of(found, part))),
+                     side(part, low, high)])
+    lines = [f"### `{name}`: {said}", "", f"{claim.sentence} ({claim.paper}).", "",
+             f"{seeds} seeds; `python results/claims.py {name}`; [figure](figures/{claim.figure}.png)", "",
+             means(found, rows_of(name), metrics), "", table(PART, rows)]
     if said in ("in part", "fails"):
-        lines += ["", *textwrap.wrap(f"Why: {claim.why}", 120, break_long_words=False, break_on_hyphens=False)]
+        lines += ["", *wrapped(f"Why: {claim.why}")]
     return "\n".join(lines)
 
 
@@ -348,12 +351,11 @@ def readme(found):
         lines += ["", f"{paper}:", ""]
         for name, claim in CLAIMS.items():
             if claim.paper == paper:
-                said, seeds, ((mean, low, high), *_) = judged(found, name)
+                said, seeds, ((mean, low, high), *_) = verdict_of(found, name)
                 link = f"[`{name}`](results/claims.md#{name}-{said.replace(' ', '-')})"
                 what = f"**{said}**" if said != "open" else f"open, {seeds} of {SEEDS} seeds"
-                what += f", {number(mean)} [{number(low)}, {number(high)}]" if low is not None else ""
-                lines += textwrap.wrap(f"- {link} {claim.sentence}: {what}", 120, subsequent_indent="  ",
-                                       break_long_words=False, break_on_hyphens=False)
+                what += f", {with_interval(mean, low, high)}" if low is not None else ""
+                lines += wrapped(f"- {link} {claim.sentence}: {what}", "  ")
     return "\n".join(lines[1:]) + "\n"
 
 
@@ -364,30 +366,40 @@ def between(text, new):
     return before + MARKS[0] + "\n" + new + mark + after
 
 
-def draw(found):
-    """README.md's lines, results/claims.md, which.md and figures/ from the records."""
-    import draw as pictures
+def write(name, text):
+    with open(os.path.join(runner.ROOT, name), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def page(found):
+    """results/claims.md."""
     text = ["# What the papers claim, and what the embedded tasks show", "",
             "Written by `python results/claims.py --draw` from results/records/; the rule is at its top.",
             "", listing(found)]
     for name in CLAIMS:
         text += ["", report(found, name)]
-    text += ["", "## Every row", "", *textwrap.wrap(
+    text += ["", "## Raw weights over the success rate", "", *wrapped(
+        "The weight N (1-p)^(N-1) of training for pass@N beside that of a test at pass@16: where both are above 5 % of "
+        "their maximum, and where only one is."), "", "![three weights against that of the test](figures/weights.png)"]
+    text += ["", "## Every row", "", *wrapped(
         "400 test problems, 64 samples each: means over seeds ± standard deviation; KL in nats to the base. The "
         "commands are in `results/runner.py`. Rows named old-* are of earlier versions of the code (after a warm-up "
         "their KL is to its end), real-* are 100 problems x 32 samples of the real model of "
-        "[README.md](README.md#a-real-model), KL to the warm-up; their flags are in `records/older.jsonl`.", 120)]
+        "[README.md](README.md#a-real-model), KL to the warm-up; their flags are in `records/older.jsonl`.")]
     for title, (rows, columns) in TABLES.items():
-        text += ["", f"### {title}", "", spread_table(found, rows, columns)]
-    for name, content in (("claims.md", "\n".join(text) + "\n"), ("which.md", which.page(found))):
-        with open(os.path.join(runner.ROOT, "results", name), "w", encoding="utf-8") as file:
-            file.write(content)
-    path = os.path.join(runner.ROOT, "README.md")
-    with open(path, encoding="utf-8") as file:
-        page = file.read()
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(between(page, readme(found)))
-    return [pictures.draw(found, figure) for figure in pictures.FIGURES]
+        text += ["", f"### {title}", "", means(found, rows, columns)]
+    return "\n".join(text) + "\n"
+
+
+def draw(found):
+    """README.md's lines, results/claims.md, which.md and figures/ from the records -> what is said of each figure."""
+    import draw as figures
+    write("results/claims.md", page(found))
+    write("results/which.md", which.page(found))
+    with open(os.path.join(runner.ROOT, "README.md"), encoding="utf-8") as file:
+        front = file.read()
+    write("README.md", between(front, readme(found)))
+    return [figures.save(found, name) for name in figures.FIGURES]
 
 
 # ------------------------------------------------------------------------------------------------------------- commands
@@ -440,7 +452,10 @@ def main(argv=None):
     args = parse_args(argv)
     if not args.names:
         found = runner.records()
-        print(as_json(found) if args.json else "\n".join(draw(found)) if args.draw else listing(found))
+        if args.draw:
+            print("\n".join(draw(found)))
+        else:
+            print(as_json(found) if args.json else listing(found))
         return
     names = list(CLAIMS) if "all" in args.names else [name for name in args.names if name in CLAIMS]
     rows = [rows_of(name) for name in names] + [TABLED] * ("all" in args.names)  # those of tables too
@@ -457,10 +472,10 @@ def main(argv=None):
     if "robust" in args.names:
         make(which.robust_runs(args.seeds), args.jobs, args.again)
     found = runner.records()
-    import draw as pictures
+    import draw as figures
     for name in names:
         print(report(found, name, min(args.seeds, SEEDS)))
-        print("\nrecorded: " + in_brief(recorded, name) if args.again else pictures.draw(found, CLAIMS[name].figure))
+        print("\nrecorded: " + in_brief(recorded, name) if args.again else figures.save(found, CLAIMS[name].figure))
     if {"which", "robust"} & {*args.names}:
         print(which.page(found))
 

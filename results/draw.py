@@ -19,28 +19,36 @@ STYLES = {  # colour, line, marker
 METRIC = {"pass": "pass@k", "maj": "maj@k", "bon": "best of k by the verifier", "max": "best of k"}
 
 
-def cells(found, row, metric, minus=None):
+def point(found, row, metric, minus=None):
     """(mean, low, high) of a row's metric over its seeds, less that of the row `minus` at the same seed; None without a
     record. Of one seed the ends are its own."""
-    values = [runner.value(run, metric) - (runner.value(found[minus, seed], metric) if minus else 0)
-              for (other, seed), run in found.items() if other == row and (not minus or (minus, seed) in found)]
+    values = runner.differences(found, row, minus, metric)
     if not values:
         return None
     mean, low, high = runner.interval(values)
     return (mean, mean, mean) if low is None else (mean, low, high)
 
 
-def curve(axis, found, row, label, style, kind="pass", minus=None, ks=runner.KS):
-    """A metric of a row against k (`minus`: less that of another row), with its band."""
+def band(axis, x, points, style, label):
+    """A line through points (mean, low, high) at x, with its band."""
     color, line, marker = STYLES[style]
-    points = [cells(found, row, f"{kind}@{k}", minus) for k in ks]
-    if None in points:
-        return
     mean, low, high = zip(*points)
-    axis.plot(ks, mean, color=color, linestyle=line, marker=marker, ms=4, lw=1.4, label=label)
-    axis.fill_between(ks, low, high, color=color, alpha=.2, lw=0)
+    axis.plot(x, mean, color=color, linestyle=line, marker=marker, ms=4, lw=1.4, label=label)
+    axis.fill_between(x, low, high, color=color, alpha=.2, lw=0)
+
+
+def log_ticks(axis, ks):
     axis.set_xscale("log", base=2)
     axis.set_xticks(ks, [str(k) for k in ks])
+
+
+def curve(axis, found, row, label, style, kind="pass", minus=None, ks=runner.KS):
+    """A metric of a row against k (`minus`: less that of another row), with its band."""
+    points = [point(found, row, f"{kind}@{k}", minus) for k in ks]
+    if None in points:
+        return
+    band(axis, ks, points, style, label)
+    log_ticks(axis, ks)
     axis.set(xlabel="k", ylabel=METRIC[kind] + (f" minus that of {minus}" if minus else ""))
 
 
@@ -55,13 +63,13 @@ def curves(*panels):
     which fewer than two rows are recorded are left out."""
     return lambda found: [partial(panel, found=found, title=title, kind=kind, rows=rows, **dict(zip(["minus"], minus)))
                           for title, kind, rows, *minus in panels
-                          if sum(any((row, seed) in found for seed in range(99)) for row, _, _ in rows) > 1]
+                          if sum(bool(runner.runs_of(found, row)) for row, _, _ in rows) > 1]
 
 
 def kl(found):
     """Pass@8 against KL to the base, one point per KL coefficient."""
     rows = {o: [f"kl-{o}-{beta}" for beta in ("0.1", "0.03", "0.01")] for o in ("mean", "passk")}
-    points = {o: [(cells(found, row, "kl"), cells(found, row, "pass@8")) for row in rows[o]] for o in rows}
+    points = {o: [(point(found, row, "kl"), point(found, row, "pass@8")) for row in rows[o]] for o in rows}
 
     def paint(axis):
         for objective, style, label in (("mean", "twin", "mean"), ("passk", "aware", "pass@8")):
@@ -72,7 +80,7 @@ def kl(found):
             axis.errorbar(x, y, **bars, color=color, linestyle=line, marker=marker, capsize=2, label=label)
             for beta, a, b in zip((".1", ".03", ".01"), x, y):
                 axis.annotate(beta, (a, b), textcoords="offset points", xytext=(5, -10), fontsize=8, color=color)
-        base = cells(found, "countdown-base", "pass@8")
+        base = point(found, "countdown-base", "pass@8")
         if base:
             axis.plot(0, base[0], marker="o", color=STYLES["base"][0], linestyle="none", label="base")
         axis.set(xlabel="KL to the base (nats)", ylabel="pass@8")
@@ -85,13 +93,10 @@ def temperatures(found):
     def tested(axis):
         for model, label, style in (("base", "base", "base"), ("rl", "RL", "twin"), ("bp-8", "RLB(P), T = 1", "aware"),
                                     ("bp-8-cold", "RLB(P), T = .5", "green")):
-            color, line, marker = STYLES[style]
-            points = {float(t): cells(found, f"{model}-T{t}", "pass@8") for t in runner.TEMPERATURES}
+            points = {float(t): point(found, f"{model}-T{t}", "pass@8") for t in runner.TEMPERATURES}
             points = {t: cell for t, cell in points.items() if cell}
             if points:
-                mean, low, high = zip(*points.values())
-                axis.plot(list(points), mean, color=color, linestyle=line, marker=marker, ms=4, label=label)
-                axis.fill_between(list(points), low, high, color=color, alpha=.2, lw=0)
+                band(axis, list(points), points.values(), style, label)
         axis.set(xlabel="temperature of the test", ylabel="pass@8")
         axis.set_title("countdown, 200 test problems", fontsize=10)
 
@@ -103,8 +108,7 @@ def temperatures(found):
             a, b = run["co_scaling"]["a"], run["co_scaling"]["b"]
             axis.plot(ks, [run["after"][f"pass@{k}"]["mean"] for k in ks], marker, color=color, ms=4, label=f"T = {t}")
             axis.plot(ks, [math.exp(a * k ** b) for k in ks], linestyle=line, color=color, lw=1.2)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ks, [str(k) for k in ks])
+        log_ticks(axis, ks)
         axis.set(xlabel="N", ylabel="pass@N")
         axis.set_title("base, one seed: measured, and exp(a N^b)", fontsize=10)
     return [tested, fitted] if all((f"base-T{t}", 0) in found for t in runner.TEMPERATURES) else []
@@ -146,7 +150,7 @@ def scatter(x, y):
         points = []
         for objective, (color, marker) in POINTS.items():
             row = which.chosen(found, task, objective)
-            at = row and cells(found, row, x), row and cells(found, row, y)
+            at = row and point(found, row, x), row and point(found, row, y)
             if None not in at:
                 bars = [[[abs(at[i][0] - at[i][end])] for end in (1, 2)] for i in range(2)]
                 axis.errorbar(at[0][0], at[1][0], xerr=bars[0], yerr=bars[1], color=color, capsize=2, lw=1)
@@ -225,7 +229,7 @@ FIGURES = {
 }
 
 
-def draw(found, name):
+def save(found, name):
     """Draw one of FIGURES into results/figures/ -> a line that says so, or that there is nothing to draw yet."""
     import matplotlib
     matplotlib.use("Agg")

@@ -40,6 +40,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RECORDS, RUNS = os.path.join(ROOT, "results", "records"), os.path.join(ROOT, "runs", "claims")
 KS = (1, 2, 4, 8, 16, 32, 64)
+VALID = ("pass@1", "pass@8", "pass@32", "maj@8", "bon@8")
 
 TINY = "--model tiny --lr 0.002 --temperature 1 "
 RL = TINY + "--kl-prompts 0 "  # the KL that a run only watches costs a twentieth of it and changes nothing
@@ -105,24 +106,25 @@ OBJECTIVES = {
     "bon-sft": "bon_sft --scores reward --train-problems 0 --n 8",
     "bon-rlbp": "bon_rl --variant bp --estimate plugin --n 8",
     "bon-s": "bon_rl --variant s --n 8",
-    "bon-v": "bon_rl --variant v --n 8 --verifier {judge}",
+    "bon-v": "bon_rl --variant v --n 8 --verifier {verifier}",
     "cat-passk": "cat_passk --mode rl --normalise " + SUCCESS + "--form raw --n 8",
     "cat-pool": "cat_passk --mode rl --no-normalise --rewards raw --probability success --form pool --n 8",
     "cat-majority": "cat_majority --mode rl --normalise --rewards standardised --form raw --threshold auto "
                     "--all-wrong -0.5 --n 8",
 }
-JUDGES = {"countdown": "verifier", "routes": "verifier-routes", "program": "verifier-program"}
+VERIFIERS = {"countdown": "verifier", "routes": "verifier-routes", "program": "verifier-program"}
 MODELS = {"countdown": "tiny", "routes": "tiny", "program": "tiny_program"}
 LRS = ("0.002", "0.004", "0.008")
 
 ROWS |= {
-    **{judge: ROWS["verifier"].replace("tiny --task countdown", f"{MODELS[task]} --task {task}")
-       for task, judge in JUDGES.items()},
-    **{f"which-{task}-base": f"evaluate {MODELS[task]} --task {task} @ {judge}" for task, judge in JUDGES.items()},
+    **{verifier: ROWS["verifier"].replace("tiny --task countdown", f"{MODELS[task]} --task {task}")
+       for task, verifier in VERIFIERS.items()},
+    **{f"which-{task}-base": f"evaluate {MODELS[task]} --task {task} @ {verifier}"
+       for task, verifier in VERIFIERS.items()},
     **{f"which-{task}-{objective}-{lr}":
-       f"{line.format(judge='{' + judge + '}')} --model {MODELS[task]} --task {task} --temperature 1 --samples 16 "
-       f"--prompts 64 --steps 50 --lr {lr}{' --kl-prompts 0' * (objective != 'bon-sft')} @ {judge}"
-       for task, judge in JUDGES.items() for objective, line in OBJECTIVES.items() for lr in LRS},
+       f"{line.format(verifier='{' + verifier + '}')} --model {MODELS[task]} --task {task} --temperature 1 "
+       f"--samples 16 --prompts 64 --steps 50 --lr {lr}{' --kl-prompts 0' * (objective != 'bon-sft')} @ {verifier}"
+       for task, verifier in VERIFIERS.items() for objective, line in OBJECTIVES.items() for lr in LRS},
 }
 
 # How robust is it? (which.py): pass@k against the mean on other bases, budgets, samples and learning rates; always
@@ -147,17 +149,17 @@ ROWS |= {
 }
 
 
-def words(row):
+def command_of(row):
     """Of a row: its script, its other words with {name} where a folder goes, and its verifier or None."""
-    line, _, judge = ROWS[row].partition("@")
+    line, _, verifier = ROWS[row].partition("@")
     script, *rest = shlex.split(line)
-    return script, rest, judge.strip() or None
+    return script, rest, verifier.strip() or None
 
 
 def needs(row):
     """The rows whose folders a row's run needs."""
-    _, rest, judge = words(row)
-    return [*re.findall(r"{([^}]+)}", " ".join(rest)), *([judge] if judge else [])]
+    _, rest, verifier = command_of(row)
+    return [*re.findall(r"{([^}]+)}", " ".join(rest)), *([verifier] if verifier else [])]
 
 
 def is_verifier(row):
@@ -181,7 +183,7 @@ def is_done(row, seed):
 
 def arguments(row, seed):
     """The command line of a run after the name of its script, without --out."""
-    rest = words(row)[1]
+    rest = command_of(row)[1]
     return [re.sub(r"{([^}]+)}", lambda found: folder(found[1], seed), word) for word in rest] + ["--seed", str(seed)]
 
 
@@ -243,7 +245,7 @@ def ensure(row, seed, wait=True, adapter=False):
             return mine
         said, started, cpu = [], time.time(), time.process_time()
         resumed = os.path.exists(os.path.join(folder(row, seed), "args.json")) and not is_done(row, seed)
-        script = words(row)[0]
+        script = command_of(row)[0]
         if script != "evaluate" and not is_done(row, seed):
             print(f"{row}, seed {seed}: {'going on' if resumed else 'training'}", flush=True)
             train(row, seed, resumed)
@@ -258,7 +260,7 @@ def ensure(row, seed, wait=True, adapter=False):
 
 def train(row, seed, resumed):
     """Run a row's script in this process, what it prints to ROW-SEED.log."""
-    script, out = words(row)[0], folder(row, seed)
+    script, out = command_of(row)[0], folder(row, seed)
     sys.path[:0] = [path for path in (ROOT, os.path.join(ROOT, "models")) if path not in sys.path]
     module = __import__(script)
     extra = [] if is_verifier(row) or is_base(row) else ["--eval-samples", "0"]
@@ -271,70 +273,102 @@ def train(row, seed, resumed):
                 signal.signal(number, handler)
 
 
+def read_json(row, seed, name):
+    with open(os.path.join(folder(row, seed), name)) as file:
+        return json.load(file)
+
+
 def evaluated(row, seed, cpu_seconds):
     """The record of a run whose training is finished."""
     sys.path[:0] = [ROOT] * (ROOT not in sys.path)
+    from support.folder import versions
+    script, rest, verifier = command_of(row)
+    run = {"row": row, "script": script, "flags": flags_of(rest, seed), **versions(), "commit": commit()}
+    if is_verifier(row):
+        found = read_json(row, seed, "verifier.json")
+        return {**run, "seconds": found["seconds"], "cpu_seconds": cpu_seconds, "auc": found["auc"],
+                "auc_interval": [found["low"], found["high"]], "after": {}, "problems": {}}
+    if is_base(row):
+        found = read_json(row, seed, "result.json")
+        return {**run, "seconds": found["seconds"], "cpu_seconds": cpu_seconds, "parameters": found["parameters"],
+                "after": {}, "problems": {}}
+    if script != "evaluate":
+        run |= training_of(row, seed, cpu_seconds)
+    return run | measured(row, seed)
+
+
+def training_of(row, seed, cpu_seconds):
+    """What a record says of the training."""
+    with open(os.path.join(folder(row, seed), "metrics.jsonl")) as file:
+        steps = [json.loads(text) for text in file]
+    return {"seconds": read_json(row, seed, "result.json")["seconds"],
+            "cpu_seconds": cpu_seconds and round(cpu_seconds, 1),
+            "samples_per_s": round(statistics.median(s["samples_per_s"] for s in steps), 1),
+            "zero": round(statistics.mean(s["zero"] for s in steps), 4)}
+
+
+def what_to_measure(row, seed):
+    """(flags, model, adapter, number of problems or None for all, temperature) of an evaluation."""
+    import evaluate
+    script, rest, _ = command_of(row)
+    line = arguments(row, seed)
+    if script != "evaluate":
+        flags = __import__(script).parser().parse_args(line)
+        # A policy trained at another temperature is tested at 1 here: its rows at others are evaluations of their own.
+        return flags, flags.model, folder(row, seed), flags.eval_problems or None, 1.0
+    flags = evaluate.parse_args(line)
+    model = flags.models[0]
+    adapter = None
+    if rest[0].startswith("{") and not is_base(rest[0][1:-1]):
+        adapter = model
+        model = "tiny"
+    return flags, model, adapter, flags.problems or None, float(flags.temperature)
+
+
+def kept_of(row, task):
+    """The metrics that are kept of each problem: where there are many runs none, their interval is that over seeds."""
+    if row.startswith(("which-", "robust-")):
+        return set()
+    kept = {"gold", "kl", "bon@8", "bon@32", "maj@8"}
+    if task.graded:
+        kept |= {"max@1", "max@8", "max@64"}
+    if task.name == "routes":
+        kept |= {"maj@16", "maj@32", "maj@64"}
+    return kept
+
+
+def measured(row, seed):
+    """What a record says of the evaluation."""
     import common
     import evaluate
     import tasks
     from fast.choose import choose_fast
-    from support.folder import versions
     from support.verifier import load_verifier
-    script, rest, judge = words(row)
-    line, given = arguments(row, seed), folder(row, seed)
-    run = {"row": row, "script": script, "flags": flags_of(rest, seed), **versions(), "commit": commit()}
-    if is_verifier(row):
-        with open(os.path.join(given, "verifier.json")) as file:
-            found = json.load(file)
-        return {**run, "seconds": found["seconds"], "cpu_seconds": cpu_seconds, "auc": found["auc"],
-                "auc_interval": [found["low"], found["high"]], "after": {}, "problems": {}}
-    if is_base(row):
-        with open(os.path.join(given, "result.json")) as file:
-            found = json.load(file)
-        return {**run, "seconds": found["seconds"], "cpu_seconds": cpu_seconds, "parameters": found["parameters"],
-                "after": {}, "problems": {}}
-    flags = evaluate.parse_args(line) if script == "evaluate" else __import__(script).parser().parse_args(line)
-    if script == "evaluate":
-        model, adapter = flags.models[0], None
-        if rest[0].startswith("{") and not is_base(rest[0][1:-1]):
-            model, adapter = "tiny", model
-    else:
-        with open(os.path.join(given, "result.json")) as file:
-            seconds = json.load(file)["seconds"]
-        with open(os.path.join(given, "metrics.jsonl")) as file:
-            steps = [json.loads(text) for text in file]
-        model, adapter = flags.model, given
-        run |= {"seconds": seconds, "cpu_seconds": cpu_seconds and round(cpu_seconds, 1),
-                "samples_per_s": round(statistics.median(s["samples_per_s"] for s in steps), 1),
-                "zero": round(statistics.mean(s["zero"] for s in steps), 4)}
+    script, _, verifier = command_of(row)
+    flags, model, adapter, size, temperature = what_to_measure(row, seed)
     task = tasks.load_task(flags.task)
     policy = common.load_policy(model, 32, adapter=adapter, reference="base", fast=choose_fast)
-    problems = task.test[:(flags.problems if script == "evaluate" else flags.eval_problems) or None]
-    # A policy trained at another temperature is tested at 1 here: its rows at others are evaluations of their own.
-    temperature = float(flags.temperature) if script == "evaluate" else 1.0
 
-    def measured(problems, kl):
+    def draw(problems, kl):
         pool = evaluate.draw_pool(policy, task, problems, 64, temperature, seed, kl=kl)  # as evaluate.evaluate
-        if judge:
-            evaluate.add_scores(pool, load_verifier(folder(judge, seed)))
-        return pool, evaluate.metrics(pool, KS, task.graded, "verifier" if judge else "logp")
-    pool, values = measured(problems, True)
-    kept = {"gold", "kl", "bon@8", "bon@32", "maj@8"} | ({"max@1", "max@8", "max@64"} if task.graded else set()) | (
-        {"maj@16", "maj@32", "maj@64"} if task.name == "routes" else set())
-    if row.startswith(("which-", "robust-")):
-        kept = set()  # there are many, and their interval is that over seeds
-    values = {name: v for name, v in values.items() if judge or not name.startswith("bon@")}  # by logp: of no interest
-    after = {name: evaluate.mean_se(v) for name, v in values.items()}
-    run["after"] = {name: {part: round(number, 5) for part, number in cell.items()} for name, cell in after.items()}
+        if verifier:
+            evaluate.add_scores(pool, load_verifier(folder(verifier, seed)))
+        return pool, evaluate.metrics(pool, KS, task.graded, "verifier" if verifier else "logp")
+
+    pool, values = draw(task.test[:size], True)
+    if not verifier:  # by logp: of no interest
+        values = {name: v for name, v in values.items() if not name.startswith("bon@")}
+    after = evaluate.means(values)
+    run = {"after": {name: {part: round(number, 5) for part, number in cell.items()} for name, cell in after.items()}}
     run["problems"] = {} if task.graded else {"right": [sum(r == 1 for r in e["rewards"]) for e in pool]}
-    run["problems"] |= {name: [round(1000 * v) for v in values[name]] for name in sorted(kept & values.keys())}
-    if judge:
-        run["auc"] = round(evaluate.auc([s for e in pool for s in e["scores"]],
-                                        [r for e in pool for r in e["rewards"]]), 5)
+    for name in sorted(kept_of(row, task) & values.keys()):
+        run["problems"][name] = [round(1000 * v) for v in values[name]]
+    if verifier:
+        scores = [s for e in pool for s in e["scores"]]
+        run["auc"] = round(evaluate.auc(scores, [r for e in pool for r in e["rewards"]]), 5)
     if row.startswith("which-") and script != "evaluate" and seed == 0:  # a learning rate is chosen by it
-        _, values = measured(task.valid, False)
-        run["valid"] = {name: round(evaluate.mean_se(values[name])["mean"], 5)
-                        for name in ("pass@1", "pass@8", "pass@32", "maj@8", "bon@8")}
+        means = evaluate.means(draw(task.valid, False)[1])
+        run["valid"] = {name: round(means[name]["mean"], 5) for name in VALID}
     if "-T" in row:
         fit = evaluate.co_scaling({1: {f"pass@{k}": after[f"pass@{k}"] for k in KS[:-1]}})[1]
         run["co_scaling"] = {name: round(value, 5) for name, value in fit.items()}
@@ -429,6 +463,30 @@ def value(run, metric):
     if metric in ("auc", "cpu_seconds", "seconds", "zero", "samples_per_s"):
         return run[metric]
     return run["co_scaling"]["rmse"] if metric == "rmse" else run["after"][metric]["mean"]
+
+
+def runs_of(found, row):
+    """{seed: record} of a row."""
+    return {seed: run for (other, seed), run in found.items() if other == row}
+
+
+def known(found, row, metric):
+    """A row's metric at the seeds whose record has it."""
+    some = []
+    for run in runs_of(found, row).values():
+        with contextlib.suppress(KeyError):
+            some.append(value(run, metric))
+    return [v for v in some if v is not None]
+
+
+def differences(found, row, minus, metric):
+    """A row's metric, less that of the row `minus` (None: nothing) at the same seed: a list, by seed, of the seeds that
+    have what it takes."""
+    runs = runs_of(found, row)
+    if minus is None:
+        return [value(runs[seed], metric) for seed in sorted(runs)]
+    others = runs_of(found, minus)
+    return [value(runs[seed], metric) - value(others[seed], metric) for seed in sorted(runs.keys() & others)]
 
 
 def per_problem(run, metric):

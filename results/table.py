@@ -3,11 +3,11 @@
     python results/table.py runs/a runs/b ... --columns pass@1,pass@8,pass@32,maj@8,kl,seconds
     python results/table.py results/records/bon_rl.jsonl --where variant=bp --columns pass@8,kl,zero
 
-A run is a folder or an entry of a file like those in results/records/, one JSON object to a line (or a JSON list of
-them): {"script", "flags", "commit", "after": {metric: {"mean", "se"}}, "zero", "seconds", ...}. A flag that a file
-leaves out has its default; what a file names after the run's own seed (adapter runs/a-0 of seed 0) counts as one,
-runs/a-SEED. A cell is the mean over seeds ± the standard deviation over seeds, or of one run ± the standard error over
-problems. What has no result is named.
+A run is a folder or an entry of a file like those in results/records/, one JSON object to a line: {"script",
+"flags", "commit", "after": {metric: {"mean", "se"}}, "zero", "seconds", ...}. A flag that a file leaves out has its
+default; what a file names after the run's own seed (adapter runs/a-0 of seed 0) counts as one, runs/a-SEED. A cell is
+the mean over seeds ± the standard deviation over seeds, or of one run ± the standard error over problems. What has no
+result is named.
 """
 import json
 import math
@@ -16,41 +16,59 @@ import re
 import statistics
 import sys
 
-sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.dirname(HERE)]
+import pages
 from support.flags import Parser
 from support.output import consoles
 
 IGNORED = {"seed", "out", "resume", "save_every"}
 
 
-def load(path):
+def read_json(path):
     with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file] if path.endswith(".jsonl") else json.load(file)
+        return json.load(file)
+
+
+def read_lines(path):
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def read(path):
     """The runs of a folder or file.  Raises FileNotFoundError without a result, OSError or ValueError if unreadable."""
     try:
-        if os.path.isfile(path):
-            runs = load(path)
-            runs = [run for run in runs if run.get("after")]  # a verifier has no row
-            for run in runs:
-                run["flags"] = {name: re.sub(f"-{run['flags']['seed']}$", "-SEED", value) if isinstance(value, str)
-                                else value for name, value in run["flags"].items()}
-        else:
-            runs = [{**load(os.path.join(path, "args.json")), **load(os.path.join(path, "result.json"))}]
-            with open(os.path.join(path, "metrics.jsonl"), encoding="utf-8") as file:
-                runs[0]["zero"] = statistics.mean(json.loads(line)["zero"] for line in file)
-        for cell in (cell for run in runs for row in ("before", "after") for cell in run.get(row, {}).values()):
-            cell |= {name: math.nan for name, value in cell.items() if value is None}  # what is not finite
-        for run in runs:  # what the table needs of each
+        runs = read_file(path) if os.path.isfile(path) else [read_folder(path)]
+        for run in runs:
+            for cell in cells(run):
+                cell |= {name: math.nan for name, value in cell.items() if value is None}  # what is not finite
+            # what the table needs of each
             hash((run["script"], run["flags"]["seed"], *run["flags"].values()))
-            sum(cell["mean"] + cell["se"] for row in ("before", "after") for cell in run.get(row, {}).values())
+            sum(cell["mean"] + cell["se"] for cell in cells(run))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"not a run or list of runs ({error})") from error
     if not runs:
         raise FileNotFoundError(path)
     return runs
+
+
+def read_file(path):
+    runs = [run for run in read_lines(path) if run.get("after")]  # a verifier has no row
+    for run in runs:
+        own = re.compile(f"-{run['flags']['seed']}$")
+        run["flags"] = {name: own.sub("-SEED", value) if isinstance(value, str) else value
+                        for name, value in run["flags"].items()}
+    return runs
+
+
+def read_folder(path):
+    run = read_json(os.path.join(path, "args.json")) | read_json(os.path.join(path, "result.json"))
+    steps = read_lines(os.path.join(path, "metrics.jsonl"))
+    return {**run, "zero": statistics.mean(step["zero"] for step in steps)}
+
+
+def cells(run):
+    return [cell for row in ("before", "after") for cell in run.get(row, {}).values()]
 
 
 def select(runs, where):
@@ -59,36 +77,41 @@ def select(runs, where):
     return [run for run in runs if all(str({**run, **run["flags"]}.get(name)) == value for name, value in wanted)]
 
 
-def spread(values):
-    """Of cells: mean, and standard deviation over seeds or the one run's standard error; of numbers: mean, None."""
+def cell(values):
+    """A column's values of runs that differ in their seed, as text."""
+    if not values:
+        return ""
     if not isinstance(values[0], dict):
-        return statistics.mean(values), None
-    means = [v["mean"] for v in values]
-    return (statistics.mean(means), statistics.stdev(means)) if len(means) > 1 else (means[0], values[0]["se"])
+        return f"{statistics.mean(values):.3g}"
+    if len(values) == 1:
+        return f"{values[0]['mean']:.3f} ±{values[0]['se']:.3f}"
+    return pages.spread([v["mean"] for v in values])
+
+
+BASE = ("task", "data", "model", "adapter", "bits", "temperature", "eval_samples")  # what the row "before" depends on
 
 
 def rows(runs, columns):
-    """The table as [(name, number of runs, {column: spread})], the bases first."""
-    groups, base = {}, {}
+    """The table's rows, the bases first."""
+    groups = {}
+    bases = {}
     for run in runs:
         flags = {name: value for name, value in sorted(run["flags"].items()) if name not in IGNORED}
         groups.setdefault((run["script"], tuple(flags.items())), []).append(run)
         if "before" in run:
-            what = tuple(flags.get(name) for name in
-                         ("task", "data", "model", "adapter", "bits", "temperature", "eval_samples"))
-            base.setdefault(what, {})[run["flags"]["seed"]] = run["before"]
-    table = [(f"before ({what[0] or what[1]})", list(results.values())) for what, results in base.items()]
+            kind = tuple(flags.get(name) for name in BASE)
+            bases.setdefault(kind, {})[run["flags"]["seed"]] = run["before"]
+    named = [(f"before ({kind[0] or kind[1]})", list(results.values())) for kind, results in bases.items()]
     for (script, flags), members in groups.items():
         others = [dict(key[1]) for key in groups if key[0] == script]
-        name = [f"{n}={v}" for n, v in flags if len({str(f.get(n)) for f in others}) > 1]  # those that vary
+        varying = [f"{n}={v}" for n, v in flags if len({str(other.get(n)) for other in others}) > 1]
         results = []
-        for run in members:  # beside the metrics: numbers, also those one level down
-            parts = {f"{n}.{p}": v for n, value in run.items() if isinstance(value, dict) for p, v in value.items()}
-            numbers = {n: v for n, v in {**run, **parts}.items() if isinstance(v, (int, float))}
+        for run in members:
+            numbers = {name: v for name, v in run.items() if isinstance(v, (int, float))}
             results.append({**numbers, **run.get("after", {})})
-        table.append((" ".join([str(script), *name]), results))
-    return [(name, len(results), {column: spread([r[column] for r in results if column in r]) for column in columns
-                                  if any(column in r for r in results)}) for name, results in table]
+        named.append((" ".join([str(script), *varying]), results))
+    return [[name, str(len(results)), *(cell([r[column] for r in results if column in r]) for column in columns)]
+            for name, results in named]
 
 
 def parser():
@@ -112,11 +135,7 @@ def main():
     chosen = select(runs, args.where)
     if runs and not chosen:
         parser().exit(2, f"table.py: error: --where {args.where}: no run is recorded with that\n")
-    print("| run | seeds | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 2))
-    for name, seeds, cells in rows(chosen, columns):
-        print(f"| {name} | {seeds} | " + " | ".join(
-            "" if c not in cells else f"{cells[c][0]:.3g}" if cells[c][1] is None
-            else f"{cells[c][0]:.3f} ±{cells[c][1]:.3f}" for c in columns) + " |")
+    print(pages.table(["run", "seeds", *columns], rows(chosen, columns)))
 
 
 if __name__ == "__main__":

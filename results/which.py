@@ -6,12 +6,12 @@ validation problems at what the objective is for (SELECT). The run of that seed 
 400 test problems; base and verifier are the same for all rows of a task. One thread each, two runs beside each other.
 """
 import statistics
-import textwrap
 
 import runner
-from runner import interval, value
+from pages import spread, table, wrapped
+from runner import differences, interval, known, runs_of
 
-TASKS = tuple(runner.JUDGES)
+TASKS = tuple(runner.VERIFIERS)
 SELECT = {"mean": "pass@1", "passk": "pass@8", "majority": "maj@8", "bon-sft": "pass@8", "bon-rlbp": "pass@8",
           "bon-s": "pass@8", "bon-v": "bon@8", "cat-passk": "pass@8", "cat-pool": "pass@8", "cat-majority": "maj@8"}
 LABELS = {
@@ -49,16 +49,6 @@ def table_runs(found, task, seeds):
     return [(chosen(found, task, objective), seed) for seed in range(seeds) for objective in LABELS]
 
 
-def runs(found, row):
-    return {seed: run for (other, seed), run in found.items() if other == row}
-
-
-def differences(found, row, other, metric):
-    """A row's metric over another row's, seed by seed of those that both have."""
-    one, two = runs(found, row), runs(found, other)
-    return [value(one[seed], metric) - value(two[seed], metric) for seed in sorted(one.keys() & two)]
-
-
 def lead(found, row, other, metric):
     """(mean, low, high) of a row's metric over another row's, paired by seed."""
     return interval(differences(found, row, other, metric))
@@ -70,30 +60,30 @@ def tied(found, best, row, metric):
     return low is None or low <= 0
 
 
-def table(found, task):
+def results(found, task):
     """Markdown: means over seeds ± standard deviation; the best in bold, what ties with it marked ≈."""
     rows = {objective: chosen(found, task, objective) for objective in LABELS}
-    rows = {objective: row for objective, row in rows.items() if row and runs(found, row)}
-    values = {(o, c): [value(run, c) for run in runs(found, row).values() if c in run or c in run["after"]]
-              for o, row in rows.items() for c in COLUMNS}
-    values = {cell: [v for v in some if v is not None] for cell, some in values.items()}
-    lines = ["| objective | learning rate | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
-    best = {c: max((o for o in rows if values[o, c]), key=lambda o: statistics.mean(values[o, c])) for c in BEST
-            if any(values[o, c] for o in rows)}
+    rows = {objective: row for objective, row in rows.items() if row and runs_of(found, row)}
+    values = {(objective, column): known(found, row, column) for objective, row in rows.items() for column in COLUMNS}
+    best = {}
+    for column in BEST:
+        having = [objective for objective in rows if values[objective, column]]
+        if having:
+            best[column] = max(having, key=lambda objective: statistics.mean(values[objective, column]))
+    lines = []
     for objective, row in rows.items():
-        cells = []
+        rate = "" if objective == "base" else row.rpartition("-")[2]
+        cells = [LABELS[objective], rate, str(len(runs_of(found, row)))]
         for column in COLUMNS:
             some = values[objective, column]
-            text = f"{statistics.mean(some):.{3 * (abs(some[0]) < 10)}f}" if some else ""
-            text += f" ±{statistics.stdev(some):.{3 * (abs(some[0]) < 10)}f}" if len(some) > 1 else ""
+            text = spread(some, 0 if some and abs(some[0]) >= 10 else 3)
             if best.get(column) == objective:
                 text = f"**{text}**"
             elif column in best and some and tied(found, rows[best[column]], row, column):
                 text = f"≈ {text}"
             cells.append(text)
-        lr = "" if objective == "base" else row.rpartition("-")[2]
-        lines.append(f"| {LABELS[objective]} | {lr} | {len(runs(found, row))} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return table(["objective", "learning rate", "seeds", *COLUMNS], lines)
 
 
 def signed(middle, low, high):
@@ -103,17 +93,29 @@ def signed(middle, low, high):
 
 def leads(found, task):
     """Markdown: each objective's lead over the base, paired by seed."""
-    lines = ["| lead over the base | " + " | ".join(BEST) + " |", "|---" * (1 + len(BEST)) + "|"]
-    for objective in SELECT:
-        row = chosen(found, task, objective)
-        if row and runs(found, row):
-            lines.append(f"| {objective} | " + " | ".join(
-                signed(*lead(found, row, f"which-{task}-base", metric)) for metric in BEST) + " |")
-    return "\n".join(lines)
+    rows = {objective: chosen(found, task, objective) for objective in SELECT}
+    return table(["lead over the base", *BEST], [
+        [objective, *(signed(*lead(found, row, f"which-{task}-base", metric)) for metric in BEST)]
+        for objective, row in rows.items() if row and runs_of(found, row)])
+
+
+def rates(found):
+    """Markdown: what the learning rates were chosen by."""
+    rows = []
+    for task in TASKS:
+        for objective, metric in SELECT.items():
+            best = chosen(found, task, objective)
+            cells = []
+            for row in tries(task, objective):
+                text = f"{found[row, 0]['valid'][metric]:.3f}" if (row, 0) in found else ""
+                cells.append(f"**{text}**" if row == best else text)
+            if any(cells):
+                rows.append([task, objective, metric, *cells])
+    return table(["task", "objective", "metric", *runner.LRS], rows)
 
 
 def paragraph(text):
-    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False) + [""]
+    return [*wrapped(text), ""]
 
 
 def page(found):
@@ -125,23 +127,15 @@ def page(found):
                        "and ≈ marks what the paired 95 % interval (t over seeds) does not separate from it. KL in nats "
                        "to the base; seconds of CPU.")]
     for task in TASKS:
-        seeds = min(len(runs(found, chosen(found, task, objective))) for objective in LABELS)
+        seeds = min(len(runs_of(found, chosen(found, task, objective))) for objective in LABELS)
         text += [f"## {task}", "", *["Not finished: a row without five seeds is a first look.\n"] * (seeds < 5),
-                 table(found, task), "", leads(found, task), ""]
+                 results(found, task), "", leads(found, task), ""]
     text += [*paragraph("A point is an objective, its bars are 95 % intervals over seeds, cut at the panel; the grey "
                         "line is the frontier."),
              "![pass@32 against pass@1, with the frontier](figures/which.png)", "",
              "![pass@32 against KL](figures/which-kl.png)", "", "## Learning rates", "",
              "On validation problems, seed 0; the chosen one is bold.", "",
-             "| task | objective | metric | " + " | ".join(runner.LRS) + " |", "|---" * (3 + len(runner.LRS)) + "|"]
-    for task in TASKS:
-        for objective, metric in SELECT.items():
-            best, cells = chosen(found, task, objective), []
-            for row in tries(task, objective):
-                text_ = f"{found[row, 0]['valid'][metric]:.3f}" if (row, 0) in found else ""
-                cells.append(f"**{text_}**" if row == best else text_)
-            if any(cells):
-                text.append(f"| {task} | {objective} | {metric} | " + " | ".join(cells) + " |")
+             rates(found)]
     return "\n".join([*text, "", *robust_page(found)]) + "\n"
 
 
@@ -163,9 +157,8 @@ def robust_runs(seeds):
 def at_their_best(found, base, k, n):
     """Both rows, each at the learning rate with the best pass@k; None before all rates of both are there."""
     pairs = [robust_rows(base, k, n, lr) for lr in runner.LRS]
-    if all(runs(found, row) for pair in pairs for row in pair):
-        score = lambda row: statistics.mean(value(run, f"pass@{k}") for run in runs(found, row).values())
-        return [max(rows, key=score) for rows in zip(*pairs)]
+    if all(runs_of(found, row) for pair in pairs for row in pair):
+        return [max(rows, key=lambda row: statistics.mean(known(found, row, f"pass@{k}"))) for rows in zip(*pairs)]
 
 
 def compared(found, k, n):
@@ -178,35 +171,40 @@ def compared(found, k, n):
 
 def robust_page(found):
     """Markdown lines: the lead of pass@k training at pass@k over the mean objective, and over the base."""
-    rates = [f"learning rate {lr}" for lr in runner.LRS]
-    lines = ["## How robust is pass@k against the mean?", "",
-             *paragraph(
-                 "Countdown, 50 steps of 1,024 samples, 200 test problems x 64 samples. The lead at pass@k of training "
-                 "for pass@k over training for the mean with the same n samples per prompt, paired by seed, with its "
-                 "95 % interval. Each at its best: each objective at the learning rate that is best for it on these "
-                 "same problems. First all bases together, a pair per base and seed."),
-             *["Not finished: every cell is to have three seeds.\n"] * any(
-                 (row, seed) not in found for row, seed in robust_runs(3)),
-             "| k | n | each at its best | " + " | ".join(rates) + " | pairs |", "|---" * (4 + len(rates)) + "|"]
-    table, ends = [], []
+    pooled = []
+    single = {base: [] for base in runner.BASES}
+    ends = []  # of each interval of one base and learning rate
     for k, n in runner.BUDGETS:
         columns = compared(found, k, n)
         ends += [interval(pairs)[1:] for column in columns[1:] for pairs in column if len(pairs) > 1]
-        if any(sum(column, []) for column in columns):
-            lines.append(f"| {k} | {n} | " + " | ".join(signed(*interval(sum(column, []))) for column in columns)
-                         + f" | {min(len(sum(column, [])) for column in columns[1:])} |")
+        together = [sum(column, []) for column in columns]
+        if any(together):
+            count = min(map(len, together[1:]))
+            pooled.append([str(k), str(n), *(signed(*interval(pairs)) for pairs in together), str(count)])
         for i, base in enumerate(runner.BASES):
-            if any(column[i] for column in columns):
-                over = [lead(found, robust_rows(base, k, n, lr)[0], f"robust-{base}-base", f"pass@{k}")[0]
-                        for lr in runner.LRS]
-                cells = [signed(*interval(columns[0][i])), *(
-                    f"{signed(*interval(column[i]))} / {gain:+.3f}" if column[i] and gain is not None else ""
-                    for column, gain in zip(columns[1:], over))]
-                table.append(f"| {base} | {k} | {n} | " + " | ".join(cells)
-                             + f" | {min(len(column[i]) for column in columns[1:])} |")
-    return [*lines, "", *paragraph(
-        "Each base by itself, and / the lead over that base. *tiny* is the embedded model, *short* has a third of its "
-        f"pretraining, *wide* four times its parameters. Of {len(ends)} cells of one base and learning rate "
-        f"{sum(low > 0 for low, _ in ends)} have an interval above 0, {sum(high < 0 for _, high in ends)} one below."),
-        "| base | k | n | each at its best | " + " | ".join(rates) + " | seeds |", "|---" * (5 + len(rates)) + "|",
-        *sorted(table, key=lambda line: [line.startswith(f"| {base} ") for base in runner.BASES], reverse=True)]
+            own = [column[i] for column in columns]
+            if any(own):
+                cells = [signed(*interval(own[0]))]
+                for lr, pairs in zip(runner.LRS, own[1:]):
+                    over = lead(found, robust_rows(base, k, n, lr)[0], f"robust-{base}-base", f"pass@{k}")[0]
+                    missing = not pairs or over is None
+                    cells.append("" if missing else f"{signed(*interval(pairs))} / {over:+.3f}")
+                single[base].append([base, str(k), str(n), *cells, str(min(map(len, own[1:])))])
+    columns = ["k", "n", "each at its best", *(f"learning rate {lr}" for lr in runner.LRS)]
+    unfinished = any((row, seed) not in found for row, seed in robust_runs(3))
+    above = sum(low > 0 for low, _ in ends)
+    below = sum(high < 0 for _, high in ends)
+    return [
+        "## How robust is pass@k against the mean?", "",
+        *paragraph(
+            "Countdown, 50 steps of 1,024 samples, 200 test problems x 64 samples. The lead at pass@k of training for "
+            "pass@k over training for the mean with the same n samples per prompt, paired by seed, with its 95 % "
+            "interval. Each at its best: each objective at the learning rate that is best for it on these same "
+            "problems. First all bases together, a pair per base and seed."),
+        *["Not finished: every cell is to have three seeds.\n"] * unfinished,
+        *table([*columns, "pairs"], pooled).split("\n"), "",
+        *paragraph(
+            "Each base by itself, and / the lead over that base. *tiny* is the embedded model, *short* has a third of "
+            f"its pretraining, *wide* four times its parameters. Of {len(ends)} cells of one base and learning rate "
+            f"{above} have an interval above 0, {below} one below."),
+        *table(["base", *columns, "seeds"], sum(single.values(), [])).split("\n")]

@@ -10,7 +10,6 @@ import faulthandler
 import gc
 import importlib.util
 import json
-import math
 import os
 import random
 import re
@@ -30,6 +29,7 @@ from support.errors import UserError
 from support.folder import versions, write_atomic
 from support.output import to_json
 from support.run import batch_of
+from tasks import Problem
 
 SECONDS = 500  # of the whole command: below nine minutes with what starting and ending take
 PARTS = {"shape": (60, 190), "tests": (60, 120), "step": (60, 130), "ppo": (40, 70)}  # seconds: needed, at most
@@ -46,8 +46,8 @@ def record(folder, part, **line):
     lines = read(folder)
     write_atomic(os.path.join(folder, "gpu.json"), to_json(lines, indent=1) + "\n")
     write_atomic(os.path.join(folder, "gpu.md"), markdown(lines))
-    print(f"{part}: " + ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-                                  for name, value in line.items()), flush=True)
+    told = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in line.items())
+    print(f"{part}: " + ", ".join(told), flush=True)
 
 
 def read(folder):
@@ -62,16 +62,25 @@ def markdown(lines):
     text = [f"# {head['device']}", f"{head['date']}, commit {head['commit']}, `{head['command']}`, {made}", BOUND, RATE]
     for part in dict.fromkeys(line["part"] for line in lines[1:]):
         text.append(f"## {part}")
-        tables = {}
+        alike = {}  # lines with the same keys
         for line in lines:
             if line["part"] == part:
-                tables.setdefault(tuple(name for name in line if name != "part"), []).append(line)
-        for names, rows in tables.items():
-            cells = [[f"{row[n]:,.4g}" if isinstance(row[n], float) else str(row[n]).replace("|", "\\|")
-                      .replace("\n", "<br>") for n in names] for row in rows]
-            text.append("\n".join("| " + " | ".join(row) + " |" for row in
-                                  ([n.replace("_", " ") for n in names], ["---"] * len(names), *cells)))
+                names = tuple(name for name in line if name != "part")
+                alike.setdefault(names, []).append(line)
+        text += [table(names, rows) for names, rows in alike.items()]
     return "\n\n".join(text) + "\n"
+
+
+def table(names, lines):
+    rows = [[name.replace("_", " ") for name in names], ["---"] * len(names)]
+    rows += [[cell(line[name]) for name in names] for line in lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def cell(value):
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return str(value).replace("|", "\\|").replace("\n", "<br>")
 
 
 def device():
@@ -100,27 +109,42 @@ def rates():
     """(bytes per second of a copy, reading and writing; floating-point operations per second of a matrix product) as
     this device reaches them, in the precision of the base."""
     gpu = device().type == "cuda"
-    dtype, n, times = (torch.bfloat16, 8192, 100) if gpu else (torch.float32, 1024, 3)
+    dtype = torch.bfloat16 if gpu else torch.float32
+    n = 8192 if gpu else 1024
+    numbers = 2 ** 30 if gpu else 2 ** 24
     # random: a card multiplies ones faster, because it draws less power
-    x, y = (torch.randn(2 ** 30 if gpu else 2 ** 24, dtype=dtype, device=device()) for _ in range(2))
-    a, b = x[:n * n].view(n, n), y[:n * n].view(n, n)
+    x, y = (torch.randn(numbers, dtype=dtype, device=device()) for _ in range(2))
+    a, b = (v[:n * n].view(n, n) for v in (x, y))
+    copying = seconds_of(lambda: y.copy_(x))
+    multiplying = seconds_of(lambda: a @ b)
+    return 2 * x.numel() * x.itemsize / copying, 2 * n ** 3 / multiplying
 
-    def seconds(call):
-        for count in (2, times):  # once to warm up
-            if gpu:
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            for _ in range(count):
-                call()
-            if gpu:
-                torch.cuda.synchronize()
-        return (time.perf_counter() - started) / times
-    return 2 * x.numel() * x.itemsize / seconds(lambda: y.copy_(x)), 2 * n ** 3 / seconds(lambda: a @ b)
+
+def seconds_of(call):
+    """Mean seconds of a call on the device, after two that warm it up."""
+    times = 100 if device().type == "cuda" else 3
+    for count in (2, times):
+        wait()
+        started = time.perf_counter()
+        for _ in range(count):
+            call()
+        wait()
+    return (time.perf_counter() - started) / times
+
+
+def wait():
+    """Until the device has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def prompts_of(rows, args):
+    return random_tokens(rows // args.k, args.prompt_tokens, args)
+
+
+def random_tokens(rows, length, args):
     rng = random.Random(args.seed)
-    return [[rng.randrange(1, args.vocabulary) for _ in range(args.prompt_tokens)] for _ in range(rows // args.k)]
+    return [[rng.randrange(1, args.vocabulary) for _ in range(length)] for _ in range(rows)]
 
 
 def multiplied(policy):
@@ -143,80 +167,100 @@ def fresh_peak(policy, line):
 
 def read_per_token(policy):
     """Bytes of weights that are read for a decoded token: where a de-quantised copy is decoded from, the copy's."""
-    copies = [(layer.base_layer.weight, copy) for _, _, layer, copy in getattr(policy.fast, "light", None) or ()
-              if copy is not None]
-    return sum(p.nbytes for p in multiplied(policy) if not any(p is old for old, _ in copies)) + sum(
-        copy.nbytes for _, copy in copies)
+    light = getattr(policy.fast, "light", None) or ()
+    copies = {id(layer.base_layer.weight): copy for _, _, layer, copy in light if copy is not None}
+    total = sum(copy.nbytes for copy in copies.values())
+    return total + sum(p.nbytes for p in multiplied(policy) if id(p) not in copies)
+
+
+def cached_per_token(policy):
+    """Bytes of keys and values of a token."""
+    config = policy.lm.config.get_text_config()
+    width = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * width * policy.lm.dtype.itemsize
 
 
 def sampler(policy, rows, args, bandwidth):
     """A line: tokens per second of the sampler, and the bound. The second of two calls: the first makes ready what
     depends on the number of rows."""
-    c, T, L = policy.lm.config.get_text_config(), args.new_tokens, args.prompt_tokens
-    prompts, line = prompts_of(rows, args), {"rows": rows}
+    prompts = prompts_of(rows, args)
+    line = {"rows": rows}
     for _ in range(2):
         with fresh_peak(policy, line):
-            common.sample(policy, prompts, args.k, range(rows // args.k), max_new_tokens=T)
-    line["tokens_per_s"] = rows * T / line["seconds"]
-    cached = 2 * c.num_hidden_layers * c.num_key_value_heads * c.hidden_size // c.num_attention_heads
-    bound = rows * bandwidth / (read_per_token(policy) + rows * cached * policy.lm.dtype.itemsize * (L + T / 2))
-    return line | {"bound": bound, "of_bound": line["tokens_per_s"] / bound}
+            common.sample(policy, prompts, args.k, range(len(prompts)), max_new_tokens=args.new_tokens)
+    line["tokens_per_s"] = rows * args.new_tokens / line["seconds"]
+    context = args.prompt_tokens + args.new_tokens / 2
+    line["bound"] = rows * bandwidth / (read_per_token(policy) + rows * cached_per_token(policy) * context)
+    line["of_bound"] = line["tokens_per_s"] / line["bound"]
+    return line
 
 
 def rivals(policy, rows, tokens, args):
     """Lines: on equal prompts and tokens, the sampler, its plain loop and transformers' generate, with the adapter as
     peft computes it, and how many times as fast the sampler is."""
-    prompts, first = prompts_of(rows, args), None
-    ours = lambda: common.sample(policy, prompts, args.k, range(rows // args.k), max_new_tokens=tokens)
+    prompts = prompts_of(rows, args)
+    first = None
+
+    def ours():
+        common.sample(policy, prompts, args.k, range(len(prompts)), max_new_tokens=tokens)
+
+    def plain():
+        policy.fast.captured = False
+        try:
+            ours()
+        finally:
+            policy.fast.captured = True
+
     whose = {"sampler": ours}
     if getattr(policy.fast, "captured", False):
-        def plain():
-            policy.fast.captured = False
-            try:
-                ours()
-            finally:
-                policy.fast.captured = True
         whose["kernel by kernel"] = plain
     if not args.skip_generate:
         whose["generate"] = lambda: measure.generate(policy, prompts, args.k, tokens, args.seed)
     for who, call in whose.items():
-        line = {}
-        with fresh_peak(policy, line):
+        taken = {}
+        with fresh_peak(policy, taken):
             call()
-        first = first or line["seconds"]
-        yield {"rows": rows, "new_tokens": tokens, "who": who, "tokens_per_s": rows * tokens / line["seconds"],
-               "sampler_is_faster": line["seconds"] / first, "peak_gb": line["peak_gb"]}
+        first = first or taken["seconds"]
+        line = {"rows": rows, "new_tokens": tokens, "who": who, "tokens_per_s": rows * tokens / taken["seconds"]}
+        line["sampler_is_faster"] = taken["seconds"] / first
+        line["peak_gb"] = taken["peak_gb"]
+        yield line
 
 
 def update(policy, rows, args, rate):
     """A line: tokens per second of an update with all of the rows, those that are computed (a shared prompt once)."""
-    prompts, line, computed = prompts_of(rows, args), {"rows": rows}, [0]
-    rng = random.Random(args.seed)
-    ys = [[rng.randrange(1, args.vocabulary) for _ in range(args.new_tokens)] for _ in range(rows)]
+    xs = [x for x in prompts_of(rows, args) for _ in range(args.k)]
+    ys = random_tokens(rows, args.new_tokens, args)
+    taken = {}
+    computed = []
 
-    def count(_, __, options):
-        computed[0] += options["input_ids"].numel()
+    def count(module, inputs, options):
+        computed.append(options["input_ids"].numel())
+
     hook = policy.lm.register_forward_pre_hook(count, with_kwargs=True)
-    for timed in (False, True):
-        computed[0], _ = 0, [setattr(p, "grad", None) for p in policy.parameters()]
-        with fresh_peak(policy, line):
-            for _, logps, _ in common.score(policy, [x for x in prompts for _ in range(args.k)], ys):
+    for _ in range(2):  # the first one warms up
+        computed.clear()
+        measure.without_gradients(policy)
+        with fresh_peak(policy, taken):
+            for _, logps, _ in common.score(policy, xs, ys):
                 logps.sum().backward()
     hook.remove()
     weights = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in multiplied(policy))  # two to a byte
-    return {"rows": rows, "completion_tokens_per_s": rows * args.new_tokens / line["seconds"],
-            "computed_tokens_per_s": computed[0] / line["seconds"],
-            "of_matrix_rate": computed[0] / line["seconds"] * 4 * weights / rate, "peak_gb": line["peak_gb"]}
+    line = {"rows": rows, "completion_tokens_per_s": rows * args.new_tokens / taken["seconds"]}
+    line["computed_tokens_per_s"] = sum(computed) / taken["seconds"]
+    line["of_matrix_rate"] = line["computed_tokens_per_s"] * 4 * weights / rate
+    line["peak_gb"] = taken["peak_gb"]
+    return line
 
 
 def shape_part(folder, shape, args):
     """A model of random weights in both precisions: loading, sampler, update; of the 7b shape first what a card of 24
     GB would do."""
-    gpu, (bandwidth, rate) = device().type == "cuda", rates()
+    bandwidth, rate = rates()
     record(folder, shape, what="device", bandwidth_gb_per_s=bandwidth / 1e9, matrix_tflops=rate / 1e12)
     with tempfile.TemporaryDirectory() as path:
         measure.build(shape, path, args.seed, args.vocabulary)
-        full = 16 if gpu else 32
+        full = 16 if device().type == "cuda" else 32
         if shape == "7b":
             with attempt(folder, "7b on 24 GB"):
                 small_card(folder, path, args)
@@ -238,46 +282,66 @@ def precision_part(folder, label, path, bits, args, bandwidth, rate):
     if not args.skip_generate:
         measure.generate(policy, prompts_of(args.k, args)[:1], args.k, 4, args.seed)  # makes ready
     for rows in sorted(args.row_counts, key=lambda rows: rows != middle):
+        tokens = min(THEIRS, args.new_tokens)
+        if rows == middle and bits != 4:  # the figure that counts is taken on the whole length
+            tokens = args.new_tokens
         with attempt(folder, label):
-            whole = rows == middle and bits != 4  # the figure that counts is taken on the whole length
-            for line in rivals(policy, rows, args.new_tokens if whole else min(THEIRS, args.new_tokens), args):
+            for line in rivals(policy, rows, tokens, args):
                 record(folder, label, what="against", **line)
 
 
 def small_card(folder, path, args, total=24e9, tokens=512):
     """A step of one prompt, k samples of 512 tokens, all in the update, on what a card of 24 GB has: more than that is
     refused."""
-    with contextlib.ExitStack() as stack:
-        own = load.free_memory
-        stack.callback(setattr, load, "free_memory", own)
-        if device().type == "cuda":
-            share = min(1.0, (total - 0.6e9) / torch.cuda.get_device_properties(0).total_memory)  # less the context
-            torch.cuda.set_per_process_memory_fraction(share)
-            stack.callback(torch.cuda.set_per_process_memory_fraction, 1.0)
-            load.free_memory = lambda d: total - 0.6e9 - torch.cuda.memory_allocated(d) if d.type == "cuda" else own(d)
-        policy, line = common.load_policy(path, 4, seed=args.seed, fast=chooser(args.plain)), {}
+    with only(total):
+        policy = common.load_policy(path, 4, seed=args.seed, fast=chooser(args.plain))
         policy.stop = [args.vocabulary]
         prompts = prompts_of(args.k, args)
-        with fresh_peak(policy, line):
+        taken = {}
+        with fresh_peak(policy, taken):
             drawn = common.sample(policy, prompts, args.k, [0], max_new_tokens=tokens)
             for _, logps, _ in common.score(policy, prompts * args.k, drawn.lists()[0]):
                 logps.sum().backward()
         if device().type == "cuda":
-            line["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
-        record(folder, "7b on 24 GB", how=policy.note.split("\n")[-1], k=args.k, tokens=tokens, **line)
+            taken["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
+        record(folder, "7b on 24 GB", how=policy.note.split("\n")[-1], k=args.k, tokens=tokens, **taken)
 
 
-class Words:
+@contextlib.contextmanager
+def only(total):
+    """Inside, a GPU has no more than `total` bytes, less what its context takes; a CPU stays as it is."""
+    if device().type != "cuda":
+        yield
+        return
+    total = total - 0.6e9
+    free_memory = load.free_memory
+
+    def left(where):
+        return total - torch.cuda.memory_allocated(where) if where.type == "cuda" else free_memory(where)
+
+    try:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, total / torch.cuda.get_device_properties(0).total_memory))
+        load.free_memory = left
+        yield
+    finally:
+        load.free_memory = free_memory
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+class RandomTask:
     """A task of random prompts whose rewards are a coin of 1 in 5 that depends on the text alone: random weights solve
     nothing. For TRL the prompts are texts, so the tokenizer has a word for each token."""
-    chat, graded = False, False
+    chat = False
+    graded = False
 
     def __init__(self, args, tokenizer):
         rng = random.Random(args.seed)
-        words = lambda: " ".join(f"w{rng.randrange(1, len(tokenizer))}" for _ in range(args.prompt_tokens))
-        from tasks import Problem
-        self.train = [Problem(str(i), words(), "") for i in range(256)]
-        self.max_new_tokens, self.counts = args.new_tokens, Counter()
+        self.train = []
+        for i in range(256):
+            words = [f"w{rng.randrange(1, len(tokenizer))}" for _ in range(args.prompt_tokens)]
+            self.train.append(Problem(str(i), " ".join(words), ""))
+        self.max_new_tokens = args.new_tokens
+        self.counts = Counter()
 
     def rewards(self, problems, completions):
         return [float(random.Random(p.id + c).random() < 0.2) for p, c in zip(problems, completions, strict=True)]
@@ -296,65 +360,52 @@ def word_tokenizer(size):
 def trl_part(folder, shape, args):
     """A whole step, 32 prompts x k samples, all of --new-tokens: ours under two objectives, then TRL's with its
     defaults and with a larger micro-batch. Both in bfloat16 with LoRA, temperature 1, no KL."""
-    try:
-        import trl
-    except ImportError:
+    if importlib.util.find_spec("trl") is None:
         record(folder, "TRL", note="not installed: pip install trl==1.16.0")
         return
-    import datasets
-    import peft
-    import transformers
-    gpu, rows = device().type == "cuda", args.row_counts[len(args.row_counts) // 2]
+    rows = args.row_counts[len(args.row_counts) // 2]
     with tempfile.TemporaryDirectory() as path:
         measure.build(shape, path, args.seed, args.vocabulary)
         tokenizer = word_tokenizer(args.vocabulary)
-        task = Words(args, tokenizer)
-        policy = common.load_policy(path, 16 if gpu else 32, seed=args.seed, fast=chooser(args.plain))
-        policy.tokenizer, policy.stop = tokenizer, [args.vocabulary]  # nothing ends early, as with TRL's least length
-        for objective in ("mean", "passk"):
-            own = ppo_passk.parser().parse_args([
-                "--objective", objective, "--k", str(args.k), "--samples", str(args.k), "--prompts",
-                str(rows // args.k), "--lr", "1e-5", "--kl-prompts", "0"])
-            optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, weight_decay=0.0)
-            for number in (1, 2):  # the first one warms up
-                line, problems = {}, batch_of(task.train, own.prompts, number, args.seed)
-                with fresh_peak(policy, line):
-                    shown, _ = ppo_passk.step(policy, task, optimizer, problems, number, own)
-            record(folder, "step", who=f"ours, {objective}", rows=rows, zero=shown["zero"],
-                   samples_per_s=rows / line["seconds"], **line)
-        del policy, optimizer
+        task = RandomTask(args, tokenizer)
+        our_steps(folder, path, tokenizer, task, rows, args)
         free()
-        problem = {p.prompt: p for p in task.train}
-
-        class Clock(transformers.TrainerCallback):
-            def on_step_end(self, *_, **__):
-                if gpu:
-                    torch.cuda.synchronize()
-                self.seconds, self.mark = time.perf_counter() - self.mark, time.perf_counter()
         for micro in (8, min(64, rows)):
-            clock = Clock()
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.bfloat16 if gpu else torch.float32)
-            trainer = trl.GRPOTrainer(
-                model=model, processing_class=tokenizer, callbacks=[clock],
-                reward_funcs=lambda prompts, completions, **_: task.rewards([problem[x] for x in prompts], completions),
-                train_dataset=datasets.Dataset.from_list([{"prompt": x} for x in problem]),
-                peft_config=peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-                args=trl.GRPOConfig(
-                    output_dir=os.path.join(path, "trl"), per_device_train_batch_size=micro,
-                    gradient_accumulation_steps=math.ceil(rows / micro), num_generations=args.k, max_steps=2,
-                    max_completion_length=args.new_tokens, temperature=1.0, beta=0.0, learning_rate=1e-5, bf16=gpu,
-                    generation_kwargs={"min_new_tokens": args.new_tokens}, use_cpu=not gpu, report_to=[],
-                    save_strategy="no", logging_strategy="no", disable_tqdm=True))
-            trainer.remove_callback(transformers.PrinterCallback)
-            if gpu:
-                torch.cuda.reset_peak_memory_stats()
-            clock.mark = time.perf_counter()
-            trainer.train()
-            record(folder, "step", who=f"TRL {trl.__version__}, micro-batch {micro}", rows=rows, zero=0.0,
-                   samples_per_s=rows / clock.seconds, seconds=clock.seconds, peak_gb=load.peak_memory(device()))
-            del trainer, model
+            steps_of_trl(folder, path, tokenizer, task, rows, micro, args)
             free()
+
+
+def our_steps(folder, path, tokenizer, task, rows, args):
+    policy = common.load_policy(path, 16 if device().type == "cuda" else 32, seed=args.seed, fast=chooser(args.plain))
+    policy.tokenizer = tokenizer
+    policy.stop = [args.vocabulary]  # nothing ends early, as with TRL's least length
+    for objective in ("mean", "passk"):
+        flags = (f"--objective {objective} --k {args.k} --samples {args.k} --prompts {rows // args.k} --lr 1e-5 "
+                 "--kl-prompts 0")
+        own = ppo_passk.parser().parse_args(flags.split())
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, weight_decay=0.0)
+        for number in (1, 2):  # the first one warms up
+            taken = {}
+            problems = batch_of(task.train, own.prompts, number, args.seed)
+            with fresh_peak(policy, taken):
+                shown, _ = ppo_passk.step(policy, task, optimizer, problems, number, own)
+        record(folder, "step", who=f"ours, {objective}", rows=rows, zero=shown["zero"],
+               samples_per_s=rows / taken["seconds"], **taken)
+
+
+def steps_of_trl(folder, path, tokenizer, task, rows, micro, args):
+    import trl
+    problems = {p.prompt: p for p in task.train}
+    settings = {"num_generations": args.k, "max_steps": 2, "learning_rate": 1e-5}
+    settings["generation_kwargs"] = {"min_new_tokens": args.new_tokens}
+    dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
+    trainer = measure.trl_trainer(path, tokenizer, task, problems, os.path.join(path, "trl"), rows, micro, dtype,
+                                  **settings)
+    if device().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = measure.steps_of_trl(trainer)[-1]
+    record(folder, "step", who=f"TRL {trl.__version__}, micro-batch {micro}", rows=rows, zero=0.0,
+           samples_per_s=rows / seconds, seconds=seconds, peak_gb=load.peak_memory(device()))
 
 
 def child(folder, command, seconds):
@@ -362,23 +413,24 @@ def child(folder, command, seconds):
     Its temporary files go with it, also where it is killed."""
     started = time.time()
     with tempfile.TemporaryDirectory() as scratch, open(os.path.join(folder, "output.log"), "a+") as log:
-        start = log.seek(0, os.SEEK_END)
+        before = log.seek(0, os.SEEK_END)
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TMPDIR": scratch}
+        line = [sys.executable, *command]
         try:
-            code = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-                                  timeout=seconds, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
-                                                        "TMPDIR": scratch}).returncode
+            done = subprocess.run(line, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=seconds, env=env)
+            code = done.returncode
         except subprocess.TimeoutExpired:
             code = "stopped"
-        log.seek(start)
+        log.seek(before)
         return code, log.read().strip().split("\n"), time.time() - started
 
 
 def command_part(folder, part, command, seconds):
     """The lines of a command's output that say how it ended."""
     code, lines, taken = child(folder, command, seconds)
-    tail = [line for line in lines if "passed" in line or "failed" in line or "FAILED" in line
-            or re.match(r"E  |\w*Error|before|after", line)] or lines[-3:]
-    record(folder, part, command=" ".join(command), exit_code=code, seconds=taken, output="\n".join(tail[-30:]))
+    tail = [line for line in lines if re.search(r"passed|failed|FAILED|^E  |^\w*Error|^before|^after", line)]
+    shown = (tail or lines[-3:])[-30:]
+    record(folder, part, command=" ".join(command), exit_code=code, seconds=taken, output="\n".join(shown))
 
 
 def one_part(args):
@@ -406,43 +458,71 @@ def prepare(args):
 
 def report(args):
     """The whole of it; parts that the time left does not hold are named and left out."""
-    folder, started = args.gpu_report, time.time()
+    started = time.time()
+    folder = args.gpu_report
+    start(folder)
+    for kind, name in plan(args):
+        least, most = PARTS[kind]
+        left = SECONDS - (time.time() - started)
+        command = commands(args).get(name)
+        if left < least:
+            record(folder, name if command else f"{kind} {name}", note=f"left out: {left:.0f} s were left")
+        elif command:
+            with tempfile.TemporaryDirectory() as scratch:
+                out = ["--out", os.path.join(scratch, "run")] if kind == "ppo" else []
+                command_part(folder, name, [*command, *out], min(left, most))
+        else:
+            own_part(args, kind, name, int(min(left, most)))
+    record(folder, "end", seconds=time.time() - started)
+    print(f"written to {folder}/gpu.md, gpu.json and gpu.jsonl")
+
+
+def start(folder):
+    """The folder of a report, with its first line.  Raises UserError."""
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --gpu-report {folder}: {error.strerror}") from error
     if os.path.exists(os.path.join(folder, "gpu.jsonl")):
         raise UserError(f"--gpu-report {folder} holds a report: give another folder")
-    gpu = torch.cuda.is_available()
-    name = torch.cuda.get_device_name() if gpu else "CPU: a rehearsal, not a GPU"
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU: a rehearsal, not a GPU"
     record(folder, "start", device=name, date=time.strftime("%Y-%m-%d"), command="python " + " ".join(sys.argv),
            **versions())
+
+
+def plan(args):
+    """[(kind of part, shape of its model or name of its command)], the most wanted first."""
     shapes = ["1.5b", "7b", "0.5b"] if args.shape == "tiny" else [args.shape]
-    given = [flag for name in ("rows", "k", "prompt_tokens", "new_tokens", "vocabulary", "seed") if getattr(args, name)
-             for flag in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
-    given += ["--skip-generate"] * args.skip_generate + ["--plain"] * args.plain
-    tests = ["-m", "pytest", "-v", "--tb=short", "-rf", "-o", "addopts=", "-p", "no:cacheprovider", "tests/test_gpu.py",
-             *["-n", "4"] * (importlib.util.find_spec("xdist") is not None and gpu)]
-    ppo = ["ppo_passk.py", "--bits", "4", "--steps", "40", "--eval-samples", "16", *["--plain"] * args.plain]
-    plan = [("shape", shapes[0], None), ("tests", "GPU tests", tests), *(("shape", x, None) for x in shapes[1:2]),
-            ("step", shapes[0], None), ("ppo", "ppo_passk.py", ppo), *(("shape", x, None) for x in shapes[2:])]
-    for kind, name, command in plan:
-        (least, most), left = PARTS[kind], SECONDS - (time.time() - started)
-        if kind not in args.parts:
-            continue
-        if left < least:
-            record(folder, name if command else f"{kind} {name}", note=f"left out: {left:.0f} s were left")
-        elif command:
-            with tempfile.TemporaryDirectory() as scratch:
-                out = ["--out", os.path.join(scratch, "run")] * (kind == "ppo")
-                command_part(folder, name, [*command, *out], min(left, most))
-        else:
-            seconds = int(min(left, most))
-            code, lines, _ = child(folder, [os.path.join(ROOT, "bench.py"), "--gpu-report", folder, "--part",
-                                            f"{kind}:{name}:{seconds}", *given], seconds)
-            if code:
-                print("\n".join(lines[-30:]), file=sys.stderr)
-                record(folder, f"{kind} {name}", note="stopped: its time was over" if code == "stopped" else
-                       f"ended with exit code {code}: {load.first_line(lines[-1])}")
-    record(folder, "end", seconds=time.time() - started)
-    print(f"written to {folder}/gpu.md, gpu.json and gpu.jsonl")
+    parts = [("shape", shapes[0]), ("tests", "GPU tests")]
+    parts += [("shape", shape) for shape in shapes[1:2]]
+    parts += [("step", shapes[0]), ("ppo", "ppo_passk.py")]
+    parts += [("shape", shape) for shape in shapes[2:]]
+    return [part for part in parts if part[0] in args.parts]
+
+
+def commands(args):
+    """The parts that are commands of this project, {name: words}."""
+    tests = "-m pytest -v --tb=short -rf -o addopts= -p no:cacheprovider tests/test_gpu.py".split()
+    if torch.cuda.is_available() and importlib.util.find_spec("xdist"):
+        tests += ["-n", "4"]
+    ppo = "ppo_passk.py --bits 4 --steps 40 --eval-samples 16".split()
+    if args.plain:
+        ppo.append("--plain")
+    return {"GPU tests": tests, "ppo_passk.py": ppo}
+
+
+def own_part(args, kind, shape, seconds):
+    """A part of this file, in a process of its own."""
+    folder = args.gpu_report
+    command = [os.path.join(ROOT, "bench.py"), "--gpu-report", folder, "--part", f"{kind}:{shape}:{seconds}"]
+    for name in ("rows", "k", "prompt_tokens", "new_tokens", "vocabulary", "seed"):
+        if getattr(args, name):
+            command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    command += ["--skip-generate"] * args.skip_generate + ["--plain"] * args.plain
+    code, lines, _ = child(folder, command, seconds)
+    if code:
+        print("\n".join(lines[-30:]), file=sys.stderr)
+        note = f"ended with exit code {code}: {load.first_line(lines[-1])}"
+        if code == "stopped":
+            note = "stopped: its time was over"
+        record(folder, f"{kind} {shape}", note=note)

@@ -1,4 +1,6 @@
-"""What bench.py and its report on a GPU measure with: random models in the shape of real ones, clocks, generate."""
+"""What bench.py and its report on a GPU measure with: random models in the shape of real ones, clocks, generate, and
+training steps of TRL."""
+import math
 import time
 
 import torch
@@ -6,29 +8,34 @@ import torch
 import common
 from support import ROOT
 
-TINY = ROOT + "/models/tiny"
-
-SHAPES = {  # hidden, feed-forward, layers, heads, key-value heads
+TINY_FOLDER = ROOT + "/models/tiny"
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+SHAPES = {
     "micro": (64, 192, 4, 4, 4),  # the size of the embedded model, for --scaling
-    "0.1b": (512, 1536, 8, 8, 2), "0.5b": (896, 4864, 24, 14, 2), "1.5b": (1536, 8960, 28, 12, 2),
+    "0.1b": (512, 1536, 8, 8, 2),
+    "0.5b": (896, 4864, 24, 14, 2),
+    "1.5b": (1536, 8960, 28, 12, 2),
     "7b": (3584, 18944, 28, 28, 4)}
+IDS = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+UNCHANGED = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # draws from the model's distribution
+SAME = {"temperature": 1.0, "beta": 0.0}  # what TRL is told, to do what the scripts do
+QUIET = {"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
 
 
 def build(shape, folder, seed, vocabulary=151936):
     """Write a random model of a shape, with the embedded tokenizer, into `folder`, so that it loads like any other."""
     import transformers
     transformers.utils.logging.disable_progress_bar()
-    hidden, feed, layers, heads, kv = SHAPES[shape]
     gpu = torch.cuda.is_available()
     torch.manual_seed(common.torch_seed(seed))
+    sizes = dict(zip(SIZES, SHAPES[shape]))
+    config = transformers.Qwen2Config(**sizes, **IDS, vocab_size=vocabulary, tie_word_embeddings=shape != "7b",
+                                      max_position_embeddings=8192)
     with torch.device("cuda" if gpu else "cpu"):
-        model = transformers.AutoModelForCausalLM.from_config(transformers.Qwen2Config(
-            vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed, num_hidden_layers=layers,
-            num_attention_heads=heads, num_key_value_heads=kv, tie_word_embeddings=shape != "7b", bos_token_id=None,
-            eos_token_id=0, pad_token_id=0, max_position_embeddings=8192),
-            dtype=torch.bfloat16 if gpu else torch.float32)
+        dtype = torch.bfloat16 if gpu else torch.float32
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(TINY_FOLDER).save_pretrained(folder)
     del model
     if gpu:
         torch.cuda.empty_cache()
@@ -61,13 +68,64 @@ def generate(policy, prompts, k, max_new_tokens, seed):
     """The same draw by transformers' generate -> number of useful tokens."""
     ids, mask = common.left_pad(prompts, device=policy.device)
     torch.manual_seed(common.torch_seed(seed))
-    out = policy.lm.generate(input_ids=ids, attention_mask=mask, do_sample=True, num_return_sequences=k,
-                             temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens,
-                             eos_token_id=policy.stop, pad_token_id=policy.stop[0])
-    ended = torch.isin(out[:, ids.shape[1]:], torch.tensor(policy.stop, device=policy.device)).long()
+    ends = {"eos_token_id": policy.stop, "pad_token_id": policy.stop[0]}
+    out = policy.lm.generate(input_ids=ids, attention_mask=mask, num_return_sequences=k, max_new_tokens=max_new_tokens,
+                             **ends, **UNCHANGED)
+    stop = torch.tensor(policy.stop, device=policy.device)
+    ended = torch.isin(out[:, ids.shape[1]:], stop).long()
     return int((ended.cumsum(1) - ended == 0).sum())  # tokens up to the first end-of-sequence token, inclusive
 
 
 def reset_peak(policy):
     if policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(policy.device)
+
+
+def without_gradients(policy):
+    """Forget the gradients of a policy."""
+    for p in policy.parameters():
+        p.grad = None
+
+
+def trl_trainer(path, tokenizer, task, problems, folder, rows, micro, dtype=torch.float32, **settings):
+    """TRL's GRPOTrainer of a base with LoRA, for steps of `rows` samples in micro-batches, as close to the scripts as
+    it can be; but for `settings` what is left are its defaults.  problems: {prompt: problem of the task}."""
+    import datasets
+    import peft
+    import transformers
+    import trl
+
+    def reward(prompts, completions, **_):
+        return task.rewards([problems[x] for x in prompts], completions)
+
+    batch = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": math.ceil(rows / micro)}
+    place = {"use_cpu": not torch.cuda.is_available(), "bf16": dtype == torch.bfloat16}
+    args = trl.GRPOConfig(output_dir=folder, max_completion_length=task.max_new_tokens, **batch, **place, **SAME,
+                          **QUIET, **settings)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    prompts = datasets.Dataset.from_list([{"prompt": x} for x in problems])
+    trainer = trl.GRPOTrainer(model=model, processing_class=tokenizer, reward_funcs=reward, train_dataset=prompts,
+                              args=args, peft_config=lora)
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def steps_of_trl(trainer, between=lambda: None):
+    """Run TRL's training -> the seconds of each of its steps; after each, `between` is called and not counted."""
+    import transformers
+    seconds = []
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_end(self, *_, **__):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - self.mark)
+            between()
+            self.mark = time.perf_counter()
+
+    clock = Clock()
+    trainer.add_callback(clock)
+    clock.mark = time.perf_counter()
+    trainer.train()
+    return seconds

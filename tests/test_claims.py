@@ -34,7 +34,7 @@ def command(*arguments, root=ROOT):
 def test_rows_parse_and_say_all_that_matters():
     """Each command is one that its script takes; the flags whose defaults may change are spelled out."""
     for row in runner.ROWS:
-        script, rest, _ = runner.words(row)
+        script, rest, _ = runner.command_of(row)
         line = runner.arguments(row, 3)
         assert line[-2:] == ["--seed", "3"] and not any("{" in word for word in line)
         module = importlib.import_module(script)
@@ -66,7 +66,7 @@ def test_claims():
         assert set(claims.rows_of(name)) <= runner.ROWS.keys() and claim.figure in draw.FIGURES
         assert all(part.side in ("above", "below") for part in claim.parts)
         assert claim.why.count(". ") <= 1  # two sentences
-        if claims.judged(FOUND, name)[0] in ("in part", "fails"):
+        if claims.verdict_of(FOUND, name)[0] in ("in part", "fails"):
             assert claim.why, f"{name} is not right in all parts: say why"
     assert all(row in runner.ROWS or (row, 0) in FOUND for rows, _ in claims.TABLES.values() for row in rows)
 
@@ -89,7 +89,7 @@ def test_records():
             assert name == "older.jsonl" and run["after"] and run["problems"] == {}
             assert run.keys() == {"row", "script", "flags", "commit", "versions", "after", "problems"} | trained
             continue
-        script, rest, judge = runner.words(run["row"])
+        script, rest, verifier = runner.command_of(run["row"])
         assert name == run["script"] + ".jsonl" and script == run["script"]
         assert run["flags"] == runner.flags_of(rest, run["flags"]["seed"])
         trained = {"seconds", "cpu_seconds", "samples_per_s", "zero"} if script != "evaluate" else set()
@@ -97,7 +97,7 @@ def test_records():
             trained = {"seconds", "cpu_seconds", "auc", "auc_interval"}
         if runner.is_base(run["row"]):
             trained = {"seconds", "cpu_seconds", "parameters"}
-        extra = {"auc"} if judge else {"co_scaling"} if "-T" in run["row"] else set()
+        extra = {"auc"} if verifier else {"co_scaling"} if "-T" in run["row"] else set()
         extra |= {"valid"} if run["row"].startswith("which-") and trained and run["flags"]["seed"] == 0 else set()
         assert run.keys() == {"row", "script", "flags", "commit", "versions", "after", "problems"} | trained | extra
         size = run["flags"].get("problems", run["flags"].get("eval_problems", 400))
@@ -166,13 +166,13 @@ def test_a_claim_from_records(monkeypatch):
     monkeypatch.setitem(claims.CLAIMS, "mine", Claim("paper", "A beats B", (Part("a", "b", "pass@1"),), "kl"))
     found = {(row, seed): record(row, seed, pass_1=mean + seed / 100) for row, mean in (("a", .75), ("b", .25))
              for seed in range(5)}
-    said, seeds, ((mean, low, high),) = claims.judged(found, "mine")
+    said, seeds, ((mean, low, high),) = claims.verdict_of(found, "mine")
     assert (said, seeds) == ("holds", 5) and abs(mean - .5) < 1e-9 and abs(low - .5) < 1e-9 and abs(high - .5) < 1e-9
     text = claims.report(found, "mine")
     assert "`mine`: holds" in text and "| a | 5 | 0.770 ±0.016 |" in text and "+.500 | [+.500, +.500]" in text
     assert [claims.number(x) for x in (.0123, -.5, 20.25, None)] == ["+.012", "-.500", "+20.250", "?"]
     del found["b", 3]
-    assert claims.judged(found, "mine")[:2] == ("open", 4)
+    assert claims.verdict_of(found, "mine")[:2] == ("open", 4)
 
 
 # ------------------------------------------------------------------------------------------------------------ which one
@@ -187,12 +187,12 @@ def test_objectives_are_compared_like_for_like():
     assert set(which.SELECT) == set(runner.OBJECTIVES) and set(which.LABELS) == {"base", *which.SELECT}
     for task in which.TASKS:
         for objective in which.SELECT:
-            lines = [runner.words(row) for row in which.tries(task, objective)]
+            lines = [runner.command_of(row) for row in which.tries(task, objective)]
             assert [rest[rest.index("--lr") + 1] for _, rest, _ in lines] == list(runner.LRS)
-            for script, rest, judge in lines:
+            for script, rest, verifier in lines:
                 flags = vars(importlib.import_module(script).parser().parse_args(rest))
                 assert (flags["prompts"], flags["samples"], flags["steps"], flags["temperature"]) == (64, 16, 50, 1)
-                assert flags.get("n", flags.get("k")) == 8 and judge == runner.JUDGES[task]
+                assert flags.get("n", flags.get("k")) == 8 and verifier == runner.VERIFIERS[task]
                 assert (flags["model"], flags["task"]) == (runner.MODELS[task], task)
 
 
@@ -223,7 +223,7 @@ def test_table_of_objectives():
                 run = tried("routes", objective, lr, seed, (32, 32), .5, pass_1=mean + seed / 100, kl=0.0,
                             **dict.fromkeys(("pass_8", "pass_32", "maj_8", "bon_8"), mean))
                 found[run["row"], seed] = run
-    lines = {line.split(":")[0].split(" |")[0]: line for line in which.table(found, "routes").split("\n")}
+    lines = {line.split(":")[0].split(" |")[0]: line for line in which.results(found, "routes").split("\n")}
     assert "| 0.002 | 3 | **0.510 ±0.010** |" in lines["| mean"] and "| ≈ 0.500 ±0.087 |" in lines["| pass@8"]
     assert "|  | 3 | 0.210 ±0.010 |" in lines["| base"] and len(lines) == 5
     assert which.leads(found, "routes").split("\n")[2].startswith("| mean | +0.300 [+0.300, +0.300] |")
@@ -239,7 +239,8 @@ def test_robustness_is_compared_like_for_like():
     for base in runner.BASES:
         for k, n in runner.BUDGETS:
             for lr in runner.LRS:
-                aware, mean = (runner.flags_of(runner.words(row)[1], 0) for row in which.robust_rows(base, k, n, lr))
+                pair = which.robust_rows(base, k, n, lr)
+                aware, mean = (runner.flags_of(runner.command_of(row)[1], 0) for row in pair)
                 assert (aware.pop("k"), aware.pop("objective"), mean.pop("objective")) == (k, "passk", "mean")
                 assert mean.pop("k") == n and aware == mean and aware["samples"] * aware["prompts"] == 1024
 

@@ -22,11 +22,11 @@ def command(*arguments):
 
 
 def test_command_line(tmp_path):
-    code, out, err = command("results/records/ppo_passk.jsonl", tmp_path, tmp_path / "no.json",
+    code, out, err = command("results/records/ppo_passk.jsonl", tmp_path, tmp_path / "no.jsonl",
                              "--columns", "pass@1,kl,zero,no", "--where", "task=routes,objective=mean,steps=250")
     assert code == 0 and not err
     assert out.split("\n") == [
-        f"(no result in {tmp_path})", f"(no result in {tmp_path / 'no.json'})",
+        f"(no result in {tmp_path})", f"(no result in {tmp_path / 'no.jsonl'})",
         "| run | seeds | pass@1 | kl | zero | no |", "|---|---|---|---|---|---|",
         "| ppo_passk | 5 | 0.575 ±0.000 | 2.222 ±0.049 | 0.589 |  |", ""]
 
@@ -42,20 +42,20 @@ def test_a_folder_and_a_file_of_the_same_run(tmp_path):
     (folder / "args.json").write_text(json.dumps({name: RUN[name] for name in ("script", "flags", "commit")}))
     (folder / "result.json").write_text(json.dumps({name: RUN[name] for name in ("before", "after", "seconds")}))
     (folder / "metrics.jsonl").write_text('{"zero": 0.25}\n{"zero": 0.75}\n')
-    (tmp_path / "r.json").write_text(json.dumps([RUN]))
-    outputs = [command(path, "--columns", "pass@1,zero,seconds") for path in (folder, tmp_path / "r.json")]
+    (tmp_path / "r.jsonl").write_text(json.dumps(RUN) + "\n")
+    outputs = [command(path, "--columns", "pass@1,zero,seconds") for path in (folder, tmp_path / "r.jsonl")]
     assert outputs[0] == outputs[1] and outputs[0][0] == 0
     assert "| before (routes) | 1 | 0.250 ±0.013 |  |  |\n| ppo_passk | 1 | 0.500 ±0.025 | 0.5 | 2 |\n" in outputs[0][1]
 
 
 @pytest.mark.parametrize("text", [
-    json.dumps([RUN])[:-9], "", "5", "null", '{"a": 1}', "[1]", json.dumps([{**RUN, "flags": {}}]), "[" * 100000,
-    json.dumps([{**RUN, "after [mean, standard error]": {}, "after": {"pass@1": [0.5, 0.1]}}]),
-    json.dumps([{**RUN, "after": {"pass@1": {"mean": "high", "se": 0.1}}}])], ids=range(10))
+    json.dumps(RUN)[:-9], "\n", "5", "null", '{"after": 1}', "[1]", json.dumps({**RUN, "flags": {}}), "[" * 100000,
+    json.dumps({**RUN, "after": {"pass@1": [0.5, 0.1]}}),
+    json.dumps({**RUN, "after": {"pass@1": {"mean": "high", "se": 0.1}}})], ids=range(10))
 def test_a_damaged_file_is_one_sentence(text, tmp_path):
-    (tmp_path / "r.json").write_text(text)
-    code, out, err = command(tmp_path / "r.json")
-    assert code == 2 and not out and err.count("\n") == 1 and "r.json cannot be read" in err, err
+    (tmp_path / "r.jsonl").write_text(text)
+    code, out, err = command(tmp_path / "r.jsonl")
+    assert code == 2 and not out and err.count("\n") == 1 and "r.jsonl cannot be read" in err, err
 
 
 def test_errors(tmp_path):

@@ -523,7 +523,8 @@ def test_a_pool_by_plain_forward_passes(whole):
     assert values["length"] == [sum(e["lengths"]) / 10 for e in pool]
     assert values["reward"] == [sum(e["rewards"]) / 10 for e in pool]
     assert values["bon@2"] == [common.bon_at_k(e["logps"], e["rewards"], 2) for e in pool]
-    blocks = evaluate.draw_pool(policy, task, problems[:2], 8192, T, max_new_tokens=1)  # 8,192 samples are a block
+    task.max_new_tokens = 1
+    blocks = evaluate.draw_pool(policy, task, problems[:2], 8192, T)  # 8,192 samples are a block
     assert [e["gold"] for e in blocks] == pytest.approx([e["gold"] for e in pool[:2]], abs=1e-4)
 
 
