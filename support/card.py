@@ -21,11 +21,15 @@ def facts(run, result=None):
     nothing.  result: what result.json will hold, where it is not written yet."""
     found = read(run, "args.json")
     flags = found.get("flags")
+    if not isinstance(flags, dict):
+        flags = {}
+    if result is None:
+        result = read(run, "result.json")
     return {"script": found.get("script"),
-            "flags": flags if isinstance(flags, dict) else {},
+            "flags": flags,
             "chat": found.get("chat"),  # None: of an older run, which did not store it
             "prompts": prompts(run),
-            "result": read(run, "result.json") if result is None else result}
+            "result": result}
 
 
 def read(folder, name):
