@@ -36,7 +36,8 @@ class Check:
     def __call__(self, policy, prompts, drawn, temperature):
         """Compare, for a few of the samples.  Raises UserError if they differ by more than rounding."""
         lengths = drawn.lengths.cpu()
-        whole = lengths + torch.tensor([len(x) for x in prompts])[:, None]  # [B, k]
+        before = torch.tensor([len(x) for x in prompts])
+        whole = lengths + before[:, None]  # [B, k]
         longest = int(whole.max())
         if longest < 2 * self.longest:
             return
@@ -45,7 +46,8 @@ class Check:
         x = [prompts[b] for b, _ in rows]
         tokens = drawn.lists()
         y = [tokens[b][i] for b, i in rows]
-        sampled = [drawn.logps[b, i, :lengths[b, i]].float().cpu() for b, i in rows]
+        logps = drawn.logps.float().cpu()
+        sampled = [logps[b, i, :lengths[b, i]] for b, i in rows]
         alone = [bare(policy, *pair, temperature) for pair in zip(x, y)]
         ways = scored(policy, x, y, temperature)
         worst = max(ways, key=lambda way: gap(way, alone))
@@ -90,7 +92,8 @@ def scored(policy, x, y, temperature):
         out = [None] * len(y)
         for index, logps, _ in way:
             for j, row in zip(index.tolist(), logps):
-                out[j] = row[:len(y[j])].float().cpu()
+                n = len(y[j])
+                out[j] = row[:n].float().cpu()
         results.append(out)
     return results
 
@@ -99,7 +102,9 @@ def bare(policy, x, y, temperature):
     """Log-probabilities [T] of a completion y by one forward pass over prompt and completion: no padding, no cache, no
     positions given, no fast path."""
     ids = torch.tensor([x + y], device=policy.device)
-    options = {"logits_to_keep": len(y) + 1} if "logits_to_keep" in policy.accepts else {}
+    options = {}
+    if "logits_to_keep" in policy.accepts:
+        options["logits_to_keep"] = len(y) + 1
     out = policy.lm(input_ids=ids, use_cache=False, **options)
     logits = out.logits[0, -len(y) - 1:-1].float()
     logp = torch.log_softmax(logits / temperature, -1)  # [T, V]

@@ -46,8 +46,8 @@ def record(folder, part, **line):
     lines = read(folder)
     write_atomic(os.path.join(folder, "gpu.json"), to_json(lines, indent=1) + "\n")
     write_atomic(os.path.join(folder, "gpu.md"), markdown(lines))
-    shown = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in line.items()]
-    print(f"{part}: {', '.join(shown)}", flush=True)
+    print(f"{part}: " + ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                                  for name, value in line.items()), flush=True)
 
 
 def read(folder):
@@ -65,24 +65,13 @@ def markdown(lines):
         tables = {}
         for line in lines:
             if line["part"] == part:
-                names = tuple(name for name in line if name != "part")
-                tables.setdefault(names, []).append(line)
+                tables.setdefault(tuple(name for name in line if name != "part"), []).append(line)
         for names, rows in tables.items():
-            text.append(table(names, rows))
+            cells = [[f"{row[n]:,.4g}" if isinstance(row[n], float) else str(row[n]).replace("|", "\\|")
+                      .replace("\n", "<br>") for n in names] for row in rows]
+            text.append("\n".join("| " + " | ".join(row) + " |" for row in
+                                  ([n.replace("_", " ") for n in names], ["---"] * len(names), *cells)))
     return "\n\n".join(text) + "\n"
-
-
-def table(names, rows):
-    """A table of the values that rows have of these names."""
-    lines = [[name.replace("_", " ") for name in names], ["---"] * len(names)]
-    lines += [[cell(row[name]) for name in names] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def cell(value):
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    return str(value).replace("|", "\\|").replace("\n", "<br>")
 
 
 def device():
@@ -111,38 +100,27 @@ def rates():
     """(bytes per second of a copy, reading and writing; floating-point operations per second of a matrix product) as
     this device reaches them, in the precision of the base."""
     gpu = device().type == "cuda"
-    dtype, size, n, times = (torch.bfloat16, 2 ** 30, 8192, 100) if gpu else (torch.float32, 2 ** 24, 1024, 3)
+    dtype, n, times = (torch.bfloat16, 8192, 100) if gpu else (torch.float32, 1024, 3)
     # random: a card multiplies ones faster, because it draws less power
-    x, y = (torch.randn(size, dtype=dtype, device=device()) for _ in range(2))
-    a, b = (part[:n * n].view(n, n) for part in (x, y))
+    x, y = (torch.randn(2 ** 30 if gpu else 2 ** 24, dtype=dtype, device=device()) for _ in range(2))
+    a, b = x[:n * n].view(n, n), y[:n * n].view(n, n)
 
     def seconds(call):
         for count in (2, times):  # once to warm up
-            wait()
+            if gpu:
+                torch.cuda.synchronize()
             started = time.perf_counter()
             for _ in range(count):
                 call()
-            wait()
+            if gpu:
+                torch.cuda.synchronize()
         return (time.perf_counter() - started) / times
-    moved = 2 * x.numel() * x.itemsize
-    operations = 2 * n ** 3
-    return moved / seconds(lambda: y.copy_(x)), operations / seconds(lambda: a @ b)
-
-
-def wait():
-    """Until the device is idle."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    return 2 * x.numel() * x.itemsize / seconds(lambda: y.copy_(x)), 2 * n ** 3 / seconds(lambda: a @ b)
 
 
 def prompts_of(rows, args):
-    return random_rows(rows // args.k, args.prompt_tokens, args)
-
-
-def random_rows(count, length, args):
-    """`count` lists of as many random token ids."""
     rng = random.Random(args.seed)
-    return [[rng.randrange(1, args.vocabulary) for _ in range(length)] for _ in range(count)]
+    return [[rng.randrange(1, args.vocabulary) for _ in range(args.prompt_tokens)] for _ in range(rows // args.k)]
 
 
 def multiplied(policy):
@@ -165,44 +143,31 @@ def fresh_peak(policy, line):
 
 def read_per_token(policy):
     """Bytes of weights that are read for a decoded token: where a de-quantised copy is decoded from, the copy's."""
-    copied = {}  # id of a weight: its copy
-    for _, _, layer, copy in getattr(policy.fast, "light", None) or ():
-        if copy is not None:
-            copied[id(layer.base_layer.weight)] = copy
-    return sum(copied.get(id(p), p).nbytes for p in multiplied(policy))
+    copies = [(layer.base_layer.weight, copy) for _, _, layer, copy in getattr(policy.fast, "light", None) or ()
+              if copy is not None]
+    return sum(p.nbytes for p in multiplied(policy) if not any(p is old for old, _ in copies)) + sum(
+        copy.nbytes for _, copy in copies)
 
 
 def sampler(policy, rows, args, bandwidth):
     """A line: tokens per second of the sampler, and the bound. The second of two calls: the first makes ready what
     depends on the number of rows."""
-    T = args.new_tokens
-    prompts = prompts_of(rows, args)
-    line = {"rows": rows}
+    c, T, L = policy.lm.config.get_text_config(), args.new_tokens, args.prompt_tokens
+    prompts, line = prompts_of(rows, args), {"rows": rows}
     for _ in range(2):
         with fresh_peak(policy, line):
-            common.sample(policy, prompts, args.k, range(len(prompts)), max_new_tokens=T)
+            common.sample(policy, prompts, args.k, range(rows // args.k), max_new_tokens=T)
     line["tokens_per_s"] = rows * T / line["seconds"]
-    context = args.prompt_tokens + T / 2
-    read = read_per_token(policy) + rows * context * cached_per_token(policy.lm)
-    bound = rows * bandwidth / read
+    cached = 2 * c.num_hidden_layers * c.num_key_value_heads * c.hidden_size // c.num_attention_heads
+    bound = rows * bandwidth / (read_per_token(policy) + rows * cached * policy.lm.dtype.itemsize * (L + T / 2))
     return line | {"bound": bound, "of_bound": line["tokens_per_s"] / bound}
-
-
-def cached_per_token(lm):
-    """Bytes of keys and values of a token."""
-    c = lm.config.get_text_config()
-    width = c.num_key_value_heads * c.hidden_size // c.num_attention_heads
-    return 2 * c.num_hidden_layers * width * lm.dtype.itemsize
 
 
 def rivals(policy, rows, tokens, args):
     """Lines: on equal prompts and tokens, the sampler, its plain loop and transformers' generate, with the adapter as
     peft computes it, and how many times as fast the sampler is."""
-    prompts = prompts_of(rows, args)
-    first = None
-
-    def ours():
-        common.sample(policy, prompts, args.k, range(len(prompts)), max_new_tokens=tokens)
+    prompts, first = prompts_of(rows, args), None
+    ours = lambda: common.sample(policy, prompts, args.k, range(rows // args.k), max_new_tokens=tokens)
     whose = {"sampler": ours}
     if getattr(policy.fast, "captured", False):
         def plain():
@@ -218,45 +183,36 @@ def rivals(policy, rows, tokens, args):
         line = {}
         with fresh_peak(policy, line):
             call()
-        seconds = line["seconds"]
-        first = first or seconds
-        yield {"rows": rows, "new_tokens": tokens, "who": who, "tokens_per_s": rows * tokens / seconds,
-               "sampler_is_faster": seconds / first, "peak_gb": line["peak_gb"]}
+        first = first or line["seconds"]
+        yield {"rows": rows, "new_tokens": tokens, "who": who, "tokens_per_s": rows * tokens / line["seconds"],
+               "sampler_is_faster": line["seconds"] / first, "peak_gb": line["peak_gb"]}
 
 
 def update(policy, rows, args, rate):
     """A line: tokens per second of an update with all of the rows, those that are computed (a shared prompt once)."""
-    prompts = [x for x in prompts_of(rows, args) for _ in range(args.k)]
-    ys = random_rows(rows, args.new_tokens, args)
-    line = {}
-    sizes = []
+    prompts, line, computed = prompts_of(rows, args), {"rows": rows}, [0]
+    rng = random.Random(args.seed)
+    ys = [[rng.randrange(1, args.vocabulary) for _ in range(args.new_tokens)] for _ in range(rows)]
 
     def count(_, __, options):
-        sizes.append(options["input_ids"].numel())
+        computed[0] += options["input_ids"].numel()
     hook = policy.lm.register_forward_pre_hook(count, with_kwargs=True)
-    for _ in range(2):  # once to warm up
-        sizes.clear()
-        policy.model.zero_grad()
+    for timed in (False, True):
+        computed[0], _ = 0, [setattr(p, "grad", None) for p in policy.parameters()]
         with fresh_peak(policy, line):
-            for _, logps, _ in common.score(policy, prompts, ys):
+            for _, logps, _ in common.score(policy, [x for x in prompts for _ in range(args.k)], ys):
                 logps.sum().backward()
     hook.remove()
-    weights = 0
-    for p in multiplied(policy):
-        weights += p.numel() * (2 if p.dtype == torch.uint8 else 1)  # two to a byte
-    computed = sum(sizes) / line["seconds"]
-    return {"rows": rows,
-            "completion_tokens_per_s": rows * args.new_tokens / line["seconds"],
-            "computed_tokens_per_s": computed,
-            "of_matrix_rate": computed * 4 * weights / rate,
-            "peak_gb": line["peak_gb"]}
+    weights = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in multiplied(policy))  # two to a byte
+    return {"rows": rows, "completion_tokens_per_s": rows * args.new_tokens / line["seconds"],
+            "computed_tokens_per_s": computed[0] / line["seconds"],
+            "of_matrix_rate": computed[0] / line["seconds"] * 4 * weights / rate, "peak_gb": line["peak_gb"]}
 
 
 def shape_part(folder, shape, args):
     """A model of random weights in both precisions: loading, sampler, update; of the 7b shape first what a card of 24
     GB would do."""
-    gpu = device().type == "cuda"
-    bandwidth, rate = rates()
+    gpu, (bandwidth, rate) = device().type == "cuda", rates()
     record(folder, shape, what="device", bandwidth_gb_per_s=bandwidth / 1e9, matrix_tflops=rate / 1e12)
     with tempfile.TemporaryDirectory() as path:
         measure.build(shape, path, args.seed, args.vocabulary)
@@ -283,10 +239,8 @@ def precision_part(folder, label, path, bits, args, bandwidth, rate):
         measure.generate(policy, prompts_of(args.k, args)[:1], args.k, 4, args.seed)  # makes ready
     for rows in sorted(args.row_counts, key=lambda rows: rows != middle):
         with attempt(folder, label):
-            tokens = args.new_tokens  # the figure that counts is taken on the whole length
-            if rows != middle or bits == 4:
-                tokens = min(THEIRS, tokens)
-            for line in rivals(policy, rows, tokens, args):
+            whole = rows == middle and bits != 4  # the figure that counts is taken on the whole length
+            for line in rivals(policy, rows, args.new_tokens if whole else min(THEIRS, args.new_tokens), args):
                 record(folder, label, what="against", **line)
 
 
@@ -297,17 +251,12 @@ def small_card(folder, path, args, total=24e9, tokens=512):
         own = load.free_memory
         stack.callback(setattr, load, "free_memory", own)
         if device().type == "cuda":
-            total -= 0.6e9  # the context
-            share = total / torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+            share = min(1.0, (total - 0.6e9) / torch.cuda.get_device_properties(0).total_memory)  # less the context
+            torch.cuda.set_per_process_memory_fraction(share)
             stack.callback(torch.cuda.set_per_process_memory_fraction, 1.0)
-
-            def left(where):
-                return total - torch.cuda.memory_allocated(where) if where.type == "cuda" else own(where)
-            load.free_memory = left
-        policy = common.load_policy(path, 4, seed=args.seed, fast=chooser(args.plain))
+            load.free_memory = lambda d: total - 0.6e9 - torch.cuda.memory_allocated(d) if d.type == "cuda" else own(d)
+        policy, line = common.load_policy(path, 4, seed=args.seed, fast=chooser(args.plain)), {}
         policy.stop = [args.vocabulary]
-        line = {}
         prompts = prompts_of(args.k, args)
         with fresh_peak(policy, line):
             drawn = common.sample(policy, prompts, args.k, [0], max_new_tokens=tokens)
@@ -324,14 +273,11 @@ class Words:
     chat, graded = False, False
 
     def __init__(self, args, tokenizer):
-        from tasks import Problem
         rng = random.Random(args.seed)
-        self.train = []
-        for i in range(256):
-            words = [f"w{rng.randrange(1, len(tokenizer))}" for _ in range(args.prompt_tokens)]
-            self.train.append(Problem(str(i), " ".join(words), ""))
-        self.max_new_tokens = args.new_tokens
-        self.counts = Counter()
+        words = lambda: " ".join(f"w{rng.randrange(1, len(tokenizer))}" for _ in range(args.prompt_tokens))
+        from tasks import Problem
+        self.train = [Problem(str(i), words(), "") for i in range(256)]
+        self.max_new_tokens, self.counts = args.new_tokens, Counter()
 
     def rewards(self, problems, completions):
         return [float(random.Random(p.id + c).random() < 0.2) for p, c in zip(problems, completions, strict=True)]
@@ -355,78 +301,60 @@ def trl_part(folder, shape, args):
     except ImportError:
         record(folder, "TRL", note="not installed: pip install trl==1.16.0")
         return
-    gpu = device().type == "cuda"
-    rows = args.row_counts[len(args.row_counts) // 2]
+    import datasets
+    import peft
+    import transformers
+    gpu, rows = device().type == "cuda", args.row_counts[len(args.row_counts) // 2]
     with tempfile.TemporaryDirectory() as path:
         measure.build(shape, path, args.seed, args.vocabulary)
         tokenizer = word_tokenizer(args.vocabulary)
         task = Words(args, tokenizer)
         policy = common.load_policy(path, 16 if gpu else 32, seed=args.seed, fast=chooser(args.plain))
-        policy.tokenizer = tokenizer
-        policy.stop = [args.vocabulary]  # nothing ends early, as with TRL's least length
+        policy.tokenizer, policy.stop = tokenizer, [args.vocabulary]  # nothing ends early, as with TRL's least length
         for objective in ("mean", "passk"):
-            record(folder, "step", **our_step(policy, task, objective, rows, args))
-        del policy
+            own = ppo_passk.parser().parse_args([
+                "--objective", objective, "--k", str(args.k), "--samples", str(args.k), "--prompts",
+                str(rows // args.k), "--lr", "1e-5", "--kl-prompts", "0"])
+            optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, weight_decay=0.0)
+            for number in (1, 2):  # the first one warms up
+                line, problems = {}, batch_of(task.train, own.prompts, number, args.seed)
+                with fresh_peak(policy, line):
+                    shown, _ = ppo_passk.step(policy, task, optimizer, problems, number, own)
+            record(folder, "step", who=f"ours, {objective}", rows=rows, zero=shown["zero"],
+                   samples_per_s=rows / line["seconds"], **line)
+        del policy, optimizer
         free()
+        problem = {p.prompt: p for p in task.train}
+
+        class Clock(transformers.TrainerCallback):
+            def on_step_end(self, *_, **__):
+                if gpu:
+                    torch.cuda.synchronize()
+                self.seconds, self.mark = time.perf_counter() - self.mark, time.perf_counter()
         for micro in (8, min(64, rows)):
-            record(folder, "step", who=f"TRL {trl.__version__}, micro-batch {micro}",
-                   **their_step(path, task, tokenizer, micro, rows, args))
+            clock = Clock()
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.bfloat16 if gpu else torch.float32)
+            trainer = trl.GRPOTrainer(
+                model=model, processing_class=tokenizer, callbacks=[clock],
+                reward_funcs=lambda prompts, completions, **_: task.rewards([problem[x] for x in prompts], completions),
+                train_dataset=datasets.Dataset.from_list([{"prompt": x} for x in problem]),
+                peft_config=peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+                args=trl.GRPOConfig(
+                    output_dir=os.path.join(path, "trl"), per_device_train_batch_size=micro,
+                    gradient_accumulation_steps=math.ceil(rows / micro), num_generations=args.k, max_steps=2,
+                    max_completion_length=args.new_tokens, temperature=1.0, beta=0.0, learning_rate=1e-5, bf16=gpu,
+                    generation_kwargs={"min_new_tokens": args.new_tokens}, use_cpu=not gpu, report_to=[],
+                    save_strategy="no", logging_strategy="no", disable_tqdm=True))
+            trainer.remove_callback(transformers.PrinterCallback)
+            if gpu:
+                torch.cuda.reset_peak_memory_stats()
+            clock.mark = time.perf_counter()
+            trainer.train()
+            record(folder, "step", who=f"TRL {trl.__version__}, micro-batch {micro}", rows=rows, zero=0.0,
+                   samples_per_s=rows / clock.seconds, seconds=clock.seconds, peak_gb=load.peak_memory(device()))
+            del trainer, model
             free()
-
-
-def our_step(policy, task, objective, rows, args):
-    """A line: the second of two steps of ppo_passk.py; the first one warms up."""
-    flags_of = {"--objective": objective, "--k": args.k, "--samples": args.k, "--prompts": rows // args.k,
-                "--lr": 1e-5, "--kl-prompts": 0}
-    own = ppo_passk.parser().parse_args([f"{flag}={value}" for flag, value in flags_of.items()])
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=own.lr, weight_decay=0.0)
-    for number in (1, 2):
-        line = {}
-        problems = batch_of(task.train, own.prompts, number, args.seed)
-        with fresh_peak(policy, line):
-            shown, _ = ppo_passk.step(policy, task, optimizer, problems, number, own)
-    speed = rows / line["seconds"]
-    return {"who": f"ours, {objective}", "rows": rows, "zero": shown["zero"], "samples_per_s": speed, **line}
-
-
-def their_step(path, task, tokenizer, micro, rows, args):
-    """A line: the second of two steps of TRL's GRPO."""
-    import datasets
-    import peft
-    import transformers
-    import trl
-    gpu = device().type == "cuda"
-    dtype = torch.bfloat16 if gpu else torch.float32
-    problem = {p.prompt: p for p in task.train}
-
-    class Clock(transformers.TrainerCallback):
-        def on_step_end(self, *_, **__):
-            wait()
-            self.seconds = time.perf_counter() - self.mark
-            self.mark = time.perf_counter()
-
-    def reward(prompts, completions, **_):
-        return task.rewards([problem[x] for x in prompts], completions)
-    batch = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": math.ceil(rows / micro),
-             "num_generations": args.k, "max_steps": 2}
-    drawn = {"max_completion_length": args.new_tokens, "generation_kwargs": {"min_new_tokens": args.new_tokens},
-             "temperature": 1.0}
-    silent = {"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
-    config = trl.GRPOConfig(output_dir=os.path.join(path, "trl"), beta=0.0, learning_rate=1e-5, bf16=gpu,
-                            use_cpu=not gpu, **batch, **drawn, **silent)
-    lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    clock = Clock()
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    data = datasets.Dataset.from_list([{"prompt": x} for x in problem])
-    trainer = trl.GRPOTrainer(model=model, processing_class=tokenizer, callbacks=[clock], reward_funcs=reward,
-                              train_dataset=data, peft_config=lora, args=config)
-    trainer.remove_callback(transformers.PrinterCallback)
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
-    clock.mark = time.perf_counter()
-    trainer.train()
-    return {"rows": rows, "zero": 0.0, "samples_per_s": rows / clock.seconds, "seconds": clock.seconds,
-            "peak_gb": load.peak_memory(device())}
 
 
 def child(folder, command, seconds):
@@ -435,11 +363,10 @@ def child(folder, command, seconds):
     started = time.time()
     with tempfile.TemporaryDirectory() as scratch, open(os.path.join(folder, "output.log"), "a+") as log:
         start = log.seek(0, os.SEEK_END)
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TMPDIR": scratch}
         try:
-            done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-                                  timeout=seconds, env=environment)
-            code = done.returncode
+            code = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                                  timeout=seconds, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
+                                                        "TMPDIR": scratch}).returncode
         except subprocess.TimeoutExpired:
             code = "stopped"
         log.seek(start)
@@ -449,8 +376,8 @@ def child(folder, command, seconds):
 def command_part(folder, part, command, seconds):
     """The lines of a command's output that say how it ended."""
     code, lines, taken = child(folder, command, seconds)
-    telling = re.compile(r".*(passed|failed|FAILED)|E  |\w*Error|before|after")
-    tail = [line for line in lines if telling.match(line)] or lines[-3:]
+    tail = [line for line in lines if "passed" in line or "failed" in line or "FAILED" in line
+            or re.match(r"E  |\w*Error|before|after", line)] or lines[-3:]
     record(folder, part, command=" ".join(command), exit_code=code, seconds=taken, output="\n".join(tail[-30:]))
 
 
@@ -479,20 +406,28 @@ def prepare(args):
 
 def report(args):
     """The whole of it; parts that the time left does not hold are named and left out."""
-    folder = args.gpu_report
-    started = time.time()
+    folder, started = args.gpu_report, time.time()
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --gpu-report {folder}: {error.strerror}") from error
     if os.path.exists(os.path.join(folder, "gpu.jsonl")):
         raise UserError(f"--gpu-report {folder} holds a report: give another folder")
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU: a rehearsal, not a GPU"
+    gpu = torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if gpu else "CPU: a rehearsal, not a GPU"
     record(folder, "start", device=name, date=time.strftime("%Y-%m-%d"), command="python " + " ".join(sys.argv),
            **versions())
-    for kind, name, command in plan(args):
-        least, most = PARTS[kind]
-        left = SECONDS - (time.time() - started)
+    shapes = ["1.5b", "7b", "0.5b"] if args.shape == "tiny" else [args.shape]
+    given = [flag for name in ("rows", "k", "prompt_tokens", "new_tokens", "vocabulary", "seed") if getattr(args, name)
+             for flag in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
+    given += ["--skip-generate"] * args.skip_generate + ["--plain"] * args.plain
+    tests = ["-m", "pytest", "-v", "--tb=short", "-rf", "-o", "addopts=", "-p", "no:cacheprovider", "tests/test_gpu.py",
+             *["-n", "4"] * (importlib.util.find_spec("xdist") is not None and gpu)]
+    ppo = ["ppo_passk.py", "--bits", "4", "--steps", "40", "--eval-samples", "16", *["--plain"] * args.plain]
+    plan = [("shape", shapes[0], None), ("tests", "GPU tests", tests), *(("shape", x, None) for x in shapes[1:2]),
+            ("step", shapes[0], None), ("ppo", "ppo_passk.py", ppo), *(("shape", x, None) for x in shapes[2:])]
+    for kind, name, command in plan:
+        (least, most), left = PARTS[kind], SECONDS - (time.time() - started)
         if kind not in args.parts:
             continue
         if left < least:
@@ -502,37 +437,12 @@ def report(args):
                 out = ["--out", os.path.join(scratch, "run")] * (kind == "ppo")
                 command_part(folder, name, [*command, *out], min(left, most))
         else:
-            model_part(folder, kind, name, int(min(left, most)), args)
+            seconds = int(min(left, most))
+            code, lines, _ = child(folder, [os.path.join(ROOT, "bench.py"), "--gpu-report", folder, "--part",
+                                            f"{kind}:{name}:{seconds}", *given], seconds)
+            if code:
+                print("\n".join(lines[-30:]), file=sys.stderr)
+                record(folder, f"{kind} {name}", note="stopped: its time was over" if code == "stopped" else
+                       f"ended with exit code {code}: {load.first_line(lines[-1])}")
     record(folder, "end", seconds=time.time() - started)
     print(f"written to {folder}/gpu.md, gpu.json and gpu.jsonl")
-
-
-def plan(args):
-    """[(kind of part, its name or shape, command if it is not of this file)], the most wanted first."""
-    shapes = ["1.5b", "7b", "0.5b"] if args.shape == "tiny" else [args.shape]
-    workers = torch.cuda.is_available() and importlib.util.find_spec("xdist") is not None
-    tests = ["-m", "pytest", "-v", "--tb=short", "-rf", "-o", "addopts=", "-p", "no:cacheprovider", "tests/test_gpu.py"]
-    tests += ["-n", "4"] * workers
-    ppo = ["ppo_passk.py", "--bits", "4", "--steps", "40", "--eval-samples", "16", *["--plain"] * args.plain]
-    parts = [("tests", "GPU tests", tests), ("step", shapes[0], None), ("ppo", "ppo_passk.py", ppo)]
-    for place, shape in zip((0, 2, 5), shapes):
-        parts.insert(place, ("shape", shape, None))
-    return parts
-
-
-def model_part(folder, kind, name, seconds, args):
-    """A part of this file, in a process of its own."""
-    part = f"{kind}:{name}:{seconds}"
-    command = [os.path.join(ROOT, "bench.py"), "--gpu-report", folder, "--part", part]
-    for flag in ("rows", "k", "prompt_tokens", "new_tokens", "vocabulary", "seed"):
-        value = getattr(args, flag)
-        if value:
-            command += [f"--{flag.replace('_', '-')}", str(value)]
-    command += ["--skip-generate"] * args.skip_generate + ["--plain"] * args.plain
-    code, lines, _ = child(folder, command, seconds)
-    if code:
-        print("\n".join(lines[-30:]), file=sys.stderr)
-        why = f"ended with exit code {code}: {load.first_line(lines[-1])}"
-        if code == "stopped":
-            why = "stopped: its time was over"
-        record(folder, f"{kind} {name}", note=why)

@@ -19,17 +19,14 @@ def build(shape, folder, seed, vocabulary=151936):
     import transformers
     transformers.utils.logging.disable_progress_bar()
     hidden, feed, layers, heads, kv = SHAPES[shape]
-    heads = {"num_attention_heads": heads, "num_key_value_heads": kv}
-    tokens = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
-    config = transformers.Qwen2Config(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed,
-                                      num_hidden_layers=layers, **heads, **tokens, max_position_embeddings=8192,
-                                      tie_word_embeddings=shape != "7b")
     gpu = torch.cuda.is_available()
-    device = "cuda" if gpu else "cpu"
-    dtype = torch.bfloat16 if gpu else torch.float32
     torch.manual_seed(common.torch_seed(seed))
-    with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.device("cuda" if gpu else "cpu"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.Qwen2Config(
+            vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed, num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=kv, tie_word_embeddings=shape != "7b", bos_token_id=None,
+            eos_token_id=0, pad_token_id=0, max_position_embeddings=8192),
+            dtype=torch.bfloat16 if gpu else torch.float32)
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
     del model
@@ -64,14 +61,11 @@ def generate(policy, prompts, k, max_new_tokens, seed):
     """The same draw by transformers' generate -> number of useful tokens."""
     ids, mask = common.left_pad(prompts, device=policy.device)
     torch.manual_seed(common.torch_seed(seed))
-    whole = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # of the distribution
-    ends = {"eos_token_id": policy.stop, "pad_token_id": policy.stop[0]}
-    out = policy.lm.generate(input_ids=ids, attention_mask=mask, num_return_sequences=k,
-                             max_new_tokens=max_new_tokens, **whole, **ends)
-    stop = torch.tensor(policy.stop, device=policy.device)
-    ended = torch.isin(out[:, ids.shape[1]:], stop).long()
-    before = ended.cumsum(1) - ended
-    return int((before == 0).sum())  # tokens up to the first end-of-sequence token, inclusive
+    out = policy.lm.generate(input_ids=ids, attention_mask=mask, do_sample=True, num_return_sequences=k,
+                             temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens,
+                             eos_token_id=policy.stop, pad_token_id=policy.stop[0])
+    ended = torch.isin(out[:, ids.shape[1]:], torch.tensor(policy.stop, device=policy.device)).long()
+    return int((ended.cumsum(1) - ended == 0).sum())  # tokens up to the first end-of-sequence token, inclusive
 
 
 def reset_peak(policy):

@@ -4,7 +4,6 @@ import difflib
 import importlib
 import itertools
 import json
-import math
 import os
 import re
 import shutil
