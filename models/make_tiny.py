@@ -81,7 +81,6 @@ def make_tokenizer(characters=CHARACTERS):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>")
 
 
-@cli
 def check(args, names):
     """Raises UserError for flags that make no model."""
     for name in names:
@@ -109,6 +108,7 @@ def batch(tokenizer, pairs):
     return ids, ids.masked_fill(apart, -100)
 
 
+@cli
 def main(argv=None):
     args = parse_args(argv)
     load.set_threads(1)
