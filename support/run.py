@@ -67,15 +67,11 @@ def set_up(run, task, label, binary=None, base=None):
     """Set task, folder, policy and problems of a run: run.task, policy, train, valid, test.  task: where neither --task
     nor --data is given; label: of the folder's name; binary: what to say of graded rewards where they have no meaning;
     base: the embedded model for `task`, if not the task's own.  Raises UserError."""
-    args = run.args
-    first = task
+    args, first = run.args, task
     locate(args)
-    if not args.data:
-        args.task = args.task or first
+    args.task = args.task or (None if args.data else task)
     run.task = task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code)
-    if task.name != first:
-        base = None
-    args.model = args.model or own_base(args.adapter) or base or task.base
+    args.model = args.model or own_base(args.adapter) or (base if base and task.name == first else task.base)
     if task.graded and binary:
         raise UserError(f"task {task.name} has graded rewards: {binary}")
     task.max_new_tokens = args.max_new_tokens or task.max_new_tokens

@@ -44,6 +44,7 @@ FIRST_LANGUAGE = re.compile(rf"\A(?:[ \t]*\n)*{LANGUAGE}[ \t]*\n", re.IGNORECASE
 TYPING = ({name for name in typing.__all__ if name[0].isupper()}  # the others would stand for what a program forgot
           - {"Text", *collections.__all__})
 WORD = re.compile(r"[^\W\d]\w*")
+COUNTED = {"timeouts": "program_timeouts", "errors": "verifier_errors"}  # verdicts, by what the user is told
 AT_ONCE = 2_000  # rows of a file whose tests are tried when it is loaded; of a longer file, when they are needed
 INDENTED = re.compile(r"(?:[ \t]*\n)*(?:  |\t)")  # by one space is how some tokenizers begin
 
@@ -273,9 +274,6 @@ def unfinished(prompt):
         if len(body) == 1 and isinstance(body[0], ast.Pass):
             return node.name
     return ""
-
-
-COUNTED = {"timeouts": "program_timeouts", "errors": "verifier_errors"}  # verdicts, by what the user is told
 
 
 def squeeze(text):
