@@ -79,18 +79,27 @@ if __name__ == "__main__":
 import random
 import statistics
 
+import torch
+
 import common
 import ppo_passk
 import tasks
-import torch
 from fast.choose import chooser
 from fast.folded import folded, lora_layers
 from support import load
 from support.errors import UserError
 from support.flags import cli, numbers
 from support.folder import versions
-from support.measure import (TINY_FOLDER, alternate, build, generate, reset_peak, steps_of_trl, trl_trainer,
-                             without_gradients)
+from support.measure import (
+    TINY_FOLDER,
+    alternate,
+    build,
+    generate,
+    reset_peak,
+    steps_of_trl,
+    trl_trainer,
+    without_gradients,
+)
 from support.output import to_json
 from support.plots import save_figure
 from support.run import batch_of

@@ -76,17 +76,26 @@ import math
 import time
 from math import comb
 
+import torch
+
 import common
 import evaluate
-import torch
 from common import kl_coefficients
 from support import processes
 from support.errors import UserError
 from support.folder import Run
-from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
-from support.run import examples, sample_stats, weight_stats
+from support.run import (
+    batch_of,
+    begin,
+    end_of_step,
+    evaluate_after,
+    evaluate_before,
+    examples,
+    sample_stats,
+    set_up,
+    weight_stats,
+)
 from support.verifier import load_verifier, verify_scores
-
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 

@@ -57,16 +57,26 @@ if __name__ == "__main__":
 import math
 import time
 
+import torch
+
 import common
 import evaluate
-import torch
 from support import processes
 from support.errors import UserError
 from support.folder import Run
-from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
-from support.run import examples, gold_completions, sample_stats, weight_stats
+from support.run import (
+    batch_of,
+    begin,
+    end_of_step,
+    evaluate_after,
+    evaluate_before,
+    examples,
+    gold_completions,
+    sample_stats,
+    set_up,
+    weight_stats,
+)
 from support.verifier import load_verifier, verify_scores
-
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 

@@ -57,17 +57,26 @@ import math
 import time
 from math import comb
 
-import common
 import torch
+
+import common
 from common import elementwise, kl_coefficients, log1mexp, standardise
 from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder, write_atomic
 from support.output import to_json
 from support.plots import weight_report
-from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
-from support.run import examples, sample_stats, weight_stats
-
+from support.run import (
+    batch_of,
+    begin,
+    end_of_step,
+    evaluate_after,
+    evaluate_before,
+    examples,
+    sample_stats,
+    set_up,
+    weight_stats,
+)
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 

@@ -71,16 +71,26 @@ import math
 import time
 from collections import Counter
 
-import common
 import torch
+
+import common
 from common import elementwise, kl_coefficients, log1mexp, standardise
 from support import processes
 from support.errors import UserError
 from support.folder import Run, new_folder
 from support.plots import weight_report
-from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
-from support.run import examples, gold_completions, sample_stats, weight_stats
-
+from support.run import (
+    batch_of,
+    begin,
+    end_of_step,
+    evaluate_after,
+    evaluate_before,
+    examples,
+    gold_completions,
+    sample_stats,
+    set_up,
+    weight_stats,
+)
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 

@@ -48,18 +48,18 @@ if __name__ == "__main__":
 
 import time
 
+import torch
+import torch.nn.functional as F
+
 import common
 import evaluate
 import tasks
-import torch
-import torch.nn.functional as F
 from fast.choose import chooser
 from support import load, processes
 from support.errors import UserError
 from support.folder import new_folder
 from support.run import locate, own_base
 from support.verifier import load_verifier, verifier_logits
-
 
 # ------------------------------------------------------------------------------------------------------------ the loss
 

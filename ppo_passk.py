@@ -60,15 +60,14 @@ import time
 from collections import Counter
 from math import comb
 
-import common
 import torch
+
+import common
 from common import kl_coefficients
 from support import processes
 from support.errors import UserError
 from support.folder import Run
-from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, set_up
-from support.run import examples, sample_stats
-
+from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, sample_stats, set_up
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 

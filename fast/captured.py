@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 import common
+from fast.folded import plain_lora
 from support import load
 
 SEGMENT = 128  # most tokens between captures, each of which costs about three tokens launched kernel by kernel
@@ -33,9 +34,16 @@ def fixed_layer():
 
         def __init__(self, layer, rows, n, room, slot):
             super().__init__()
-            self.keys, self.values = (F.pad(old[:, :, :n].index_select(0, rows), (0, 0, 0, room - n))
-                                      for old in (layer.keys, layer.values))  # [R, heads, room, width]
-            self.dtype, self.device, self.slot, self.is_initialized = self.keys.dtype, self.keys.device, slot, True
+
+            def kept(old):
+                first = old[:, :, :n].index_select(0, rows)
+                return F.pad(first, (0, 0, 0, room - n))  # [R, heads, room, width]
+            self.keys = kept(layer.keys)
+            self.values = kept(layer.values)
+            self.dtype = self.keys.dtype
+            self.device = self.keys.device
+            self.slot = slot
+            self.is_initialized = True
 
         def update(self, keys, values, *args, **kwargs):
             self.keys.index_copy_(2, self.slot, keys)
@@ -58,29 +66,42 @@ class Decoder:
         ids, mask = common.left_pad(prompts, policy.device)  # [P, L]
         position = common.positions_of(mask)
         out = policy.forward(ids, mask, position, 1, use_cache=True)  # each prompt once
-        self.policy, self.temperature, self.cache = policy, temperature, out.past_key_values
+        self.policy = policy
+        self.temperature = temperature
+        self.cache = out.past_key_values
         self.stop = torch.tensor(policy.stop, device=policy.device)
-        self.logits, self.position, self.seen = out.logits[:, -1], position[:, -1:], ids.shape[1]
-        self.least = torch.finfo(policy.lm.dtype).min
-        self.mask = ((1 - mask) * self.least).to(policy.lm.dtype)[:, None, None]  # [P, 1, 1, L], added to the scores
+        self.logits = out.logits[:, -1]
+        self.position = position[:, -1:]
+        self.seen = ids.shape[1]
+        dtype = policy.lm.dtype
+        self.least = torch.finfo(dtype).min
+        unseen = (1 - mask) * self.least
+        self.mask = unseen.to(dtype)[:, None, None]  # [P, 1, 1, L], added to the scores
         self.done = torch.zeros(len(prompts), dtype=torch.bool, device=policy.device)
-        plain = fixed_layer()[0]
+        plain, _ = fixed_layer()
         if not all(type(layer) is plain for layer in self.cache.layers):
             raise ValueError("a cache that does more than append")
 
     def begin(self, rows, u):
         """Memory for a segment: of these rows, one for each row of uniforms u [R, S]."""
-        (R, S), n, device = u.shape, self.seen, u.device
+        S = u.shape[1]
+        n = self.seen
         room = -(-(n + S) // 16) * 16  # attention kernels want a multiple of 8
-        self.t, self.slot = (torch.full((1,), at, device=device) for at in (-1, n - 1))
+        self.t = torch.full((1,), -1, device=u.device)
+        self.slot = self.t + n
+        _, Fixed = fixed_layer()
         for i, layer in enumerate(self.cache.layers):
-            self.cache.layers[i] = fixed_layer()[1](layer, rows, n, room, self.slot)
-        self.mask = F.pad(self.mask[..., :n].index_select(0, rows), (0, room - n), value=self.least)
-        self.logits, self.position, self.done = (x.index_select(0, rows)
-                                                 for x in (self.logits, self.position, self.done))
-        self.u, self.lengths = u.contiguous(), torch.zeros(R, dtype=torch.long, device=device)
-        self.tokens = torch.zeros(R, S, dtype=torch.long, device=device)
-        self.logps, self.entropies = torch.zeros(2, R, S, device=device)
+            self.cache.layers[i] = Fixed(layer, rows, n, room, self.slot)
+        mask = self.mask[..., :n].index_select(0, rows)
+        self.mask = F.pad(mask, (0, room - n), value=self.least)
+        self.logits = self.logits.index_select(0, rows)
+        self.position = self.position.index_select(0, rows)
+        self.done = self.done.index_select(0, rows)
+        self.u = u.contiguous()
+        self.tokens = torch.zeros_like(u, dtype=torch.long)
+        self.logps = torch.zeros_like(u, dtype=torch.float32)
+        self.entropies = torch.zeros_like(self.logps)
+        self.lengths = torch.zeros_like(self.done, dtype=torch.long)
 
     def step(self):
         """One token of every row. Nothing in here may depend on a value the host has, which would be captured."""
@@ -89,57 +110,84 @@ class Decoder:
         logp = torch.log_softmax(self.logits.float() / self.temperature, -1)  # [R, V]
         p = logp.exp()
         token = common.draw(p, self.u.index_select(1, self.t))  # [R, 1]
+        done = self.done[:, None]
+        drawn = logp.gather(1, token).masked_fill(done, 0.0)
+        entropy = torch.special.entr(p).sum(1, keepdim=True)
         self.tokens.index_copy_(1, self.t, token)
-        self.logps.index_copy_(1, self.t, logp.gather(1, token).masked_fill(self.done[:, None], 0.0))
-        self.entropies.index_copy_(1, self.t, torch.special.entr(p).sum(1, keepdim=True).masked_fill(
-            self.done[:, None], 0.0))
+        self.logps.index_copy_(1, self.t, drawn)
+        self.entropies.index_copy_(1, self.t, entropy.masked_fill(done, 0.0))
         self.lengths += ~self.done
         self.done |= (token == self.stop).any(1)
         self.position += 1
         self.mask.index_fill_(3, self.slot, 0.0)
-        self.logits.copy_(self.policy.forward(token, self.mask, self.position, 1, past_key_values=self.cache,
-                                              use_cache=True).logits[:, -1])
+        memory = {"past_key_values": self.cache, "use_cache": True}
+        out = self.policy.forward(token, self.mask, self.position, 1, **memory)
+        self.logits.copy_(out.logits[:, -1])
 
     def run(self, steps):
         """Decode up to so many tokens; fewer where most rows have ended -> how many."""
         step = self.step
         for t in range(1, steps + 1):
             if t == 2 and self.done.is_cuda:  # the first one has made ready what kernels need before they are captured
-                self.graph = torch.cuda.CUDAGraph()  # kept until the device has been waited for
-                here = torch.cuda.current_stream(self.done.device)
-                try:
-                    with torch.cuda.graph(self.graph, stream=side(self.done.device)):
-                        self.step()  # computes nothing
-                finally:  # a capture that failed would leave its stream current
-                    torch.cuda.set_stream(here)
-                step = self.graph.replay
+                step = self.capture()
             step()
-            if t % EVERY == 0 and t < steps and (~self.done).sum() < (len(self.done) + 1) // 2:
+            if t % EVERY == 0 and t < steps and self.mostly_ended():
                 break
         self.seen += t
         return t
+
+    def mostly_ended(self):
+        """Whether fewer than half of the rows go on; asks the device."""
+        alive = (~self.done).sum()
+        return alive < (len(self.done) + 1) // 2
+
+    def capture(self):
+        """What repeats a step that is captured here. It computes nothing yet."""
+        device = self.done.device
+        self.graph = torch.cuda.CUDAGraph()  # kept until the device has been waited for
+        here = torch.cuda.current_stream(device)
+        try:
+            with torch.cuda.graph(self.graph, stream=side(device)):
+                self.step()
+        finally:  # a capture that failed would leave its stream current
+            torch.cuda.set_stream(here)
+        return self.graph.replay
 
 
 @torch.no_grad()
 def decode(policy, prompts, u, temperature):
     """common.decode, captured."""
-    (P, k, T), device = u.shape, policy.device
-    with light(policy.fast.light), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        decoder = Decoder(policy, prompts, temperature)
-        u, chosen = u.flatten(0, 1), torch.arange(P, device=device).repeat_interleave(k)
-        rows = torch.arange(P * k, device=device)  # the row of the result that each row writes
-        tokens, lengths = torch.zeros(P * k, T, dtype=torch.long, device=device), torch.zeros_like(rows)
-        logps, entropies = torch.zeros(2, P * k, T, device=device)
-        t = 0
-        while t < T and len(rows):
-            decoder.begin(chosen, u[rows, t:t + SEGMENT])
-            upto = t + decoder.run(min(SEGMENT, T - t))
-            for whole, part in ((tokens, decoder.tokens), (logps, decoder.logps), (entropies, decoder.entropies)):
-                whole[rows, t:upto] = part[:, :upto - t]
-            lengths[rows] += decoder.lengths
-            chosen, t = (~decoder.done).nonzero()[:, 0], upto
-            rows = rows[chosen]
-    return (*(x.unflatten(0, (P, k)) for x in (tokens, logps, entropies)), lengths.view(P, k))
+    current = nullcontext()
+    if policy.device.type == "cuda":
+        current = torch.cuda.device(policy.device)
+    with light(policy.fast.light), current:
+        return decode_segments(policy, prompts, u, temperature)
+
+
+def decode_segments(policy, prompts, u, temperature):
+    """`decode` on the current device with the layers that are in place."""
+    P, k, T = u.shape
+    decoder = Decoder(policy, prompts, temperature)
+    u = u.flatten(0, 1)  # [P k, T]
+    tokens = torch.zeros_like(u, dtype=torch.long)
+    logps = torch.zeros_like(u, dtype=torch.float32)
+    entropies = torch.zeros_like(logps)
+    rows = torch.arange(P * k, device=u.device)  # the row of the result that each row writes
+    lengths = torch.zeros_like(rows)
+    chosen = rows // k  # of those of the segment before; at first, of the prompts
+    t = 0
+    while t < T and len(rows):
+        decoder.begin(chosen, u[rows, t:t + SEGMENT])
+        done = decoder.run(min(SEGMENT, T - t))
+        tokens[rows, t:t + done] = decoder.tokens[:, :done]
+        logps[rows, t:t + done] = decoder.logps[:, :done]
+        entropies[rows, t:t + done] = decoder.entropies[:, :done]
+        lengths[rows] += decoder.lengths
+        chosen = torch.argwhere(~decoder.done)[:, 0]
+        rows = rows[chosen]
+        t += done
+    whole = [x.view(P, k, T) for x in (tokens, logps, entropies)]
+    return (*whole, lengths.view(P, k))
 
 
 class Light(torch.nn.Module):
@@ -148,19 +196,26 @@ class Light(torch.nn.Module):
 
     def __init__(self, layer, weight):
         super().__init__()
-        self.base, self.weight = layer.base_layer, weight  # weight: the base's, de-quantised; None: as it is
+        self.base = layer.base_layer
+        self.weight = weight  # the base's, de-quantised; None: as it is
+        dtype = self.base.weight.dtype if weight is None else weight.dtype
         active = [] if layer.disable_adapters else layer.active_adapters
-        dtype = layer.base_layer.weight.dtype if weight is None else weight.dtype
-        if active:
-            self.A = torch.cat([layer.lora_A[name].weight for name in active]).to(dtype).T  # [in, r]
-            self.B = torch.cat([layer.scaling[name] * layer.lora_B[name].weight for name in active], 1).to(dtype).T
         self.plain = not active
+        if active:
+            A = [layer.lora_A[name].weight for name in active]
+            B = [layer.scaling[name] * layer.lora_B[name].weight for name in active]
+            self.A = torch.cat(A).to(dtype).T  # [in, r]
+            self.B = torch.cat(B, 1).to(dtype).T  # [r, out]
 
     def forward(self, x):
-        y = self.base(x) if self.weight is None else F.linear(x, self.weight, self.base.bias)
+        if self.weight is None:
+            y = self.base(x)
+        else:
+            y = F.linear(x, self.weight, self.base.bias)
         if self.plain:
             return y
-        return torch.addmm(y.flatten(0, -2), x.flatten(0, -2) @ self.A, self.B).view_as(y)
+        inner = x.flatten(0, -2) @ self.A
+        return torch.addmm(y.flatten(0, -2), inner, self.B).view_as(y)
 
 
 @contextmanager
@@ -178,25 +233,40 @@ def light(layers):
 
 def weights(policy, layers):
     """[(parent, name, layer, de-quantised weight or None)] of LoRA layers that Light can replace, and that in words."""
-    known = {"Linear", "Conv1D", "Linear4bit"}
-    if any(type(layer.base_layer).__name__ not in known for _, _, layer in layers) or any(
-            c.peft_type != "LORA" or c.use_dora or c.lora_bias for c in policy.model.peft_config.values()):
+    kinds = {type(layer.base_layer).__name__ for _, _, layer in layers}
+    if not kinds <= {"Linear", "Conv1D", "Linear4bit"} or not plain_lora(policy):
         return [], "the adapter as peft has it"
-    four = [layer for _, _, layer in layers if type(layer.base_layer).__name__ == "Linear4bit"]
-    if not four:
+    dtype = policy.lm.dtype
+    sizes = [layer.in_features * layer.out_features for _, _, layer in layers if in_four_bits(layer)]
+    if not sizes:
         return [(*layer, None) for layer in layers], "the adapter beside the weights"
-    import bitsandbytes
-    need = policy.lm.dtype.itemsize * sum(layer.in_features * layer.out_features for layer in four)
+    need = dtype.itemsize * sum(sizes)
     if need > load.free_memory(policy.device) / 4:
         return [], "weights de-quantised for each token (a copy would take more than a quarter of the memory)"
-    return [(parent, name, layer, bitsandbytes.functional.dequantize_4bit(
-        layer.base_layer.weight.data, layer.base_layer.weight.quant_state).to(policy.lm.dtype) if layer in four
-        else None) for parent, name, layer in layers], f"weights de-quantised for rollouts ({need / 1e9:.1f} GB)"
+    found = []
+    for parent, name, layer in layers:
+        weight = dequantised(layer, dtype) if in_four_bits(layer) else None
+        found.append((parent, name, layer, weight))
+    return found, f"weights de-quantised for rollouts ({need / 1e9:.1f} GB)"
+
+
+def in_four_bits(layer):
+    return type(layer.base_layer).__name__ == "Linear4bit"
+
+
+def dequantised(layer, dtype):
+    """The weight that a layer keeps in four bits."""
+    from bitsandbytes.functional import dequantize_4bit
+    weight = layer.base_layer.weight
+    return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
 
 
 def near(x, y, exact):
     """Whether two ways give the same log-probabilities: in bfloat16 a logit of 20 moves by .125 at a time."""
-    return torch.allclose(x, y, atol=1e-4) if exact else bool((x - y).abs().mean() < 0.2 and (x - y).abs().max() < 1.0)
+    if exact:
+        return torch.allclose(x, y, atol=1e-4)
+    gap = (x - y).abs()
+    return bool(gap.mean() < 0.2 and gap.max() < 1.0)
 
 
 def never_waits(policy, prompts, u):
@@ -212,34 +282,55 @@ def never_waits(policy, prompts, u):
             torch.cuda.set_sync_debug_mode("default")
 
 
+def completions(draws):
+    """The tokens of what a loop has drawn, without padding, prompt by prompt."""
+    tokens, _, _, lengths = draws
+    rows = tokens.flatten(0, 1).tolist()
+    return [row[:n] for row, n in zip(rows, lengths.flatten().tolist(), strict=True)]
+
+
+@torch.no_grad()
+def draws_as_scored(policy):
+    """Whether `decode` draws by the log-probabilities that the scorer gives, and in float32 what the plain loop does:
+    tried on padded prompts. First kernel by kernel, where a host that waits is an error: one that waits in a capture
+    leaves CUDA in disorder.  Raises what a model raises that cannot be captured."""
+    V = policy.lm.config.get_text_config().vocab_size
+    prompts = [[1 % V, 2 % V, 3 % V], [4 % V]]
+    u = torch.linspace(0.1, 0.9, 16, dtype=torch.float64)
+    u = u.view(2, 2, 4).to(policy.device)
+    apart = common.decode(policy, prompts, u, 1.0)
+    never_waits(policy, prompts, u)
+    found = decode(policy, prompts, u, 1.0)
+    ys = completions(found)
+    exact = policy.lm.dtype == torch.float32
+    if exact and ys != completions(apart):
+        return False
+    # What was drawn, scored as always: rounding may have drawn other tokens than the plain loop does.
+    policy.fast = None
+    scored = torch.zeros(len(ys))
+    each = [x for x in prompts for _ in range(2)]
+    for index, logps, _ in common.score(policy, each, ys, 1.0, 2048):
+        scored[index] = logps.sum(-1).cpu()
+    drawn = found[1].sum(-1).flatten().cpu()
+    first = [entropies[..., 0] for _, _, entropies, _ in (apart, found)]
+    return near(scored, drawn, exact) and near(*first, exact)
+
+
 def choose(policy, fast, layers):
-    """Whether this model can be captured and draws by its own log-probabilities: tried, on padded prompts. First kernel
-    by kernel, where a host that waits is an error: one that waits in a capture leaves CUDA in disorder.
-    Sets fast.captured and fast.light -> what was chosen, in words."""
+    """Whether this model can be captured and draws by its own log-probabilities: tried.  Sets fast.captured and
+    fast.light -> what was chosen, in words."""
     quantised = getattr(policy.lm.config, "quantization_config", None)
     if getattr(quantised, "load_in_8bit", False):
         return "decoded kernel by kernel (8 bits)"
-    V = policy.lm.config.get_text_config().vocab_size
-    prompts, u = [[1 % V, 2 % V, 3 % V], [4 % V]], torch.linspace(0.1, 0.9, 16, dtype=torch.float64).view(2, 2, 4)
     fast.light, how = weights(policy, layers)
-    policy.fast, why = fast, None
+    why = None
+    policy.fast = fast
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message="The CUDA Graph is empty")
-            apart = common.decode(policy, prompts, u.to(policy.device), 1.0)
-            never_waits(policy, prompts, u.to(policy.device))
-            found = decode(policy, prompts, u.to(policy.device), 1.0)
-            # What was drawn, scored as always: rounding may have drawn other tokens than the plain loop does.
-            policy.fast, (ys, drawn), (others, _) = None, *(
-                ([y[:n] for y, n in zip(x[0].flatten(0, 1).tolist(), x[3].flatten().tolist())],
-                 x[1].sum(-1).flatten().cpu()) for x in (found, apart))
-            scored = torch.zeros(len(ys))
-            for index, logps, _ in common.score(policy, [x for x in prompts for _ in range(2)], ys, 1.0, 2048):
-                scored[index] = logps.sum(-1).cpu()
-        exact, entropies = policy.lm.dtype == torch.float32, (x[2][..., 0] for x in (apart, found))
-        if not (near(scored, drawn, exact) and near(*entropies, exact) and (ys == others or not exact)):
-            why = "other log-probabilities"
+            if not draws_as_scored(policy):
+                why = "other log-probabilities"
     except torch.OutOfMemoryError:
         raise
     except (ValueError, RuntimeError, AttributeError, TypeError, Warning) as error:  # what cannot be captured

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import common
 from fast import captured, packed, shared
-from fast.folded import folded, lora_layers
+from fast.folded import folded, lora_layers, plain_lora
 from support import decoding, load
 
 
@@ -127,9 +127,10 @@ def why_not_folded(policy, layers):
     plain = all(type(base) in (torch.nn.Linear, Conv1D) and base.weight.dtype == torch.float32 for base in bases)
     if policy.device.type != "cpu" or not plain:
         return "that needs linear layers in float32 on a CPU"
-    if any(c.peft_type != "LORA" or c.use_dora or c.lora_bias for c in policy.model.peft_config.values()):
+    if not plain_lora(policy):
         return "the adapter is more than W + s B A"
-    if 4 * sum(base.weight.numel() for base in bases) > load.free_memory(policy.device) / 4:
+    copy = 4 * sum(base.weight.numel() for base in bases)
+    if copy > load.free_memory(policy.device) / 4:
         return "the copy would take more than a quarter of the memory"
     return None
 

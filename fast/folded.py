@@ -7,8 +7,21 @@ import torch.nn.functional as F
 
 def lora_layers(policy):
     """(parent module, attribute name, LoRA layer) of every layer with an adapter."""
-    return [(policy.lm.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer)
-            for name, layer in policy.lm.named_modules() if hasattr(layer, "base_layer")]
+    found = []
+    for path, layer in policy.lm.named_modules():
+        if hasattr(layer, "base_layer"):
+            above, _, name = path.rpartition(".")
+            parent = policy.lm.get_submodule(above)
+            found.append((parent, name, layer))
+    return found
+
+
+def plain_lora(policy):
+    """Whether the adapters are W + s B A and nothing else."""
+    for config in policy.model.peft_config.values():
+        if config.peft_type != "LORA" or config.use_dora or config.lora_bias:
+            return False
+    return True
 
 
 class Product(torch.nn.Module):
@@ -17,15 +30,25 @@ class Product(torch.nn.Module):
     def __init__(self, base, delta):
         super().__init__()
         weight = base.weight + delta
-        self.weight = weight if isinstance(base, torch.nn.Linear) else weight.T  # GPT-2's Conv1D has [in, out]
+        if not isinstance(base, torch.nn.Linear):
+            weight = weight.T  # GPT-2's Conv1D has [in, out]
+        self.weight = weight
         self.bias = base.bias
 
     def forward(self, x):
-        if x.dim() == 3 and len(x) >= 16 and x.shape[1] >= 8 and x.numel() >= 2 ** 15:
-            # A convolution of size 1 goes to oneDNN, a linear layer to MKL, which is up to half as fast on AMD.
-            y = F.conv2d(x.unsqueeze(2).permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias)
-            return y.permute(0, 2, 3, 1).squeeze(2)  # [rows, out, 1, tokens] as [rows, tokens, out]
-        return F.linear(x, self.weight, self.bias)
+        if x.dim() < 3 or len(x) < 16 or x.shape[1] < 8 or x.numel() < 2 ** 15:
+            return F.linear(x, self.weight, self.bias)
+        # A convolution of size 1 goes to oneDNN, a linear layer to MKL, which is up to half as fast on AMD.
+        image = x.unsqueeze(2).permute(0, 3, 1, 2)
+        y = F.conv2d(image, self.weight[:, :, None, None], self.bias)
+        return y.permute(0, 2, 3, 1).squeeze(2)  # [rows, out, 1, tokens] as [rows, tokens, out]
+
+
+def product(layer):
+    """The Product of a LoRA layer with its active adapters."""
+    active = [] if layer.disable_adapters else layer.active_adapters
+    delta = sum(layer.get_delta_weight(name) for name in active)
+    return Product(layer.base_layer, delta)
 
 
 @contextmanager
@@ -33,11 +56,10 @@ def folded(layers):
     """Inside, each of these LoRA layers is one product with W + s B A (the active adapter added to a copy of its
     weight) instead of three. Gradients reach A and B through the copy. The base is never written: merging in place and
     back is not exact."""
-    products = [Product(layer.base_layer, sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters
-                                              if not layer.disable_adapters)) for _, _, layer in layers]
+    products = [product(layer) for _, _, layer in layers]
     try:
-        for (parent, name, _), product in zip(layers, products):
-            setattr(parent, name, product)
+        for (parent, name, _), new in zip(layers, products, strict=True):
+            setattr(parent, name, new)
         yield
     finally:
         for parent, name, layer in layers:

@@ -1,8 +1,8 @@
 """Several completions of one prompt in one row, under a 4-D mask by which each looks past the others."""
 import torch
-import torch.nn.functional as F
 
 import common
+from support import decoding
 
 PACK = 128  # most completion tokens in a row: beyond that, looking past each other costs more than the prompt saves
 
@@ -10,56 +10,87 @@ PACK = 128  # most completion tokens in a row: beyond that, looking past each ot
 def decode_packed(policy, prompts, u, temperature):
     """common.decode for u [P, k/g, g, T], g samples of one prompt to a row: its keys are stored and read once for all
     of them, but each looks past the others."""
-    (P, repeat, g, T), stop = u.shape, torch.tensor(policy.stop)
-    ids, mask = common.left_pad(prompts)
-    position = common.positions_of(mask)  # [P, L]
-    out = policy.forward(ids, mask, position, 1, use_cache=True)
-    cache, L, R = out.past_key_values, ids.shape[1], P * repeat
+    P, repeat, g, T = u.shape
+    R = P * repeat  # rows
+    shape = (R, g, T)
+    stop = torch.tensor(policy.stop)
+    ids, prompt = common.left_pad(prompts)  # [P, L]
+    L = ids.shape[1]
+    position = common.positions_of(prompt)
+    out = policy.forward(ids, prompt, position, 1, use_cache=True)
+    cache = out.past_key_values
+    memory = {"past_key_values": cache, "use_cache": True}
+    owner = torch.arange(P).repeat_interleave(repeat)  # the prompt of each row
     if repeat > 1:
-        cache.reorder_cache(torch.arange(P).repeat_interleave(repeat))
-    logits = out.logits[:, -1:].repeat_interleave(repeat, 0).expand(-1, g, -1)  # [R, g, V]
-    position = position[:, -1:].repeat_interleave(repeat, 0).repeat(1, g)  # [R, g]
-    # The g queries of a step see the prompt, and of the samples' columns (token by token, g each) their own.
-    own = torch.eye(g).repeat(1, T).expand(R, 1, g, -1)
-    seen = torch.cat([mask.repeat_interleave(repeat, 0)[:, None, None].expand(-1, 1, g, -1), own], -1)
-    mask = (1 - seen) * torch.finfo(logits.dtype).min  # [R, 1, g, L + g T], added to the scores
-    u, rows = u.flatten(0, 1), torch.arange(R)
+        cache.reorder_cache(owner)
+    logits = out.logits[owner, -1:]
+    logits = logits.expand(-1, g, -1)  # [R, g, V]
+    position = position[owner, -1:].repeat(1, g)  # [R, g]
+    mask = mask_of_samples(prompt[owner], g, T, logits.dtype)
+    u = u.flatten(0, 1)
+    rows = torch.arange(R)  # the row of the result that each row writes
     done = torch.zeros(R, g, dtype=torch.bool)
-    tokens, lengths = torch.zeros(R, g, T, dtype=torch.long), torch.zeros(R, g, dtype=torch.long)
-    logps, entropies = torch.zeros(2, R, g, T)
+    lengths = torch.zeros(R, g, dtype=torch.long)
+    tokens = torch.zeros(shape, dtype=torch.long)
+    logps = torch.zeros(shape)
+    entropies = torch.zeros(shape)
     for t in range(T):
         logp = torch.log_softmax(logits.float() / temperature, -1)  # [R, g, V]
         p = logp.exp()
-        token = common.draw(p, u[..., t:t + 1])
-        logps[rows, :, t] = logp.gather(-1, token)[..., 0].masked_fill(done, 0.0)
-        entropies[rows, :, t] = torch.special.entr(p).sum(-1).masked_fill(done, 0.0)
-        token = token[..., 0]  # [R, g]
+        token = common.draw(p, u[..., t:t + 1])  # [R, g, 1]
+        drawn = logp.gather(-1, token).squeeze(-1)
+        entropy = torch.special.entr(p).sum(-1)
+        token = token.squeeze(-1)
         tokens[rows, :, t] = token
+        logps[rows, :, t] = drawn.masked_fill(done, 0.0)
+        entropies[rows, :, t] = entropy.masked_fill(done, 0.0)
         lengths[rows] += ~done
         done = done | torch.isin(token, stop)
-        alive = (~done.all(1)).nonzero()[:, 0]
+        ended = done.all(1)
+        alive = torch.argwhere(~ended)[:, 0]
         if len(alive) == 0 or t + 1 == T:
             break
         if len(alive) < 0.9 * len(rows):
             cache.reorder_cache(alive)
-            rows, u, mask, position, token, done = (x[alive] for x in (rows, u, mask, position, token, done))
+            rows = rows[alive]
+            u = u[alive]
+            mask = mask[alive]
+            position = position[alive]
+            token = token[alive]
+            done = done[alive]
         position = position + 1
-        logits = policy.forward(token, mask[..., :L + g * (t + 1)], position, g, past_key_values=cache,
-                                use_cache=True).logits
-    return (*(x.view(P, repeat * g, T) for x in (tokens, logps, entropies)), lengths.view(P, repeat * g))
+        seen = mask[..., :L + g * (t + 1)]
+        out = policy.forward(token, seen, position, g, **memory)
+        logits = out.logits
+    whole = [x.view(P, -1, T) for x in (tokens, logps, entropies)]
+    return (*whole, lengths.view(P, -1))
+
+
+def mask_of_samples(prompt, g, T, dtype):
+    """What the g queries of each step see, added to the scores, [R, 1, g, L + g T]: the prompt, whose mask is [R, L],
+    and of the samples' columns (token by token, g each) their own."""
+    own = torch.eye(g).repeat(1, T)  # [g, g T]
+    own = own.expand(len(prompt), 1, -1, -1)
+    prompt = prompt[:, None, None].expand(-1, 1, g, -1)
+    seen = torch.cat([prompt, own], -1)
+    return (1 - seen) * torch.finfo(dtype).min
 
 
 def packs_of(policy, prompts, completions):
     """Which completions share a row: lists of indices, of one prompt each, of at most PACK tokens; alone where the
     model's window does not hold a row."""
-    longest = max(map(len, prompts), default=0) + max(map(len, completions), default=0)
+    lengths = [len(y) for y in completions]
+    longest = max(map(len, prompts), default=0) + max(lengths, default=0)
     apart = longest > policy.window
-    same, packs = {}, []
-    for i in sorted(range(len(prompts)), key=lambda i: len(completions[i])):
-        same.setdefault(i if apart else tuple(prompts[i]), []).append(i)
+    same = {}
+    for i in sorted(range(len(prompts)), key=lengths.__getitem__):
+        key = i if apart else tuple(prompts[i])
+        same.setdefault(key, []).append(i)
+    packs = []
     for rows in same.values():
         while rows:
-            g = max(1, min(len(rows), PACK // max(1, len(completions[rows[-1]]))))
+            longest = max(1, lengths[rows[-1]])
+            g = max(1, PACK // longest)
             packs.append(rows[-g:])
             del rows[-g:]
     return packs
@@ -68,36 +99,84 @@ def packs_of(policy, prompts, completions):
 def score_packs(policy, prompts, completions, packs, temperature, max_tokens):
     """common.score for rows that each hold one prompt and the completions packs[row] of it, one after the other:
     completion j starts at the position after the prompt, and sees the prompt and itself only."""
-    order = sorted(packs, key=lambda pack: (len(pack), max(len(completions[i]) for i in pack), len(prompts[pack[0]])))
+    def size(pack):
+        longest = max(len(completions[i]) for i in pack)
+        return len(pack), longest, len(prompts[pack[0]])
+    order = sorted(packs, key=size)
     while order:
-        # From the longest down; a micro-batch is as wide as its longest prompt and its longest completion make it.
-        rows, g, L, T = [], len(order[-1]), 0, 0
-        while order:
-            wider = max(L, len(prompts[order[-1][0]])), max(T, *(len(completions[i]) for i in order[-1]), 0)
-            if rows and (len(rows) + 1) * (wider[0] + g * wider[1]) > max_tokens:
-                break
-            L, T = wider
-            rows.append(order.pop())
-        ids, mask = common.left_pad([prompts[pack[0]] for pack in rows])  # [p, L]
-        ys = [completions[i] for pack in rows for i in pack]
-        slot = torch.tensor([row * g + j for row, pack in enumerate(rows) for j in range(len(pack))])  # [r] of p g
-        own = torch.arange(T) < torch.tensor([len(y) for y in ys])[:, None]  # [r, T]
-        tokens = torch.tensor([y + [0] * (T - len(y)) for y in ys], dtype=torch.long)  # [r, T]
-        slots, real = (torch.zeros(len(rows) * g, T, dtype=torch.long).index_put((slot,), x.long()).view(len(rows), -1)
-                       for x in (tokens, own))  # [p, g T]
-        position = common.positions_of(mask)  # [p, L]
-        position = torch.cat([position, position[:, -1:] + 1 + torch.arange(T).repeat(g)], 1)  # [p, L + g T]
-        ids, mask = torch.cat([ids, slots], 1), torch.cat([mask, real], 1)
-        if g > 1:
-            owner = torch.cat([torch.full((L,), -1), torch.arange(g).repeat_interleave(T)])  # -1: the prompt, for all
-            seen = ((owner == -1) | (owner == owner[:, None])).tril()  # [L + g T, L + g T]
-            mask = (~(seen & mask[:, None, None].bool())).to(policy.lm.dtype) * torch.finfo(policy.lm.dtype).min
-        scaled = policy.forward(ids, mask, position, g * T + 1, use_cache=False).logits
-        scaled = scaled[:, -g * T - 1:].float() / temperature  # [p, 1 + g T, V]
-        if g == 1:
-            scaled = scaled[:, :-1]  # [r, T, V]
-        else:  # what predicts token t of completion j: the prompt's last position for t = 0, else the token before it
-            column = torch.cat([torch.zeros(g, 1, dtype=torch.long), 1 + torch.arange(g * T).view(g, T)[:, :-1]], 1)
-            scaled = scaled[slot[:, None] // g, column[slot % g]]  # [r, T, V]
-        logps = -F.cross_entropy(scaled.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
-        yield torch.tensor([i for pack in rows for i in pack]), logps.masked_fill(~own, 0.0), own.float()
+        rows = micro_batch(order, prompts, completions, max_tokens)
+        yield score_rows(policy, prompts, completions, rows, temperature)
+
+
+def micro_batch(order, prompts, completions, max_tokens):
+    """Takes packs from the end of a list, from the longest down, as many as a micro-batch holds. It is as wide as its
+    longest prompt and its longest completion make it."""
+    rows = []
+    g = len(order[-1])
+    L = 0
+    T = 0
+    while order:
+        pack = order[-1]
+        L = max(L, len(prompts[pack[0]]))
+        for i in pack:
+            T = max(T, len(completions[i]))
+        width = L + g * T
+        if rows and (len(rows) + 1) * width > max_tokens:
+            break
+        rows.append(order.pop())
+    return rows
+
+
+def score_rows(policy, prompts, completions, rows, temperature):
+    """One micro-batch of score_packs -> (index [r], logps [r, T], mask [r, T])."""
+    g = len(rows[0])
+    index = [i for pack in rows for i in pack]
+    slot = []  # of each completion among the p g of the rows
+    for row, pack in enumerate(rows):
+        first = row * g
+        slot += range(first, first + len(pack))
+    slot = torch.tensor(slot)
+    x = [prompts[pack[0]] for pack in rows]
+    y = [completions[i] for i in index]
+    ids, prompt = common.left_pad(x)  # [p, L]
+    tokens, own = decoding.right_pad(y)  # [r, T]
+    L = ids.shape[1]
+    T = tokens.shape[1]
+
+    def in_rows(values):
+        slots = torch.zeros(len(rows) * g, T, dtype=torch.long)
+        slots[slot] = values.long()
+        return slots.view(-1, g * T)
+    ids = torch.cat([ids, in_rows(tokens)], 1)  # [p, L + g T]
+    mask = torch.cat([prompt, in_rows(own)], 1)
+    before = common.positions_of(prompt)
+    first = before[:, -1:] + 1
+    after = first + torch.arange(T).repeat(g)
+    position = torch.cat([before, after], 1)
+    if g > 1:
+        mask = mask_of_completions(mask, L, g, T, policy.lm.dtype)
+    out = policy.forward(ids, mask, position, g * T + 1, use_cache=False)
+    logits = out.logits[:, -g * T - 1:]
+    scaled = logits.float() / temperature  # [p, 1 + g T, V]
+    if g == 1:
+        scaled = scaled[:, :-1]  # [r, T, V]
+    else:  # what predicts token t of completion j: the prompt's last position for t = 0, else the token before it
+        columns = torch.arange(g * T).view(g, T)
+        columns[:, 0] = 0
+        row = slot[:, None] // g
+        scaled = scaled[row, columns[slot % g]]  # [r, T, V]
+    logps = decoding.log_probabilities(scaled, tokens, own)
+    return torch.tensor(index), logps, own.float()
+
+
+def mask_of_completions(mask, L, g, T, dtype):
+    """What each position of rows of a prompt and g completions sees, added to the scores: the prompt, and of its own
+    completion what is before it.  mask [p, L + g T] -> [p, 1, L + g T, L + g T]."""
+    prompt = torch.full((L,), -1)
+    owner = torch.arange(g).repeat_interleave(T)
+    owner = torch.cat([prompt, owner])
+    own = owner == owner[:, None]
+    seen = (owner == -1) | own
+    seen = seen.tril() & mask[:, None, None].bool()
+    unseen = (~seen).to(dtype)
+    return unseen * torch.finfo(dtype).min

@@ -25,6 +25,7 @@ sys.path.insert(0, ROOT)
 
 from support.flags import Parser, answer
 
+
 def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0],
                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -51,11 +52,12 @@ import support
 
 support.set_thread_policy()  # torch reads it when it is loaded
 
+import torch
+import torch.nn.functional as F
+
 import common
 import evaluate
 import tasks
-import torch
-import torch.nn.functional as F
 from fast.choose import choose_fast
 from support import load
 from support.errors import UserError
@@ -79,13 +81,8 @@ def make_tokenizer(characters=CHARACTERS):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>")
 
 
-@cli
-def main(argv=None):
-    args = parse_args(argv)
-    load.set_threads(1)
-    import transformers
-    transformers.utils.logging.disable_progress_bar()
-    names = args.tasks.split(",")
+def check(args, names):
+    """Raises UserError for flags that make no model."""
     for name in names:
         if name not in tasks.EMBEDDED:
             raise UserError(f"--tasks: {name!r} is not an embedded task; choose from {', '.join(tasks.EMBEDDED)}")
@@ -94,6 +91,31 @@ def main(argv=None):
                         "multiple of 16 and --lr positive")
     if not 0 <= args.cut < 1 or (args.cut or args.start) and OWN.keys() & {*names} or args.cut and "routes" in names:
         raise UserError("--cut is a share below 1 of the lines of countdown, and --start tiny knows no other alphabet")
+    if len(names) > 1 and OWN.keys() & {*names}:
+        raise UserError(f"--tasks: {' and '.join(OWN)} have alphabets of their own, so each gets a model of its own")
+
+
+def batch(tokenizer, pairs):
+    """Token ids of (prompt, completion) pairs, and of the completions alone, -100 elsewhere -> two tensors [B, L]."""
+    end = [tokenizer.eos_token_id]
+    rows = [tokenizer(prompt + completion)["input_ids"] + end for prompt, completion in pairs]
+    starts = torch.tensor([len(tokenizer(prompt)["input_ids"]) for prompt, _ in pairs])
+    lengths = torch.tensor([len(row) for row in rows])
+    width = max(map(len, rows))
+    ids = torch.tensor([row + end * (width - len(row)) for row in rows])
+    position = torch.arange(width)
+    apart = (position < starts[:, None]) | (position >= lengths[:, None])
+    return ids, ids.masked_fill(apart, -100)
+
+
+@cli
+def main(argv=None):
+    args = parse_args(argv)
+    load.set_threads(1)
+    import transformers
+    transformers.utils.logging.disable_progress_bar()
+    names = args.tasks.split(",")
+    check(args, names)
     try:
         os.makedirs(args.out, exist_ok=True)
     except OSError as error:
@@ -103,8 +125,6 @@ def main(argv=None):
     for task in corpora:
         task.cut = args.cut
     streams = [task.stream(random.Random(f"pretrain {task.name} {args.seed}")) for task in corpora]
-    if len(names) > 1 and OWN.keys() & {*names}:
-        raise UserError(f"--tasks: {' and '.join(OWN)} have alphabets of their own, so each gets a model of its own")
     tokenizer = make_tokenizer(OWN.get(names[0], CHARACTERS))
     eos = tokenizer.eos_token_id
     torch.manual_seed(common.torch_seed(args.seed))
@@ -126,15 +146,9 @@ def main(argv=None):
         loss = 0.0
         for name, stream in zip(names, streams):  # one block per task: little padding, and each task's loss by itself
             pairs = [next(stream) for _ in range(args.batch // len(names))]
-            rows = [tokenizer(p + s)["input_ids"] + [eos] for p, s in pairs]
-            starts = [len(tokenizer(p)["input_ids"]) for p, _ in pairs]
-            width = max(map(len, rows))
-            ids = torch.tensor([row + [eos] * (width - len(row)) for row in rows])
-            position = torch.arange(width)
-            target = ids.masked_fill((position < torch.tensor(starts)[:, None])
-                                     | (position >= torch.tensor([len(r) for r in rows])[:, None]), -100)
-            # Causal attention never looks right, so right padding needs no mask.
-            task_loss = F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), target[:, 1:].flatten())
+            ids, target = batch(tokenizer, pairs)
+            logits = model(input_ids=ids).logits  # causal attention never looks right, so padding there needs no mask
+            task_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), target[:, 1:].flatten())
             running[name] = 0.98 * running.get(name, task_loss.item()) + 0.02 * task_loss.item()
             loss = loss + task_loss / len(names)
         optimizer.zero_grad()

@@ -35,14 +35,16 @@ if __name__ == "__main__":
 
 import itertools
 import textwrap
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import support
 
 support.set_thread_policy()  # torch reads it when it is loaded
 
 import torch
+
 from ppo_passk import advantages
 from support.output import consoles
 

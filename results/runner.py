@@ -163,7 +163,7 @@ def needs(row):
 
 
 def is_verifier(row):
-    return words(row)[0] == "fit_verifier"
+    return command_of(row)[0] == "fit_verifier"
 
 
 def is_base(row):

@@ -23,11 +23,15 @@ def facts(run, result=None):
     nothing.  result: what result.json will hold, where it is not written yet."""
     found = read(run, "args.json")
     flags = found.get("flags")
+    if not isinstance(flags, dict):
+        flags = {}
+    if result is None:
+        result = read(run, "result.json")
     return {"script": found.get("script"),
-            "flags": flags if isinstance(flags, dict) else {},
+            "flags": flags,
             "chat": found.get("chat"),  # None: of an older run, which did not store it
             "prompts": prompts(run),
-            "result": read(run, "result.json") if result is None else result}
+            "result": result}
 
 
 def read(folder, name):
@@ -116,11 +120,13 @@ def table(found):
     model = flags.get("model") or ""
     base = model if is_hub_id(model) else os.path.basename(os.path.normpath(model))
     data = f" {os.path.basename(flags['data'])}" if flags.get("data") else ""
+    objective = [f"{name} {flags[name]}" for name in OBJECTIVE if flags.get(name) is not None]
+    training = [f"{name} {flags.get(name)}" for name in TRAINING]
     rows = {"base": f"{base}, {flags.get('bits')} bits while trained",
             "script": f"`{found['script']}.py` of train-as-you-test",
-            "objective": ", ".join(f"{name} {flags[name]}" for name in OBJECTIVE if flags.get(name) is not None),
+            "objective": ", ".join(objective),
             "task": f"{flags.get('task') or 'own problems'}{data}",
-            "training": ", ".join(f"{name} {flags.get(name)}" for name in TRAINING)}
+            "training": ", ".join(training)}
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items()) + "\n"
 
 
@@ -153,9 +159,10 @@ def command(script, flags):
             words.append(flag if value else "--no-chat")
         elif isinstance(value, bool):
             words += [flag] * value
+        elif str(value).startswith("-"):
+            words.append(shlex.quote(f"{flag}={value}"))
         else:
-            words.append(shlex.quote(f"{flag}={value}") if str(value).startswith("-")
-                         else f"{flag} {shlex.quote(str(value))}")
+            words += [flag, shlex.quote(str(value))]
     return " ".join(words)
 
 
@@ -163,14 +170,17 @@ def sampling(found):
     """Lines that draw one completion of a prompt of the run."""
     flags = found["flags"]
     prompt = next((text for text in found["prompts"] if len(text) <= LONGEST), "Your problem")
-    lines, special = [f"prompt = {to_json(prompt)}"], ""
+    lines = [f"prompt = {to_json(prompt)}"]
+    special = ""
     if found["chat"]:
         turns = [{"role": "system", "content": flags["system"]}] if flags.get("system") else []
-        lines += [f'turns = {to_json(turns)} + [{{"role": "user", "content": prompt}}]',
-                  "prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)"]
+        lines.append(f'turns = {to_json(turns)} + [{{"role": "user", "content": prompt}}]')
+        lines.append("prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)")
         special = ", add_special_tokens=False"
+    words = f"max_new_tokens={flags.get('max_new_tokens') or 64}, do_sample=True,"
+    temperature = flags.get("temperature", 1.0)
     return [*lines,
             f'ids = tokenizer(prompt, return_tensors="pt"{special})["input_ids"]',
-            f"out = model.generate(ids, max_new_tokens={flags.get('max_new_tokens') or 64}, do_sample=True,",
-            f"                     temperature={flags.get('temperature', 1.0)}, top_k=0, top_p=1.0)",
+            f"out = model.generate(ids, {words}",
+            f"                     temperature={temperature}, top_k=0, top_p=1.0)",
             "print(tokenizer.decode(out[0]))"]

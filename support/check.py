@@ -1,6 +1,8 @@
 """Before it is trained on, a sample is scored in three ways: as the sampler recorded it, as the update scores it, and
 by one forward pass of the model over the bare row. Where they differ, gradients would be of another policy than the one
 that was drawn from, which no curve would show."""
+import itertools
+
 import torch
 
 import common
@@ -23,7 +25,8 @@ class Check:
 
     def __init__(self, report=None):
         """report: called with each finding, {"longest", "largest", "mean"}."""
-        self.report, self.longest = report, 0
+        self.report = report
+        self.longest = 0
 
     def again(self):
         """Look at the next samples, whatever their length."""
@@ -33,7 +36,8 @@ class Check:
     def __call__(self, policy, prompts, drawn, temperature):
         """Compare, for a few of the samples.  Raises UserError if they differ by more than rounding."""
         lengths = drawn.lengths.cpu()
-        whole = lengths + torch.tensor([len(x) for x in prompts])[:, None]  # [B, k]
+        before = torch.tensor([len(x) for x in prompts])
+        whole = lengths + before[:, None]  # [B, k]
         longest = int(whole.max())
         if longest < 2 * self.longest:
             return
@@ -42,13 +46,16 @@ class Check:
         x = [prompts[b] for b, _ in rows]
         tokens = drawn.lists()
         y = [tokens[b][i] for b, i in rows]
+        logps = drawn.logps.float().cpu()
+        sampled = [logps[b, i, :lengths[b, i]] for b, i in rows]
         alone = [bare(policy, *pair, temperature) for pair in zip(x, y)]
-        found = {"the sampler": [drawn.logps[b, i, :n].float().cpu() for (b, i), n in zip(rows, map(len, y))],
-                 "the scorer": max(scored(policy, x, y, temperature), key=lambda ways: gap(ways, alone)),
-                 "one unpadded forward": alone}
-        gaps = {(a, b): gap(found[a], found[b]) for a in found for b in found if a < b}
-        largest = max(gap[0] for gap in gaps.values())
-        mean = max(gap[1] for gap in gaps.values())
+        ways = scored(policy, x, y, temperature)
+        worst = max(ways, key=lambda way: gap(way, alone))
+        found = {"the sampler": sampled, "the scorer": worst, "one unpadded forward": alone}
+        pairs = itertools.combinations(sorted(found), 2)
+        gaps = {(one, other): gap(found[one], found[other]) for one, other in pairs}
+        largest = max(most for most, _ in gaps.values())
+        mean = max(average for _, average in gaps.values())
         judge(policy, gaps, largest, mean)
         if self.report and not processes.RANK:
             self.report({"longest": longest, "largest": largest, "mean": mean})
@@ -63,10 +70,13 @@ def some_rows(lengths, whole):
     """[(prompt, sample)] of the longest row, of the longest and the shortest completion of its prompt, and of a sample
     of the prompt with the most padding. lengths [B, k] of completions, whole [B, k] with their prompts."""
     k = lengths.shape[1]
-    b, i = divmod(int(whole.argmax()), k)
-    padded = int((whole - lengths)[:, 0].argmin())
-    rows = [(b, i), (b, int(lengths[b].argmin())), (padded, int(lengths[padded].argmax())),
-            (padded, int(lengths[padded].argmin()))]
+    longest = whole.argmax().item() // k
+    prompts = (whole - lengths)[:, 0]
+    padded = prompts.argmin().item()
+    rows = []
+    for b in (longest, padded):
+        rows.append((b, lengths[b].argmax().item()))
+        rows.append((b, lengths[b].argmin().item()))
     return list(dict.fromkeys(rows))[:ROWS]
 
 
@@ -75,13 +85,15 @@ def scored(policy, x, y, temperature):
     and by the fast path, which it takes only where that pays."""
     ways = [common.score(policy, x, y, temperature)]
     if policy.fast:
-        ways.append(policy.fast.score(policy, x, y, temperature, load.micro_batch(policy.lm)))
+        most = load.micro_batch(policy.lm)
+        ways.append(policy.fast.score(policy, x, y, temperature, most))
     results = []
     for way in ways:
         out = [None] * len(y)
         for index, logps, _ in way:
             for j, row in zip(index.tolist(), logps):
-                out[j] = row[:len(y[j])].float().cpu()
+                n = len(y[j])
+                out[j] = row[:n].float().cpu()
         results.append(out)
     return results
 
@@ -90,9 +102,14 @@ def bare(policy, x, y, temperature):
     """Log-probabilities [T] of a completion y by one forward pass over prompt and completion: no padding, no cache, no
     positions given, no fast path."""
     ids = torch.tensor([x + y], device=policy.device)
-    options = {"logits_to_keep": len(y) + 1} if "logits_to_keep" in policy.accepts else {}
-    logits = policy.lm(input_ids=ids, use_cache=False, **options).logits[0, -len(y) - 1:-1].float()
-    return torch.log_softmax(logits / temperature, -1).gather(-1, ids[0, len(x):, None])[:, 0].cpu()
+    options = {}
+    if "logits_to_keep" in policy.accepts:
+        options["logits_to_keep"] = len(y) + 1
+    out = policy.lm(input_ids=ids, use_cache=False, **options)
+    logits = out.logits[0, -len(y) - 1:-1].float()
+    logp = torch.log_softmax(logits / temperature, -1)  # [T, V]
+    tokens = ids[0, len(x):, None]
+    return logp.gather(-1, tokens)[:, 0].cpu()
 
 
 def gap(a, b):

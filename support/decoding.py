@@ -6,6 +6,22 @@ import re
 import sys
 
 import torch
+import torch.nn.functional as F
+
+
+def right_pad(completions, device=None):
+    """Completions (lists of ids) padded on the right -> ids [r, T], mask [r, T], True on the ids of completions."""
+    lengths = [len(y) for y in completions]
+    T = max(lengths)
+    ids = torch.tensor([y + [0] * (T - len(y)) for y in completions], dtype=torch.long)
+    mask = torch.arange(T) < torch.tensor(lengths)[:, None]
+    return ids.to(device=device), mask.to(device=device)
+
+
+def log_probabilities(logits, tokens, mask):
+    """Log-probabilities of tokens [r, T] by logits [r, T, V], 0 where the mask is False."""
+    nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+    return -nats.view_as(tokens).masked_fill(~mask, 0.0)
 
 
 def window(config):
@@ -26,9 +42,11 @@ def known_masks(lm):
     """Whether the layers of a model attend by the mask that they are given: its code makes masks by transformers' own
     function, and no layer keeps a mask of its own (GPT-Neo's local layers do)."""
     code = sys.modules[type(lm).__module__]
-    own = any(buffer.dim() > 1 and buffer.dtype in (torch.bool, torch.uint8) and "absmax" not in name
-              for name, buffer in lm.named_buffers())
-    return hasattr(code, "create_causal_mask") and not own
+    for name, buffer in lm.named_buffers():
+        mask = buffer.dtype in (torch.bool, torch.uint8) and buffer.dim() > 1
+        if mask and "absmax" not in name:
+            return False
+    return hasattr(code, "create_causal_mask")
 
 
 def rope_limit(config):
@@ -38,12 +56,13 @@ def rope_limit(config):
     config = config.get_text_config()
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     nested = [value for value in found.values() if isinstance(value, dict)]  # one for each type of layer
+    original = "original_max_position_embeddings"
     limit = math.inf, None
     for rope in nested or [found]:
         kind = rope.get("rope_type") or rope.get("type")
         if kind in ("longrope", "dynamic"):
-            most = rope.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", None) or config.max_position_embeddings
+            most = rope.get(original) or getattr(config, original, None)
+            most = most or config.max_position_embeddings
             limit = min(limit, (most, kind))
     return limit
 
@@ -68,8 +87,12 @@ def batches(rows, prompts, most, pads):
     """Numbers of prompts, sorted by length, in lists of at most `most`; unless the model `pads`, of one length each."""
     parts = [rows]
     if not pads:
-        parts = [list(part) for _, part in itertools.groupby(rows, key=lambda b: len(prompts[b]))]
-    return [part[first:first + most] for part in parts for first in range(0, len(part), most)]
+        groups = itertools.groupby(rows, key=lambda b: len(prompts[b]))
+        parts = [list(part) for _, part in groups]
+    found = []
+    for part in parts:
+        found += [part[first:first + most] for first in range(0, len(part), most)]
+    return found
 
 
 def recurrent(cache):
@@ -89,17 +112,27 @@ def halving(loop):
         P, k, _ = u.shape
         try:
             return loop(policy, prompts, u, temperature)
-        except RuntimeError as error:  # instantiating a graph, cuBLAS and torch have an error of their own each
-            full = isinstance(error, torch.OutOfMemoryError) or re.search("out of memory|ALLOC_FAILED", str(error))
-            if not full or P * k == 1:
+        except RuntimeError as error:
+            if not out_of_memory(error) or P * k == 1:
                 raise
         torch.cuda.empty_cache()  # outside of `except`, which holds the frames that hold the memory
         if P > 1:
-            halves = [run(policy, prompts[half], u[half], temperature) for half in (slice(P // 2), slice(P // 2, P))]
-        else:
-            halves = [run(policy, prompts, u[:, half], temperature) for half in (slice(k // 2), slice(k // 2, k))]
-        return tuple(torch.cat(pair, 0 if P > 1 else 1) for pair in zip(*halves))
+            half = P // 2
+            first = run(policy, prompts[:half], u[:half], temperature)
+            second = run(policy, prompts[half:], u[half:], temperature)
+            return tuple(map(torch.cat, zip(first, second, strict=True)))
+        half = k // 2
+        first = run(policy, prompts, u[:, :half], temperature)
+        second = run(policy, prompts, u[:, half:], temperature)
+        return tuple(torch.cat(pair, 1) for pair in zip(first, second, strict=True))
     return run
+
+
+def out_of_memory(error):
+    """Whether memory has run out, for which instantiating a graph, cuBLAS and torch have an error of their own each."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return re.search("out of memory|ALLOC_FAILED", str(error)) is not None
 
 
 @functools.cache
@@ -110,15 +143,19 @@ def roomy():
 
     class Roomy(DynamicLayer):
         def update(self, keys, values, *args, **kwargs):
-            self.keys, self.values = (self.longer(*pair) for pair in ((self.keys, keys), (self.values, values)))
+            self.keys = self.longer(self.keys, keys)
+            self.values = self.longer(self.values, values)
             return self.keys, self.values
 
         @staticmethod
         def longer(old, new):
-            (R, H, n, D), m = old.shape, old.shape[2] + new.shape[2]
-            if old.stride() != (H * old.stride(1), old.stride(1), D, 1) or old.stride(1) < m * D:  # no room behind it
-                old, short = old.new_empty(R, H, m + max(4, m // 4), D)[:, :, :n], old
-                old.copy_(short)
+            R, H, n, D = old.shape
+            m = n + new.shape[2]
+            head = old.stride(1)  # numbers from one head to the next
+            if head < m * D or old.stride() != (H * head, head, D, 1):  # no room behind it
+                room = m + max(4, m // 4)
+                moved = old.new_empty(R, H, room, D)[:, :, :n]
+                old = moved.copy_(old)
             whole = old.as_strided((R, H, m, D), old.stride())
             whole[:, :, n:] = new
             return whole

@@ -197,6 +197,7 @@ def cli(main):
 
 def guarded(main, argv):
     import torch
+
     from support import folder, processes
     if signal.getsignal(signal.SIGINT) is leave_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)

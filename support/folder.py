@@ -446,18 +446,24 @@ class Run:
         def write():
             save_adapter(policy.model, self.path("adapter"))
             self.describe()
-            logged = {name: self.bytes_of(name) or b"" for name in LOGGED}
             buffer = io.BytesIO()
-            torch.save({"step": self.step, "seconds": self.seconds(), "result": json.dumps(self.result),
-                        "kept": json.dumps(self.kept),
-                        "files": {name: [len(data), hashlib.sha256(data).hexdigest()] for name, data in logged.items()},
-                        "flags": json.dumps(vars(self.args)),
-                        "parameters": [p.detach() for p in policy.parameters()],
-                        "start": [p.detach() for p in policy.start_parameters()],
-                        "optimizer": optimizer.state_dict()}, buffer)
+            torch.save(self.state(policy, optimizer), buffer)
             body = buffer.getvalue()
             write_atomic(self.path("state.pt"), body + hashlib.sha256(body).digest(), keep=self.path(PREVIOUS))
         on_first(write)
+
+    def state(self, policy, optimizer):
+        """What state.pt holds."""
+        files = {}
+        for name in LOGGED:
+            data = self.bytes_of(name) or b""
+            files[name] = [len(data), hashlib.sha256(data).hexdigest()]
+        parameters = [p.detach() for p in policy.parameters()]
+        start = [p.detach() for p in policy.start_parameters()]
+        state = {"step": self.step, "seconds": self.seconds(), "files": files}
+        state |= {"parameters": parameters, "start": start, "optimizer": optimizer.state_dict()}
+        texts = {"result": self.result, "kept": self.kept, "flags": vars(self.args)}
+        return state | {name: json.dumps(value) for name, value in texts.items()}
 
     def describe(self):
         """Write the model card of adapter/, with the figures known so far, in place of peft's empty form."""

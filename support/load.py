@@ -52,9 +52,8 @@ def bits_of(policy):
 def learning_rate(parameters, supervised):
     """Default of --lr for a base of so many parameters -> (rate, the reason in words). Steps over what the field uses
     with LoRA; samples move a policy further than gold completions at the same rate, so RL has half or less."""
-    for most, sft, rl in ((TINY, 2e-3, 2e-3), (1e8, 5e-4, 5e-4), (1e9, 2e-4, 1e-4), (math.inf, 1e-4, 2e-5)):
-        if parameters < most:
-            break
+    sizes = {TINY: (2e-3, 2e-3), 1e8: (5e-4, 5e-4), 1e9: (2e-4, 1e-4), math.inf: (1e-4, 2e-5)}
+    sft, rl = sizes[min(most for most in sizes if parameters < most)]
     mode, rate = ("SFT", sft) if supervised else ("RL", rl)
     return rate, f"default of {mode} for {parameters / 1e6:,.1f} M parameters"
 
@@ -112,7 +111,8 @@ def end_turns(policy):
     policy.end = policy.tokenizer.eos_token_id
     if end is not None:
         policy.known([end])
-        policy.end, policy.stop = end, sorted({*policy.stop, end})
+        policy.end = end
+        policy.stop = sorted({*policy.stop, end})
         words += f", whose turns end with {text.name_of(policy.tokenizer, end)}, and so completions"
     return words
 
@@ -126,98 +126,160 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
     import transformers
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    if device is None:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device} was asked for but torch sees no GPU: check the driver or use the CPU")
-    gpu = device.type == "cuda"
-    if gpu:  # it plans anew for every shape, and keys that grow by a token have another one each time
-        torch.backends.cuda.enable_cudnn_sdp(False)
-    asked, why = bits, "as asked" if bits is not None else "default on a GPU" if gpu else "default on a CPU"
-    bits = default_bits(device) if bits is None else bits
-    if bits not in (4, 8, 16, 32):
-        raise UserError(f"--bits {bits}: choose 4, 8, 16 or 32")
-    # bf16 where the hardware has it. Never float16: without loss scaling its gradients vanish.
-    bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else bits == 16
-    if gpu and bits == 16 and not bf16:
-        raise UserError(f"--bits 16 needs bfloat16, which {torch.cuda.get_device_name(device)} does not have: give 4, "
-                        "8 or 32")
-    dtype = torch.bfloat16 if bf16 and bits != 32 else torch.float32
-    if gpu:  # peft computes the adapter in float32: beside a base in bfloat16 ten bits of its products are enough
+    device = device_of(device)
+    asked = bits
+    bits = default_bits(device) if asked is None else asked
+    dtype = compute_dtype(bits, device)
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, and keys grow with every token
+        # peft computes the adapter in float32: beside a base in bfloat16 ten bits of its products are enough
         torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
-    quantisation = None
-    if bits == 4:
-        quantisation = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    elif bits == 8:
-        # With a threshold, columns are chosen for all rows at once, and a draw would depend on what else is drawn.
-        quantisation = transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
-
-    path, gguf = os.path.join(ROOT, "models", model) if model in EMBEDDED else model, model.endswith(".gguf")
-    if gguf and kind != "AutoModelForCausalLM":
-        raise UserError(f"model {model!r}: a GGUF file can be a policy, not a verifier: give a hub id or a directory")
-    fresh_head = "num_labels" in options
-    if gguf:
-        path, options["gguf_file"] = os.path.split(os.path.abspath(model))
-        if importlib.util.find_spec("gguf") is None:
-            raise UserError(f"--model {model}: to read GGUF files, pip install gguf")
+    how = {"dtype": dtype, "quantization_config": quantisation(bits, dtype), "device_map": {"": device}}
+    path = path_of(model, kind, options)
     try:
         with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
-            # small, and first: no network shows here
-            config = transformers.AutoConfig.from_pretrained(path, **options)
-            named = {name: value for name, value in options.items() if name == "gguf_file"}
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **named)
-            method = "gguf" if gguf else checkpoint.stored(model, config)
-            how = {"dtype": dtype, "quantization_config": quantisation, "device_map": {"": device}}
-            if method == checkpoint.BITSANDBYTES:
-                # of a verifier --bits says nothing: it is that of the policy, and this one has its own
-                bits = checkpoint.own_bits(model, config, asked if kind == "AutoModelForCausalLM" else None)
-                del how["quantization_config"]
-                how["config"], options = checkpoint.made_trainable(config, dtype), {}
-            if method == checkpoint.FP8:
-                checkpoint.check_scales(model, path, config)
-            again = quantisation is not None and method in ("gguf", checkpoint.FP8, checkpoint.MXFP4)
-            if method in (None, checkpoint.BITSANDBYTES):
-                lm, report = getattr(transformers, kind).from_pretrained(
-                    path, **how, **options, output_loading_info=True, ignore_mismatched_sizes=True)
-            else:
-                lm, report = dequantised(path, config, dtype, "cpu" if again else device, kind, method, named)
-            checkpoint.check(model, lm, report, fresh_head)
-            if again:  # transformers does not do both at once; this needs no copy on disk
-                start = lm.generation_config
-                lm = type(lm).from_pretrained(None, config=lm.config, state_dict=lm.state_dict(), **how)
-                lm.generation_config = start
+            lm, tokenizer, method = read_files(model, path, kind, options, how, asked)
     except (torch.OutOfMemoryError, UserError):
         raise
-    except Exception as error:  # transformers raises a dozen types here; the first line says which file or id it was
-        if "automatic conversion of the weights" in str(error):  # and transformers names none
-            raise UserError(f"model {model!r}: what its files hold of quantised weights cannot be put together, a part "
-                            "is missing or has another size: fetch them again or take another model") from error
-        raise UserError(f"cannot load model {model!r} ({type(error).__name__}: {first_line(error)}): give a hub id "
-                        "that this machine can reach, a local directory with config, weights and tokenizer, or a "
-                        "GGUF file of an architecture that transformers reads") from error
-    lm.bits, lm.source = bits, model
+    except Exception as error:  # transformers raises a dozen types here
+        raise cannot_load(model, error) from error
+    lm.bits = bits
+    lm.source = model
+    if method == checkpoint.BITSANDBYTES:
+        lm.bits = checkpoint.own_bits(model, lm.config, None)
+    as_expected(lm)
+    if device.type != "cuda":
+        set_threads(sum(p.numel() for p in lm.parameters()))
+    return lm, tokenizer, note_on(lm, device, dtype, asked, method)
+
+
+def device_of(asked):
+    """The device asked for, else this process's own GPU, else the CPU.  Raises UserError if there is no such GPU."""
+    if asked is None:
+        asked = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    device = torch.device(asked)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device} was asked for but torch sees no GPU: check the driver or use the CPU")
+    return device
+
+
+def compute_dtype(bits, device):
+    """What a base of so many bits is computed in: bfloat16 where the hardware has it. Never float16: without loss
+    scaling its gradients vanish.  Raises UserError for bits that there are not, or not on this device."""
+    if bits not in (4, 8, 16, 32):
+        raise UserError(f"--bits {bits}: choose 4, 8, 16 or 32")
+    bf16 = bits == 16
+    if device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if bits == 16 and not bf16:
+        raise UserError(f"--bits 16 needs bfloat16, which {torch.cuda.get_device_name(device)} does not have: give 4, "
+                        "8 or 32")
+    return torch.bfloat16 if bf16 and bits != 32 else torch.float32
+
+
+def quantisation(bits, dtype):
+    """The settings of bitsandbytes for so many bits; None where nothing is quantised."""
+    from transformers import BitsAndBytesConfig
+    if bits == 4:
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                  bnb_4bit_compute_dtype=dtype)
+    if bits == 8:
+        # With a threshold, columns are chosen for all rows at once, and a draw would depend on what else is drawn.
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    return None
+
+
+def path_of(model, kind, options):
+    """The path or hub id of a model; the name of a GGUF file is added to the options.  Raises UserError."""
+    if model in EMBEDDED:
+        return os.path.join(ROOT, "models", model)
+    if not model.endswith(".gguf"):
+        return model
+    if kind != "AutoModelForCausalLM":
+        raise UserError(f"model {model!r}: a GGUF file can be a policy, not a verifier: give a hub id or a directory")
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"--model {model}: to read GGUF files, pip install gguf")
+    path, options["gguf_file"] = os.path.split(os.path.abspath(model))
+    return path
+
+
+def read_files(model, path, kind, options, how, asked):
+    """Read config, tokenizer and weights, and see that they are whole.  how: options of from_pretrained; asked: bits,
+    or None.  Returns (model, tokenizer, how its files keep the weights: None, "gguf" or a name of
+    support/checkpoint.py).  Raises UserError; whatever transformers raises."""
+    import transformers
+    auto = getattr(transformers, kind)
+    both = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    config = transformers.AutoConfig.from_pretrained(path, **options)  # small, and first: no network shows here
+    named = {name: value for name, value in options.items() if name == "gguf_file"}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, **named)
+    method = "gguf" if named else checkpoint.stored(model, config)
+    if method == checkpoint.FP8:
+        checkpoint.check_scales(model, path, config)
+    again = False  # whether it is de-quantised and then quantised as asked
+    if method == checkpoint.BITSANDBYTES:
+        # of a verifier --bits says nothing: it is that of the policy, and this one has its own
+        checkpoint.own_bits(model, config, asked if kind == "AutoModelForCausalLM" else None)
+        config = checkpoint.made_trainable(config, how["dtype"])
+        lm, report = auto.from_pretrained(path, config=config, dtype=how["dtype"], device_map=how["device_map"], **both)
+    elif method is None:
+        lm, report = auto.from_pretrained(path, **how, **options, **both)
+    else:
+        again = how["quantization_config"] is not None
+        device_map = {"": "cpu"} if again else how["device_map"]
+        plain = checkpoint.plain_settings(method, dict(named))
+        lm, report = auto.from_pretrained(path, config=config, dtype=how["dtype"], device_map=device_map, **plain,
+                                          **both)
+        if method != "gguf":
+            checkpoint.in_one_precision(lm, how["dtype"])
+        lm = without_trace(lm)
+    checkpoint.check(model, lm, report, fresh_head="num_labels" in options)
+    if again:  # transformers does not do both at once; this needs no copy on disk
+        start = lm.generation_config
+        lm = type(lm).from_pretrained(None, config=lm.config, state_dict=lm.state_dict(), **how)
+        lm.generation_config = start
+    return lm, tokenizer, method
+
+
+def cannot_load(model, error):
+    """The UserError for what transformers raises; its first line says which file or id it was."""
+    if "automatic conversion of the weights" in str(error):  # and transformers names none
+        return UserError(f"model {model!r}: what its files hold of quantised weights cannot be put together, a part "
+                         "is missing or has another size: fetch them again or take another model")
+    return UserError(f"cannot load model {model!r} ({type(error).__name__}: {first_line(error)}): give a hub id that "
+                     "this machine can reach, a local directory with config, weights and tokenizer, or a GGUF file of "
+                     "an architecture that transformers reads")
+
+
+def as_expected(lm):
+    """Freeze a model, and have it give outputs by name and gradients that are right."""
     for settings in (lm.config, lm.config.get_text_config()):
-        settings.return_dict = True  # a config may say otherwise, and the outputs are read by name
+        settings.return_dict = True  # a config may say otherwise
         settings.use_cache = True
     for module in lm.modules():
         # bitsandbytes 0.50 on a CPU with AVX512-BF16 repacks the weights in the first forward without gradient (the
         # sampler's), after which gradients are silently wrong. Refuse that path.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    if not gpu:
-        set_threads(sum(p.numel() for p in lm.parameters()))
     lm.requires_grad_(False)
-    if gpu and asked is None and bf16 and 2 * lm.num_parameters() < free_memory(device) / 4:
+
+
+def note_on(lm, device, dtype, asked, method):
+    """Device and precision of a base in words.  asked: bits, or None; method: as of read_files."""
+    gpu = device.type == "cuda"
+    why = "as asked"
+    if asked is None:
+        why = "default on a GPU" if gpu else "default on a CPU"
+    if gpu and asked is None and dtype == torch.bfloat16 and 2 * lm.num_parameters() < free_memory(device) / 4:
         why += "; it would fit with --bits 16, which spares the de-quantisation of each layer"
-    hardware = torch.cuda.get_device_name(device) if gpu else f"{torch.get_num_threads()} thread(s)"
     if method == checkpoint.BITSANDBYTES:
         why = "as its checkpoint is quantised"
     elif method:
-        why += f", de-quantised from {method.upper()}" + " and quantised again" * again
-    return lm, tokenizer, f"{device.type} ({hardware}), {bits}-bit base ({why}), compute {str(dtype).split('.')[-1]}"
+        again = " and quantised again" * (lm.bits < 16)
+        why += f", de-quantised from {method.upper()}{again}"
+    hardware = torch.cuda.get_device_name(device) if gpu else f"{torch.get_num_threads()} thread(s)"
+    return f"{device.type} ({hardware}), {lm.bits}-bit base ({why}), compute {str(dtype).split('.')[-1]}"
 
 
 @contextlib.contextmanager
@@ -225,19 +287,6 @@ def quiet():
     """Without a terminal, without the progress bar that transformers draws over the tensors of a GGUF file."""
     with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
         yield
-
-
-def dequantised(path, config, dtype, device, kind, method, named):
-    """The model of a quantised checkpoint with plain weights and no trace of how it kept them, and the loading report.
-    method: "gguf" or one of support/checkpoint.py; named: the file, of GGUF."""
-    import transformers
-    options = checkpoint.plain_settings(method, dict(named))
-    lm, report = getattr(transformers, kind).from_pretrained(
-        path, config=config, dtype=dtype, device_map={"": device}, **options, output_loading_info=True,
-        ignore_mismatched_sizes=True)
-    if method != "gguf":
-        checkpoint.in_one_precision(lm, dtype)
-    return without_trace(lm), report
 
 
 def without_trace(lm):
@@ -275,24 +324,31 @@ def sizes(lm):
 def most_rows(lm, tokens):
     """Rows of so many tokens that the sampler decodes at once: those whose keys, values and logits half the free memory
     of a GPU holds; on a CPU 1 GB, at most 1024."""
-    c, gpu = lm.config.get_text_config(), lm.device.type == "cuda"
+    c = lm.config.get_text_config()
     layers, hidden, vocabulary = sizes(lm)
     heads = largest(c, "num_attention_heads", 1)
     width = largest(c, "head_dim", hidden // heads)
     width *= largest(c, "num_key_value_heads", heads)
     # bytes of keys and values with room to grow, and of a row of logits, log-probabilities, probabilities, products
     row = 2.5 * lm.dtype.itemsize * layers * width * tokens + 20 * vocabulary
-    return max(1, int(free_memory(lm.device) // 2 // row if gpu else min(1024, 2 ** 30 // row)))
+    rows = min(1024, 2 ** 30 // row)
+    if lm.device.type == "cuda":
+        rows = free_memory(lm.device) // 2 // row
+    return max(1, int(rows))
 
 
 def micro_batch(lm):
     """Tokens of one micro-batch of the update: 2048 on a CPU, 8192 on a GPU; less for a large model, as many as 2 GB of
     a CPU's memory or half of a GPU's hold."""
-    gpu = lm.device.type == "cuda"
     layers, hidden, vocabulary = sizes(lm)
     # Bytes that autograd keeps per token: activations of each layer (LoRA inputs in float32), logits in two precisions.
     token = 100 * layers * hidden + 24 * vocabulary
-    return max(256, min(8192 if gpu else 2048, (free_memory(lm.device) // 2 if gpu else 2 ** 31) // token))
+    most = 2048
+    memory = 2 ** 31
+    if lm.device.type == "cuda":
+        most = 8192
+        memory = free_memory(lm.device) // 2
+    return max(256, min(most, memory // token))
 
 
 @contextlib.contextmanager

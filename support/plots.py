@@ -8,6 +8,17 @@ from support import processes
 from support.folder import write_atomic
 from support.output import to_json
 
+KINDS = {"pass": "pass@k", "max": "max@k", "maj": "maj@k", "bon": "BoN@k"}
+
+
+def canvas(columns=1, width=4.2, height=3.4):
+    """A new figure without a screen -> (figure, its axes in a row)."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    figure, axes = pyplot.subplots(1, columns, figsize=(width * columns, height), squeeze=False)
+    return figure, axes[0]
+
 
 def save_figure(figure, path):
     from matplotlib import pyplot
@@ -18,24 +29,35 @@ def save_figure(figure, path):
     write_atomic(path, image.getvalue())
 
 
+def finish(axis):
+    """Legend and grid."""
+    axis.legend(fontsize=7)
+    axis.grid(alpha=0.3)
+
+
+def k_curve(axis, result, kind, **style):
+    """A line of kind@k against k from a result row, bars: a standard error. Nothing where the row has no such key."""
+    ks = sorted(int(name.split("@")[1]) for name in result if name.startswith(kind + "@"))
+    if ks:
+        cells = [result[f"{kind}@{k}"] for k in ks]
+        means = [cell["mean"] for cell in cells]
+        errors = [cell["se"] for cell in cells]
+        axis.errorbar(ks, means, errors, marker="o", ms=3, **style)
+        axis.set_xscale("log", base=2)
+
+
 def plot(results, path, title=""):
     """Picture of pass@k (max@k), maj@k and BoN@k against k, one line per row of `results`, bars: a standard error."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    names = {name.split("@")[0] for result in results.values() for name in result if "@" in name}
-    kinds = [kind for kind in ("pass", "max", "maj", "bon") if kind in names]
-    figure, axes = pyplot.subplots(1, len(kinds), figsize=(4.2 * len(kinds), 3.4), squeeze=False)
-    for axis, kind in zip(axes[0], kinds):
+    names = {name.split("@")[0] for result in results.values() for name in result}
+    kinds = [kind for kind in KINDS if kind in names]
+    figure, axes = canvas(len(kinds))
+    for axis, kind in zip(axes, kinds):
         for row, result in results.items():
-            ks = sorted(int(n.split("@")[1]) for n in result if n.startswith(kind + "@"))
-            cells = [result[f"{kind}@{k}"] for k in ks]
-            axis.errorbar(ks, [c["mean"] for c in cells], [c["se"] for c in cells], marker="o", ms=3, label=row)
-        axis.set_xscale("log", base=2)
+            k_curve(axis, result, kind, label=row)
         axis.set_xlabel("k")
-        axis.set_title({"pass": "pass@k", "max": "max@k", "maj": "maj@k", "bon": "BoN@k"}[kind], fontsize=10)
+        axis.set_title(KINDS[kind], fontsize=10)
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
+    axes[0].legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 
@@ -45,42 +67,82 @@ def plot_run(folder, result):
     the run's result."""
     if processes.RANK:
         return
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    with open(os.path.join(folder, "metrics.jsonl")) as file:
-        lines = [{name: math.nan if value is None else value for name, value in json.loads(line).items()}
-                 for line in file]  # null stands for what is not finite
-    curves = [name for name in lines[0] if name.startswith(("pass@", "max@", "reward", "gold"))]
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
-    for name in curves:
-        smooth, width = [], max(1, len(lines) // 20)
-        for i in range(len(lines)):
-            window = [line[name] for line in lines[max(0, i - width):i + width + 1]]
-            smooth.append(sum(window) / len(window))
-        axes[0].plot([line["step"] for line in lines], smooth, label=name)
-    axes[0].set(xlabel="step", title="training batches (smoothed)")
-    for name, label in (("kl", "KL to the reference (nats)"), ("zero", "share of zero coefficients"),
-                        ("w_even", "share of weights within 5 % of their mean")):
-        if name in lines[0]:
-            axes[1].plot([line["step"] for line in lines], [line[name] for line in lines], label=label)
-    axes[1].set(xlabel="step")
-    for axis in axes[:2]:
-        axis.legend(fontsize=7)
-        axis.grid(alpha=0.3)
-    for kind, style in (("pass", "-"), ("max", "-"), ("maj", "--")):
-        for row, color in (("before", "tab:gray"), ("after", "tab:blue")):
-            ks = sorted(int(n.split("@")[1]) for n in result.get(row, {}) if n.startswith(kind + "@"))
-            if ks:
-                cells = [result[row][f"{kind}@{k}"] for k in ks]
-                axes[2].errorbar(ks, [c["mean"] for c in cells], [c["se"] for c in cells], marker="o", ms=3,
-                                 linestyle=style, color=color, label=f"{kind}@k {row}")
-    if axes[2].has_data():
-        axes[2].set_xscale("log", base=2)
-        axes[2].legend(fontsize=7)
-    axes[2].set(xlabel="k", title="test problems, before and after")
-    axes[2].grid(alpha=0.3)
+    lines = read_metrics(os.path.join(folder, "metrics.jsonl"))
+    figure, axes = canvas(3, width=4)
+    plot_training(axes[0], lines)
+    plot_weights(axes[1], lines)
+    plot_tests(axes[2], result)
     save_figure(figure, os.path.join(folder, "curves.png"))
+
+
+def read_metrics(path):
+    """The lines of metrics.jsonl, where null stands for what is not finite."""
+    lines = []
+    with open(path) as file:
+        for line in file:
+            values = json.loads(line)
+            lines.append({name: math.nan if value is None else value for name, value in values.items()})
+    return lines
+
+
+def plot_training(axis, lines):
+    """How well the samples of each step did, smoothed over a tenth of the steps."""
+    steps = [line["step"] for line in lines]
+    width = max(1, len(lines) // 20)
+    for name in lines[0]:
+        if name.startswith(("pass@", "max@", "reward", "gold")):
+            values = [line[name] for line in lines]
+            smooth = []
+            for i in range(len(lines)):
+                window = values[max(0, i - width):i + width + 1]
+                smooth.append(sum(window) / len(window))
+            axis.plot(steps, smooth, label=name)
+    axis.set(xlabel="step", title="training batches (smoothed)")
+    finish(axis)
+
+
+def plot_weights(axis, lines):
+    """How far the policy has moved, and how much of the batch still teaches."""
+    steps = [line["step"] for line in lines]
+    labels = {"kl": "KL to the reference (nats)",
+              "zero": "share of zero coefficients",
+              "w_even": "share of weights within 5 % of their mean"}
+    for name, label in labels.items():
+        if name in lines[0]:
+            axis.plot(steps, [line[name] for line in lines], label=label)
+    axis.set(xlabel="step")
+    finish(axis)
+
+
+def plot_tests(axis, result):
+    """k-curves before and after the run."""
+    styles = {"pass": "-", "max": "-", "maj": "--"}
+    colors = {"before": "tab:gray", "after": "tab:blue"}
+    for kind, style in styles.items():
+        for row, color in colors.items():
+            k_curve(axis, result.get(row, {}), kind, linestyle=style, color=color, label=f"{kind}@k {row}")
+    if axis.has_data():
+        axis.legend(fontsize=7)
+    axis.set(xlabel="k", title="test problems, before and after")
+    axis.grid(alpha=0.3)
+
+
+def regions(mask):
+    """Where a mask [G] over (0, 1) is true -> [[from, to], ...]."""
+    found = []
+    G = len(mask)
+    before = False
+    for i, inside in enumerate([*mask.tolist(), False]):
+        if inside and not before:
+            start = i
+        if before and not inside:
+            found.append([start / G, i / G])
+        before = inside
+    return found
+
+
+def in_words(spans):
+    return " ".join(f"{start:.2f}-{end:.2f}" for start, end in spans) or "none"
 
 
 def weight_report(train, tests, folder, xlabel):
@@ -91,51 +153,46 @@ def weight_report(train, tests, folder, xlabel):
     alignment   cosine of the two weights over x
     waste       x where training pushes and the test weight has gone (below 5 % of its maximum)
     starvation  x where the test weight is there and training is silent (below 5 % of its maximum)
-    As we read the diagnostics of arXiv 2604.24957; the 5 % are ours. Returns {label: {"alignment", "waste",
-    "starvation"}}, regions as lists of [from, to].
+    As we read the diagnostics of arXiv 2604.24957; the 5 % are ours.
     """
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     name, w = train
     G = len(w)
-
-    def region(mask):
-        edges = [i for i in range(G + 1) if (i < G and bool(mask[i])) != (i > 0 and bool(mask[i - 1]))]
-        return [[a / G, b / G] for a, b in zip(edges[::2], edges[1::2])]
-    report, on = {}, w > 0.05 * w.max()
-    print(f"training weight {name}: mean {w.mean():.3g}, at {xlabel} = .1, .5, .9: "
-          + ", ".join(f"{w[int(x * G)]:.3g}" for x in (.1, .5, .9)))
-    figure, axis = pyplot.subplots(figsize=(6, 3.8))
+    x = [(i + .5) / G for i in range(G)]
+    on = w > 0.05 * w.max()
+    shown = ", ".join(f"{w[int(at * G)]:.3g}" for at in (.1, .5, .9))
+    print(f"training weight {name}: mean {w.mean():.3g}, at {xlabel} = .1, .5, .9: {shown}")
+    figure, (axis,) = canvas(width=6, height=3.8)
+    report = {}
     for label, v in tests.items():
-        want = v > 0.05 * v.max()
-        report[label] = {"alignment": float((w * v).sum() / (w.norm() * v.norm())), "waste": region(on & ~want),
-                         "starvation": region(want & ~on)}
-        spans = {k: " ".join(f"{a:.2f}-{b:.2f}" for a, b in report[label][k]) or "none"
-                 for k in ("waste", "starvation")}
-        print(f"  {label:14} alignment {report[label]['alignment']:.3f}   waste {spans['waste']:12} "
-              f"starvation {spans['starvation']}")
-        axis.plot([(i + .5) / G for i in range(G)], v / v.max(), label=label, lw=1)
-    axis.plot([(i + .5) / G for i in range(G)], w / w.max(), "k--", label=f"training: {name}")
+        wanted = v > 0.05 * v.max()
+        cosine = (w * v).sum() / (w.norm() * v.norm())
+        found = {"alignment": cosine.item(),
+                 "waste": regions(on & ~wanted),
+                 "starvation": regions(wanted & ~on)}
+        print(f"  {label:14} alignment {found['alignment']:.3f}   waste {in_words(found['waste']):12} "
+              f"starvation {in_words(found['starvation'])}")
+        report[label] = found
+        axis.plot(x, v / v.max(), label=label, lw=1)
+    axis.plot(x, w / w.max(), "k--", label=f"training: {name}")
     axis.set(xlabel=xlabel, ylabel="weight / its maximum")
-    axis.legend(fontsize=7)
-    axis.grid(alpha=0.3)
+    finish(axis)
     save_figure(figure, os.path.join(folder, "weights.png"))
-    write_atomic(os.path.join(folder, "weights.json"),
-                 to_json({"training": name, "weights": w.tolist(), "tests": report}))
+    written = {"training": name, "weights": w.tolist(), "tests": report}
+    write_atomic(os.path.join(folder, "weights.json"), to_json(written))
     print(f"written to {folder}/")
     return report
 
 
 def plot_co_scaling(results, fits, path):
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    figure, axis = pyplot.subplots(figsize=(5, 3.6))
+    """pass@N against N, measured and as fitted."""
+    figure, (axis,) = canvas(width=5, height=3.6)
     for row, fit in fits.items():
-        cells = {int(n[5:]): c["mean"] for n, c in results[row].items() if n.startswith("pass@")}
-        line = axis.plot(list(cells), list(cells.values()), "o", ms=4, label=row)[0]
-        axis.plot(list(cells), [math.exp(fit["a"] * n ** fit["b"]) for n in cells], "-", color=line.get_color())
+        cells = {name: cell for name, cell in results[row].items() if name.startswith("pass@")}
+        ns = [int(name[5:]) for name in cells]
+        means = [cell["mean"] for cell in cells.values()]
+        dots, = axis.plot(ns, means, "o", ms=4, label=row)
+        fitted = [math.exp(fit["a"] * n ** fit["b"]) for n in ns]
+        axis.plot(ns, fitted, "-", color=dots.get_color())
     axis.set(xscale="log", xlabel="N", ylabel="pass@N", title="dots: measured, lines: exp(a N^b)")
-    axis.legend(fontsize=7)
+    finish(axis)
     save_figure(figure, path)

@@ -34,9 +34,14 @@ METRICS = {
     "threshold": "mean number of votes k that win",
     "score_wrong": "mean score that the verifier gives to wrong samples",
     "bon_gap": "expected reward of the best of N by the verifier, minus that by the reward itself",
-    **{f"{kind}_{name}": f"{name} of the {what}" for kind, what in (
-        ("w", "operator's weights, of samples or gold completions, never negative"),
-        ("c", "coefficients of grad log pi, of samples, signed")) for name in ("mean", "min", "median", "max")},
+    "w_mean": "mean of the operator's weights, of samples or gold completions, never negative",
+    "w_min": "min of the operator's weights, of samples or gold completions, never negative",
+    "w_median": "median of the operator's weights, of samples or gold completions, never negative",
+    "w_max": "max of the operator's weights, of samples or gold completions, never negative",
+    "c_mean": "mean of the coefficients of grad log pi, of samples, signed",
+    "c_min": "min of the coefficients of grad log pi, of samples, signed",
+    "c_median": "median of the coefficients of grad log pi, of samples, signed",
+    "c_max": "max of the coefficients of grad log pi, of samples, signed",
     "w_even": "share of weights within 5 % of their mean: at 1 they do nothing",
     "c_even": "share of coefficients within 5 % of their mean",
     "w_small": "share of weights below 0.01",
@@ -73,8 +78,9 @@ def set_up(run, task, label, binary=False, base=None):
                         "cat_bon.py")
     task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
     run.create(f"{task.name}-{label}")
+    fast = chooser(args.plain)
     run.policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed,
-                                    fast=chooser(args.plain))
+                                    fast=fast)
     run.identify(task, generated=not args.data and args.task not in tasks.DATA_SETS)
     run.policy.note += f"\nprompts {load.put_prompts(run.policy, task, args.chat, args.system)}"
     resolve(run)
@@ -112,11 +118,14 @@ def own_base(adapter):
 def resolve(run):
     """Put numbers in the place of defaults that depend on the model or the machine, so that args.json and a resume
     have them; add them to the policy's note."""
-    args, size, why = run.args, run.policy.size, "as asked"
+    args = run.args
+    size = run.policy.size
+    why = "as asked"
     if not run.resumed:  # of an older run folder, which has none: what it began with
         args.bits = load.bits_of(run.policy) or args.bits or load.default_bits(run.policy.device)
     if args.lr is None:
-        args.lr, why = load.learning_rate(size, run.script == "bon_sft" or getattr(args, "mode", "rl") == "sft")
+        supervised = run.script == "bon_sft" or getattr(args, "mode", "rl") == "sft"
+        args.lr, why = load.learning_rate(size, supervised)
     if args.eval_problems is None:
         args.eval_problems = 0 if size < load.TINY else max(1, 4096 // max(1, args.eval_samples))
     run.policy.note += f", learning rate {args.lr:g} ({why})"
@@ -126,7 +135,9 @@ def begin(run, words, budget, verifier=None, target="solution"):
     """Make the optimiser, load the last checkpoint if there is one, print the first lines -> the optimiser.  budget:
     the k or N trained for; verifier: what best-of-k is evaluated by; target: the kind of gold completion whose log pi
     is."""
-    run.budget, run.verifier, run.target = budget, verifier, target
+    run.budget = budget
+    run.verifier = verifier
+    run.target = target
     run.optimizer = torch.optim.AdamW(run.policy.parameters(), lr=run.args.lr, weight_decay=0.0)
     run.begin(run.policy, run.optimizer)
     run.policy.check = check.Check(functools.partial(report_check, run))
@@ -175,15 +186,16 @@ def evaluate_before(run):
 
 def judge(run, problems, row=None):
     """A row of result.json: the policy as it is now on these problems."""
-    args, budgets = run.args, {1, 2, 4, 8, 16, 32, 64, run.budget}
+    args = run.args
+    budgets = {1, 2, 4, 8, 16, 32, 64, run.budget}
+    budgets = sorted(k for k in budgets if k <= args.eval_samples)
     problems = problems[:args.eval_problems or None]
     if run.policy.size >= load.TINY:
         print(f"evaluation on {len(problems)} problems x {args.eval_samples} samples (--eval-problems, --eval-samples)",
               flush=True)
-    found, pool = evaluate.evaluate(
-        run.policy, run.task, problems, args.eval_samples,
-        sorted(k for k in budgets if k <= args.eval_samples), args.temperature, args.seed, kl=True,
-        verifier=run.verifier, target=run.target)
+    what = {"kl": True, "verifier": run.verifier, "target": run.target}
+    found, pool = evaluate.evaluate(run.policy, run.task, problems, args.eval_samples, budgets, args.temperature,
+                                    args.seed, **what)
     if run.verifier and row:  # on samples of this policy, which may have learned to deceive it
         run.result[f"verifier {row}"] = evaluate.judge_verifier(pool)
     return found
@@ -231,71 +243,80 @@ def permutation(n, seed, epoch):
 
 def batch_of(problems, size, step, seed):
     """The `size` problems of step 1, 2, ...: one shuffled pass over `problems` after the other, nothing dropped."""
-    places = (divmod(j, len(problems)) for j in range((step - 1) * size, step * size))
-    return [problems[permutation(len(problems), seed, epoch)[place]] for epoch, place in places]
+    batch = []
+    for j in range((step - 1) * size, step * size):
+        epoch, place = divmod(j, len(problems))
+        order = permutation(len(problems), seed, epoch)
+        batch.append(problems[order[place]])
+    return batch
 
 
 def sample_stats(task, drawn, rewards, budget, gap, seconds):
     """Keys of METRICS that samples have. rewards [B, n]; gap: log pi - log ref, None where not measured; seconds: what
     sampling took."""
-    (B, n), counted, kind = rewards.shape, int(drawn.lengths.sum()), "max" if task.graded else "pass"
-    best = {f"{kind}@{k}": sum(common.bon_at_k(r, r, k) for r in rewards.tolist()) / B
-            for k in sorted({1, min(budget, n)})}
-    return {"reward": rewards.mean().item(), **best, **({} if gap is None else {"kl": gap.mean().item()}),
-            "length": counted / (B * n), "entropy": drawn.entropies.sum().item() / counted,
-            "tokens_per_s": counted / seconds}
+    B, n = rewards.shape
+    tokens = int(drawn.lengths.sum())
+    stats = {"reward": rewards.mean().item()}
+    kind = "max" if task.graded else "pass"
+    for k in sorted({1, min(budget, n)}):
+        chances = [common.bon_at_k(r, r, k) for r in rewards.tolist()]
+        stats[f"{kind}@{k}"] = sum(chances) / B
+    if gap is not None:
+        stats["kl"] = gap.mean().item()
+    stats["length"] = tokens / (B * n)
+    stats["entropy"] = drawn.entropies.sum().item() / tokens
+    stats["tokens_per_s"] = tokens / seconds
+    return stats
 
 
 def weight_stats(weights, name):
     """How the weights ("w") or signed coefficients ("c") of a batch are distributed, for the step line."""
     w = weights.double().flatten()
-    return {f"{name}_mean": w.mean().item(), f"{name}_min": w.min().item(), f"{name}_median": w.median().item(),
-            f"{name}_max": w.max().item(), f"{name}_small": (w.abs() < 0.01).double().mean().item(),
-            f"{name}_even": ((w - w.mean()).abs() <= 0.05 * w.mean().abs()).double().mean().item()}
+    mean = w.mean()
+    even = (w - mean).abs() <= 0.05 * mean.abs()
+    small = w.abs() < 0.01
+    stats = {"mean": mean, "min": w.min(), "median": w.median(), "max": w.max()}
+    stats |= {"small": small.double().mean(), "even": even.double().mean()}
+    return {f"{name}_{kind}": value.item() for kind, value in stats.items()}
 
 
 def examples(policy, problems, prompts, y, gold=False, **values):
     """For samples.jsonl: of the first and the last problem of a step, the first completion and its value, with `gold`
     the gold completion too.  prompts: token ids; y: equally many completions of each problem; values: a name and a
     tensor with a value for each."""
-    shown, ((name, values),) = [], values.items()
+    (name, values), = values.items()
+    shown = []
     for b in (0, len(problems) - 1):
         j = b * len(y) // len(problems)
-        shown.append({"prompt": problems[b].prompt, "completion": policy.decode(y[j], prompts[b]),
-                      **({"gold": problems[b].solution} if gold else {}), name: values.flatten()[j].item()})
+        completion = policy.decode(y[j], prompts[b])
+        example = {"prompt": problems[b].prompt, "completion": completion}
+        if gold:
+            example["gold"] = problems[b].solution
+        example[name] = values.flatten()[j].item()
+        shown.append(example)
     return shown
 
 
 def end_of_step(run, line, shown):
     """Log, validate, show, save, and stop if asked.  line: the step's keys of METRICS; shown: for samples.jsonl."""
-    args, run.step, took = run.args, run.step + 1, time.time() - run.mark
-    step, last = run.step, run.step == args.steps
-    line = {"step": step, **line, **run.task.counts, "memory_gb": load.peak_memory(run.policy.device),
-            "seconds": run.seconds()}
+    args = run.args
+    took = time.time() - run.mark
+    run.step += 1
+    step = run.step
+    last = step == args.steps
+    memory = load.peak_memory(run.policy.device)
+    line = {"step": step, **line, **run.task.counts, "memory_gb": memory, "seconds": run.seconds()}
     if args.eval_every and step % args.eval_every == 0:
         line["valid"] = judge(run, run.valid)
         show(run, {f"validation, step {step}": line["valid"]})
     run.log("metrics.jsonl", **line)
     if step == 1 and not last:  # a new adapter changes nothing before its first update
         look_again(run)
-    if step == 1 and (missed := getattr(run.task, "unanswered", None)):
-        print(f"note: no sample so far holds an answer; one is {missed[-300:]!r}. What counts is \\boxed{{...}}, what "
-              "follows '####', 'The answer is' or 'Answer:', and a completion that is one number; see --data in --help",
-              flush=True)
-    if step == 1 and run.budget > 1 and line.get("w_mean") and line["w_even"] > 0.95:
-        print("note: the weights are all alike, so they do nothing and this is the objective without them: shorter "
-              "targets, a smaller --n, or --probability success where there is one, tell prompts apart", flush=True)
-    run.idle = run.idle + 1 if line["zero"] == 1 else 0
-    if run.idle == 5:
-        print("note: for five steps no sample had a coefficient other than 0, as when all samples of a prompt have the "
-              "same reward, so nothing was learned. If earlier ones differed, the policy may have collapsed: take a "
-              "lower --lr; if not, more samples per prompt, other problems or a warm-up", flush=True)
+    notes(run, line)
     if step == 1 or step % 25 == 0 or last:
         for example in shown:
             run.log("samples.jsonl", step=step, **example)
-            prompt, completion, *rest = example.items()
-            rest = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in rest)
-            print(f"  {prompt[1]} -> {completion[1]}   {'  '.join(rest)}")
+            print_example(example)
     if step == 1 or step % 10 == 0 or last or time.time() - run.printed > 30:
         print_line(line, args.steps, took)
         run.printed = time.time()
@@ -309,6 +330,31 @@ def end_of_step(run, line, shown):
         print(f"stopped after step {step}; continue with --out {run.folder} --resume", flush=True)
         raise SystemExit(130)
     run.mark = time.time()
+
+
+def notes(run, line):
+    """Say what a step shows that a user should know.  line: its keys of METRICS."""
+    first = line["step"] == 1
+    missed = getattr(run.task, "unanswered", None)
+    if first and missed:
+        print(f"note: no sample so far holds an answer; one is {missed[-300:]!r}. What counts is \\boxed{{...}}, what "
+              "follows '####', 'The answer is' or 'Answer:', and a completion that is one number; see --data in --help",
+              flush=True)
+    if first and run.budget > 1 and line.get("w_mean") and line["w_even"] > 0.95:
+        print("note: the weights are all alike, so they do nothing and this is the objective without them: shorter "
+              "targets, a smaller --n, or --probability success where there is one, tell prompts apart", flush=True)
+    run.idle = run.idle + 1 if line["zero"] == 1 else 0
+    if run.idle == 5:
+        print("note: for five steps no sample had a coefficient other than 0, as when all samples of a prompt have the "
+              "same reward, so nothing was learned. If earlier ones differed, the policy may have collapsed: take a "
+              "lower --lr; if not, more samples per prompt, other problems or a warm-up", flush=True)
+
+
+def print_example(example):
+    """A line of samples.jsonl in a line."""
+    prompt, completion, *rest = example.items()
+    words = [f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in rest]
+    print(f"  {prompt[1]} -> {completion[1]}   {'  '.join(words)}")
 
 
 def print_line(line, steps, seconds):

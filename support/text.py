@@ -122,7 +122,9 @@ def ends(lm, tokenizer, model):
     is none, or one that the model cannot say."""
     found = {}
     told = getattr(getattr(lm, "generation_config", None), "eos_token_id", None)
-    for token in told if isinstance(told, (list, tuple)) else [told]:
+    if not isinstance(told, (list, tuple)):
+        told = [told]
+    for token in told:
         found.setdefault(token, []).append("generation_config")
     found.setdefault(tokenizer.eos_token_id, []).append("tokenizer")
     found.pop(None, None)
@@ -195,8 +197,12 @@ def read(tokenizer, tokens):
 @functools.lru_cache(maxsize=8)
 def letter(tokenizer):
     """Token ids of a letter that the tokenizer knows."""
-    found = (ids_of(tokenizer, c) for c in string.ascii_letters + string.digits)
-    return next((ids for ids in found if read(tokenizer, ids).strip() in [*string.ascii_letters, *string.digits]), [])
+    known = [*string.ascii_letters, *string.digits]
+    for character in known:
+        ids = ids_of(tokenizer, character)
+        if read(tokenizer, ids).strip() in known:
+            return ids
+    return []
 
 
 def tail(tokenizer, prompt):
@@ -214,7 +220,9 @@ def decode(tokenizer, rows, prompt=None):
     start, padding, and what the tokenizer does not know. A part of a character at the end is read as U+FFFD."""
     t = tokenizer
     silent = {t.bos_token_id, t.cls_token_id, t.pad_token_id, t.unk_token_id}
-    contexts = [(context, read(t, context)) for context in ([tail(t, prompt)] if prompt else []) + [letter(t)]]
+    before = [tail(t, prompt)] if prompt else []
+    before.append(letter(t))
+    contexts = [(context, read(t, context)) for context in before]
     return [addition(t, [i for i in row if i not in silent], contexts) for row in rows]
 
 

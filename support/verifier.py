@@ -87,7 +87,8 @@ def verifier_logits(verifier, rows, max_tokens=None):
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     while order:
         size = max(1, max_tokens // len(rows[order[-1]]))
-        index, order = order[-size:], order[:-size]
+        index = order[-size:]
+        del order[-size:]
         ids, mask = common.left_pad([rows[i] for i in index], verifier.model.device)
         places = {"position_ids": common.positions_of(mask)} if placed else {}
         out = verifier.model(input_ids=ids, attention_mask=mask, use_cache=False, **places)
@@ -98,8 +99,10 @@ def verifier_logits(verifier, rows, max_tokens=None):
 def verify_scores(verifier, prompts, completions, chat=False):
     """Scores of R pairs of texts -> list of float. Equal pairs are scored once, so that they tie exactly."""
     pairs = list(dict.fromkeys(zip(prompts, completions, strict=True)))
-    scores, share = torch.zeros(len(pairs), dtype=torch.float64), slice(processes.RANK, None, processes.WORLD)
-    for index, logits in verifier_logits(verifier, [verifier.encode(p, c, chat) for p, c in pairs[share]]):
+    scores = torch.zeros(len(pairs), dtype=torch.float64)
+    share = slice(processes.RANK, None, processes.WORLD)
+    rows = [verifier.encode(prompt, completion, chat) for prompt, completion in pairs[share]]
+    for index, logits in verifier_logits(verifier, rows):
         scores[share][index] = logits.double().cpu()
     scores = dict(zip(pairs, processes.all_reduce(scores).tolist()))
     return [scores[pair] for pair in zip(prompts, completions)]

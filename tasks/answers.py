@@ -336,7 +336,7 @@ def words_of(text):
         return None
     parts = re.split(r"[;,]|\\orelse|(?<=[a-z])\s*(?=[0-9])", re.sub(r"[.\"']", "", plain.lower()))
     parts = sorted(filter(None, (re.sub(r"\s", "", part) for part in parts)))
-    return r"\text{%s}" % ";".join(parts) if parts else None
+    return rf"\text{{{';'.join(parts)}}}" if parts else None
 
 
 NUMERIC = re.compile(r"(?:(?<![0-9.])10\^(?:[0-9](?![0-9])|\(-?[0-9]{1,2}\))|[-+*/()0-9.])+")
@@ -356,7 +356,9 @@ def glance(text):
     """The Glance of a `clean` answer. A number is a quotient or power of ten, but nothing that can take long."""
     bare, units = split_unit(text)
     key = words_of(bare)
-    flat = "" if key else bare if len(text) > 300 else flatten(bare)
+    flat = ""
+    if not key:
+        flat = bare if len(text) > 300 else flatten(bare)
     name, _, number = flat.rpartition("=")
     if not key and len(text) < 300 and NUMERIC.fullmatch(number) and (not name or name.isalpha()) and len(name) < 2:
         code = re.sub(r"[0-9.]+", r"F('\g<0>')", number.replace("^", "**"))

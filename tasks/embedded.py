@@ -81,12 +81,15 @@ class Embedded(Task):
 
     def problems(self, split, size, seed=0):
         """`size` problems of one split, no two with the same key; the same ones for the same seed."""
-        rng, seen, problems = random.Random(f"{self.name} {split} {seed}"), set(), []
+        rng = random.Random(f"{self.name} {split} {seed}")
+        seen = set()
+        problems = []
         while len(problems) < size:
             key, prompt, answer, solution, _ = self.generate(rng)
             if split_of(key) == split and key not in seen:
                 seen.add(key)
-                problems.append(Problem(f"{self.name}/{split}/{len(problems)}", prompt, answer, solution))
+                name = f"{self.name}/{split}/{len(problems)}"
+                problems.append(Problem(name, prompt, answer, solution))
         return problems
 
     def stream(self, rng):
@@ -104,8 +107,20 @@ def countdown_terms(text):
     term, the terms sorted; None if the text is anything else. Never evaluates the text."""
     if not re.fullmatch(r"[1-9]([-+*][1-9])*", text, re.ASCII):
         return None
-    return sorted((-1 if term[0] == "-" else 1, tuple(sorted(int(d) for d in term.lstrip("+-").split("*"))))
-                  for term in re.findall(r"[-+]?[^-+]+", text))
+    terms = []
+    for term in re.findall(r"[-+]?[^-+]+", text):
+        sign = -1 if term[0] == "-" else 1
+        factors = sorted(map(int, term.lstrip("+-").split("*")))
+        terms.append((sign, tuple(factors)))
+    return sorted(terms)
+
+
+def value_of(terms):
+    return sum(sign * prod(factors) for sign, factors in terms)
+
+
+def listed(numbers):
+    return ",".join(map(str, numbers))
 
 
 class Countdown(Embedded):
@@ -118,28 +133,37 @@ class Countdown(Embedded):
     def generate(self, rng):
         while True:
             numbers = [rng.randint(1, 9) for _ in range(rng.randint(3, 5))]
-            solution = str(numbers[0]) + "".join(rng.choice("++-**") + str(d) for d in numbers[1:])
-            target = sum(sign * prod(factors) for sign, factors in countdown_terms(solution))
+            solution = str(numbers[0])
+            for number in numbers[1:]:
+                solution += rng.choice("++-**") + str(number)
+            target = value_of(countdown_terms(solution))
             if 1 <= target <= 99:
                 break
         rng.shuffle(numbers)
-        prompt = f"c{','.join(map(str, numbers))}:{target}>"
-        answer, corpus = f"{','.join(map(str, sorted(numbers)))}:{target}", solution
+        prompt = f"c{listed(numbers)}:{target}>"
+        used = tuple(sorted(numbers))
+        answer = f"{listed(used)}:{target}"
+        corpus = solution
         if self.cut and rng.random() < self.cut:
             corpus = solution[:1 + 2 * rng.randrange(len(numbers) - 1)]
-        return (tuple(sorted(numbers)), target), prompt, answer, solution, corpus
+        return (used, target), prompt, answer, solution, corpus
 
     def verify(self, problem, completion):
         terms = countdown_terms(completion)
         if terms is None:
             return 0.0
         used = sorted(d for _, factors in terms for d in factors)
-        value = sum(sign * prod(factors) for sign, factors in terms)
-        return float(f"{','.join(map(str, used))}:{value}" == problem.answer)
+        return float(f"{listed(used)}:{value_of(terms)}" == problem.answer)
 
     def extract(self, completion):
         terms = countdown_terms(completion)
-        return None if terms is None else "".join("+-"[sign < 0] + "*".join(map(str, f)) for sign, f in terms)
+        if terms is None:
+            return None
+        key = ""
+        for sign, factors in terms:
+            key += "-" if sign < 0 else "+"
+            key += "*".join(map(str, factors))
+        return key
 
 
 # routes: seven labelled sums lead to one number; take one.  'rA3+8B7+4C9+5D2+6E1+1F8+7G4+4>' -> 'B7+4=11'
@@ -157,16 +181,19 @@ class Routes(Embedded):
     def generate(self, rng):
         answer = rng.randint(2, 18)
         wrong = rng.sample([v for v in range(2, 19) if v != answer], len(self.sound))
-        sums, lines = [], {}
-        for (label, share), w in zip(self.sound.items(), wrong):
-            value = answer if rng.random() < share else w
+        sums = []
+        lines = {}
+        for (label, share), other in zip(self.sound.items(), wrong):
+            value = answer if rng.random() < share else other
             first = rng.randint(max(1, value - 9), min(9, value - 1))
             sums.append(f"{first}+{value - first}")
             lines[label] = f"{label}{sums[-1]}={value}"
-        prompt = "r" + "".join(line.split("=")[0] for line in lines.values()) + ">"
+        routes = [line.split("=")[0] for line in lines.values()]
         right = [line for line in lines.values() if line.endswith(f"={answer}")]
-        corpus = lines[rng.choices(list(self.corpus), self.corpus.values())[0]]
-        return (tuple(sorted(sums)), answer), prompt, str(answer), rng.choice(right) if right else None, corpus
+        shown, = rng.choices(list(self.corpus), self.corpus.values())
+        solution = rng.choice(right) if right else None
+        key = (tuple(sorted(sums)), answer)
+        return key, f"r{''.join(routes)}>", str(answer), solution, lines[shown]
 
     def verify(self, problem, completion):
         return float(self.extract(completion) == problem.answer)
@@ -206,10 +233,7 @@ def expand(node, depth):
         raise SyntaxError
     left, right = expand(node.left, depth - 1), expand(node.right, depth - 1)
     if type(node.op) is ast.Mult:
-        result = [0] * (len(left) + len(right) - 1) if left and right else []
-        for i, a in enumerate(left):
-            for j, b in enumerate(right):
-                result[i + j] += a * b
+        result = product(left, right)
     else:
         sign = 1 if type(node.op) is ast.Add else -1
         result = [*left, *[0] * (len(right) - len(left))]
@@ -220,6 +244,24 @@ def expand(node, depth):
     if len(result) > 9 or any(abs(c) > 10 ** 9 for c in result):
         raise OverflowError
     return tuple(result)
+
+
+def product(left, right):
+    """Coefficients of the product of two polynomials."""
+    result = [0] * (len(left) + len(right) - 1) if left and right else []
+    for i, a in enumerate(left):
+        for j, b in enumerate(right):
+            result[i + j] += a * b
+    return result
+
+
+def written(*terms):
+    """A sum of terms (number, power of x), the positive ones first: '9-x'."""
+    text = ""
+    for number, power in sorted(terms, key=lambda term: term[0] < 0):
+        if number:
+            text += f"{number:+d}{power}"
+    return re.sub(r"(?<![0-9])1\*", "", text).removeprefix("+")
 
 
 class Program(Embedded):
@@ -235,20 +277,25 @@ class Program(Embedded):
     max_new_tokens = 16
 
     def generate(self, rng):
-        a, b, c = rng.choice((0, 0, 1, 2, 3, 4)), rng.choice([-1, 1]) * rng.randint(1, 9), rng.randint(0, 99)
+        a = rng.choice((0, 0, 1, 2, 3, 4))
+        b = rng.choice([-1, 1]) * rng.randint(1, 9)
+        c = rng.randint(0, 99)
         shown = [0, rng.randint(1, 5), 10]
-        hidden = rng.sample([x for x in range(-9, 10) if x not in shown], 4)
-        prompt, answer = (",".join(f"{x}:{(a * x + b) * x + c}" for x in xs) for xs in (shown, hidden))
+        others = [x for x in range(-9, 10) if x not in shown]
+        hidden = rng.sample(others, 4)
 
-        def total(*terms):  # the positive ones first: '9-x'
-            text = "".join(f"{n:+d}{power}" for n, power in sorted(terms, key=lambda term: term[0] < 0) if n)
-            return re.sub(r"(?<![0-9])1\*", "", text).removeprefix("+")
-        solution = total((a, "*x*x"), (b, "*x"), (c, ""))
+        def examples(xs):
+            return ",".join(f"{x}:{(a * x + b) * x + c}" for x in xs)
+        solution = written((a, "*x*x"), (b, "*x"), (c, ""))
         if a and rng.random() < 0.5:
-            solution = f"x*({total((a, '*x'), (b, ''))})" + (f"{c:+d}" if c else "")
+            inner = written((a, "*x"), (b, ""))
+            solution = f"x*({inner})"
+            if c:
+                solution += f"{c:+d}"
         elif not a and b > 1 and c and c % b == 0 and rng.random() < 0.5:
-            solution = f"{b}*({total((1, '*x'), (c // b, ''))})"
-        return (a, b, c), prompt + ">", answer, solution, solution
+            inner = written((1, "*x"), (c // b, ""))
+            solution = f"{b}*({inner})"
+        return (a, b, c), examples(shown) + ">", examples(hidden), solution, solution
 
     def verify(self, problem, completion):
         coefficients = polynomial(completion)
@@ -265,7 +312,9 @@ class Program(Embedded):
 
     def extract(self, completion):
         coefficients = polynomial(completion)
-        return None if coefficients is None else ",".join(map(str, coefficients)) or "0"
+        if coefficients is None:
+            return None
+        return listed(coefficients) or "0"
 
 
 # peptide: continue a peptide so that its helix has one greasy side.  '>KLWE' -> 'ALKRIVDLLKEGLR'
@@ -290,16 +339,24 @@ class Peptide(Embedded):
     def generate(self, rng):
         greasy = [a for a, h in RESIDUES.items() if h > 0]
         others = [a for a, h in RESIDUES.items() if h <= 0]
-        chain = "".join(rng.choice(greasy if rng.random() < 0.45 + 0.2 * math.cos(math.radians(100) * n) else others)
-                        for n in range(self.length))
-        return chain[:4], ">" + chain[:4], chain[:4], None, chain[4:]  # with a mark to count residues from
+        chain = ""
+        for n in range(self.length):
+            side = math.cos(math.radians(100) * n)
+            wanted = greasy if rng.random() < 0.45 + 0.2 * side else others
+            chain += rng.choice(wanted)
+        start = chain[:4]
+        return start, ">" + start, start, None, chain[4:]  # with a mark to count residues from
 
     def verify(self, problem, completion):
         chain = (problem.answer + "".join(completion.split()))[:self.length]  # models like ProtGPT2 break lines
         if not all(a in RESIDUES for a in chain):
             return 0.0
-        x, y = (sum(RESIDUES[a] * turn(math.radians(100) * n) for n, a in enumerate(chain))
-                for turn in (math.cos, math.sin))
+        x = 0
+        y = 0
+        for n, residue in enumerate(chain):
+            angle = math.radians(100) * n
+            x += RESIDUES[residue] * math.cos(angle)
+            y += RESIDUES[residue] * math.sin(angle)
         return math.hypot(x, y) / self.length
 
     def extract(self, completion):

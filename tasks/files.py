@@ -89,9 +89,9 @@ def json_rows(file):
     elif text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         yield "line", number - 1 + getattr(value, "line", 1), as_row(value)
     else:  # lines of which the first is broken
-        for number, line in enumerate(text.split(b"\n"), start=number):
+        for later, line in enumerate(text.split(b"\n"), start=number):
             if line.strip():
-                yield "line", number, as_row(parsed(line))
+                yield "line", later, as_row(parsed(line))
 
 
 def csv_rows(file, separator):

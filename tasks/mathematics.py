@@ -131,19 +131,19 @@ class VerifierPool(WorkerPool):
     """`judge` pairs (gold, answer) by math-verify: True or False."""
 
     def launch(self):
-        return subprocess.Popen(
-            [sys.executable, "-c", BOOT, ROOT, str(self.limit)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, bufsize=0,
-            start_new_session=True,  # Ctrl-C is not for it, and `stop` can kill the whole group
-            env={**os.environ, "PYTHONHASHSEED": "0"})  # sympy orders terms by hash: same verdicts in every run
+        command = [sys.executable, "-c", BOOT, ROOT, str(self.limit)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "bufsize": 0}
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}  # sympy orders terms by hash: same verdicts in every run
+        # In a session of its own Ctrl-C is not for it, and `stop` can kill the whole group.
+        return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
-READING = [(re.compile(pattern), replacement) for pattern, replacement in (  # what math-verify would read past
+READING = (  # pattern, replacement: what math-verify would read past
     (r"([0-9]+)_\{([^{}]*)\}", r"\\text{\1 base \2}"),  # 1011_{2} is no 1011
     (r"(?<=[0-9]) (?=[0-9])|\\text\{[^{}]*\}(?=[0-9])|\\[lc]?dots(?![a-z])", r"\\?"),  # unreadable
     (r"(?<=[A-Za-z0-9)}])'(?![A-Za-z])", r"^{\\prime}"),
     (r"(?<=[A-Za-z0-9)])\^(?:T|\{T\})", "^{(T)}"),  # transposed
-)]
+)
 
 
 def strict_math_verify():
@@ -173,7 +173,7 @@ def strict_math_verify():
 
     def compare(*texts):
         for pattern, replacement in READING:
-            texts = [pattern.sub(replacement, text) for text in texts]
+            texts = [re.sub(pattern, replacement, text) for text in texts]
         found = [parse(f"${text}$", [config], parsing_timeout=None) or [""] for text in texts]
         return bool(verify(*found, timeout_seconds=None))
     return compare

@@ -44,6 +44,7 @@ FIRST_LANGUAGE = re.compile(rf"\A(?:[ \t]*\n)*{LANGUAGE}[ \t]*\n", re.IGNORECASE
 TYPING = ({name for name in typing.__all__ if name[0].isupper()}  # the others would stand for what a program forgot
           - {"Text", *collections.__all__})
 WORD = re.compile(r"[^\W\d]\w*")
+COUNTED = {"timeouts": "program_timeouts", "errors": "verifier_errors"}  # verdicts, by what the user is told
 AT_ONCE = 2_000  # rows of a file whose tests are tried when it is loaded; of a longer file, when they are needed
 INDENTED = re.compile(r"(?:[ \t]*\n)*(?:  |\t)")  # by one space is how some tokenizers begin
 
@@ -87,7 +88,12 @@ def blocks_of(text):
     and the runs of text around them. As in Markdown, a fence ends no block if it is shorter than the one that began it,
     or four columns deeper. A block also ends where another begins with its language, and where the text does. A
     completion that begins with code, as that of a base model may, begins inside a block, and a bare fence ends that."""
-    blocks, outside, lines, quoted = [], [], [], False
+    blocks = []
+    outside = []
+    lines = []
+    language = ""
+    column = 0
+    quoted = False
     first = re.match(r"(?:\s*\n)?", text).end()
     fence = "" if STATEMENT.match(text, first) or INDENTED.match(text, first) else None  # None: outside of blocks
 
@@ -140,11 +146,24 @@ def unfenced(text, kind, head=""):
         rest = text[start:]
         if head or INDENTED.match(rest):
             rest = body_of(rest)
-        code = max([leading(body, head) for body in (bodies(rest) if head else [unindent(rest)])],
-                   key=lambda code: code.strip().count("\n"))
+        ways = bodies(rest) if head else [unindent(rest)]
+        codes = [leading(body, head) for body in ways]
+        code = max(codes, key=lambda code: code.strip().count("\n"))
         if kind.search(code):
             return code
     return ""
+
+
+def codes_outside(texts, kind, head):
+    """The code of that kind in the first and the last of these texts."""
+    texts = [text for text in texts if len(text) <= MAX_SOURCE and kind.search(flush(text))]
+    codes = [unfenced(text, kind, head) for text in texts[:5] + texts[5:][-5:]]
+    return [code for code in codes if code]
+
+
+def flush(text):
+    """The text with no line indented."""
+    return re.sub(r"^[ \t]+", "", text, flags=re.MULTILINE)
 
 
 def defines(names, *more):
@@ -157,18 +176,27 @@ def defines(names, *more):
 def with_helpers(code, earlier, names):
     """The code after those of the earlier blocks that define what it uses and lacks, as in the cells of a notebook."""
     with suppress(SyntaxError):
-        for block in [code, *reversed(earlier[-20:])]:
-            if block is not code:
-                if not pattern.search(block) or leading(block) != block:
-                    continue
+        lacks = lacking(code, names)
+        for block in reversed(earlier[-20:]):
+            if lacks.search(block) and leading(block) == block:
                 code = f"{block}\n\n{code}"
-            used, bound = set(names), set(dir(builtins))
-            for node in ast.walk(parse(code)):
-                if isinstance(node, ast.Name):
-                    (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-                bound.update(str(getattr(node, field, "")).split(".")[0] for field in ("name", "asname", "arg"))
-            pattern = defines(used - bound, r"(?:from|import)[ \t].*\b(?:{})\b")
+                lacks = lacking(code, names)
     return code
+
+
+def lacking(code, names):
+    """Pattern of a line that defines or imports one of these names, or of those that the code uses and lacks.  Raises
+    SyntaxError."""
+    used = set(names)
+    bound = set(dir(builtins))
+    for node in ast.walk(parse(code)):
+        if isinstance(node, ast.Name):
+            kind = used if isinstance(node.ctx, ast.Load) else bound
+            kind.add(node.id)
+        for field in ("name", "asname", "arg"):
+            name = str(getattr(node, field, ""))
+            bound.add(name.split(".")[0])
+    return defines(used - bound, r"(?:from|import)[ \t].*\b(?:{})\b")
 
 
 def program_of(completion, prefix="", names=()):
@@ -184,21 +212,27 @@ def program_of(completion, prefix="", names=()):
     views = [unindent(code) for _, code in blocks]
     order = sorted(range(len(blocks)), key=lambda i: (not blocks[i][0] or "py" in blocks[i][0], i))
     own = defines(names)
+    i = order[-1] if blocks else 0
     if blocks:
-        i, code = order[-1], blocks[order[-1]][1]
+        code = blocks[i][1]
     else:
-        i, code = 0, body_of(outside[0]) if prefix and outside else "".join(outside[:1])
-    for kind in (READS, FUNCTION, STATEMENT) if not names else (own, FUNCTION) if prefix else (own,):
+        code = "".join(outside[:1])
+        if prefix:
+            code = body_of(code)
+    kinds = (READS, FUNCTION, STATEMENT)
+    if names:
+        kinds = (own, FUNCTION) if prefix else (own,)
+    for kind in kinds:
         hits = [i for i in order if kind.search(views[i])]
         if hits:
-            i, code = hits[-1], blocks[hits[-1]][1]
+            i = hits[-1]
+            code = blocks[i][1]
             break
         head = prefix if kind is not own and names else ""
-        texts = [text for text in outside if len(text) <= MAX_SOURCE
-                 and kind.search(re.sub(r"^[ \t]+", "", text, flags=re.MULTILINE))]
-        found = [found for text in texts[:5] + texts[5:][-5:] if (found := unfenced(text, kind, head))]
+        found = codes_outside(outside, kind, head)
         if found:
-            i, code = 0, found[0 if head else -1]  # after the body a base model goes on with something else
+            i = 0
+            code = found[0 if head else -1]  # after the body a base model goes on with something else
             break
     whole = unindent(code)
     if not prefix or own.search(whole):
@@ -212,8 +246,11 @@ def program_of(completion, prefix="", names=()):
 
 def stub(prefix):
     """The beginning of a program as one that can run."""
+    if not prefix:
+        return ""
     outer = re.findall(r"^(?:async[ \t]+)?(def|class)\b", prefix, re.MULTILINE)
-    return f"{prefix}\n{'        ' if outer[-1:] == ['class'] else '    '}pass\n" if prefix else ""
+    margin = 8 if outer[-1:] == ["class"] else 4
+    return f"{prefix}\n{' ' * margin}pass\n"
 
 
 def definitions_of(prompt):
@@ -252,8 +289,13 @@ class Code(Task):
 
     def __init__(self, name, train, valid, test, max_new_tokens=512):
         super().__init__()
-        self.name, self.max_new_tokens, self.train, self.valid, self.test = name, max_new_tokens, train, valid, test
-        self.pool, self.memo = None, {}
+        self.name = name
+        self.max_new_tokens = max_new_tokens
+        self.train = train
+        self.valid = valid
+        self.test = test
+        self.pool = None
+        self.memo = {}
         self.flaws = {}  # id of a problem whose tests have been tried -> why they cannot judge, or ''
 
     def open(self, allow_unsandboxed=False):
@@ -263,10 +305,10 @@ class Code(Task):
         specs = {problem.id: json.loads(problem.answer) for problem in problems}
         longest = max((spec["limit"] for spec in specs.values()), default=0)
         arguments = sandbox.settle(allow_unsandboxed)
-        self.pool = CodePool(arguments, sandbox.WHOLE(longest) + 3 * sandbox.START_LIMIT)
+        self.pool = CodePool(arguments, sandbox.whole(longest) + 3 * sandbox.START_LIMIT)
         if arguments["args"][-2]:
             print(f"programs run in a sandbox: {arguments['note']}", flush=True)
-        if self.name == "jsonl" and len(problems) <= AT_ONCE:
+        if self.name == "jsonl" and 0 < len(problems) <= AT_ONCE:
             self.try_tests(specs)
             left = {id: flaw for id, flaw in self.flaws.items() if flaw}
             for split in ("train", "valid", "test"):
@@ -295,7 +337,9 @@ class Code(Task):
             if problem.id not in specs:
                 specs[problem.id] = json.loads(problem.answer)
             spec = specs[problem.id]
-            pairs.append((problem.id, program_of(completion, spec.get("prefix", ""), spec.get("names", {}).values())))
+            names = spec.get("names", {}).values()
+            program = program_of(completion, spec.get("prefix", ""), names)
+            pairs.append((problem.id, program))
         known = set(self.flaws)
         self.try_tests(specs)
         report_left_out({id: self.flaws[id] for id in specs if id not in known and self.flaws.get(id)})
@@ -309,7 +353,7 @@ class Code(Task):
         verdicts.update(zip(jobs, self.pool.judge(list(jobs.values()))))
         for pair, verdict in verdicts.items():
             if isinstance(verdict, str):
-                self.counts[{"timeouts": "program_timeouts", "errors": "verifier_errors"}.get(verdict, verdict)] += 1
+                self.counts[COUNTED.get(verdict, verdict)] += 1
             scores[pair] = float(verdict is True)
         if len(self.memo) > 100_000:
             self.memo.clear()
@@ -345,8 +389,11 @@ def report_left_out(flaws, of=None):
     reasons = {}
     for id, reason in flaws.items():
         reasons.setdefault(squeeze(reason), []).append(id)
-    text = "; ".join(", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "") + f" ({reason})"
-                     for reason, ids in reasons.items())
+    parts = []
+    for reason, ids in reasons.items():
+        more = f" and {len(ids) - 20} more" if len(ids) > 20 else ""
+        parts.append(f"{', '.join(ids[:20])}{more} ({reason})")
+    text = "; ".join(parts)
     if flaws and len(flaws) == of:
         raise UserError(f"no problem can be judged: {text}")
     if flaws:

@@ -48,7 +48,11 @@ PACKAGES = {  # what tests may import -> what that is in a folder of packages
                "typing_extensions.py"),
     "scipy": ("scipy", "scipy.libs"), "pandas": ("pandas", "pandas.libs", "dateutil", "pytz", "tzdata", "six.py"),
     "sympy": ("sympy", "mpmath"), "networkx": ("networkx",)}
-WHOLE = lambda limit: 10 * limit + 30  # seconds that one verdict may take in all, whatever the number of its inputs
+
+
+def whole(limit):
+    """Seconds that one verdict may take in all, whatever the number of its inputs."""
+    return 10 * limit + 30
 
 
 # ---------------------------------------------------------------------------------------------------------- plain data
@@ -62,9 +66,14 @@ class Gone(BaseException):
 
 
 MUTABLE = (list, dict, set, bytearray)
-
-
 PLAIN = {type(None), bool, int, float, complex, str, bytes, list, tuple, *MUTABLE, frozenset}
+SINGLE = {None: b"N0:", True: b"T0:", False: b"F0:"}
+CONTAINERS = {b"l": list, b"t": tuple, b"S": set, b"Z": frozenset, b"d": dict}
+
+
+def framed(body):
+    """A tag, the length of what comes after it, and that."""
+    return b"%s%x:%s" % (body[:1], len(body) - 1, body[1:])
 
 
 def encode(value, objects=None, number=None):
@@ -79,39 +88,47 @@ def encode(value, objects=None, number=None):
         if depth > 100:
             raise Unsupported
         if value is None or value is True or value is False:
-            return {None: b"N0:", True: b"T0:", False: b"F0:"}[value]
+            return SINGLE[value]
         if number and type(value) not in PLAIN and number(value) is not None:
-            body = b"o%x" % number(value)
-            return b"%s%x:%s" % (body[:1], len(body) - 1, body[1:])
+            return framed(b"o%x" % number(value))
         if isinstance(value, MUTABLE):
             if id(value) in numbers:
-                body = b"r%x" % numbers[id(value)]
-                return b"%s%x:%s" % (body[:1], len(body) - 1, body[1:])
+                return framed(b"r%x" % numbers[id(value)])
             numbers[id(value)] = len(objects)
             objects.append(value)
-        if isinstance(value, int):
-            body = b"i" + format(int.__index__(value), "x").encode()  # hexadecimal takes linear time
-        elif isinstance(value, float):
-            body = b"f" + float.hex(value).encode()
-        elif isinstance(value, complex):
-            body = b"c" + f"{float.hex(value.real)} {float.hex(value.imag)}".encode()
-        elif isinstance(value, str):
-            body = b"s" + str.encode(value, "utf-8", "surrogatepass")
-        elif isinstance(value, (bytes, bytearray)):
-            body = (b"b" if isinstance(value, bytes) else b"a") + bytes(value)
-        else:
-            for tag, kind in ((b"l", list), (b"t", tuple), (b"S", set), (b"Z", frozenset), (b"d", dict)):
-                if isinstance(value, kind):
-                    items = list(kind.__iter__(value)) if kind is not dict else [
-                        x for pair in dict.items(value) for x in pair]
-                    body = tag + b"".join([write(x, depth + 1) for x in items])
-                    break
-            else:
-                if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():  # a number of a test
-                    return write(value.item(), depth + 1)
-                body = exact(value)
-        return b"%s%x:%s" % (body[:1], len(body) - 1, body[1:])
+        body = scalar(value)
+        if body is not None:
+            return framed(body)
+        for tag, kind in CONTAINERS.items():
+            if isinstance(value, kind):
+                inside = [write(part, depth + 1) for part in parts(value, kind)]
+                return framed(tag + b"".join(inside))
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():  # a number of a test
+            return write(value.item(), depth + 1)
+        return framed(exact(value))
     return write(value, 0)
+
+
+def scalar(value):
+    """A number, text or bytes with its tag, None of anything else."""
+    if isinstance(value, int):
+        return b"i" + format(int.__index__(value), "x").encode()  # hexadecimal takes linear time
+    if isinstance(value, float):
+        return b"f" + float.hex(value).encode()
+    if isinstance(value, complex):
+        return b"c" + f"{float.hex(value.real)} {float.hex(value.imag)}".encode()
+    if isinstance(value, str):
+        return b"s" + str.encode(value, "utf-8", "surrogatepass")
+    if isinstance(value, bytes):
+        return b"b" + bytes(value)
+    return b"a" + bytes(value) if isinstance(value, bytearray) else None
+
+
+def parts(value, kind):
+    """What a container holds, keys and values of a dict in turn."""
+    if kind is not dict:
+        return list(kind.__iter__(value))
+    return [part for pair in dict.items(value) for part in pair]
 
 
 def exact(value):
@@ -133,43 +150,69 @@ def decimal(body):
     return Decimal(body.decode())
 
 
+def integer(body):
+    return int(body, 16)
+
+
+def real(body):
+    return float.fromhex(body.decode())
+
+
+def imaginary(body):
+    return complex(*map(float.fromhex, body.decode().split()))
+
+
+def text(body):
+    return body.decode("utf-8", "surrogatepass")
+
+
+def nothing(body):
+    return None
+
+
+def true(body):
+    return True
+
+
+def false(body):
+    return False
+
+
+SCALARS = {b"i": integer, b"f": real, b"c": imaginary, b"s": text, b"b": bytes, b"a": bytearray}
+SCALARS |= {b"q": fraction, b"D": decimal, b"N": nothing, b"T": true, b"F": false}
+
+
 def decode(data, objects=None, known=None):
     """The value of bytes from anybody; `objects` as in `encode`, known(number) an object of the program.  Raises Gone
     if they are not what that makes."""
     objects = [] if objects is None else objects
 
     def read(at, end, depth):  # -> value, where it ends
-        tag, colon = data[at:at + 1], data.index(b":", at + 1, at + 10)
-        at, stop = colon + 1, colon + 1 + int(data[at + 1:colon], 16)
-        if stop > end or stop < at or depth > 101:
+        tag = data[at:at + 1]
+        colon = data.index(b":", at + 1, at + 10)
+        first = colon + 1
+        stop = first + int(data[at + 1:colon], 16)
+        if stop > end or stop < first or depth > 101:
             raise ValueError
-        if tag in (b"l", b"t", b"S", b"Z", b"d"):
-            value = {b"l": list, b"S": set, b"d": dict}.get(tag, list)()
-            if tag in (b"l", b"S", b"d"):
+        if tag in CONTAINERS:
+            items = []
+            value = items if tag == b"l" else CONTAINERS[tag]()
+            if isinstance(value, MUTABLE):
                 objects.append(value)  # before what it holds, which may refer to it
-            items = value if tag == b"l" else []
-            while at < stop:
-                item, at = read(at, stop, depth + 1)
+            while first < stop:
+                item, first = read(first, stop, depth + 1)
                 items.append(item)
-            if tag == b"d":
-                value.update(zip(items[::2], items[1::2], strict=True))
-            elif tag == b"S":
-                value.update(items)
-            elif tag != b"l":
-                value = (tuple if tag == b"t" else frozenset)(items)
-            return value, stop
-        body = data[at:stop]
+            return filled(value, items), stop
+        body = data[first:stop]
         if tag == b"r":
             return objects[int(body, 16)], stop
         if tag == b"o":
             return known(int(body, 16)), stop
-        value = {b"i": lambda b: int(b, 16), b"f": lambda b: float.fromhex(b.decode()), b"b": bytes, b"a": bytearray,
-                 b"c": lambda b: complex(*map(float.fromhex, b.decode().split())),
-                 b"s": lambda b: b.decode("utf-8", "surrogatepass"), b"q": fraction, b"D": decimal,
-                 b"N": lambda b: None, b"T": lambda b: True, b"F": lambda b: False}[tag](body)
+        value = SCALARS[tag](body)
         if tag == b"a":
             objects.append(value)
         return value, stop
+
     try:
         value, end = read(0, len(data), 0)
         if end == len(data):
@@ -177,6 +220,17 @@ def decode(data, objects=None, known=None):
     except Exception:
         pass
     raise Gone
+
+
+def filled(value, items):
+    """An empty container with its items in it, or a new one where it cannot change."""
+    if isinstance(value, dict):
+        value.update(zip(items[::2], items[1::2], strict=True))
+    elif isinstance(value, set):
+        value.update(items)
+    elif value is not items:
+        value = type(value)(items)
+    return value
 
 
 def send(fd, data):
@@ -193,22 +247,23 @@ def send(fd, data):
 
 def receive(fd, wait=lambda: None):
     """Read one frame; `wait` is called before every read.  Raises Gone."""
-    parts = []
-    for header in (True, False):
-        missing = 8 if header else size
-        while missing > 0:
-            wait()
-            part = os.read(fd, min(missing, 1 << 20))
-            if not part:
-                raise Gone
-            parts.append(part)
-            missing -= len(part)
-        if header:
-            head, parts = b"".join(parts), []
-            if not all(c in b"0123456789abcdef" for c in head) or int(head, 16) > FRAME:
-                raise Gone
-            size = int(head, 16)
-    return b"".join(parts)
+    head = read_bytes(fd, 8, wait)
+    if not all(c in b"0123456789abcdef" for c in head) or int(head, 16) > FRAME:
+        raise Gone
+    return read_bytes(fd, int(head, 16), wait)
+
+
+def read_bytes(fd, missing, wait):
+    """So many bytes.  Raises Gone if the other side ends before."""
+    found = []
+    while missing > 0:
+        wait()
+        part = os.read(fd, min(missing, 1 << 20))
+        if not part:
+            raise Gone
+        found.append(part)
+        missing -= len(part)
+    return b"".join(found)
 
 
 # ---------------------------------------------------------------------------------------------------- inside a sandbox
@@ -291,17 +346,27 @@ def candidate():
 def signature(function):
     """[name, kind, whether there is a default, default] of each parameter."""
     import inspect
-    return [[p.name, int(p.kind), p.default is not p.empty, None if p.default is p.empty else p.default]
-            for p in inspect.signature(function).parameters.values()]
+    found = []
+    for p in inspect.signature(function).parameters.values():
+        given = p.default is not p.empty
+        found.append([p.name, int(p.kind), given, p.default if given else None])
+    return found
+
+
+def call(function, *args, **kwargs):
+    return function(*args, **kwargs)
+
+
+def item(thing, key):
+    return thing[key]
 
 
 def put(thing, key, value):
     thing[key] = value
 
 
-OPERATIONS = {"call": lambda function, *args, **kwargs: function(*args, **kwargs), "get": getattr, "set": setattr,
-              "len": len, "str": str, "repr": repr, "item": lambda thing, key: thing[key], "put": put,
-              "signature": signature}
+OPERATIONS = {"call": call, "get": getattr, "set": setattr, "len": len, "str": str, "repr": repr}
+OPERATIONS |= {"item": item, "put": put, "signature": signature}
 
 
 class Answers:
@@ -322,8 +387,11 @@ class Answers:
 
     def entries(self):
         """[value, names of the class and its ancestors if it is an exception class] of each name."""
-        return [[thing, ancestors(thing) if isinstance(thing, type) and issubclass(thing, BaseException) else []]
-                for thing in list(self.objects)]
+        found = []
+        for thing in list(self.objects):
+            raised = isinstance(thing, type) and issubclass(thing, BaseException)
+            found.append([thing, ancestors(thing) if raised else []])
+        return found
 
     def __call__(self, asked):
         """The reply to a request.  Raises Unsupported."""
@@ -371,8 +439,8 @@ def serve_stdio(source, sink, program, cpu, typing):
         pid = os.fork()
         if pid == 0:
             os.closerange(3, 64)
-            for fd, name, flags in ((0, "stdin", os.O_RDONLY), (1, "stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
-                os.dup2(os.open(name, flags, 0o600), fd)
+            os.dup2(os.open("stdin", os.O_RDONLY), 0)
+            os.dup2(os.open("stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
             limit(cpu)
             sys.argv = ["program.py"]
             load(program, "__main__", typing)
@@ -382,8 +450,10 @@ def serve_stdio(source, sink, program, cpu, typing):
         with open("stdout", "rb") as file:
             data = file.read(FRAME - 100)
         os.remove("stdout")
-        # This process is not the program's: what it says of its end is true.
-        send(sink, encode(["killed" if os.WIFSIGNALED(status) else "failed" if status else "done", data]))
+        fate = "failed" if status else "done"  # this process is not the program's: what it says of its end is true
+        if os.WIFSIGNALED(status):
+            fate = "killed"
+        send(sink, encode([fate, data]))
 
 
 # -------- the judge ---------------------------------------------------------------------------------------------------
@@ -441,6 +511,11 @@ def replace(mine, new):
         mine.update(new)
 
 
+WITHHELD = ("eq ne lt le gt ge hash bool contains iter next reversed instancecheck subclasscheck enter exit await "
+            "aiter add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul and "
+            "rand or ror xor rxor neg pos abs invert int float complex index round delitem")
+
+
 class Object:
     """What tests hold of a function, class or object of the program: its number. They can use it like the thing itself,
     except for what would let the program answer a comparison of theirs."""
@@ -482,17 +557,17 @@ class Object:
     @property
     def __signature__(self):
         import inspect
-        return inspect.Signature([
-            inspect.Parameter(name, kind, default=value if default else inspect.Parameter.empty)
-            for name, kind, default, value in self.__ask("signature")])
+        found = []
+        for name, kind, given, default in self.__ask("signature"):
+            parameter = inspect.Parameter(name, kind)
+            found.append(parameter.replace(default=default) if given else parameter)
+        return inspect.Signature(found)
 
     def __unsupported(self, *args):
         self.__program.unsupported = True
         raise Unsupported
 
-    for word in ("eq ne lt le gt ge hash bool contains iter next reversed instancecheck subclasscheck enter exit await "
-                 "aiter add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul "
-                 "rmatmul and rand or ror xor rxor neg pos abs invert int float complex index round delitem").split():
+    for word in WITHHELD.split():
         locals()[f"__{word}__"] = __unsupported
     del word
 
@@ -725,26 +800,47 @@ def seccomp():
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, refuse, absent, kill = 0x7FFF0000, 0x50001, 0x50026, 0x80000000  # 1 is EPERM, 0x26 ENOSYS
     number, first, second = 0, 16, 24  # offsets of what is loaded: the call's number, the low halves of its arguments
-    steps = [(load, 0, 0, 4), (equal, 1, 0, arch), (answer, 0, 0, kill), (load, 0, 0, number)]
-    for code, value, reply in ((at_least, 0x40000000, refuse),  # the x32 calls of x86_64
-                               (equal, 435, absent),  # clone3 hides its flags; the C library then takes clone
-                               *((equal, numbers[table], refuse) for numbers in DENIED.values())):
-        steps += [(code, 0, 1, value), (answer, 0, 0, reply)]
+    steps = []
+
+    def step(code, value, yes=0, no=0):  # what to do, and how many steps to leave out after it
+        steps.append(pack("HBBI", code, yes, no, value))
+
+    def reply_where(code, value, reply):
+        step(code, value, no=1)
+        step(answer, reply)
+    step(load, 4)
+    step(equal, arch, yes=1)
+    step(answer, kill)
+    step(load, number)
+    reply_where(at_least, 0x40000000, refuse)  # the x32 calls of x86_64
+    reply_where(equal, 435, absent)  # clone3 hides its flags; the C library then takes clone
+    for numbers in DENIED.values():
+        reply_where(equal, numbers[table], refuse)
     # clone with any CLONE_NEW* flag, prlimit64 of another process: both look at the first argument
-    steps += [(equal, 0, 3, clone), (load, 0, 0, first), (any_bit, 0, 1, 0x7E020080), (answer, 0, 0, refuse),
-              (load, 0, 0, number),
-              (equal, 0, 3, prlimit), (load, 0, 0, first), (at_least, 0, 1, 1), (answer, 0, 0, refuse),
-              (load, 0, 0, number)]
+    for call, code, value in ((clone, any_bit, 0x7E020080), (prlimit, at_least, 1)):
+        step(equal, call, no=3)
+        step(load, first)
+        reply_where(code, value, refuse)
+        step(load, number)
     # fcntl with a lock, lease or notification: locks of ranges of a file are as many as one likes
-    steps += [(equal, 0, 2 + 2 * 6, fcntl), (load, 0, 0, second)]
-    for command in (6, 7, 37, 38, 1024, 1026):
-        steps += [(equal, 0, 1, command), (answer, 0, 0, refuse)]
-    steps += [(load, 0, 0, number)]
+    commands = (6, 7, 37, 38, 1024, 1026)
+    step(equal, fcntl, no=2 + 2 * len(commands))
+    step(load, second)
+    for command in commands:
+        reply_where(equal, command, refuse)
+    step(load, number)
     # rt_sigaction that sets (not only asks) what happens when a child ends: a child that its parent ignores takes along
     # the account of the time it has used
-    steps += [(equal, 0, 7, sigaction), (load, 0, 0, first), (equal, 0, 5, 17), (load, 0, 0, second), (equal, 0, 2, 0),
-              (load, 0, 0, second + 4), (equal, 1, 0, 0), (answer, 0, 0, refuse), (answer, 0, 0, allow)]
-    return b"".join(pack("HBBI", *step) for step in steps)
+    step(equal, sigaction, no=7)
+    step(load, first)
+    step(equal, 17, no=5)
+    step(load, second)
+    step(equal, 0, no=2)
+    step(load, second + 4)
+    step(equal, 0, yes=1)
+    step(answer, refuse)
+    step(answer, allow)
+    return b"".join(steps)
 
 
 def visible(python, folders):
@@ -774,13 +870,14 @@ def visible(python, folders):
 def bubblewrap(bwrap, seen, filter_fd, info_fd, disk):
     """The command that starts a sandbox, which sees what `visible` says and a /tmp of `disk` bytes (0: not writable,
     nor is anything else)."""
-    return [bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
-            "--unshare-cgroup-try", "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY),
-            "--die-with-parent", "--new-session", "--as-pid-1",
-            "--clearenv", "--setenv", "PYTHONHASHSEED", "0",  # the same order of sets in every run
-            "--seccomp", str(filter_fd), "--info-fd", str(info_fd), *seen,
-            *(["--size", str(disk), "--tmpfs", "/tmp"] if disk else ["--dir", "/tmp"]),
-            "--chdir", "/tmp", "--remount-ro", "/"]
+    apart = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    apart += ["--unshare-cgroup-try", "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY)]
+    process = ["--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"]
+    process += ["--setenv", "PYTHONHASHSEED", "0"]  # the same order of sets in every run
+    process += ["--seccomp", str(filter_fd), "--info-fd", str(info_fd)]
+    place = ["--size", str(disk), "--tmpfs", "/tmp"] if disk else ["--dir", "/tmp"]
+    place += ["--chdir", "/tmp", "--remount-ro", "/"]
+    return [bwrap, *apart, *process, *seen, *place]
 
 
 def usage(pid):
@@ -807,6 +904,17 @@ def usage(pid):
 
 class Late(Exception):
     """The time is over, or the memory."""
+
+
+def seconds_of(job):
+    """The limit of CPU time as the kernel takes it, in whole seconds."""
+    import math
+    return math.ceil(job["limit"])
+
+
+def clock_of(job):
+    """Seconds of the clock for all tests, or for one input: it runs on while others have the CPU."""
+    return 3 * job["limit"] + 2
 
 
 class Worker:
@@ -984,23 +1092,22 @@ class Worker:
         """True, False, 'timeouts', 'unsupported' or 'errors' (no verdict) for one job: {"kind": "tests", "program",
         "setup", "tests", "names", "limit"[, "modules", "typing"]} or {"kind": "stdio", "program", "inputs", "outputs",
         "limit"[, "typing"]}, limit in seconds of CPU for all tests, or for one input; of the clock it may take
-        WHOLE(limit) in all. `modules` are imported before the tests run, `typing` are names that the program finds. Of
+        whole(limit) in all. `modules` are imported before the tests run, `typing` are names that the program finds. Of
         {"kind": "trial", "setup", "tests", "names", "limit"}: [why these tests cannot judge any program, or '']."""
         killed = self.group(self.oom_file)
         verdict = self.try_verdict(job)
         return "timeouts" if verdict is not True and self.group(self.oom_file) > killed else verdict
 
     def try_verdict(self, job):
-        import math
         import time
-        cpu, wall = math.ceil(job["limit"]), 3 * job["limit"] + 2  # the clock runs on while others have the CPU
-        box, fds = None, []
+        box = None
+        fds = []
         try:
             if job["kind"] != "stdio" and not self.judge:
                 self.start_judge()
-            end = time.monotonic() + WHOLE(job["limit"])
+            end = time.monotonic() + whole(job["limit"])
             if job["kind"] == "trial":
-                return self.ask_judge(job, cpu, end, self.judge[0])
+                return self.ask_judge(job, end, self.judge[0])
             theirs_in, ours_out = os.pipe()
             ours_in, theirs_out = os.pipe()
             fds += [ours_out, ours_in]
@@ -1009,27 +1116,7 @@ class Worker:
             if box[1]:  # before the program has run: later it may hide its files
                 self.disk = os.open(f"/proc/{box[1]}/root/tmp", os.O_PATH)
                 fds.append(self.disk)
-            started, before = time.monotonic(), self.check(box)
-            entries = list(job.get("names", {}).values())
-            send(ours_out, encode([job["kind"], job["program"], entries, cpu, job.get("typing", [])]))
-            if job["kind"] == "tests":
-                verdict = self.ask_judge(job, cpu, min(started + wall, end), box, ours_out, ours_in)
-                if self.check(box) - before > job["limit"]:
-                    return "timeouts"
-            else:
-                verdict = True
-                for given, wanted in zip(job["inputs"], job["outputs"]):
-                    started, before = time.monotonic(), self.check(box)
-                    send(ours_out, given.encode())
-                    fate, output = decode(receive(ours_in, lambda: self.wait(
-                        ours_in, min(started + wall, end), box, before + cpu + 1)))
-                    # The kernel's own limit, by which it kills, is in whole seconds.
-                    if fate == "killed" or self.check(box) - before > job["limit"]:
-                        return "timeouts"
-                    if fate == "failed" or not same(output, wanted):
-                        verdict = False
-                        break
-            return "timeouts" if verdict is False and time.monotonic() - started > job["limit"] else verdict
+            return self.watch(job, end, box, ours_out, ours_in)
         except Late:
             return "timeouts"
         except Gone:
@@ -1043,18 +1130,58 @@ class Worker:
             for fd in fds:
                 os.close(fd)
 
-    def ask_judge(self, job, cpu, deadline, box, *pipes):
+    def watch(self, job, end, box, sink, source):
+        """The verdict on a candidate that is ready.  end: when all is over (time.monotonic).  Raises Late, Gone,
+        OSError and Unsupported."""
+        import time
+        started = time.monotonic()
+        before = self.check(box)
+        entries = list(job.get("names", {}).values())
+        send(sink, encode([job["kind"], job["program"], entries, seconds_of(job), job.get("typing", [])]))
+        if job["kind"] == "tests":
+            verdict = self.ask_judge(job, min(started + clock_of(job), end), box, sink, source)
+            if self.check(box) - before > job["limit"]:
+                return "timeouts"
+            return self.late_if_false(verdict, started, job)
+        for given, wanted in zip(job["inputs"], job["outputs"]):
+            started = time.monotonic()
+            verdict = self.try_input(job, given, wanted, end, box, sink, source)
+            if verdict is not True:
+                return self.late_if_false(verdict, started, job)
+        return True
+
+    def late_if_false(self, verdict, started, job):
+        """A program that took too long was not wrong."""
+        import time
+        late = time.monotonic() - started > job["limit"]
+        return "timeouts" if verdict is False and late else verdict
+
+    def try_input(self, job, given, wanted, end, box, sink, source):
+        """Whether the program makes the wanted output of an input, or 'timeouts'."""
+        import time
+        deadline = min(time.monotonic() + clock_of(job), end)
+        before = self.check(box)
+        most = before + seconds_of(job) + 1
+        send(sink, given.encode())
+        fate, output = decode(receive(source, lambda: self.wait(source, deadline, box, most)))
+        # The kernel's own limit, by which it kills, is in whole seconds.
+        if fate == "killed" or self.check(box) - before > job["limit"]:
+            return "timeouts"
+        return fate != "failed" and same(output, wanted)
+
+    def ask_judge(self, job, deadline, box, *pipes):
         """Hand the pipes of a candidate, or none, to the judge and wait for its word. `box` is what may take too
         long."""
         import socket
         import time
         ours, theirs = os.pipe()
+        cpu = seconds_of(job)
         try:
             _, connection = self.judge
             try:
                 socket.send_fds(connection, [b"j"], [*pipes, theirs])
-                send(connection.fileno(), encode([job["setup"], job["tests"], list(job["names"]), cpu,
-                                                  job.get("modules", [])]))
+                tests = [job["setup"], job["tests"], list(job["names"])]
+                send(connection.fileno(), encode([*tests, cpu, job.get("modules", [])]))
             except (OSError, Gone):
                 self.stop_judge()
                 return "errors"
@@ -1166,69 +1293,91 @@ GROUP = "train-as-you-test"
 GROUP_MEMORY, GROUP_PROCESSES = TOGETHER + (512 << 20), 2 * PROCESSES + 16  # of a worker, its judge and its candidate
 
 
+def own_groups():
+    """{controller, "" of version 2: the cgroup of this process}."""
+    own = {}
+    with open("/proc/self/cgroup") as file:
+        for line in file:
+            _, names, path = line.rstrip("\n").split(":", 2)
+            own.update(dict.fromkeys(names.split(","), path))  # version 2 has no names
+    return own
+
+
+def group_mounts():
+    """{controller, "" of version 2: [which cgroup is mounted, where]}."""
+    mounts = {}
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            left, _, right = line.partition(" - ")
+            kind, _, options = right.split()[:3]
+            names = {"cgroup": options.split(","), "cgroup2": [""]}.get(kind, [])
+            mounts.update(dict.fromkeys(names, left.split()[3:5]))
+    return mounts
+
+
+def remove_groups_of_the_dead(place):
+    """Remove the groups of callers that were killed.  Raises OSError if the folder cannot be read."""
+    from contextlib import suppress
+    for old in os.listdir(place):
+        if old.startswith(GROUP + "-") and not os.path.exists(f"/proc/{old.split('-')[-2]}"):
+            with suppress(OSError):
+                os.rmdir(os.path.join(place, old))
+
+
 class Group:
     """The cgroup of one worker and all its sandboxes, one after the other.  Raises OSError where none can be made."""
 
     made = 0
 
     def __init__(self):
-        from contextlib import suppress
-        own, mounts = {}, {}
-        with open("/proc/self/cgroup") as file:
-            for line in file:
-                _, names, path = line.rstrip("\n").split(":", 2)
-                own.update(dict.fromkeys(names.split(","), path))  # version 2 has no names
-        with open("/proc/self/mountinfo") as file:
-            for line in file:
-                left, _, right = line.partition(" - ")
-                kind, _, options = right.split()[:3]
-                if kind in ("cgroup", "cgroup2"):
-                    mounts.update(dict.fromkeys(options.split(",") if kind == "cgroup" else [""], left.split()[3:5]))
         Group.made += 1
-        name = f"{GROUP}-{os.getpid()}-{Group.made}"
-
-        def places(controller):  # our own cgroup and those above it
-            root, mount = mounts.get(controller, ("/", None))
-            path = os.path.relpath(own.get(controller, "/"), root)
-            while mount:
-                yield os.path.normpath(os.path.join(mount, path))
-                if path in (".", ""):
-                    return
-                path = os.path.dirname(path)
-
-        def make(places, limits):
-            for place in places:
-                folder = os.path.join(place, name)
-                try:
-                    for old in os.listdir(place):  # of callers that were killed
-                        if old.startswith(GROUP + "-") and not os.path.exists(f"/proc/{old.split('-')[-2]}"):
-                            with suppress(OSError):
-                                os.rmdir(os.path.join(place, old))
-                    os.mkdir(folder)
-                    self.folders.append(folder)
-                    for limit, value in limits.items():
-                        with open(os.path.join(folder, limit), "r+") as file:  # the controller may be absent here
-                            file.write(str(value))
-                    return folder
-                except OSError:
-                    if folder in self.folders:
-                        self.folders.remove(folder)
-                        os.rmdir(folder)
-            raise OSError
-
+        self.name = f"{GROUP}-{os.getpid()}-{Group.made}"
         self.folders = []
+        self.own = own_groups()
+        self.mounts = group_mounts()
         try:
-            folder = make(places(""), {"memory.max": GROUP_MEMORY, "pids.max": GROUP_PROCESSES})
-            self.note, self.files = "version 2", [folder + "/cpu.stat", folder + "/memory.events"]
+            folder = self.make("", {"memory.max": GROUP_MEMORY, "pids.max": GROUP_PROCESSES})
+            self.note = "version 2"
+            self.files = [folder + "/cpu.stat", folder + "/memory.events"]
         except OSError:
             try:
-                memory = make(places("memory"), {"memory.limit_in_bytes": GROUP_MEMORY})
-                make(places("pids"), {"pids.max": GROUP_PROCESSES})
-                cpu = make(places("cpuacct"), {})
-                self.note, self.files = "version 1", [cpu + "/cpuacct.usage", memory + "/memory.oom_control"]
+                memory = self.make("memory", {"memory.limit_in_bytes": GROUP_MEMORY})
+                self.make("pids", {"pids.max": GROUP_PROCESSES})
+                cpu = self.make("cpuacct", {})
             except OSError:
                 self.remove()
                 raise
+            self.note = "version 1"
+            self.files = [cpu + "/cpuacct.usage", memory + "/memory.oom_control"]
+
+    def places(self, controller):
+        """The folders of our own cgroup and of those above it."""
+        root, mount = self.mounts.get(controller, ("/", None))
+        path = os.path.relpath(self.own.get(controller, "/"), root)
+        while mount:
+            yield os.path.normpath(os.path.join(mount, path))
+            if path in (".", ""):
+                return
+            path = os.path.dirname(path)
+
+    def make(self, controller, limits):
+        """Make a group with these limits in the first place that lets us -> its folder.  Raises OSError if none
+        does."""
+        for place in self.places(controller):
+            folder = os.path.join(place, self.name)
+            try:
+                remove_groups_of_the_dead(place)
+                os.mkdir(folder)
+                self.folders.append(folder)
+                for limit, value in limits.items():
+                    with open(os.path.join(folder, limit), "r+") as file:  # the controller may be absent here
+                        file.write(str(value))
+                return folder
+            except OSError:
+                if folder in self.folders:
+                    self.folders.remove(folder)
+                    os.rmdir(folder)
+        raise OSError
 
     def add(self, pid):
         """Move a process of ours, that has no children yet, into the group.  Raises OSError."""
@@ -1260,8 +1409,9 @@ def start_worker(arguments):
     arguments = {name: value for name, value in arguments.items() if name != "note"}
 
     def start(files):
-        return subprocess.Popen(**{**arguments, "args": [*arguments["args"], *files]}, stdin=subprocess.PIPE,
-                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
+        command = [*arguments["args"], *files]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(**{**arguments, "args": command}, **pipes, bufsize=0)
     try:
         group = Group() if arguments["args"][-2] else None  # not for programs without a sandbox
     except OSError:

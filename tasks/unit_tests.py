@@ -45,9 +45,15 @@ def runs_main(node):
         return False
     if dotted(call.func) in ("unittest.main", "pytest.main"):
         return True
-    done = all(isinstance(value, ast.Constant) and value.value in (0, None) or runs_main(ast.Expr(value))
-               for value in call.args)
-    return dotted(call.func) in ("sys.exit", "exit", "quit", "SystemExit") and done
+    ends = dotted(call.func) in ("sys.exit", "exit", "quit", "SystemExit")
+    return ends and all(map(says_success, call.args))
+
+
+def says_success(value):
+    """Is this argument of an exit no failure?"""
+    if isinstance(value, ast.Constant):
+        return value.value in (0, None)
+    return runs_main(ast.Expr(value))
 
 
 def is_guard(node):
@@ -65,15 +71,18 @@ class OfProgram(ast.NodeTransformer):
     else has. `names` are {name in the tests: name in the program}, `modules` what it is called."""
 
     def __init__(self, tree, entry):
-        self.names, self.modules = {entry: entry}, set()
+        self.names = {entry: entry}
+        self.modules = set()
         uses = {dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and not is_known(node.module):
                 if any(alias.name in (entry, "*") for alias in node.names):
                     self.modules.add(node.module)
             elif isinstance(node, ast.Import):
-                self.modules.update(alias.asname or alias.name for alias in node.names if not is_known(alias.name)
-                                    and f"{alias.asname or alias.name}.{entry}" in uses)
+                for alias in node.names:
+                    name = alias.asname or alias.name
+                    if not is_known(alias.name) and f"{name}.{entry}" in uses:
+                        self.modules.add(name)
         self.visit(tree)
 
     def visit_ImportFrom(self, node):
@@ -96,7 +105,10 @@ class OfProgram(ast.NodeTransformer):
 def reached(tree):
     """(nodes that run when a module does, names that these mention). The inside of a function or class runs once its
     name is mentioned."""
-    nodes, names, parked, waiting = [], set(), {}, [tree]
+    nodes = []
+    names = set()
+    parked = {}
+    waiting = [tree]
     while waiting:
         node = waiting.pop()
         nodes.append(node)
@@ -175,7 +187,8 @@ def calls_of_class(node):
             lines.append(f"{node.name}.setup_class()")
         lines.append(f"case = {node.name}()")
         if "setup_method" in methods:
-            lines.append("case.setup_method(" + "None" * len(parameters(methods["setup_method"])[1:]) + ")")
+            wanted = parameters(methods["setup_method"])[1:]
+            lines.append(f"case.setup_method({'None' * len(wanted)})")
         lines.append(call_of(method, f"case.{method.name}"))
     return lines
 

@@ -28,47 +28,64 @@ TOKEN = re.compile(r"(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)"
                    r"|(?P<sign>[-+*/^,|∪∩∖∧∨])")
 PYTHON = {"^": "**", "∪": "|", "∩": "&", "∖": "-", "∧": "&", "∨": "|"}
 CONSTANTS = {
-    "e": sympy.E,
-    "i": sympy.I,
-    "π": sympy.pi,
-    "∞": sympy.oo,
-    "∅": sympy.EmptySet,
-    "ℝ": sympy.Reals,
-    "ℤ": sympy.Integers,
-    "ℕ": sympy.Naturals,
-    "ℚ": sympy.Rationals,
-    "ℂ": sympy.Complexes}
+    "e": "E",
+    "i": "I",
+    "π": "pi",
+    "∞": "oo",
+    "∅": "EmptySet",
+    "ℝ": "Reals",
+    "ℤ": "Integers",
+    "ℕ": "Naturals",
+    "ℚ": "Rationals",
+    "ℂ": "Complexes"}
+CONSTANTS = {sign: getattr(sympy, name) for sign, name in CONSTANTS.items()}
+CALLED = {  # what sympy calls them otherwise
+    "ln": "log",
+    "abs": "Abs",
+    "min": "Min",
+    "max": "Max",
+    "ceil": "ceiling",
+    "binom": "binomial",
+    "root": "real_root"}
+SAME = ["floor", "factorial", "sqrt"]
 
 
-CALLS = {"\\" + name: getattr(sympy, name, None) for name in FUNCTIONS} | {
-    r"\log": lambda x, base=10: sympy.log(x, base),
-    r"\ln": sympy.log,
-    r"\abs": sympy.Abs,
-    r"\min": sympy.Min,
-    r"\max": sympy.Max,
-    r"\floor": sympy.floor,
-    r"\ceil": sympy.ceiling,
-    r"\factorial": sympy.factorial,
-    r"\binom": sympy.binomial,
-    r"\sqrt": sympy.sqrt,
-    r"\root": sympy.real_root,
-    r"\interval": lambda low, high, *ends: sympy.Interval(low, high, *map(bool, ends)),
-    r"\matrix": lambda *rows: sympy.Matrix(rows)}
+def logarithm(x, base=10):
+    return sympy.log(x, base)
+
+
+def interval(low, high, *ends):
+    return sympy.Interval(low, high, *map(bool, ends))
+
+
+def matrix(*rows):
+    return sympy.Matrix(rows)
+
+
+CALLS = {rf"\{name}": getattr(sympy, CALLED.get(name, name), None) for name in [*FUNCTIONS, *CALLED, *SAME]}
+CALLS |= {r"\log": logarithm, r"\interval": interval, r"\matrix": matrix}
 
 
 class Unreadable(ValueError):
     """A text that is no expression."""
 
 
-NAMED = {
-    "number": sympy.Rational,
-    "symbol": lambda name: CONSTANTS.get(name) or sympy.Symbol(name),
-    "call": lambda name: CALLS.get(name) or sympy.Function(name)}
+def symbol(name):
+    return CONSTANTS.get(name) or sympy.Symbol(name)
+
+
+def call(name):
+    return CALLS.get(name) or sympy.Function(name)
+
+
+NAMED = {"number": sympy.Rational, "symbol": symbol, "call": call}
 
 
 def evaluate(text):
     """sympy's object for an expression. Its Python consists of numbers, quoted names and signs, and of nothing else."""
-    code, last, place = [], "sign", 0
+    code = []
+    last = "sign"
+    place = 0
     for match in TOKEN.finditer(text):
         kind, token = match.lastgroup, match[0]
         if match.start() != place or kind == last == "number":
@@ -76,7 +93,8 @@ def evaluate(text):
         if last in ("number", "symbol", "close") and kind not in ("sign", "close"):
             code.append("*")
         code.append(f"{kind}({token!r})" if kind in NAMED else PYTHON.get(token, token))
-        last, place = kind, match.end()
+        last = kind
+        place = match.end()
     if place != len(text) or not text:
         raise Unreadable(text)
     return sympy.sympify(eval("".join(code), {"__builtins__": {}, **NAMED}))
@@ -84,7 +102,8 @@ def evaluate(text):
 
 def split(text, signs):
     """[part, sign, part, ...] at the signs that stand in no bracket, [text] if there are none or brackets cross."""
-    depth, parts = 0, [""]
+    depth = 0
+    parts = [""]
     for char in text:
         depth += (char in "([{⟨") - (char in ")]}⟩")
         if depth < 0:
@@ -123,24 +142,32 @@ def zero(difference):
         return difference == 0
     if difference.atoms(sympy.core.function.AppliedUndef):
         return sympy.simplify(difference) == 0
-    parts = [part for value in values(difference) for part in value.as_real_imag()]
-    return all(part == 0 or not part.is_Rational and part._prec <= 20 and abs(part) < 1e-100 for part in parts)
+    for value in values(difference):
+        for part in value.as_real_imag():
+            small = not part.is_Rational and part._prec <= 20 and abs(part) < 1e-100
+            if not (part == 0 or small):
+                return False
+    return True
 
 
 def show(form):
     """A normal form as text, the key of votes."""
     if isinstance(form, tuple):
-        *left, right = form[0] if len(form[0]) == 2 else form[0] + "()"
-        return "".join(left) + ",".join(map(show, form[1:])) + right
+        kind, *inner = form
+        *left, right = kind if len(kind) == 2 else kind + "()"
+        return "".join(left) + ",".join(map(show, inner)) + right
     if not isinstance(form, sympy.Expr) or form.is_Rational or form.is_infinite:
         return str(form)
     if form.atoms(sympy.core.function.AppliedUndef):
         return str(sympy.expand(form))
+    found = values(form, 50)
+    if not form.free_symbols:
+        del found[1:]
     texts = []
-    for value in values(form, 50)[:3 if form.free_symbols else 1]:
-        real, imaginary = (rounded(part) for part in value.as_real_imag())
+    for value in found:
+        real, imaginary = map(rounded, value.as_real_imag())
         texts.append(real if imaginary == "0" else f"{real}+{imaginary}i")
-    return texts[0] if len(set(texts)) == 1 else "f(%s)" % ",".join(texts)
+    return texts[0] if len(set(texts)) == 1 else f"f({','.join(texts)})"
 
 
 def rounded(number):
@@ -172,7 +199,8 @@ def as_set(text):
     """A set of real numbers. Raises what sympy raises if a text is none."""
     parts = split(text, SEPARATORS)
     if len(parts) > 1:
-        return (sympy.Union if "⊔" in parts else sympy.Intersection)(*map(as_set, parts[::2]))
+        together = sympy.Union if "⊔" in parts else sympy.Intersection
+        return together(*map(as_set, parts[::2]))
     parts = split(text.strip("{}"), "|")
     if len(parts) == 3:
         return as_set(parts[2])
@@ -182,13 +210,18 @@ def as_set(text):
     if parts[1:2] == ["∈"]:
         return as_set(parts[2])
     if len(parts) > 1:
-        sides = [evaluate(part) for part in parts[::2]]
-        relations = [INEQUALITY[sign](a, b) for a, sign, b in zip(sides, parts[1::2], sides[1:])]
+        sides = list(map(evaluate, parts[::2]))
         name, = set().union(*(side.free_symbols for side in sides))
-        return sympy.Intersection(*(solution(relation, name) for relation in relations))
+        found = []
+        for left, sign, right in zip(sides, parts[1::2], sides[1:]):
+            inequality = INEQUALITY[sign]
+            found.append(solution(inequality(left, right), name))
+        return sympy.Intersection(*found)
     for left, right in itertools.product("([", ")]"):
         ends = rf"\{left}([^()\[\],]*),([^()\[\],]*)\{right}"
-        text = re.sub(ends, rf"\\interval{{\1,\2,{int(left == '(')},{int(right == ')')}}}", text)
+        open_left = int(left == "(")
+        open_right = int(right == ")")
+        text = re.sub(ends, rf"\\interval{{\1,\2,{open_left},{open_right}}}", text)
     found = evaluate(text.replace("{", "(").replace("}", ")"))
     if not isinstance(found, sympy.Set):
         raise Unreadable(text)
@@ -197,11 +230,15 @@ def as_set(text):
 
 def pieces(numbers):
     """A set of reals as intervals and points."""
+    if numbers == sympy.Reals:
+        numbers = sympy.Interval(-sympy.oo, sympy.oo)
     if isinstance(numbers, sympy.Interval):
-        return ("(["[not numbers.left_open] + ")]"[not numbers.right_open], numbers.start, numbers.end)
+        left = "(" if numbers.left_open else "["
+        right = ")" if numbers.right_open else "]"
+        return (left + right, numbers.start, numbers.end)
     if isinstance(numbers, (sympy.Union, sympy.FiniteSet)):
         return collection(pieces(part) if isinstance(part, sympy.Set) else part for part in numbers.args)
-    return pieces(sympy.Interval(-sympy.oo, sympy.oo)) if numbers == sympy.Reals else str(numbers)
+    return str(numbers)
 
 
 def assigned(text):
@@ -211,21 +248,26 @@ def assigned(text):
         return None, text
     if re.fullmatch(r"[-+*/^().0-9]*", parts[0]):
         return None, parts[-1]
-    return (parts[0], parts[-1]) if not re.search(r"(?<!_⟨)[0-9^](?!⟩)|^-", parts[0]) else (None, text)
+    if re.search(r"(?<!_⟨)[0-9^](?!⟩)|^-", parts[0]):
+        return None, text
+    return parts[0], parts[-1]
 
 
 def relation(text):
     """Equations up to a factor, inequalities up to a positive one and turned to <."""
-    found, parts = [], split(text, RELATIONS)
+    parts = split(text, RELATIONS)
+    found = []
     for left, sign, right in zip(parts[::2], parts[1::2], parts[2::2]):
         if sign in TURNED:
             left, sign, right = right, TURNED[sign], left
         if sign in "∈∉⊂⊆⇒":
             found.append((sign, form(left), form(right)))
             continue
-        first, *rest = values(evaluate(left) - evaluate(right))
-        scale = abs(first) if sign in "<≤" else first
-        found.append((sign, *(show(value / scale) for value in (first, *rest))))
+        at_points = values(evaluate(left) - evaluate(right))
+        scale = at_points[0]
+        if sign in "<≤":
+            scale = abs(scale)
+        found.append((sign, *(show(value / scale) for value in at_points)))
     return collection(found)
 
 

@@ -14,8 +14,9 @@ import torch
 
 torch.set_num_threads(1)
 
-import common
 import runner
+
+import common
 from fast.choose import choose_fast
 
 

@@ -87,8 +87,8 @@ if __name__ == "__main__":
 
     import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
     import torch.distributed  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
     argv = serve()
     if argv:
         sys.argv = argv

@@ -5,12 +5,14 @@ import json
 import math
 import os
 import subprocess
-import time
 from decimal import Decimal, getcontext
 
 import pytest
 import safetensors.torch
 import torch
+from conftest import ROOT, load_policy
+from tabular import assert_figures, distance, on_three_prompts, slope_on_three_prompts
+from test_scripts import command, read_lines, run, same_run
 
 import bon_rl
 import bon_sft
@@ -20,14 +22,11 @@ import fit_verifier
 import tasks
 from bon_rl import bon_rl_coefficients, bon_rlb_coefficients, kl_coefficients, lambda_n, rlb_weights
 from bon_sft import bon_sft_coefficients
-from conftest import ROOT, load_policy
 from support import load, processes
 from support import verifier as verifiers
 from support.errors import UserError
 from support.folder import Run
 from support.run import batch_of
-from tabular import assert_figures, distance, on_three_prompts, slope_on_three_prompts
-from test_scripts import command, read_lines, run, same_run
 
 
 @pytest.fixture(autouse=True, scope="module")

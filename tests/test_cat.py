@@ -4,33 +4,31 @@ import itertools
 import json
 import math
 import os
-import subprocess
-import time
 from fractions import Fraction
 
+import make_tiny
 import mpmath
 import pytest
 import safetensors.torch
 import torch
+from conftest import ROOT, load_policy
+from tabular import assert_figures, distance, on_three_prompts, slope_on_three_prompts
+from test_scripts import read_lines, run, same_run
+from test_text import llama_folder
 
 import cat_bon
 import cat_majority
 import cat_passk
 import common
 import evaluate
-import make_tiny
 import ppo_passk
 import tasks
 from cat_bon import bon_weight
 from cat_majority import dynamic_threshold, majority_sft_loss, majority_weight
 from cat_passk import operator_weight, passn_sft_loss, passn_weight, pool_weight
-from conftest import ROOT, load_policy
 from support import load, processes
 from support.folder import Run
 from support.run import batch_of
-from tabular import assert_figures, distance, on_three_prompts, slope_on_three_prompts
-from test_scripts import command, read_lines, run, same_run
-from test_text import llama_folder
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,13 +11,12 @@ import subprocess
 import sys
 import time
 
-import pytest
-from conftest import ROOT
-
 import claims
+import pytest
 import runner
 import which
 from claims import Claim, Part
+from conftest import ROOT
 
 FOUND = runner.records()
 

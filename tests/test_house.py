@@ -52,12 +52,12 @@ def definitions(path):
 def test_top_level():
     top = {path for path in files("") if "/" not in path}
     assert top == {".gitignore", "LICENSE", "README.md", "bench.py", "common.py", "evaluate.py", "fit_verifier.py",
-                   "pytest.ini", "requirements.txt", *(f"{script}.py" for script in SCRIPTS)}
+                   "pyproject.toml", "requirements.txt", *(f"{script}.py" for script in SCRIPTS)}
 
 
 def test_lines_are_short():
     """120 characters at most; in results/ all but rows of tables, which cannot be broken."""
-    for path in files(".py", ".sh", ".ini", ".md"):
+    for path in files(".py", ".sh", ".toml", ".md"):
         for number, line in enumerate(source(path).split("\n"), 1):
             assert len(line) <= 120 or path.startswith("results/") and line.startswith("|"), (path, number)
 

@@ -475,7 +475,7 @@ def test_messages_go_through_the_template():
 def test_a_chat_is_a_text():
     """Equal only to the same messages; it can be stored, and copied."""
     a, b = Chat([("system", "1"), ("user", "2")]), Chat([("user", "1"), ("user", "2")])
-    assert a != b and not a == b and a == Chat(a.turns) and len({a, b, Chat(a.turns)}) == 2 and a != str(a)
+    assert a != b and (a == b) is False and a == Chat(a.turns) and len({a, b, Chat(a.turns)}) == 2 and a != str(a)
     assert pickle.loads(pickle.dumps(a)) == a and json.dumps(a) == '"1\\n\\n2"'
     task = [tasks.Task() for _ in range(2)]
     for t, chat in zip(task, (a, b)):

@@ -8,7 +8,6 @@ import torch
 
 from ppo_passk import advantages, kl_coefficients, ppo_loss, vote
 
-
 # A tabular policy over V completions is softmax(theta). Each completion has a reward and an answer.
 
 def instances():

@@ -1,6 +1,5 @@
 """Real models: GGUF files, chat templates, defaults by size, progress, and what their size breaks."""
 import json
-import math
 import os
 import types
 
@@ -15,7 +14,6 @@ import evaluate
 import ppo_passk
 from support import load
 from support.errors import UserError
-from support.folder import Run
 from support.run import resolve
 
 CHAT = ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"

@@ -9,12 +9,12 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 
 import peft
 import pytest
 import safetensors.torch
 import torch
+from conftest import load_policy
 from test_scripts import command, read_lines, run, untimed
 
 import cat_bon
@@ -23,7 +23,6 @@ import evaluate
 import ppo_passk
 import support.run
 import tasks
-from conftest import ROOT, load_policy
 from support import load, plots
 from support import verifier as verifiers
 from support.errors import UserError

@@ -402,7 +402,7 @@ STDIO_HOSTILE = {
 
 def within(job):
     # 15: what a busy machine adds
-    return min(sandbox.WHOLE(job["limit"]), sum(3 * job["limit"] + 2 for _ in job.get("inputs", "1"))) + 15
+    return min(sandbox.whole(job["limit"]), sum(3 * job["limit"] + 2 for _ in job.get("inputs", "1"))) + 15
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -763,7 +763,7 @@ def test_one_verdict_takes_bounded_time(pool, monkeypatch):
     started = time.perf_counter()
     assert short.judge_one(stdio(program, many)) == "timeouts" and 1.5 < time.perf_counter() - started < 20
     assert pool.judge_one(stdio(program, many)) is True
-    assert sandbox.WHOLE(3) == 60
+    assert sandbox.whole(3) == 60
 
 
 def test_sets_have_the_same_order_in_every_run(pool):

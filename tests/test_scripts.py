@@ -17,12 +17,12 @@ import time
 import pytest
 import safetensors.torch
 import torch
+from conftest import ROOT, load_policy
 
 import common
 import evaluate
 import ppo_passk
 import tasks
-from conftest import ROOT, load_policy
 from support import load, plots, processes
 from support.errors import UserError
 from support.run import batch_of

@@ -5,6 +5,7 @@ import string
 import time
 import types
 
+import make_tiny
 import pytest
 import torch
 import transformers
@@ -14,7 +15,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 import common
 import evaluate
-import make_tiny
 import ppo_passk
 from support import load, text
 from support import verifier as verifiers

@@ -19,6 +19,7 @@ from forks import Child
 from test_runs import killed_after
 from test_scripts import command, read_lines, readme, run, untimed
 
+import bon_rl
 import common
 import evaluate
 import fit_verifier
