@@ -2,8 +2,8 @@
 
 Every objective of the six scripts from one base per task, on equal samples (64 prompts x 16) and steps (50), k = N = 8
 for all. Each has three learning rates to choose from, tried at seed 0, and takes the one that is best on the 400
-validation problems at what the objective is for (SELECT). The run of that seed and four more are in the table, on the
-400 test problems; base and verifier are the same for all rows of a task. One thread each, two runs beside each other.
+validation problems at what the objective is for. The run of that seed and four more are in the table, on the 400 test
+problems; base and verifier are the same for all rows of a task. One thread each, two runs beside each other.
 """
 import statistics
 
@@ -12,8 +12,9 @@ from pages import spread, table, wrapped
 from runner import differences, interval, known, runs_of
 
 TASKS = tuple(runner.VERIFIERS)
-SELECT = {"mean": "pass@1", "passk": "pass@8", "majority": "maj@8", "bon-sft": "pass@8", "bon-rlbp": "pass@8",
-          "bon-s": "pass@8", "bon-v": "bon@8", "cat-passk": "pass@8", "cat-pool": "pass@8", "cat-majority": "maj@8"}
+SELECT = {  # what an objective is for
+    "mean": "pass@1", "passk": "pass@8", "majority": "maj@8", "bon-sft": "pass@8", "bon-rlbp": "pass@8",
+    "bon-s": "pass@8", "bon-v": "bon@8", "cat-passk": "pass@8", "cat-pool": "pass@8", "cat-majority": "maj@8"}
 LABELS = {
     "base": "base", "mean": "mean: `ppo_passk.py --objective mean`", "passk": "pass@8: `ppo_passk.py`",
     "majority": "majority: `ppo_passk.py --objective majority`", "bon-sft": "BoN-SFT: `bon_sft.py`",
@@ -88,7 +89,9 @@ def results(found, task):
 
 def signed(middle, low, high):
     """A lead with its interval."""
-    return "" if middle is None else f"{middle:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if low is not None else "")
+    if middle is None:
+        return ""
+    return f"{middle:+.3f}" if low is None else f"{middle:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def leads(found, task):

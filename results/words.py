@@ -15,12 +15,17 @@ def main():
     rng, seen = random.Random(0), set()
     while len(seen) < 1600:
         a, b, c = rng.randint(10, 60), rng.randint(2, 30), rng.randint(2, 9)
-        text, value = rng.choice(((f"{a} plus {b}", a + b), (f"{a} minus {b}", a - b), (f"{c} times {b}", c * b)))
+        sums = ((f"{a} plus {b}", a + b), (f"{a} minus {b}", a - b), (f"{c} times {b}", c * b))
+        text, value = rng.choice(sums)
         if value < 0 or text in seen:
             continue
-        split = "train" if len(seen) < 1200 else "valid" if len(seen) < 1300 else "test"
+        problem = {"prompt": f"{text} is", "answer": str(value), "solution": f" {value}", "split": "test"}
+        if len(seen) < 1200:
+            problem["split"] = "train"
+        elif len(seen) < 1300:
+            problem["split"] = "valid"
         seen.add(text)
-        print(to_json({"prompt": f"{text} is", "answer": str(value), "solution": f" {value}", "split": split}))
+        print(to_json(problem))
 
 
 if __name__ == "__main__":
