@@ -72,6 +72,8 @@ def set_up(run, task, label, binary=False, base=None):
     args.task = args.task or (None if args.data else task)
     run.task = task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code,
                                       args.columns, args.skip_bad_rows)
+    if args.eval_samples:
+        task.see_that_it_judges()
     args.model = args.model or own_base(args.adapter) or (base if base and task.name == first else task.base)
     if task.graded and binary:
         raise UserError(f"task {task.name} has graded rewards, and {run.script}.py ({label}) needs right or wrong: use "

@@ -28,7 +28,7 @@ from .embedded import Problem, Task
 from .files import local_files, own_rows, rows_of, sound_rows
 from .mathematics import Math
 from .programs import Code, CodeProblem, fenced, report_left_out, squeeze
-from .shapes import columns_of, problem_of, wanted
+from .shapes import columns_of, problem_of
 from .specs import LIMIT, input_output_spec, names_in, stdio_spec
 from .unit_tests import CannotJudge
 
@@ -251,11 +251,14 @@ class Unjudged(Task):
         super().__init__()
         self.name, self.train, self.valid, self.test = name, train, valid, test
 
-    def rewards(self, problems, completions):
-        if all(completion == problem.solution for problem, completion in zip(problems, completions, strict=True)):
-            return [1.0] * len(problems)
+    def see_that_it_judges(self):
         raise UserError("no row of --data has an answer or tests, so no sample can be judged: say which column holds "
                         "them (--columns answer=...); supervised training does without, with --eval-samples 0")
+
+    def rewards(self, problems, completions):
+        if any(completion != problem.solution for problem, completion in zip(problems, completions, strict=True)):
+            self.see_that_it_judges()
+        return [1.0] * len(problems)
 
     def verify(self, problem, completion):
         return self.rewards([problem], [completion])[0]
@@ -290,7 +293,7 @@ def load_own(data, columns=None, skip=False):
     started, columns, used = time.time(), columns_of(columns), {}
     bad, rows, left = BadRows(skip), [], {}
     named = False
-    for place, name, source, row in own_rows(data, wanted(columns)):
+    for place, name, source, row in own_rows(data):
         named = named or source is not None
         try:
             if isinstance(row, UserError):

@@ -52,6 +52,9 @@ class Task:
         the solution is nothing but the answer, so they coincide."""
         return problem.solution
 
+    def see_that_it_judges(self):
+        """Raises UserError if no completion can be judged."""
+
     def need(self, split):
         """The problems of a split that the caller cannot do without.  Raises UserError if there are none."""
         problems = getattr(self, split)

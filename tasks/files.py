@@ -27,17 +27,16 @@ HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # half a surrogate pair passes for
 
 # ------------------------------------------------------------------------------------------------------------ one file
 
-def rows_in(path, wanted=None):
+def rows_in(path):
     """(unit, number, row) of one file, for "line 3" or "row 3". In the place of a row that is none stands a UserError
-    with what is wrong with it.  wanted: names of the columns that are read where a format allows a choice; None: all.
-    Raises UserError if nothing more can be read."""
+    with what is wrong with it.  Raises UserError if nothing more can be read."""
     match = FORMAT.search(path)
     kind = match[1].lower() if match else "json"
     packed = bool(match[2]) if match else path.endswith(".gz")
     try:
         with (gzip.open if packed else open)(path, "rb") as file:
             if kind == "parquet":
-                yield from parquet_rows(file, wanted)
+                yield from parquet_rows(file)
             elif kind == "arrow":
                 yield from arrow_rows(file)
             elif kind in ("csv", "tsv"):
@@ -114,12 +113,11 @@ def csv_rows(file, separator):
                                {name: value for name, value in row.items() if value})
 
 
-def parquet_rows(file, wanted):
+def parquet_rows(file):
     import pyarrow.parquet
     found = pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if isinstance(file, gzip.GzipFile) else file)
-    names = [name for name in found.schema_arrow.names if wanted is None or name in wanted]
     number = 0
-    for batch in found.iter_batches(1024, columns=names):
+    for batch in found.iter_batches(1024):  # rows of some data sets are long
         for row in batch.to_pylist():
             number += 1
             yield "row", number, row
@@ -242,14 +240,14 @@ def rows_of(path, config, split, make, first=None):
 
 # ---------------------------------------------------------------------------------------------------------- one's own
 
-def own_rows(data, wanted=None):
+def own_rows(data):
     """(place, name, split or None, row) of all rows of one's own file or folder, or of a data set of the hub. place:
     (file, unit, number), name: of the problem. A row that is none is a UserError.  Raises UserError."""
     path, config = parted(data)
     base = os.path.basename(os.path.normpath(data))
     if os.path.isdir(path):
         for split, files in own_files(path, config).items():
-            places = ((file, *row) for file in files for row in rows_in(file, wanted))
+            places = ((file, *row) for file in files for row in rows_in(file))
             for n, (file, unit, number, row) in enumerate(places, start=1):
                 yield (file, unit, number), f"{base}/{split or 'all'}:{n}", split, row
     elif HUB_ID.fullmatch(path) and not FORMAT.search(path) and not os.path.exists(path):
@@ -257,7 +255,7 @@ def own_rows(data, wanted=None):
             for n, row in enumerate(rows, start=1):
                 yield (path, f"{split or 'all'} row", n), f"{base}/{split or 'all'}:{n}", split, row
     else:
-        for unit, number, row in rows_in(path, wanted):
+        for unit, number, row in rows_in(path):
             yield (path, unit, number), f"{base}:{number}", None, row
 
 

@@ -47,8 +47,6 @@ NAMES = {
     "split": ("split",)}
 PLACES = {field: [(name, name.partition(".")[0]) for name in names] for field, names in NAMES.items()}
 MESSAGES = ("messages", "conversations")
-OTHERS = ("input", "inputs", "outputs", "input_output", "test", "test_list", "challenge_test_list", "test_imports",
-          "test_setup_code", "starter_code", "time_limit", *MESSAGES)
 ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system", "user", "assistant")}}
 FENCED = ("code", "solutions", "gold_standard_solution")  # solutions that are programs without a fence
 MARKED = re.compile(r"####[ \t]*(\S.*?)\s*\Z")
@@ -63,12 +61,6 @@ def columns_of(text):
             raise UserError(f"--columns {text!r}: give FIELD=COLUMN,..., where FIELD is one of {', '.join(NAMES)}")
         found[field] = name
     return found
-
-
-def wanted(columns):
-    """The columns of a file that can mean anything."""
-    names = [*OTHERS, *columns.values(), *(name for names in NAMES.values() for name in names)]
-    return {*names, *(name.partition(".")[0] for name in names)}
 
 
 # -------------------------------------------------------------------------------------------------------------- values
@@ -197,7 +189,7 @@ def prompt_of(row, columns, used):
     """(prompt, last message of the assistant or None) of a row.  Raises UserError."""
     column, value = pick(row, "prompt", columns, used)
     if value is None or column in MESSAGES:
-        return conversation(row, used)
+        return conversation(row, used, [column] if column else MESSAGES)
     messages = is_messages(value)
     if messages is not None:
         prompt = chat_of(turns_in(messages, "prompt"), "prompt")
@@ -220,9 +212,10 @@ def missing(row, field):
     return UserError(f'"{field}" is missing' + hint * bool(names))
 
 
-def conversation(row, used):
-    """The prompt of a row that has only messages, and what the assistant says at its end."""
-    name = next((name for name in MESSAGES if not is_empty(row.get(name))), None)
+def conversation(row, used, names):
+    """The prompt of a row that has only messages, in one of these columns, and what the assistant says at its end.
+    Raises UserError."""
+    name = next((name for name in names if not is_empty(row.get(name))), None)
     if name is None:
         raise missing(row, "prompt")
     turns = turns_in(object_in(row[name]) or [], name)
@@ -254,20 +247,21 @@ def solution_of(row, prompt, columns, used, said):
         value = object_in(value)
     messages = is_messages(value)
     if messages and isinstance(messages[0], dict):
-        value = turns_in(messages, "solution")[-1][1]
+        value = turns_in(messages, column)[-1][1]
     elif isinstance(value, list):
         value = value[0] if value else None
     if value is not None and not isinstance(value, str):
-        raise UserError('"solution" must be text')
+        raise UserError(f'"{column}" must be text')
     return column, value
 
 
 def answer_in_messages(row, prompt):
     """The last message of the assistant, if those before it are the prompt; else None."""
-    turns = turns_in(is_messages(row.get("messages")) or [], "messages")
-    if not turns or turns[-1][0] != "assistant":
+    try:
+        *before, (role, last) = turns_in(is_messages(row.get("messages")) or [("", None)], "messages")
+    except UserError:
         return None
-    return turns[-1][1] if [*turns_of(prompt)] == turns[:-1] else None
+    return last if role == "assistant" and before == [*turns_of(prompt)] else None
 
 
 def answer_of(row, columns, used, solution):

@@ -3,6 +3,7 @@ import gzip
 import json
 import pickle
 import shutil
+import tracemalloc
 
 import pytest
 from conftest import load_policy
@@ -228,6 +229,20 @@ def test_formats_say_the_same(form, tmp_path):
     assert f"{24} train, 3 valid, 3 test" in task.understood
 
 
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet", "csv"])
+def test_memory_of_a_large_file(form, tmp_path):
+    """A few times the file, whatever the format, at every moment."""
+    rows = [{"problem": f"{i} " + " ".join(str(i * j % 997) for j in range(50)), "answer": str(i)} for i in range(5000)]
+    data = put(tmp_path / f"a.{form}", rows)
+    size = len(lines(rows))
+    tasks.load_task(data=str(data))  # what is imported
+    tracemalloc.start()
+    task = tasks.load_task(data=str(data))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(task.train) == 4000 and peak < (6 if form == "json" else 4) * size
+
+
 # -------------------------------------------------------------------------------------------------- columns and values
 
 @pytest.mark.parametrize("value, text", [
@@ -255,6 +270,8 @@ def test_answers_as_text(value, text):
     ({"prompt": "a", "messages": [*user("a"), said("b")]}, "", ("a", None, "b")),
     ({"prompt": "a", "messages": [*user("a"), said("b"), *user("c"), said("d")]}, "prompt=messages",
      ("a\n\nb\n\nc", None, "d")),
+    ({"messages": user("no"), "conversations": [*user("a"), said("b")]}, "prompt=conversations", ("a", None, "b")),
+    ({"prompt": "a", "answer": 1, "messages": ["b"]}, "", ("a", "1", None)),
     ({"prompt": "a", "answer": 1, "messages": [*user("a"), said("b"), *user("c"), said("d")]}, "", ("a", "1", None)),
     ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "answer": 1}, "", ("a", "1", None))])
 def test_columns(row, columns, expected):
@@ -515,8 +532,9 @@ def test_messages_alone_serve_supervised_training(tmp_path):
     assert code == 0 and "solution from the last message" in out, err
     code, out, err = run(bon_sft.main, *flags, "--n", 1, "--eval-samples", 0, "--out", tmp_path / "b")
     assert code == 0, err
-    code, _, err = run(ppo_passk.main, *flags, "--k", 1, "--out", tmp_path / "c")
-    assert code == 2 and err.count("\n") == 1 and "no row of --data has an answer or tests" in err
+    for more in ([], ["--eval-samples", 0]):
+        code, _, err = run(ppo_passk.main, *flags, "--k", 1, *more, "--out", tmp_path / "c")
+        assert code == 2 and err.count("\n") == 1 and "no row of --data has an answer or tests" in err
 
 
 def test_the_verifier_reads_messages():
