@@ -32,12 +32,15 @@ from support.errors import UserError
 def seed_of(*parts):
     """A 63-bit seed from anything printable. Every draw of a run has a seed of its own, e.g. seed_of(seed, step, i), so
     no state of a generator has to be carried over a resume or between processes."""
-    return random.Random(" ".join(map(str, parts))).getrandbits(63)
+    words = " ".join(map(str, parts))
+    return random.Random(words).getrandbits(63)
 
 
 def torch_seed(seed):
     """A seed as torch takes it: an integer of any size, itself where torch takes it."""
-    return seed if 0 <= seed < 2 ** 63 else seed_of(seed)
+    if 0 <= seed < 2 ** 63:
+        return seed
+    return seed_of(seed)
 
 
 # --------------------------------------------------------------------------------------------------------- the policy
@@ -69,15 +72,18 @@ class Policy:
     @property
     def positions(self):
         """Most tokens of a row: those that the model has positions for, and that leave all positions as they are."""
-        most = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None) or math.inf
-        return min(most, decoding.rope_limit(self.lm.config)[0])
+        config = self.lm.config.get_text_config()
+        most = getattr(config, "max_position_embeddings", None) or math.inf
+        unscaled, _ = decoding.rope_limit(self.lm.config)
+        return min(most, unscaled)
 
     @property
     def limit(self):
         """`positions` in words, with the reason where it is not the model's size."""
-        kind = decoding.rope_limit(self.lm.config)[1]
-        why = f" (beyond them its {kind} rotary scaling changes all positions)" if kind else ""
-        return f"{self.positions} positions{why}"
+        _, kind = decoding.rope_limit(self.lm.config)
+        if not kind:
+            return f"{self.positions} positions"
+        return f"{self.positions} positions (beyond them its {kind} rotary scaling changes all positions)"
 
     @property
     def window(self):
@@ -87,7 +93,8 @@ class Policy:
     def decoding_mask(self, mask):
         """The mask [P, L + T] of prompts and all tokens to come, as decoding reads it: 4-D on a GPU, where transformers
         would look at the values of a 2-D one for each token, and the host wait for the device."""
-        if not (self.fast and self.fast.wide) or mask.shape[1] > self.window:
+        wide = self.fast and self.fast.wide
+        if not wide or mask.shape[1] > self.window:
             return mask
         return decoding.additive(mask, self.lm.dtype)
 
@@ -97,49 +104,62 @@ class Policy:
 
     def start_parameters(self):
         """The frozen tensors of the starting adapter; none where the start is the base."""
-        return [p for n, p in self.model.named_parameters() if self.start in n.split(".")]
+        named = self.model.named_parameters()
+        return [p for name, p in named if self.start in name.split(".")]
 
     def forward(self, ids, mask, position, keep, **options):
         """The model's output for ids, mask, position [R, L], with the logits of the last `keep` positions; of more, or
         without positions, where the model knows no better."""
-        if isinstance(options.get("past_key_values"), decoding.Rerun):
-            ids = options.pop("past_key_values").longer(ids)
+        cache = options.get("past_key_values")
+        if isinstance(cache, decoding.Rerun):
+            del options["past_key_values"]
+            ids = cache.longer(ids)
             position = positions_of(mask)
             options["use_cache"] = False
-        known = {"position_ids": position, "logits_to_keep": keep}
-        options |= {name: value for name, value in known.items() if name in self.accepts}
+        if "position_ids" in self.accepts:
+            options["position_ids"] = position
+        if "logits_to_keep" in self.accepts:
+            options["logits_to_keep"] = keep
         return self.lm(input_ids=ids, attention_mask=mask, **options)
 
     def put(self, prompts, chat):
         """Prompts as the model meets them -> (texts, whether they went through the chat template: if `chat` and the
         tokenizer has one)."""
         template = chat and self.tokenizer.chat_template
-        if chat and not template and any(isinstance(x, text.Chat) for x in prompts):
+        if template:
+            texts = [text.put(self.tokenizer, x, self.system) for x in prompts]
+            return texts, True
+        messages = any(isinstance(x, text.Chat) for x in prompts)
+        if chat and messages:
             raise UserError("the prompts are chat messages, and the tokenizer of this model has no chat template: add "
                             "chat_template to its tokenizer_config.json, or give --no-chat for their texts alone")
-        if not template:
-            return prompts, False
-        return [text.put(self.tokenizer, x, self.system) for x in prompts], True
+        return prompts, False
 
     def encode(self, prompts, chat=False):
         """Token ids of a prompt or of each of a list; through the chat template if `chat` and the tokenizer has one.
         [] where the tokenizer leaves nothing of it.  Raises UserError: a token without an embedding."""
         if isinstance(prompts, str):
             return self.encode([prompts], chat)[0]
-        rows = text.encode(self.tokenizer, *self.put(prompts, chat))
-        self.known([i for ids in rows for i in ids])
+        texts, written = self.put(prompts, chat)
+        rows = text.encode(self.tokenizer, texts, written)
+        everything = [i for ids in rows for i in ids]
+        self.known(everything)
         return rows
 
     def encode_solution(self, solution, prompt=None, chat=False):
         """Token ids that a gold completion adds to those of its prompt (a text; None: to any), end-of-sequence token
         included: to stop is a decision too. None where no ids are read as exactly this text.  Raises UserError."""
-        x, whole = [], []
+        x = []
+        whole = []
         if prompt is not None:
             (before,), written = self.put([prompt], chat)
-            x, whole = text.encode(self.tokenizer, [before, before + solution], written)
+            both = [before, before + solution]
+            x, whole = text.encode(self.tokenizer, both, written)
         for ids in text.continuations(self.tokenizer, solution, x, whole):
-            if not {*ids} & {*self.stop} and self.decode(ids, x) == solution:
-                return self.known(ids) + [self.stop[0] if self.end is None else self.end]
+            stops = {*ids} & {*self.stop}
+            if not stops and self.decode(ids, x) == solution:
+                end = self.stop[0] if self.end is None else self.end
+                return self.known(ids) + [end]
         return None
 
     def known(self, ids):
@@ -157,10 +177,17 @@ class Policy:
 
     def texts(self, completions, prompts):
         """`decode` of R completions: the first R / B of them belong to the first of B prompts, and so on."""
-        rows = [row[:-1] if row and row[-1] in self.stop else row for row in completions]
+        rows = []
+        for row in completions:
+            ended = row and row[-1] in self.stop
+            rows.append(row[:-1] if ended else row)
         share = len(rows) // len(prompts)
-        parts = [text.decode(self.tokenizer, rows[b * share:(b + 1) * share], x) for b, x in enumerate(prompts)]
-        return [found for part in parts for found in part]
+        found = []
+        for b, x in enumerate(prompts):
+            first = b * share
+            own = rows[first:first + share]
+            found += text.decode(self.tokenizer, own, x)
+        return found
 
     @contextmanager
     def reference(self):
@@ -200,33 +227,43 @@ def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if adapter is None:
-                wrapped = peft.get_peft_model(lm, peft.LoraConfig(
-                    r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, task_type="CAUSAL_LM",
-                    target_modules=adapters.linear_layers(lm)))
+                layers = adapters.linear_layers(lm)
+                config = peft.LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0,
+                                         task_type="CAUSAL_LM", target_modules=layers)
+                wrapped = peft.get_peft_model(lm, config)
             else:
                 start = "start" if reference == "start" else None
-                wrapped = adapters.put_on(lm, contents.adapter_of(adapter), start)
+                folder = contents.adapter_of(adapter)
+                wrapped = adapters.put_on(lm, folder, start)
             adapters.name_base(wrapped, model)
     except UserError as error:
         raise UserError(f"cannot use adapter {adapter!r} on {model!r}: {error}") from error
     except Exception as error:  # as in load_base
         reason = load.first_line(error)
-        raise UserError(f"cannot put a new LoRA adapter on {model!r} ({reason}): choose a decoder with linear layers"
-                        if adapter is None else
-                        f"cannot load adapter {adapter!r} onto {model!r} ({reason}): give a run folder or a directory "
+        if adapter is None:
+            raise UserError(f"cannot put a new LoRA adapter on {model!r} ({reason}): choose a decoder with linear "
+                            "layers") from error
+        raise UserError(f"cannot load adapter {adapter!r} onto {model!r} ({reason}): give a run folder or a directory "
                         "with adapter_config.json made for this model") from error
     wrapped.eval()  # no dropout anywhere: what is scored is what was sampled
 
     ends = text.ends(lm, tokenizer, model)
-    note += f", LoRA on {sum(p.numel() for p in wrapped.parameters() if p.requires_grad):,} parameters"
+    trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    note += f", LoRA on {trained:,} parameters"
     untouched = adapters.untouched(lm)
-    note += f" ({untouched} stay as they are)" if untouched else ""
+    if untouched:
+        note += f" ({untouched} stay as they are)"
     words = " or ".join(f"{text.name_of(tokenizer, token)} of its {place}" for token, place in ends.items())
     note += f", completions end with {words}"
-    policy = Policy(wrapped, tokenizer, lm.device, note, [*ends], start, reference, end=tokenizer.eos_token_id,
-                    size=size, accepts=frozenset(inspect.signature(lm.forward).parameters),
-                    caches=model_checks.caches(lm), pads=model_checks.pads(lm))
-    policy.fast, why = fast(policy) if fast else (None, "plain (the loops of common.py)")
+    policy = Policy(wrapped, tokenizer, lm.device, note, [*ends], start, reference)
+    policy.end = tokenizer.eos_token_id
+    policy.size = size
+    policy.accepts = frozenset(inspect.signature(lm.forward).parameters)
+    policy.caches = model_checks.caches(lm)
+    policy.pads = model_checks.pads(lm)
+    why = "plain (the loops of common.py)"
+    if fast:
+        policy.fast, why = fast(policy)
     policy.note += f"\nsampling and scoring: {why}"
     return policy
 
@@ -243,14 +280,38 @@ class Samples:
 
     def lists(self):
         """Token ids as nested lists [B][k], without the padding."""
-        return [[row[:n] for row, n in zip(rows, ns)] for rows, ns in zip(self.tokens.tolist(), self.lengths.tolist())]
+        found = []
+        for rows, lengths in zip(self.tokens.tolist(), self.lengths.tolist()):
+            kept = [row[:n] for row, n in zip(rows, lengths)]
+            found.append(kept)
+        return found
 
 
 def left_pad(prompts, device=None):
     """Prompts (lists of ids) padded on the left -> ids [B, L], mask [B, L]."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    L = max(map(len, prompts))
+    ids = []
+    mask = []
+    for prompt in prompts:
+        padding = [0] * (L - len(prompt))
+        ids.append(padding + prompt)
+        mask.append(padding + [1] * len(prompt))
+    ids = torch.tensor(ids, device=device)
+    mask = torch.tensor(mask, device=device)
+    return ids, mask
+
+
+def right_pad(completions):
+    """Completions (lists of ids) padded on the right -> ids [R, T], mask [R, T]."""
+    T = max(map(len, completions))
+    ids = []
+    mask = []
+    for completion in completions:
+        padding = [0] * (T - len(completion))
+        ids.append(completion + padding)
+        mask.append([1] * len(completion) + padding)
+    ids = torch.tensor(ids, dtype=torch.long)
+    mask = torch.tensor(mask, dtype=torch.long)
     return ids, mask
 
 
@@ -274,83 +335,132 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     longest = max(map(len, prompts))
-    if longest + max_new_tokens > policy.positions:
+    width = longest + max_new_tokens
+    if width > policy.positions:
         raise UserError(f"a prompt of {longest} tokens and --max-new-tokens {max_new_tokens} do not fit the model's "
                         f"{policy.limit}: lower --max-new-tokens or take a model with more")
-    loop = decoding.halving(policy.fast.decode if policy.fast else decode)
-    max_rows = max_rows or load.most_rows(policy.lm, longest + max_new_tokens)
-    chunk, share = max(1, min(max_rows // k, 2 ** 14 // longest)), min(k, max_rows)  # prompts, samples of each at once
-    shape = len(prompts), k, max_new_tokens
+    loop = policy.fast.decode if policy.fast else decode
+    loop = decoding.halving(loop)
+    max_rows = max_rows or load.most_rows(policy.lm, width)
+    fit = min(max_rows // k, 2 ** 14 // longest)
+    chunk = max(1, fit)  # prompts at once
+    share = min(k, max_rows)  # samples of each at once
+    shape = len(prompts), k, max_new_tokens  # [B, k, T]
     tokens = torch.zeros(shape, dtype=torch.long, device=policy.device)
-    logps, entropies = torch.zeros(2, *shape, device=policy.device)
+    logps = torch.zeros(shape, device=policy.device)
+    entropies = torch.zeros(shape, device=policy.device)
     lengths = torch.zeros(shape[:2], dtype=torch.long, device=policy.device)
-    mine = sorted(range(processes.RANK, len(prompts), processes.WORLD), key=lambda b: len(prompts[b]))
-    for chosen in decoding.batches(mine, prompts, chunk, policy.pads):  # of about equal lengths: little padding
-        # All uniforms at once and per prompt: nothing random inside the loop, the same draw in any batch.
-        u = torch.stack([torch.rand(k, max_new_tokens, dtype=torch.float64,
-                                    generator=torch.Generator().manual_seed(seeds[b])) for b in chosen])  # [P, k, T]
-        for some in range(0, k, share):
-            drawn = loop(policy, [prompts[b] for b in chosen], u[:, some:some + share].to(policy.device), temperature)
-            for whole, part in zip((tokens, logps, entropies, lengths), drawn):
-                whole[chosen, some:some + share] = part
-    for whole in (tokens, logps, entropies, lengths):
+    results = tokens, logps, entropies, lengths
+    mine = range(processes.RANK, len(prompts), processes.WORLD)
+    mine = sorted(mine, key=lambda b: len(prompts[b]))  # of about equal lengths: little padding
+    for chosen in decoding.batches(mine, prompts, chunk, policy.pads):
+        x = [prompts[b] for b in chosen]
+        u = [uniforms(seeds[b], k, max_new_tokens) for b in chosen]
+        u = torch.stack(u)  # [P, k, T]
+        for first in range(0, k, share):
+            samples = slice(first, first + share)
+            some_u = u[:, samples].to(policy.device)
+            drawn = loop(policy, x, some_u, temperature)
+            for whole, part in zip(results, drawn):
+                whole[chosen, samples] = part
+    for whole in results:
         processes.all_reduce(whole)
     if not logps.isfinite().all():  # here and not at each token, for which a GPU would be waited for
         raise UserError("the model's logits are not finite, so nothing can be drawn: lower --lr or raise "
                         "--temperature; if it is so from the start, take another --bits or another model")
-    longest = int(lengths.max())
-    drawn = Samples(tokens[..., :longest], logps[..., :longest], lengths, entropies[..., :longest])
+    T = int(lengths.max())
+    tokens = tokens[..., :T]
+    logps = logps[..., :T]
+    entropies = entropies[..., :T]
+    drawn = Samples(tokens, logps, lengths, entropies)
     if policy.check:
         policy.check(policy, prompts, drawn, temperature)
     return drawn
+
+
+def uniforms(seed, k, T):
+    """All that is random in k completions of a prompt, float64 [k, T]: drawn before the sampling loop and for each
+    prompt by itself, it gives the same completions in any batch."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(k, T, dtype=torch.float64, generator=generator)
 
 
 def draw(p, u):
     """Inverse transform: the first token whose cumulative probability exceeds u, in float64, which keeps the far tail
     exact.  p [..., V] float32, u [..., m] float64 -> [..., m].  Of a large vocabulary blocks are summed first, with no
     float64 copy of p: the same probabilities to a relative 1e-7."""
-    if p.shape[-1] <= 4096:
+    V = p.shape[-1]
+    if V <= 4096:
         cdf = p.cumsum(-1, dtype=torch.float64)
-        return torch.searchsorted(cdf, u * cdf[..., -1:], right=True).clamp_max_(cdf.shape[-1] - 1)
-    size, V = 256 if p.shape[-1] % 256 == 0 else 128, p.shape[-1]
-    if V % size:
-        p = F.pad(p, (0, -p.shape[-1] % size))
+        return first_above(cdf, u * cdf[..., -1:])
+    size = 256 if V % 256 == 0 else 128
+    padding = -V % size
+    if padding:
+        p = F.pad(p, (0, padding))
     blocks = p.unflatten(-1, (-1, size))  # [..., V / size, size]
-    total = F.pad(blocks.sum(-1).double().cumsum(-1), (1, 0))  # [..., 1 + V / size]: before each block, and in all
-    u = u * total[..., -1:]
-    block = torch.searchsorted(total[..., 1:].contiguous(), u, right=True).clamp_max_(blocks.shape[-2] - 1)
-    below, upto = total.gather(-1, block), total.gather(-1, block + 1)
-    cdf = blocks.gather(-2, block[..., None].expand(*block.shape, size)).cumsum(-1, dtype=torch.float64)
-    u = ((u - below) / (upto - below))[..., None] * cdf[..., -1:]  # [..., m, 1]; cdf [..., m, size]
-    return (block * size + torch.searchsorted(cdf, u, right=True)[..., 0].clamp_max_(size - 1)).clamp_max_(V - 1)
+    ends = blocks.sum(-1).double().cumsum(-1).contiguous()  # [..., V / size]: up to the end of each block
+    u = u * ends[..., -1:]
+    block = first_above(ends, u)  # [..., m]
+    bounds = F.pad(ends, (1, 0))  # [..., 1 + V / size]
+    below = bounds.gather(-1, block)
+    upto = bounds.gather(-1, block + 1)
+    u = (u - below) / (upto - below)  # [..., m], within the block
+    index = block[..., None].expand(*block.shape, size)
+    cdf = blocks.gather(-2, index).cumsum(-1, dtype=torch.float64)  # [..., m, size]
+    place = first_above(cdf, u[..., None] * cdf[..., -1:])[..., 0]
+    token = block * size + place
+    return token.clamp_max_(V - 1)
+
+
+def first_above(cdf, u):
+    """Where cdf [..., n] first exceeds u [..., m] -> [..., m]; its last place where it does not."""
+    place = torch.searchsorted(cdf, u, right=True)
+    return place.clamp_max_(cdf.shape[-1] - 1)
+
+
+def prefill(policy, prompts, k):
+    """Run each of P prompts once, and share out its keys and values, or states, to its k samples: R = P k rows.
+    Returns the logits [R, V] of the first token, the cache, the mask [P, L] and the last position [R, 1]."""
+    ids, mask = left_pad(prompts, policy.device)  # [P, L]
+    position = positions_of(mask)
+    out = policy.forward(ids, mask, position, 1, use_cache=policy.caches)
+    cache = out.past_key_values if policy.caches else decoding.Rerun(ids)
+    if k > 1:
+        rows = torch.arange(len(prompts), device=policy.device)
+        cache.reorder_cache(rows.repeat_interleave(k))
+    decoding.make_room(cache)
+    logits = out.logits[:, -1].repeat_interleave(k, 0)  # [R, V]
+    position = position[:, -1:].repeat_interleave(k, 0)  # [R, 1]
+    return logits, cache, mask, position
 
 
 def decode(policy, prompts, u, temperature):
     """The sampling loop: one completion of each of P prompts for each of k rows of uniforms u [P, k, T].
     Returns tokens, logps, entropies [P, k, T] and lengths [P, k], as in Samples."""
-    (P, k, T), stop = u.shape, torch.tensor(policy.stop, device=policy.device)
-    ids, mask = left_pad(prompts, policy.device)  # [P, L]
-    position = positions_of(mask)
-    out = policy.forward(ids, mask, position, 1, use_cache=policy.caches)  # each prompt once ...
-    cache = out.past_key_values if policy.caches else decoding.Rerun(ids)
-    if k > 1:  # ... and its keys and values, or states, shared out to its samples
-        cache.reorder_cache(torch.arange(P, device=policy.device).repeat_interleave(k))
-    decoding.make_room(cache)
-    logits = out.logits[:, -1].repeat_interleave(k, 0)  # [R, V], R = P k
-    position = position[:, -1:].repeat_interleave(k, 0)  # [R, 1]
-    L, mask = mask.shape[1], policy.decoding_mask(F.pad(mask, (0, T), value=1)).repeat_interleave(k, 0)
-    u, rows = u.flatten(0, 1), torch.arange(P * k, device=policy.device)  # the row of the result that each row writes
+    P, k, T = u.shape
+    R = P * k
+    stop = torch.tensor(policy.stop, device=policy.device)
+    logits, cache, mask, position = prefill(policy, prompts, k)
+    L = mask.shape[1]
+    mask = F.pad(mask, (0, T), value=1)  # [P, L + T]
+    mask = policy.decoding_mask(mask).repeat_interleave(k, 0)
+    u = u.flatten(0, 1)  # [R, T]
+    rows = torch.arange(R, device=policy.device)  # the row of the result that each row writes
     done = torch.zeros_like(rows, dtype=torch.bool)
-    tokens, lengths = torch.zeros(P * k, T, dtype=torch.long, device=policy.device), torch.zeros_like(rows)
-    logps, entropies = torch.zeros(2, P * k, T, device=policy.device)
+    tokens = torch.zeros(R, T, dtype=torch.long, device=policy.device)
+    logps = torch.zeros(R, T, device=policy.device)
+    entropies = torch.zeros_like(logps)
+    lengths = torch.zeros_like(rows)
     every = 1 if policy.device.type == "cpu" else 8  # asking a GPU whether rows have ended makes it wait
     for t in range(T):
         logp = torch.log_softmax(logits.float() / temperature, -1)  # [R, V]
         p = logp.exp()
         token = draw(p, u[:, t:t + 1])  # [R, 1]
+        token_logp = logp.gather(-1, token)[:, 0]  # [R]
+        entropy = torch.special.entr(p).sum(-1)  # [R]
         tokens[rows, t] = token[:, 0]
-        logps[rows, t] = logp.gather(-1, token)[:, 0].masked_fill(done, 0.0)
-        entropies[rows, t] = torch.special.entr(p).sum(-1).masked_fill(done, 0.0)
+        logps[rows, t] = token_logp.masked_fill(done, 0.0)
+        entropies[rows, t] = entropy.masked_fill(done, 0.0)
         lengths[rows] += ~done
         done = done | torch.isin(token[:, 0], stop)
         if t + 1 == T:
@@ -361,11 +471,18 @@ def decode(policy, prompts, u, temperature):
                 break
             if len(alive) < 0.9 * len(rows):  # finished rows leave the batch, once it is worth the copy
                 cache.reorder_cache(alive)
-                rows, u, mask, position, token, done = (x[alive] for x in (rows, u, mask, position, token, done))
+                rows = rows[alive]
+                u = u[alive]
+                mask = mask[alive]
+                position = position[alive]
+                token = token[alive]
+                done = done[alive]
         position = position + 1
-        logits = policy.forward(token, mask[..., :L + t + 1], position, 1, past_key_values=cache, use_cache=True).logits
-        logits = logits[:, -1]
-    return (*(x.unflatten(0, (P, k)) for x in (tokens, logps, entropies)), lengths.view(P, k))
+        upto = mask[..., :L + t + 1]  # of the prompt and the tokens so far
+        out = policy.forward(token, upto, position, 1, past_key_values=cache, use_cache=True)
+        logits = out.logits[:, -1]
+    results = tokens, logps, entropies, lengths
+    return tuple(x.unflatten(0, (P, k)) for x in results)
 
 
 def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits=False):
@@ -381,30 +498,53 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits
     if policy.fast and policy.fast.pays(prompts, completions, max_tokens, logits):
         yield from policy.fast.score(policy, prompts, completions, temperature, max_tokens, logits)
         return
-    order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
-    if not policy.pads:
-        order.sort(key=lambda i: len(prompts[i]))
-    while order:  # from the longest down
-        index, L, T = [], 0, 0
-        while order:
-            wider = max(L, len(prompts[order[-1]])), max(T, len(completions[order[-1]]))
-            if index and (len(index) + 1) * sum(wider) > max_tokens:
-                break
-            if index and not policy.pads and len(prompts[order[-1]]) < L:
-                break
-            L, T = wider
-            index.append(order.pop())
+    for index in micro_batches(prompts, completions, max_tokens, policy.pads):
         # Prompts end and completions begin at one column, so the logits of the last T + 1 positions are enough.
-        ids, mask = left_pad([prompts[i] for i in index])  # [r, L]
-        own = torch.arange(T) < torch.tensor([len(completions[i]) for i in index])[:, None]  # [r, T]
-        tokens = torch.tensor([completions[i] + [0] * (T - len(completions[i])) for i in index], dtype=torch.long)
-        ids, mask = (torch.cat(pair, 1).to(policy.device) for pair in ((ids, tokens), (mask, own.long())))  # [r, L + T]
+        prompt_ids, prompt_mask = left_pad([prompts[i] for i in index])  # [r, L]
+        tokens, own = right_pad([completions[i] for i in index])  # [r, T]
+        ids = torch.cat([prompt_ids, tokens], 1).to(policy.device)  # [r, L + T]
+        mask = torch.cat([prompt_mask, own], 1).to(policy.device)
+        position = positions_of(mask)
+        L = prompt_ids.shape[1]
+        T = tokens.shape[1]
         with load.checkpoints(policy.lm, ids.numel() > max_tokens):
-            scaled = policy.forward(ids, mask, positions_of(mask), T + 1, use_cache=False).logits
-        scaled, own = scaled[:, -T - 1:-1].float() / temperature, mask[:, L:].bool()  # [r, T, V], [r, T]
-        logps = None if logits else -F.cross_entropy(
-            scaled.flatten(0, 1), ids[:, L:].flatten(), reduction="none").view_as(own).masked_fill(~own, 0.0)
-        yield torch.tensor(index), scaled if logits else logps, own.float()
+            scaled = policy.forward(ids, mask, position, T + 1, use_cache=False).logits
+        scaled = scaled[:, -T - 1:-1].float() / temperature  # [r, T, V]
+        tokens = ids[:, L:]
+        own = mask[:, L:].bool()
+        values = scaled
+        if not logits:
+            surprise = F.cross_entropy(scaled.flatten(0, 1), tokens.flatten(), reduction="none")
+            values = -surprise.view_as(own).masked_fill(~own, 0.0)
+        yield torch.tensor(index), values, own.float()
+
+
+def micro_batches(prompts, completions, max_tokens, pads):
+    """Numbers of R rows in lists of at most `max_tokens` tokens (rows x padded length), or of one row, from the longest
+    completions down; unless the model `pads`, of prompts of one length each."""
+    order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
+    if not pads:
+        order.sort(key=lambda i: len(prompts[i]))
+    found = []
+    index = []
+    L = 0
+    T = 0
+    for i in reversed(order):
+        wider_L = max(L, len(prompts[i]))
+        wider_T = max(T, len(completions[i]))
+        size = (len(index) + 1) * (wider_L + wider_T)
+        shorter = not pads and len(prompts[i]) < L
+        if index and (size > max_tokens or shorter):
+            found.append(index)
+            index = []
+            wider_L = len(prompts[i])
+            wider_T = len(completions[i])
+        index.append(i)
+        L = wider_L
+        T = wider_T
+    if index:
+        found.append(index)
+    return found
 
 
 def score_weighted(policy, prompts, completions, weights, temperature=1.0):
@@ -414,7 +554,8 @@ def score_weighted(policy, prompts, completions, weights, temperature=1.0):
     k = weights.shape[1]
     kept = weights.flatten().nonzero()[:, 0]
     _, place = torch.unique(kept // k, return_inverse=True)
-    mine = kept[place % processes.WORLD == processes.RANK].cpu()
+    own = place % processes.WORLD == processes.RANK
+    mine = kept[own].cpu()
     x = [prompts[j // k] for j in mine.tolist()]
     y = [completions[j] for j in mine.tolist()]
     for index, logps, mask in score(policy, x, y, temperature):
@@ -436,18 +577,27 @@ def sequence_logps(policy, prompts, completions, temperature=1.0):
     """log pi(y|x) of R completions (sums over tokens), without gradient -> float64 tensor [R] on the CPU."""
     out = torch.zeros(len(prompts), dtype=torch.float64)
     for j, logps, _ in score_share(policy, prompts, completions, temperature):
-        out[j] = logps.double().sum(-1).cpu()
+        total = logps.double().sum(-1)
+        out[j] = total.cpu()
     return processes.all_reduce(out)
 
 
 def kl_gap(policy, prompts, drawn, temperature=1.0, some=None):
     """log pi(y|x) - log ref(y|x) of Samples, nats, detached -> float64 [B, k] on the CPU; their expected mean is
     KL(pi || ref).  some = (b, m): only of the first m samples of the first b prompts, [b, m], to watch it cheaply."""
-    b, m = map(min, some or drawn.lengths.shape, drawn.lengths.shape)
-    pairs = [(x, y) for x, ys in zip(prompts[:b], drawn.lists()) for y in ys[:m]]
+    B, k = drawn.lengths.shape
+    b, m = some or (B, k)
+    b = min(b, B)
+    m = min(m, k)
+    x = []
+    y = []
+    for prompt, rows in zip(prompts[:b], drawn.lists()):
+        x += [prompt] * m
+        y += rows[:m]
     with policy.reference():
-        ref = sequence_logps(policy, [x for x, _ in pairs], [y for _, y in pairs], temperature)
-    return drawn.logps[:b, :m].double().sum(-1).cpu() - ref.view(b, m)
+        ref = sequence_logps(policy, x, y, temperature)  # [b m]
+    logp = drawn.logps[:b, :m].double().sum(-1).cpu()  # [b, m]
+    return logp - ref.view(b, m)
 
 
 def kl_coefficients(gap):
@@ -455,7 +605,10 @@ def kl_coefficients(gap):
     (1/k) (gap_i - mean_{j != i} gap_j), gap = log pi(y) - log ref(y) [B, k], detached. With gap = log pi(y) it is the
     gradient of minus the entropy of pi(.|x)."""
     k = gap.shape[1]
-    baseline = (gap.sum(1, keepdim=True) - gap) / (k - 1) if k > 1 else 0.0
+    baseline = 0.0
+    if k > 1:
+        others = gap.sum(1, keepdim=True) - gap
+        baseline = others / (k - 1)
     return (gap - baseline) / k
 
 
@@ -474,7 +627,8 @@ def pass_at_k(n, c, k):
     1 <= k <= n."""
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass_at_k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
-    return 1 - math.comb(n - c, k) / math.comb(n, k)
+    all_wrong = math.comb(n - c, k)
+    return 1 - all_wrong / math.comb(n, k)
 
 
 def maj_at_k(answers, correct, k):
@@ -495,21 +649,27 @@ def maj_at_k(answers, correct, k):
     if correct is None:
         raise ValueError("maj_at_k: None is the absence of an answer and cannot be the correct one")
     counts = Counter(answers)
-    mine, blank = counts.pop(correct, 0), counts.pop(None, 0)
+    mine = counts.pop(correct, 0)
+    blank = counts.pop(None, 0)
+    others = counts.values()
     total = 0.0
     for v in range(1, min(k, mine) + 1):
         rest = k - v  # draws for everybody else
-        free = blank + sum(c for c in counts.values() if c < v)
+        free = blank + sum(c for c in others if c < v)
+        rivals = [c for c in others if c >= v]
         ways = np.zeros((rest // v + 1, rest + 1))  # [ties, draws]
         ways[0] = [math.comb(free, d) for d in range(rest + 1)]
-        for c in (c for c in counts.values() if c >= v):
-            tied = np.zeros_like(ways)
-            if v <= rest:
-                tied[1:, v:] = ways[:-1, :rest + 1 - v] * math.comb(c, v)
+        for c in rivals:
+            more = np.zeros_like(ways)
+            if v <= rest:  # it ties
+                fitting = ways[:-1, :rest + 1 - v]
+                more[1:, v:] = fitting * math.comb(c, v)
             for u in range(1, min(v, rest + 1)):  # fewer votes: times sum_{u<v} C(c,u) x^u, the term u = 0 below
-                tied[:, u:] += ways[:, :-u] * math.comb(c, u)
-            ways = ways + tied
-        total += math.comb(mine, v) * float((ways[:, rest] / np.arange(1, len(ways) + 1)).sum())
+                more[:, u:] += ways[:, :-u] * math.comb(c, u)
+            ways = ways + more
+        winners = np.arange(1, len(ways) + 1)  # `correct` and those that tie
+        shared = ways[:, rest] / winners
+        total += math.comb(mine, v) * float(shared.sum())
     return total / math.comb(n, k)
 
 
@@ -522,11 +682,15 @@ def bon_at_k(scores, rewards, k):
     groups = {}
     for s, r in zip(scores, rewards):
         groups.setdefault(s, []).append(r)
-    total, below = 0.0, 0
+    total = 0.0
+    below = 0
     for s in sorted(groups):
-        upto = below + len(groups[s])
-        top = (math.comb(upto, k) - math.comb(below, k)) / math.comb(n, k)  # chance that s is the best score drawn
-        total, below = total + top * sum(groups[s]) / len(groups[s]), upto
+        equal = groups[s]
+        upto = below + len(equal)
+        ways = math.comb(upto, k) - math.comb(below, k)
+        top = ways / math.comb(n, k)  # chance that s is the best score drawn
+        total += top * sum(equal) / len(equal)
+        below = upto
     return total
 
 
@@ -536,24 +700,36 @@ def log1mexp(x):
     """log(1 - e^x) for x < 0, value and gradient: each branch of a `where` needs an input that is safe for it, because
     a NaN of the branch not taken would reach the gradient."""
     near = x > -math.log(2)
-    return torch.where(near, torch.log(-torch.expm1(torch.where(near, x, -1.0))),
-                       torch.log1p(-torch.exp(torch.where(near, -1.0, x))))
+    near_x = torch.where(near, x, -1.0)
+    far_x = torch.where(near, -1.0, x)
+    of_near = torch.log(-torch.expm1(near_x))
+    of_far = torch.log1p(-torch.exp(far_x))
+    return torch.where(near, of_near, of_far)
 
 
 def standardise(rewards, pool=None):
     """(r - mean) / standard deviation of rewards [B, M], 0 where all are equal; by those of a pool [B or 1, R] if one
     is given, else by each prompt's own."""
-    pool = rewards if pool is None else pool
-    mean, std = pool.mean(1, keepdim=True), pool.std(1, correction=0, keepdim=True)
-    equal = pool.amax(1, keepdim=True) - pool.amin(1, keepdim=True) < 1e-6  # rounding would pass for a deviation
-    return torch.where(equal, 0.0, (rewards - mean) / std.clamp_min(1e-6))
+    if pool is None:
+        pool = rewards
+    mean = pool.mean(1, keepdim=True)
+    std = pool.std(1, correction=0, keepdim=True)
+    spread = pool.amax(1, keepdim=True) - pool.amin(1, keepdim=True)
+    equal = spread < 1e-6  # rounding would pass for a deviation
+    r = (rewards - mean) / std.clamp_min(1e-6)
+    return torch.where(equal, 0.0, r)
 
 
 def elementwise(value, low, high, name):
     """For functions of a tensor or a number -> (float tensor, function that gives a result the type of `value`).
     A number is computed in float64; NaN passes.  Raises ValueError outside [low, high]."""
-    tensor = value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
-    tensor = tensor if tensor.is_floating_point() else tensor.float()
-    if ((tensor < low) | (tensor > high)).any():
+    is_number = not torch.is_tensor(value)
+    tensor = torch.tensor(value, dtype=torch.float64) if is_number else value
+    if not tensor.is_floating_point():
+        tensor = tensor.float()
+    outside = (tensor < low) | (tensor > high)
+    if outside.any():
         raise ValueError(f"{name} must lie between {low} and {high}")
-    return tensor, (lambda t: t.to(tensor.dtype)) if torch.is_tensor(value) else float
+    if is_number:
+        return tensor, float
+    return tensor, lambda t: t.to(tensor.dtype)

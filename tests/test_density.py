@@ -39,7 +39,6 @@ ABOVE = {
     "cat_bon.py": Figures(12.8, 3, 0, 0),
     "cat_majority.py": Figures(14.1, 3, 0, 1),
     "cat_passk.py": Figures(12.5, 2, 1, 0),
-    "common.py": Figures(13.2, 6, 0, 0),
     "evaluate.py": Figures(14.0, 13, 0, 0),
     "ppo_passk.py": Figures(12.1, 2, 0, 1),
     "support/contents.py": Figures(11.0, 0, 1, 0),
