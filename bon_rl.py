@@ -265,7 +265,8 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     started = time.time()
 
     # Sample. The seed alone fixes the M draws of each prompt.
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    questions = [p.prompt for p in problems]
+    prompts = policy.encode(questions, task.chat)
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
     drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
     y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
@@ -282,41 +283,54 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
 
     # Weight.
     coefficients = variant_coefficients(args.variant, rewards, scores, args.n, args.negatives, args.estimate)  # [B, M]
-    zero = (coefficients == 0).float().mean().item()
+    unused = coefficients == 0
+    zero = unused.float().mean().item()
     weights = weight_stats(coefficients, "c")
     gap = None  # log pi - log ref, nats
     if args.kl_coef:
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
-        coefficients = coefficients - args.kl_coef * kl_coefficients(gap).to(coefficients)
+        kl = kl_coefficients(gap).to(coefficients)
+        coefficients = coefficients - args.kl_coef * kl
     elif args.kl_prompts:  # to watch it: one sample of each of some prompts
-        gap = common.kl_gap(policy, prompts, drawn, tau, some=(args.kl_prompts, 1))
+        watched = args.kl_prompts, 1
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
     if args.entropy_coef:
-        coefficients = coefficients - args.entropy_coef * kl_coefficients(drawn.logps.sum(-1).cpu())
+        logp = drawn.logps.sum(-1).cpu()  # log pi(y|x)  [B, M]
+        coefficients = coefficients - args.entropy_coef * kl_coefficients(logp)
 
-    # Update. Samples whose coefficient is 0 never enter a forward pass. The divisor counts every prompt.
+    # Update.
+    loss, norm = update(policy, optimizer, prompts, y, coefficients, args)
+
+    line = {"loss": loss}
+    line |= sample_stats(task, drawn, rewards, args.n, gap, seconds)
+    line["zero"] = zero
+    line |= weights
+    line["grad_norm"] = norm
+    answers = [task.extract(text) for text in texts]
+    line["diversity"] = evaluate.mean_diversity(texts, answers, M)
+    took = time.time() - started
+    line["samples_per_s"] = len(y) / took
+    if verifier:
+        line |= verifier_stats(scores, rewards, min(args.n, M))
+    return line, examples(policy, problems, prompts, y, reward=rewards)
+
+
+def update(policy, optimizer, prompts, y, coefficients, args):
+    """One step down -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and c [B, M]
+    -> (loss, norm of the gradient). Samples whose coefficient is 0 never enter a forward pass."""
     loss = 0.0
     norm = 0.0
     optimizer.zero_grad()
-    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):  # [R], [R, T]
+    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, args.temperature):  # [R], [R, T]
         logp = logps.sum(-1)  # log pi(y|x)  [R]
         c = coefficients.flatten()[j].to(logp)
-        part_loss = -(c * logp).sum() / B
+        part_loss = -(c * logp).sum() / len(prompts)  # the divisor counts every prompt
         part_loss.backward()
         loss += part_loss.detach()
     if coefficients.any():
         norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
         optimizer.step()
-
-    line = {"loss": processes.all_reduce(float(loss))}
-    line |= sample_stats(task, drawn, rewards, args.n, gap, seconds)
-    line["zero"] = zero
-    line |= weights
-    line["grad_norm"] = norm
-    line["diversity"] = evaluate.mean_diversity(texts, [task.extract(text) for text in texts], M)
-    took = time.time() - started
-    line["samples_per_s"] = len(y) / took
-    line |= verifier_stats(scores, rewards, min(args.n, M)) if verifier else {}
-    return line, examples(policy, problems, prompts, y, reward=rewards)
+    return processes.all_reduce(float(loss)), norm
 
 
 def verifier_stats(scores, rewards, n):

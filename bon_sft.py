@@ -135,16 +135,32 @@ def bon_sft_coefficients(sample_scores, gold_scores, n):
     M = s.shape[1]
     wins = (s[:, :, None] >= s[:, None, :]).to(s)  # 1{s_i >= s_j}  [B, i, j]
     w = torch.softmax(lam * wins.mean(2), 1)  # [B, M]
-    of_gold = lam / M * (target[:, None] >= s).to(s)
-    of_normaliser = lam / M * (w[:, :, None] * wins).sum(1)
+    beaten = (target[:, None] >= s).to(s)  # 1{s* >= s_j}  [B, M]
+    of_gold = lam / M * beaten
+    expected = (w[:, :, None] * wins).sum(1)  # sum_i w_i 1{s_i >= s_j}  [B, M]
+    of_normaliser = lam / M * expected
     return torch.ones_like(target), of_gold - w - of_normaliser
 
 
 def sft_coefficients(scores, n):
     """bon_sft_coefficients in one tensor: scores [B, 1 + M] of the gold completion, which goes first, and the samples
     -> the coefficients of both, [B, 1 + M].  Raises ValueError as it does."""
-    of_gold, of_samples = bon_sft_coefficients(scores[:, 1:], scores[:, 0], n)
-    return torch.cat([of_gold[:, None], of_samples], 1)
+    gold_scores = scores[:, 0]
+    sample_scores = scores[:, 1:]
+    of_gold, of_samples = bon_sft_coefficients(sample_scores, gold_scores, n)
+    of_gold = of_gold[:, None]
+    return torch.cat([of_gold, of_samples], 1)
+
+
+def gold_first(golds, samples):
+    """B gold completions and B M samples -> B (1 + M), each gold completion followed by its M samples."""
+    M = len(samples) // len(golds)
+    found = []
+    for b, gold in enumerate(golds):
+        first = b * M
+        found.append(gold)
+        found += samples[first:first + M]
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -168,17 +184,19 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
     started = time.time()
 
     # Sample. The seed alone fixes the M draws of each prompt.
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    questions = [p.prompt for p in problems]
+    prompts = policy.encode(questions, task.chat)
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
     drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
-    sampled = drawn.lists()
-    y = [row for p, rows in zip(problems, sampled) for row in [golds[p.id], *rows]]  # B (1 + M): gold, then its samples
-    sampled = [row for rows in sampled for row in rows]  # B M
+    sampled = [row for rows in drawn.lists() for row in rows]  # B M
+    gold = [golds[p.id] for p in problems]
+    y = gold_first(gold, sampled)  # B (1 + M)
     seconds = time.time() - started
 
     # Verify gold completions and samples alike.
     samples = policy.texts(sampled, prompts)
-    texts = [text for b, p in enumerate(problems) for text in [p.solution, *samples[b * M:b * M + M]]]
+    solutions = [p.solution for p in problems]
+    texts = gold_first(solutions, samples)
     owners = [p for p in problems for _ in range(1 + M)]
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, 1 + M)
@@ -205,17 +223,18 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
     optimizer.step()
 
     line = {"loss": processes.all_reduce(float(loss))}
-    gold_logp = processes.all_reduce(logp).view(B, 1 + M)[:, 0]
-    line["gold"] = gold_logp.mean().item()
+    logp = processes.all_reduce(logp).view(B, 1 + M)
+    line["gold"] = logp[:, 0].mean().item()
     line["zero"] = (coefficients == 0).float().mean().item()
     line["grad_norm"] = norm
     took = time.time() - started
     line["samples_per_s"] = len(y) / took
-    line |= sample_stats(task, drawn, rewards[:, 1:], args.n, None, seconds)
+    own_rewards = rewards[:, 1:]  # of the samples  [B, M]
+    line |= sample_stats(task, drawn, own_rewards, args.n, None, seconds)
     line |= weight_stats(coefficients[:, 1:], "c")
     answers = [task.extract(text) for text in samples]
     line["diversity"] = evaluate.mean_diversity(samples, answers, M)
-    return line, examples(policy, problems, prompts, sampled, gold=True, reward=rewards[:, 1:])
+    return line, examples(policy, problems, prompts, sampled, gold=True, reward=own_rewards)
 
 
 def step_plain(policy, task, optimizer, problems, number, args, golds):
@@ -223,7 +242,8 @@ def step_plain(policy, task, optimizer, problems, number, args, golds):
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    questions = [p.prompt for p in problems]
+    prompts = policy.encode(questions, task.chat)
     y = [golds[p.id] for p in problems]
 
     # Update.

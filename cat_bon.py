@@ -100,7 +100,8 @@ def rl_coefficients(rewards, n, form="rank", recent=None, standardised=True):
     """
     r = rewards if rewards.is_floating_point() else rewards.float()  # [B, M]
     if recent is not None:
-        recent = torch.as_tensor(recent, dtype=r.dtype, device=r.device).view(1, -1)  # [1, R]
+        recent = torch.as_tensor(recent, dtype=r.dtype, device=r.device)
+        recent = recent.view(1, -1)  # [1, R]
     if standardised:
         r = standardise(r, recent)
         recent = None if recent is None else standardise(recent)
@@ -142,9 +143,11 @@ def rank_weight(r, n, recent=None):
     """n q^(n-1) [B, M] with q the share of rewards strictly below: of the prompt's other samples, or of `recent`."""
     if recent is None:
         below = r[:, None, :] < r[:, :, None]  # [B, i, j]
-        q = below.to(r).sum(-1) / max(1, r.shape[1] - 1)  # [B, M]
+        others = max(1, r.shape[1] - 1)
+        q = below.to(r).sum(-1) / others  # [B, M]
     else:
-        recent = torch.as_tensor(recent, dtype=r.dtype, device=r.device).flatten()
+        recent = torch.as_tensor(recent, dtype=r.dtype, device=r.device)
+        recent = recent.flatten()  # [R]
         below = recent < r[:, :, None]  # [B, M, R]
         q = below.to(r).mean(-1)  # [B, M]
     return n * q ** (n - 1)
@@ -157,7 +160,9 @@ def exact_coefficients(r, n):
     if n == 1:
         return r / M
     s, order = r.sort(dim=1)  # [B, M]
-    share = r.new_tensor([comb(j, n - 2) / comb(M, n) for j in range(M)])
+    every = comb(M, n)
+    share = [comb(j, n - 2) / every for j in range(M)]
+    share = r.new_tensor(share)  # [j]
     gap = s[:, :, None] - s[:, None, :]  # s_i - s_j  [B, i, j]
     c = (gap * share).tril(-1).sum(-1)  # [B, M], in sorted order
     return torch.zeros_like(r).scatter(1, order, c)
@@ -166,7 +171,8 @@ def exact_coefficients(r, n):
 # As in cat_passk.py, so that this file can be copied out.
 
 def check_budget(n, name="n"):
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    whole = isinstance(n, int) and not isinstance(n, bool)
+    if not whole or n < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {n!r}")
 
 
@@ -185,7 +191,8 @@ def passn_sft_loss(logp, n):
     # 1 - (1-p)^n = n p (1 - (n-1) p / 2 + ...): below e^-60 the first term is exact, and e^logp soon underflows
     small = x < -60
     log_f = log1mexp(torch.where(small, -1.0, x))  # log(1-p)
-    return back(-torch.where(small, x + math.log(n), log1mexp(n * log_f)))
+    log_t = torch.where(small, x + math.log(n), log1mexp(n * log_f))  # log T(p)
+    return back(-log_t)
 
 
 def passn_weight(p, n, form="log"):
@@ -224,8 +231,10 @@ def check(args):
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "sft":
-        watched = ["kl_prompts"] if args.kl_prompts else []
-        flags.refuse(args, ["form", "ranks", "fifo", "rewards", *watched], "with --mode sft")
+        unused = ["form", "ranks", "fifo", "rewards"]
+        if args.kl_prompts:
+            unused.append("kl_prompts")
+        flags.refuse(args, unused, "with --mode sft")
         return
     if args.form == "exact" and args.plot_weights:
         raise UserError("--plot-weights draws the weight of a rank: --form exact goes by how far apart the rewards are")
@@ -241,14 +250,19 @@ def plot_weights(args):
     """--plot-weights: the weight trained with against those of the test budgets, rank weights over q, in sft the weight
     of Pass@N over p."""
     folder = new_folder(args.out, "cat_bon-weights")
-    x = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    cells = torch.arange(1000, dtype=torch.float64)
+    x = (cells + 0.5) / 1000
     budgets = flags.numbers(args.test_n, int, "--test-n")
     if args.mode == "sft":
         tests = {f"Pass@{n}": passn_weight(x, n, "log") for n in budgets}
-        weight_report((f"Pass@{args.n} log", passn_weight(x, args.n, "log")), tests, folder, "p")
+        w = passn_weight(x, args.n, "log")
+        trained = f"Pass@{args.n} log", w
+        weight_report(trained, tests, folder, "p")
     else:
         tests = {f"best of {n}": n * x ** (n - 1) for n in budgets}
-        weight_report((f"best of {args.n}", args.n * x ** (args.n - 1)), tests, folder, "q")
+        w = args.n * x ** (args.n - 1)
+        trained = f"best of {args.n}", w
+        weight_report(trained, tests, folder, "q")
 
 
 def find_targets(policy, task, problems, samples, tau, seed):
@@ -256,14 +270,19 @@ def find_targets(policy, task, problems, samples, tau, seed):
     targets = {}
     for first in range(0, len(problems), 256):
         block = problems[first:first + 256]
-        prompts = policy.encode([p.prompt for p in block], task.chat)
+        questions = [p.prompt for p in block]
+        prompts = policy.encode(questions, task.chat)
         seeds = [common.seed_of("target", seed, p.id) for p in block]
-        drawn = common.sample(policy, prompts, samples, seeds, tau, task.max_new_tokens).lists()
-        texts = policy.texts([y for rows in drawn for y in rows], prompts)
+        drawn = common.sample(policy, prompts, samples, seeds, tau, task.max_new_tokens)
+        drawn = drawn.lists()  # [P][samples]
+        y = [row for rows in drawn for row in rows]
+        texts = policy.texts(y, prompts)
         owners = [p for p in block for _ in range(samples)]
-        rewards = processes.rewards(task, owners, texts).view(-1, samples).tolist()
+        rewards = processes.rewards(task, owners, texts)
+        rewards = rewards.view(-1, samples).tolist()
         for p, r, rows in zip(block, rewards, drawn):
-            targets[p.id] = rows[r.index(max(r))]
+            best = r.index(max(r))
+            targets[p.id] = rows[best]
     return targets
 
 
@@ -273,7 +292,8 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    questions = [p.prompt for p in problems]
+    prompts = policy.encode(questions, task.chat)
     y = [golds[p.id] for p in problems]
 
     # Update. The loss carries its weight in its gradient. The divisor counts every prompt.
@@ -312,7 +332,8 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     started = time.time()
 
     # Sample. The seed alone fixes the M draws of each prompt.
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    questions = [p.prompt for p in problems]
+    prompts = policy.encode(questions, task.chat)
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
     drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
     y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
@@ -327,36 +348,29 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     # Weight.
     against = None
     if args.ranks == "fifo":
-        recent = (recent + rewards.flatten().tolist())[-args.fifo:]
+        recent = recent + rewards.flatten().tolist()
+        recent = recent[-args.fifo:]
         against = torch.tensor(recent)
     standardised = args.rewards == "standardised"
     coefficients = rl_coefficients(rewards, args.n, args.form, against, standardised)  # [B, M]
     w = M * coefficients  # to watch them
     if args.form == "rank":
         w = rank_weight(rewards, args.n, against)  # [B, M]
-    zero = (coefficients == 0).float().mean().item()
+    unused = coefficients == 0
+    zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
     if args.kl_coef:
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
-        coefficients = coefficients - args.kl_coef * kl_coefficients(gap).to(coefficients)
+        kl = kl_coefficients(gap).to(coefficients)
+        coefficients = coefficients - args.kl_coef * kl
     elif args.kl_prompts:  # to watch it: one sample of each of some prompts
-        gap = common.kl_gap(policy, prompts, drawn, tau, some=(args.kl_prompts, 1))
+        watched = args.kl_prompts, 1
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
 
-    # Update. Samples whose coefficient is 0 never enter a forward pass. The divisor counts every prompt.
-    loss = 0.0
-    norm = 0.0
-    optimizer.zero_grad()
-    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):  # [R], [R, T]
-        logp = logps.sum(-1)  # log pi(y|x)  [R]
-        c = coefficients.flatten()[j].to(logp)
-        part_loss = -(c * logp).sum() / B
-        part_loss.backward()
-        loss += part_loss.detach()
-    if coefficients.any():
-        norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
-        optimizer.step()
+    # Update.
+    loss, norm = update(policy, optimizer, prompts, y, coefficients, args)
 
-    line = {"loss": processes.all_reduce(float(loss))}
+    line = {"loss": loss}
     line |= sample_stats(task, drawn, rewards, args.n, gap, seconds)
     line["zero"] = zero
     line |= weight_stats(w, "w")
@@ -364,6 +378,24 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     took = time.time() - started
     line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, prompts, y, reward=rewards), recent
+
+
+def update(policy, optimizer, prompts, y, coefficients, args):
+    """One step down -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and c [B, M]
+    -> (loss, norm of the gradient). Samples whose coefficient is 0 never enter a forward pass."""
+    loss = 0.0
+    norm = 0.0
+    optimizer.zero_grad()
+    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, args.temperature):  # [R], [R, T]
+        logp = logps.sum(-1)  # log pi(y|x)  [R]
+        c = coefficients.flatten()[j].to(logp)
+        part_loss = -(c * logp).sum() / len(prompts)  # the divisor counts every prompt
+        part_loss.backward()
+        loss += part_loss.detach()
+    if coefficients.any():
+        norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
+        optimizer.step()
+    return processes.all_reduce(float(loss)), norm
 
 
 @flags.cli

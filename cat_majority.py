@@ -96,7 +96,8 @@ from support.run import (
 
 def check_vote(n, k):
     for name, value in (("n", n), ("k", k)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
     if k > n:
         raise ValueError(f"the threshold k = {k} exceeds the budget n = {n}")
@@ -110,7 +111,8 @@ def times(a, x):
 def log_terms(j, shift, logp, logf, n):
     """log of C(n,j) p^(j-shift) (1-p)^(n-j) for a list j, from log p and log(1-p) of a shape [...] -> [..., len(j)]."""
     like = {"dtype": logp.dtype, "device": logp.device}
-    log_ways = [math.log(math.comb(n, i)) for i in j]
+    ways = [math.comb(n, i) for i in j]
+    log_ways = [math.log(x) for x in ways]
     log_ways = torch.tensor(log_ways, **like)
     j = torch.tensor(j, **like)
     right = times(j - shift, logp[..., None])
@@ -121,10 +123,12 @@ def log_terms(j, shift, logp, logf, n):
 def log_weight_and_tail(logp, logf, n, k):
     """log of the SFT weight k C(n,k) p^k (1-p)^(n-k) / T, and log(T / p^k). p^k is divided out of both: in float32 its
     logarithm would swamp what is left, and in probabilities it would underflow."""
-    terms = log_terms(list(range(k, n + 1)), k, logp, logf, n)  # [..., n - k + 1]
+    enough = list(range(k, n + 1))
+    terms = log_terms(enough, k, logp, logf, n)  # [..., n - k + 1]
     tail = torch.logsumexp(terms, -1)
-    first = log_terms([k], k, logp, logf, n)[..., 0]
-    return math.log(k) + first - tail, tail
+    first = terms[..., 0]
+    log_w = math.log(k) + first - tail
+    return log_w, tail
 
 
 def majority_sft_loss(logp, n, k):
@@ -143,9 +147,11 @@ def majority_sft_loss(logp, n, k):
         log_w, tail = log_weight_and_tail(x, log_f, n, k)
         log_t = k * x + tail
         # T close to 1: log(1 - P(fewer than k votes)), or nothing would be left of the difference
-        terms = log_terms(list(range(k)), 0, x, log_f, n)  # [..., k]
+        too_few = list(range(k))
+        terms = log_terms(too_few, 0, x, log_f, n)  # [..., k]
         fewer = torch.logsumexp(terms, -1)
-        log_t = torch.where(log_t > -math.log(2), log1mexp(fewer), log_t)
+        close = log_t > -math.log(2)
+        log_t = torch.where(close, log1mexp(fewer), log_t)
     # the value, with the closed-form weight as its gradient: autograd through the logsumexp cancels where T is near 1
     logp = logp.clamp(min=-1e30)
     straight_through = logp - logp.detach()  # 0, with the gradient of logp
@@ -163,14 +169,19 @@ def majority_weight(p, n, k, form):
     check_vote(n, k)
     p, back = elementwise(p, 0, 1, "p")
     # log p and log(1-p), -inf where it must be; the inner `where` keeps the NaN of the other branch out of the gradient
-    some_p = torch.where(p > 0, p, 1.0)
-    some_f = torch.where(p < 1, p, 0.0)
-    logp = torch.where(p > 0, some_p.log(), -math.inf)
-    log_f = torch.where(p < 1, torch.log1p(-some_f), -math.inf)
+    possible = p > 0
+    uncertain = p < 1
+    above_0 = torch.where(possible, p, 1.0)
+    below_1 = torch.where(uncertain, p, 0.0)
+    logp = above_0.log()
+    log_f = torch.log1p(-below_1)
+    logp = torch.where(possible, logp, -math.inf)
+    log_f = torch.where(uncertain, log_f, -math.inf)
     if form == "log":
         log_w, _ = log_weight_and_tail(logp, log_f, n, k)
         return back(log_w.exp())
-    term = log_terms([k], 1, logp, log_f, n)[..., 0]
+    terms = log_terms([k], 1, logp, log_f, n)  # [..., 1]
+    term = terms[..., 0]
     return back(k * term.exp())
 
 
@@ -192,10 +203,14 @@ def dynamic_threshold(answers, correct, n):
     if not answers or len(correct) != len(answers):
         raise ValueError("a threshold needs at least one answer and as many truth values, not "
                          f"{len(answers)} and {len(correct)}")
-    wrong = Counter(a for a, right in zip(answers, correct) if a is None or not right)
-    strongest = max(wrong.values(), default=0)
+    wrong = [a for a, right in zip(answers, correct) if a is None or not right]
+    votes = Counter(wrong)
+    strongest = max(votes.values(), default=0)
     enough = n * strongest // len(answers) + 1
-    return min(n, max(2, min(n // 2 + 1, enough)))
+    more_than_half = n // 2 + 1
+    threshold = min(more_than_half, enough)
+    threshold = max(2, threshold)
+    return min(n, threshold)
 
 
 def contrastive_loss(logits, gold, u):
@@ -203,12 +218,14 @@ def contrastive_loss(logits, gold, u):
     logits [..., V], gold [...] token ids, u [..., R] uniform on [0, 1): rival v is drawn by inverse transform from the
     policy without the gold token, and detached -> [...]."""
     logp = torch.log_softmax(logits, -1)  # [..., V]
-    chosen = logp.gather(-1, gold[..., None])  # [..., 1]
+    gold = gold[..., None]  # [..., 1]
+    chosen = logp.gather(-1, gold)  # [..., 1]
     with torch.no_grad():
-        others = logp.exp().scatter_(-1, gold[..., None], 0.0)
+        others = logp.exp().scatter_(-1, gold, 0.0)
         rivals = common.draw(others, u.double())  # [..., R]
     gaps = chosen - logp.gather(-1, rivals)  # differences of logits
-    beaten = torch.nn.functional.logsigmoid(gaps).mean(-1)
+    log_beaten = torch.nn.functional.logsigmoid(gaps)
+    beaten = log_beaten.mean(-1)
     return -0.5 * chosen[..., 0] - 0.5 * beaten
 
 
@@ -235,7 +252,9 @@ def rl_coefficients(rewards, answers, n, form="raw", threshold=None, standardise
     """
     r = rewards if rewards.is_floating_point() else rewards.float()  # [B, M]
     w = rl_weights(r, answers, n, form, threshold, normalised)  # [B, M]
-    c = w * shaped(r, standardised, all_wrong) / r.shape[1]
+    M = r.shape[1]
+    seen = shaped(r, standardised, all_wrong)
+    c = w * seen / M
     return c.to(r)
 
 
@@ -249,10 +268,15 @@ def rl_weights(rewards, answers, n, form="raw", threshold=None, normalised=True)
     Raises ValueError for another form, unless 1 <= threshold <= n, and for answers of another shape."""
     right = (rewards == 1).double()  # [B, M]
     M = right.shape[1]
-    p = (right.sum(1) + 1) / (M + 2)  # [B]
+    c = right.sum(1)  # [B]
+    p = (c + 1) / (M + 2)
+    w = []
     thresholds = thresholds_of(rewards, answers, n, threshold)
-    w = [majority_weight(x, n, k, form) for x, k in zip(p, thresholds)]
-    w = torch.stack(w)[:, None].expand_as(right)
+    for x, k in zip(p, thresholds):
+        weight = majority_weight(x, n, k, form)
+        w.append(weight)
+    w = torch.stack(w)  # [B]
+    w = w[:, None].expand_as(right)
     if normalised:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
         w = w / w.mean().clamp_min(1e-6)
     return w
@@ -262,13 +286,18 @@ def thresholds_of(rewards, answers, n, threshold=None):
     """The votes k that win, for each prompt [B]: `threshold`, or where it is None the dynamic one."""
     if threshold is not None:
         return [threshold] * len(rewards)
-    return [dynamic_threshold(row, r == 1, n) for row, r in zip(answers, rewards, strict=True)]
+    thresholds = []
+    for row, r in zip(answers, rewards, strict=True):
+        k = dynamic_threshold(row, r == 1, n)
+        thresholds.append(k)
+    return thresholds
 
 
 def shaped(rewards, standardised, all_wrong):
     """Rewards [B, M] as the update sees them: (r - mean) / standard deviation within each prompt if `standardised`, 0
     where all are right (the deviation is rounding), and all_wrong where nobody is right: it is not standardised."""
-    solved = (rewards == 1).any(1, keepdim=True)  # [B, 1]
+    right = rewards == 1
+    solved = right.any(1, keepdim=True)  # [B, 1]
     r = standardise(rewards) if standardised else rewards
     return torch.where(solved, r, all_wrong)
 
@@ -283,15 +312,18 @@ def check(args):
     if args.mode == "rl" and args.contrastive:
         raise UserError("--contrastive learns from gold tokens: use it with --mode sft")
     if args.mode == "sft":
-        watched = ["kl_prompts"] if args.kl_prompts else []
-        flags.refuse(args, ["samples", "form", "rewards", "all_wrong", "normalise", *watched], "with --mode sft")
+        unused = ["samples", "form", "rewards", "all_wrong", "normalise"]
+        if args.kl_prompts:
+            unused.append("kl_prompts")
+        flags.refuse(args, unused, "with --mode sft")
     if args.contrastive:
         flags.refuse(args, ["n", "threshold"], "with --contrastive, which weighs no sequence")
     if args.threshold != "auto":
-        if not args.threshold.isdigit() or not 1 <= int(args.threshold) <= args.n:
+        number = int(args.threshold) if args.threshold.isdigit() else 0
+        if not 1 <= number <= args.n:
             raise UserError(f"--threshold must be auto or a number from 1 to --n {args.n}, not {args.threshold}")
-        args.threshold = str(int(args.threshold))
-    if not -math.inf < args.all_wrong < math.inf:
+        args.threshold = str(number)
+    if not math.isfinite(args.all_wrong):
         raise UserError(f"--all-wrong must be finite, not {args.all_wrong}")
     if args.mode == "rl" and args.normalise and args.prompts == 1:
         raise UserError("--normalise over a single prompt cancels its weight: use more --prompts, or --no-normalise")
@@ -308,13 +340,18 @@ def plot_weights(args):
     """--plot-weights: the weight trained with over p, against those of the test budgets; where the threshold is read
     off the rollouts, that of the largest one."""
     folder = new_folder(args.out, "cat_majority-weights")
-    p = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    cells = torch.arange(1000, dtype=torch.float64)
+    p = (cells + 0.5) / 1000
     form = "log" if args.mode == "sft" else args.form
     k = fixed_threshold(args)
     budgets = flags.numbers(args.test_n, int, "--test-n")
-    tests = {f"majority@{n}": majority_weight(p, n, n // 2 + 1, form) for n in budgets}
-    label = f"majority@{args.n}, {k} votes, {form}"
-    weight_report((label, majority_weight(p, args.n, k, form)), tests, folder, "p")
+    tests = {}
+    for n in budgets:
+        half = n // 2 + 1
+        tests[f"majority@{n}"] = majority_weight(p, n, half, form)
+    w = majority_weight(p, args.n, k, form)
+    trained = f"majority@{args.n}, {k} votes, {form}", w
+    weight_report(trained, tests, folder, "p")
 
 
 def step_sft(policy, task, optimizer, problems, number, args, golds):
@@ -324,7 +361,8 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     k = fixed_threshold(args)
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    questions = [p.prompt for p in problems]
+    prompts = policy.encode(questions, task.chat)
     y = [golds[p.id] for p in problems]
 
     # Update. The loss carries its weight in its gradient. The divisor counts every prompt.
@@ -333,7 +371,8 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     optimizer.zero_grad()
     for j, logps, _ in common.score_share(policy, prompts, y, args.temperature):  # [R], [R, T]
         logp = logps.sum(-1)  # [R]
-        part_loss = majority_sft_loss(logp, args.n, k).sum() / B
+        losses = majority_sft_loss(logp, args.n, k)  # [R]
+        part_loss = losses.sum() / B
         part_loss.backward()
         loss += part_loss.detach()
         gold_logp[j] = logp.detach().double().cpu()
@@ -346,7 +385,8 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     line["gold"] = gold_logp.mean().item()
     line["zero"] = 0.0
     line["length"] = sum(map(len, y)) / B
-    line |= weight_stats(majority_weight(p, args.n, k, "log"), "w")
+    w = majority_weight(p, args.n, k, "log")
+    line |= weight_stats(w, "w")
     line["grad_norm"] = norm
     took = time.time() - started
     line["samples_per_s"] = len(y) / took
@@ -358,7 +398,8 @@ def step_contrastive(policy, task, optimizer, problems, number, args, golds):
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    questions = [p.prompt for p in problems]
+    prompts = policy.encode(questions, task.chat)
     y = [golds[p.id] for p in problems]
 
     # Update. Every prompt has rivals of its own, whatever else is in its micro-batch.
@@ -367,19 +408,28 @@ def step_contrastive(policy, task, optimizer, problems, number, args, golds):
     optimizer.zero_grad()
     for j, logits, mask in common.score_share(policy, prompts, y, args.temperature, logits=True):  # [R], [R, T, V]
         T = mask.shape[1]
-        gold = [y[i] + [0] * (T - len(y[i])) for i in j.tolist()]
+        gold = []
+        u = []
+        for i in j.tolist():
+            padding = [0] * (T - len(y[i]))
+            gold.append(y[i] + padding)
+            seed = common.seed_of("rivals", args.seed, number, i)
+            generator = torch.Generator().manual_seed(seed)
+            draws = torch.rand(T, 4, generator=generator)
+            u.append(draws)
         gold = torch.tensor(gold, device=mask.device)  # [R, T]
-        seeds = [common.seed_of("rivals", args.seed, number, i) for i in j.tolist()]
-        draws = [torch.Generator().manual_seed(seed) for seed in seeds]
-        u = [torch.rand(T, 4, generator=generator) for generator in draws]
         u = torch.stack(u).to(mask.device)  # [R, T, 4]
         token_losses = contrastive_loss(logits, gold, u)  # [R, T]
-        part_loss = (token_losses * mask).sum() / B
+        token_losses = token_losses * mask
+        part_loss = token_losses.sum() / B
         part_loss.backward()
         loss += part_loss.detach()
         logps = torch.log_softmax(logits.detach(), -1)  # [R, T, V]
-        logps = logps.gather(-1, gold[..., None])[..., 0]
-        gold_logp[j] = (logps * mask).sum(-1).double().cpu()
+        index = gold[..., None]
+        logps = logps.gather(-1, index)[..., 0]  # [R, T]
+        logps = logps * mask
+        logp = logps.sum(-1)
+        gold_logp[j] = logp.double().cpu()
     norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
     optimizer.step()
 
@@ -405,7 +455,8 @@ def step_rl(policy, task, optimizer, problems, number, args):
     started = time.time()
 
     # Sample. The seed alone fixes the M draws of each prompt.
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    questions = [p.prompt for p in problems]
+    prompts = policy.encode(questions, task.chat)
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
     drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
     y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
@@ -425,37 +476,48 @@ def step_rl(policy, task, optimizer, problems, number, args):
     coefficients = rl_coefficients(  # [B, M]
         rewards, answers, args.n, args.form, threshold, standardised, args.all_wrong, args.normalise)
     w = rl_weights(rewards, answers, args.n, args.form, threshold, args.normalise)  # [B, M], to watch them
-    zero = (coefficients == 0).float().mean().item()
+    unused = coefficients == 0
+    zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
     if args.kl_coef:
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
-        coefficients = coefficients - args.kl_coef * kl_coefficients(gap).to(coefficients)
+        kl = kl_coefficients(gap).to(coefficients)
+        coefficients = coefficients - args.kl_coef * kl
     elif args.kl_prompts:  # to watch it: one sample of each of some prompts
-        gap = common.kl_gap(policy, prompts, drawn, tau, some=(args.kl_prompts, 1))
+        watched = args.kl_prompts, 1
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
 
-    # Update. Samples whose coefficient is 0 never enter a forward pass. The divisor counts every prompt.
-    loss = 0.0
-    norm = 0.0
-    optimizer.zero_grad()
-    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):  # [R], [R, T]
-        logp = logps.sum(-1)  # log pi(y|x)  [R]
-        c = coefficients.flatten()[j].to(logp)
-        part_loss = -(c * logp).sum() / B
-        part_loss.backward()
-        loss += part_loss.detach()
-    if coefficients.any():
-        norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
-        optimizer.step()
+    # Update.
+    loss, norm = update(policy, optimizer, prompts, y, coefficients, args)
 
-    line = {"loss": processes.all_reduce(float(loss))}
+    line = {"loss": loss}
     line |= sample_stats(task, drawn, rewards, args.n, gap, seconds)
     line["zero"] = zero
-    line["threshold"] = sum(thresholds_of(rewards, answers, args.n, threshold)) / B
+    thresholds = thresholds_of(rewards, answers, args.n, threshold)
+    line["threshold"] = sum(thresholds) / B
     line |= weight_stats(w, "w")
     line["grad_norm"] = norm
     took = time.time() - started
     line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, prompts, y, reward=rewards)
+
+
+def update(policy, optimizer, prompts, y, coefficients, args):
+    """One step down -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and c [B, M]
+    -> (loss, norm of the gradient). Samples whose coefficient is 0 never enter a forward pass."""
+    loss = 0.0
+    norm = 0.0
+    optimizer.zero_grad()
+    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, args.temperature):  # [R], [R, T]
+        logp = logps.sum(-1)  # log pi(y|x)  [R]
+        c = coefficients.flatten()[j].to(logp)
+        part_loss = -(c * logp).sum() / len(prompts)  # the divisor counts every prompt
+        part_loss.backward()
+        loss += part_loss.detach()
+    if coefficients.any():
+        norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
+        optimizer.step()
+    return processes.all_reduce(float(loss)), norm
 
 
 @flags.cli
@@ -468,7 +530,8 @@ def main(argv=None):
     task, policy, train = set_up(run, "routes", args.mode, binary=True)
     if args.mode == "sft":
         train, golds = gold_completions(policy, task, train, args.target)
-    optimizer = begin(run, f"{args.mode} for majority@{args.n}", budget=args.n, target=args.target)
+    goal = f"{args.mode} for majority@{args.n}"
+    optimizer = begin(run, goal, budget=args.n, target=args.target)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
         problems = batch_of(train, args.prompts, number, args.seed)

@@ -88,7 +88,8 @@ from support.run import (
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
 def check_budget(n, name="n"):
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    whole = isinstance(n, int) and not isinstance(n, bool)
+    if not whole or n < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {n!r}")
 
 
@@ -107,7 +108,8 @@ def passn_sft_loss(logp, n):
     # 1 - (1-p)^n = n p (1 - (n-1) p / 2 + ...): below e^-60 the first term is exact, and e^logp soon underflows
     small = x < -60
     log_f = log1mexp(torch.where(small, -1.0, x))  # log(1-p)
-    return back(-torch.where(small, x + math.log(n), log1mexp(n * log_f)))
+    log_t = torch.where(small, x + math.log(n), log1mexp(n * log_f))  # log T(p)
+    return back(-log_t)
 
 
 def passn_weight(p, n, form="log"):
@@ -229,8 +231,10 @@ def check(args):
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "sft":
-        watched = ["kl_prompts"] if args.kl_prompts else []
-        flags.refuse(args, ["samples", "form", "probability", "rewards", "normalise", *watched], "with --mode sft")
+        unused = ["samples", "form", "probability", "rewards", "normalise"]
+        if args.kl_prompts:
+            unused.append("kl_prompts")
+        flags.refuse(args, unused, "with --mode sft")
         return
     if args.form == "pool" and args.probability != "success":
         raise UserError("--form pool counts right samples: it needs --probability success")
@@ -243,7 +247,8 @@ def check(args):
 def plot_weights(args):
     """--plot-weights: the weight trained with over p, against those of the test budgets."""
     folder = new_folder(args.out, "cat_passk-weights")
-    p = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    cells = torch.arange(1000, dtype=torch.float64)
+    p = (cells + 0.5) / 1000
     form = args.form
     if args.mode == "sft":
         form = "log"
@@ -260,7 +265,8 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    questions = [p.prompt for p in problems]
+    prompts = policy.encode(questions, task.chat)
     y = [golds[p.id] for p in problems]
 
     # Update. The loss carries its weight in its gradient. The divisor counts every prompt.
@@ -299,7 +305,8 @@ def step_rl(policy, task, optimizer, problems, number, args):
     started = time.time()
 
     # Sample. The seed alone fixes the M draws of each prompt.
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    questions = [p.prompt for p in problems]
+    prompts = policy.encode(questions, task.chat)
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
     drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
     y = [row for rows in drawn.lists() for row in rows]  # B M completions; completion j belongs to prompt j // M
@@ -317,29 +324,21 @@ def step_rl(policy, task, optimizer, problems, number, args):
     coefficients = rl_coefficients(  # [B, M]
         rewards, args.n, args.form, args.probability, logp, standardised, args.normalise)
     w = rl_weights(rewards, args.n, args.form, args.probability, logp, args.normalise)  # [B, M], to watch them
-    zero = (coefficients == 0).float().mean().item()
+    unused = coefficients == 0
+    zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
     if args.kl_coef:
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
-        coefficients = coefficients - args.kl_coef * kl_coefficients(gap).to(coefficients)
+        kl = kl_coefficients(gap).to(coefficients)
+        coefficients = coefficients - args.kl_coef * kl
     elif args.kl_prompts:  # to watch it: one sample of each of some prompts
-        gap = common.kl_gap(policy, prompts, drawn, tau, some=(args.kl_prompts, 1))
+        watched = args.kl_prompts, 1
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
 
-    # Update. Samples whose coefficient is 0 never enter a forward pass. The divisor counts every prompt.
-    loss = 0.0
-    norm = 0.0
-    optimizer.zero_grad()
-    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, tau):  # [R], [R, T]
-        logp = logps.sum(-1)  # log pi(y|x)  [R]
-        c = coefficients.flatten()[j].to(logp)
-        part_loss = -(c * logp).sum() / B
-        part_loss.backward()
-        loss += part_loss.detach()
-    if coefficients.any():
-        norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
-        optimizer.step()
+    # Update.
+    loss, norm = update(policy, optimizer, prompts, y, coefficients, args)
 
-    line = {"loss": processes.all_reduce(float(loss))}
+    line = {"loss": loss}
     line |= sample_stats(task, drawn, rewards, args.n, gap, seconds)
     line["zero"] = zero
     line |= weight_stats(w, "w")
@@ -347,6 +346,24 @@ def step_rl(policy, task, optimizer, problems, number, args):
     took = time.time() - started
     line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, prompts, y, reward=rewards)
+
+
+def update(policy, optimizer, prompts, y, coefficients, args):
+    """One step down -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and c [B, M]
+    -> (loss, norm of the gradient). Samples whose coefficient is 0 never enter a forward pass."""
+    loss = 0.0
+    norm = 0.0
+    optimizer.zero_grad()
+    for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, args.temperature):  # [R], [R, T]
+        logp = logps.sum(-1)  # log pi(y|x)  [R]
+        c = coefficients.flatten()[j].to(logp)
+        part_loss = -(c * logp).sum() / len(prompts)  # the divisor counts every prompt
+        part_loss.backward()
+        loss += part_loss.detach()
+    if coefficients.any():
+        norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
+        optimizer.step()
+    return processes.all_reduce(float(loss)), norm
 
 
 @flags.cli

@@ -70,7 +70,9 @@ def verifier_loss(scores, labels):
 
 def rate(args, step, steps):
     """Learning rate of step 1, 2, ..., `steps`."""
-    return args.lr * min(1, step / 30) * (1 - (step - 1) / steps)
+    warm = min(1, step / 30)
+    left = 1 - (step - 1) / steps
+    return args.lr * warm * left
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -117,7 +119,8 @@ def fit(verifier, rows, labels, args, generator):
         total = 0.0
         mine = batch[processes.RANK::processes.WORLD]
         for index, scores in verifier_logits(verifier, [rows[j] for j in mine]):
-            loss = verifier_loss(scores, labels[mine[index]].to(scores)) / len(batch)
+            own = labels[mine[index]].to(scores)
+            loss = verifier_loss(scores, own) / len(batch)
             loss.backward()
             total += loss.item()
         losses.append(processes.all_reduce(total))
@@ -163,7 +166,8 @@ def main(argv=None):
     # Fit.
     generator = torch.Generator().manual_seed(common.torch_seed(args.seed))
     rows = [verifier.encode(e["prompt"], y, task.chat) for e in train for y in e["completions"]]
-    labels = torch.tensor([float(r == 1) for e in train for r in e["rewards"]])  # [R]
+    labels = [float(r == 1) for e in train for r in e["rewards"]]
+    labels = torch.tensor(labels)  # [R]
     flipped = torch.rand(len(labels), generator=generator) < args.noise
     labels = torch.where(flipped, 1 - labels, labels)
     fit(verifier, rows, labels, args, generator)

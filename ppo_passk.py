@@ -134,8 +134,12 @@ def passk_leave_one_out(r, k):
 def share_of_subsets(r, k, top, bottom):
     """C(t, bottom) / C(n, k) for each t of `top`, a tensor like r [B, n]: exact integers first, no overflow."""
     every = comb(r.shape[1], k)
-    ways = [comb(t, bottom) if min(t, bottom) >= 0 else 0 for t in top]
-    return r.new_tensor([x / every for x in ways])
+    shares = []
+    for t in top:
+        possible = min(t, bottom) >= 0
+        ways = comb(t, bottom) if possible else 0
+        shares.append(ways / every)
+    return r.new_tensor(shares)
 
 
 def passk_advantages(r, k, estimator):
@@ -145,16 +149,20 @@ def passk_advantages(r, k, estimator):
     s, order = r.sort(dim=1)  # [B, n]
     if estimator == "centred":
         s = s - s[:, :1]  # a shift moves nothing, and equal rewards weigh exactly nothing
+    one_less = range(-1, n - 1)  # j-1 for each j
     as_last = s * share_of_subsets(r, k, range(n), k - 1)  # i is the last of I: C(i, k-1) subsets
-    behind = s * share_of_subsets(r, k, range(-1, n - 1), k - 2)  # a later j is: C(j-1, k-2) of those with i
-    q = as_last + (behind.sum(1, keepdim=True) - behind.cumsum(1))  # (k/n) q_i: C(n-1,k-1) / C(n,k) = k/n
+    behind = s * share_of_subsets(r, k, one_less, k - 2)  # a later j is: C(j-1, k-2) of those with i
+    later = behind.sum(1, keepdim=True) - behind.cumsum(1)
+    q = as_last + later  # (k/n) q_i: C(n-1,k-1) / C(n,k) = k/n
     if estimator == "plain":
         return torch.zeros_like(r).scatter(1, order, q)
     # rho_{-i}: of the subsets without i, j is last in C(j, k-1) if j < i, else in C(j-1, k-1).
-    after = s * share_of_subsets(r, k, range(-1, n - 1), k - 1)
+    after = s * share_of_subsets(r, k, one_less, k - 1)
     before = as_last.cumsum(1) - as_last
-    rho = before + after.sum(1, keepdim=True) - after.cumsum(1)
-    A = q - rho * (k / (n - k))  # C(n,k) / C(n-1,k) = n/(n-k), times k/n
+    upto_last = before + after.sum(1, keepdim=True)
+    rho = upto_last - after.cumsum(1)
+    scale = k / (n - k)  # C(n,k) / C(n-1,k) = n/(n-k), times k/n
+    A = q - rho * scale
     return torch.zeros_like(r).scatter(1, order, A)
 
 
@@ -166,14 +174,16 @@ def mean_advantages(r, k, estimator):
     if n == 1 or estimator == "loo" and k == 1:
         return r / n
     if estimator == "plain":
-        return (r + (k - 1) * mean_of_others(r)) / n
+        others = (k - 1) * mean_of_others(r)
+        return (r + others) / n
     d = r - r.amin(1, keepdim=True)  # a shift moves nothing, and equal rewards weigh exactly nothing
     return (d - mean_of_others(d)) / n
 
 
 def mean_of_others(r):
-    total = r.sum(1, keepdim=True)
-    return (total - r) / (r.shape[1] - 1)  # mean of r_j, j != i  [B, n]
+    n = r.shape[1]
+    others = r.sum(1, keepdim=True) - r
+    return others / (n - 1)  # mean of r_j, j != i  [B, n]
 
 
 def majority_advantages(r, answers, k, estimator):
@@ -182,14 +192,16 @@ def majority_advantages(r, answers, k, estimator):
     n = r.shape[1]
     groups = [slice(first, first + k) for first in range(0, n, k)]
     for b, rs in enumerate(r.tolist()):
-        f = [vote(answers[b][g], rs[g]) for g in groups]
+        voters = answers[b]
+        f = [vote(voters[g], rs[g]) for g in groups]
         for j, g in enumerate(groups):
             if estimator == "loo":
-                gain = vote_leave_one_out(answers[b][g], rs[g])
+                gain = vote_leave_one_out(voters[g], rs[g])
                 A[b, g] = r.new_tensor(gain)
             elif estimator == "centred":
                 others = f[:j] + f[j + 1:]
-                A[b, g] = f[j] - sum(others) / len(others)
+                baseline = sum(others) / len(others)
+                A[b, g] = f[j] - baseline
             else:
                 A[b, g] = f[j]
     return A * (k / n)  # mean over the n/k groups
@@ -202,7 +214,8 @@ def vote_leave_one_out(answers, rewards):
         if voter not in gain:
             rest = answers[:i] + answers[i + 1:]
             rest_rewards = rewards[:i] + rewards[i + 1:]
-            gain[voter] = vote(answers, rewards) - vote(rest, rest_rewards)
+            without = vote(rest, rest_rewards)
+            gain[voter] = vote(answers, rewards) - without
     return [gain[voter] for voter in zip(answers, rewards)]
 
 
@@ -268,7 +281,8 @@ def step(policy, task, optimizer, problems, number, args):
     started = time.time()
 
     # Sample. The seed alone fixes the n draws of each prompt.
-    prompts = policy.encode([p.prompt for p in problems], task.chat)
+    questions = [p.prompt for p in problems]
+    prompts = policy.encode(questions, task.chat)
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
     drawn = common.sample(policy, prompts, n, seeds, tau, task.max_new_tokens)
     y = [row for rows in drawn.lists() for row in rows]  # B n completions; completion j belongs to prompt j // n
@@ -287,39 +301,53 @@ def step(policy, task, optimizer, problems, number, args):
 
     # Weight.
     coefficients = advantages(rewards, args.k, args.objective, answers, args.estimator)  # [B, n]
-    zero = (coefficients == 0).float().mean().item()
+    unused = coefficients == 0
+    zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
     if args.kl_coef:
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, n]
-        coefficients = coefficients - args.kl_coef * kl_coefficients(gap).to(coefficients)
+        kl = kl_coefficients(gap).to(coefficients)
+        coefficients = coefficients - args.kl_coef * kl
     elif args.kl_prompts:  # to watch it: one sample of each of some prompts
-        gap = common.kl_gap(policy, prompts, drawn, tau, some=(args.kl_prompts, 1))
+        watched = args.kl_prompts, 1
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
 
-    # Update. Samples whose coefficient is 0 never enter a forward pass. Divisors count every prompt.
-    loss = 0.0
-    norm = 0.0
-    passes = [part for _ in range(args.epochs) for part in range(args.minibatches)]
-    for part in passes:
-        inside = torch.arange(B) % args.minibatches == part  # the prompts of this minibatch  [B]
-        weights = coefficients * inside[:, None]
-        optimizer.zero_grad()
-        for j, logps, mask in common.score_weighted(policy, prompts, y, weights, tau):  # [R], [R, T'], [R, T']
-            A = weights.flatten()[j].to(logps)
-            old = old_logps[j, :logps.shape[1]]
-            part_loss = ppo_loss(logps, old, mask, A, args.clip) / inside.sum()
-            part_loss.backward()
-            loss += part_loss.detach() / len(passes)
-        if weights.any():
-            norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
-            optimizer.step()
+    # Update.
+    loss, norm = ppo_update(policy, optimizer, prompts, y, old_logps, coefficients, args)
 
-    line = {"loss": processes.all_reduce(float(loss))}
+    line = {"loss": loss}
     line |= sample_stats(task, drawn, rewards, args.k, gap, seconds)
     line["zero"] = zero
     line["grad_norm"] = norm
     took = time.time() - started
     line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, prompts, y, reward=rewards)
+
+
+def ppo_update(policy, optimizer, prompts, y, old_logps, coefficients, args):
+    """--epochs passes over B prompts with B n completions y, their old_logps [B n, T] and coefficients [B, n], in
+    --minibatches steps each -> (mean loss, norm of the last gradient). Samples whose coefficient is 0 never enter a
+    forward pass; divisors count every prompt."""
+    loss = 0.0
+    norm = 0.0
+    numbers = torch.arange(len(prompts))  # [B]
+    passes = list(range(args.minibatches)) * args.epochs
+    for part in passes:
+        inside = numbers % args.minibatches == part  # the prompts of this minibatch  [B]
+        weights = coefficients * inside[:, None]
+        optimizer.zero_grad()
+        for j, logps, mask in common.score_weighted(policy, prompts, y, weights, args.temperature):  # [R], 2 x [R, T']
+            A = weights.flatten()[j].to(logps)
+            T = logps.shape[1]
+            old = old_logps[j, :T]
+            total = ppo_loss(logps, old, mask, A, args.clip)
+            part_loss = total / inside.sum()
+            part_loss.backward()
+            loss += part_loss.detach() / len(passes)
+        if weights.any():
+            norm = processes.clip_gradient(policy.parameters(), args.max_grad_norm)
+            optimizer.step()
+    return processes.all_reduce(float(loss)), norm
 
 
 @flags.cli
