@@ -319,7 +319,7 @@ def check(args):
     if args.contrastive:
         flags.refuse(args, ["n", "threshold"], "with --contrastive, which weighs no sequence")
     if args.threshold != "auto":
-        number = int(args.threshold) if args.threshold.isdigit() else 0
+        number = int(args.threshold) if args.threshold.isdecimal() else 0
         if not 1 <= number <= args.n:
             raise UserError(f"--threshold must be auto or a number from 1 to --n {args.n}, not {args.threshold}")
         args.threshold = str(number)

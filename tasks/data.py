@@ -173,7 +173,11 @@ def load_mbpp(data=None):
     try:
         for row in with_fields(unnamed, ("task_id", "code", "test_list")):
             i = int(row["task_id"])
-            split = "train" if i > 600 else "validation" if i > 510 else "test"
+            split = "test"
+            if i > 600:
+                split = "train"
+            elif i > 510:
+                split = "validation"
             made = make(row) if i > 10 else None
             if made is not None:
                 splits[split].append(made)
@@ -357,7 +361,11 @@ def divide(rows, bad, named):
         random.Random(0).shuffle(prompts)
         size = tenth(len(prompts))
         for i, prompt in enumerate(prompts):
-            homes[prompt] = "test" if i < size else "valid" if i < 2 * size else "train"
+            homes[prompt] = "train"
+            if i < size:
+                homes[prompt] = "test"
+            elif i < 2 * size:
+                homes[prompt] = "valid"
         for _, problem, _ in rows:
             splits[homes[key_of(problem)]].append(problem)
         return splits, 0

@@ -339,9 +339,10 @@ def tests_in(row, columns):
         return {"io": object_in(row["input_output"]), "column": "input_output"}
     cases = at(row, "verification_info.test_cases")
     if cases:
-        return {"io": {"inputs": [case.get("input") for case in cases],
-                       "outputs": [case.get("output") for case in cases], "fn_name": cases[0].get("fn_name")},
-                "column": "verification_info.test_cases"}
+        inputs = [case.get("input") for case in cases]
+        outputs = [case.get("output") for case in cases]
+        io = {"inputs": inputs, "outputs": outputs, "fn_name": cases[0].get("fn_name")}
+        return {"io": io, "column": "verification_info.test_cases"}
     truth = object_in(at(row, "reward_model.ground_truth"))
     if isinstance(truth, dict) and {"inputs", "outputs"} <= truth.keys():
         return {"io": truth, "column": "reward_model.ground_truth"}

@@ -10,7 +10,9 @@ from .programs import DEFINITION, prefix_of, stub, unfinished
 from .unit_tests import CannotJudge, prepare
 
 LIMIT = 3.0  # seconds of CPU for all tests of a function or one input of a program, where the data set does not say
-MAX_TESTS, MAX_TEST_TEXT = 50, 300_000  # of one problem: inputs, and characters of inputs and outputs
+MAX_TESTS = 50  # of one problem
+MAX_TEST_TEXT = 300_000  # characters of its inputs and outputs
+ENTRY = r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?"  # name, or Class().method
 SAME = """
 def plain(value):
     return [plain(x) for x in value] if isinstance(value, (list, tuple)) else value
@@ -21,12 +23,17 @@ def same(value, wanted):
 
 def stdio_spec(inputs, outputs, limit):
     """The spec of a program, its tests cut to MAX_TESTS and MAX_TEST_TEXT; None if there are none."""
-    kept, size = [], 0
+    size = 0
+    kept_inputs = []
+    kept_outputs = []
     for given, wanted in zip(inputs, outputs):
         size += len(given) + len(wanted)
-        if len(kept) < MAX_TESTS and size <= MAX_TEST_TEXT:
-            kept.append((given, wanted))
-    return {"inputs": [i for i, _ in kept], "outputs": [o for _, o in kept], "limit": limit} if kept else None
+        if len(kept_inputs) < MAX_TESTS and size <= MAX_TEST_TEXT:
+            kept_inputs.append(given)
+            kept_outputs.append(wanted)
+    if not kept_inputs:
+        return None
+    return {"inputs": kept_inputs, "outputs": kept_outputs, "limit": limit}
 
 
 def input_output_spec(tests, shown, limit):
@@ -34,28 +41,42 @@ def input_output_spec(tests, shown, limit):
     the beginning of the program, or a right one, which says whether the function is a method of Solution."""
     name = tests.get("fn_name")
     if not name:
-        inputs, outputs = (["\n".join(map(str, x)) if isinstance(x, list) else x for x in tests[side]]
-                           for side in ("inputs", "outputs"))
+        inputs = [lines_of(x) for x in tests["inputs"]]
+        outputs = [lines_of(x) for x in tests["outputs"]]
         return stdio_spec(inputs, outputs, limit)
     entry = f"Solution().{name}" if "class Solution" in shown else name
-    cases = [f"assert same(candidate(*{args if isinstance(args, list) else [args]!r}), {wanted!r})"
-             for args, wanted in zip(tests["inputs"], tests["outputs"])][:MAX_TESTS]
-    return {"tests": SAME + "\n".join(cases), "names": {"candidate": entry}, "prefix": "", "limit": limit,
-            "typing": True} if cases else None
+    cases = []
+    for given, wanted in zip(tests["inputs"], tests["outputs"]):
+        arguments = given if isinstance(given, list) else [given]
+        cases.append(f"assert same(candidate(*{arguments!r}), {wanted!r})")
+    if not cases:
+        return None
+    source = SAME + "\n".join(cases[:MAX_TESTS])
+    return {"tests": source, "names": {"candidate": entry}, "prefix": "", "limit": limit, "typing": True}
+
+
+def lines_of(value):
+    """Text that a program reads or prints, where a data set may hold a list of its lines."""
+    if not isinstance(value, list):
+        return value
+    return "\n".join(map(str, value))
 
 
 def names_in(tests, code, setup=""):
     """What `code` defines and the tests use, in the order of the code.  Raises SyntaxError."""
-    used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
-    defined = [node.name for node in ast.parse(code).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    everything = ast.walk(ast.parse(tests))
+    used = {node.id for node in everything if isinstance(node, ast.Name)}
+    body = ast.parse(code).body
+    defined = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     return [name for name in defined if name in used or name in setup]
 
 
 def check_imports(prefix):
     """Raises CannotJudge if the beginning of a program imports what no program finds in the sandbox."""
     for node in ast.walk(ast.parse(stub(prefix))):
-        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [
-            getattr(node, "module", None) or ""]
+        modules = [getattr(node, "module", None) or ""]
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
         for module in modules:
             name = module.partition(".")[0]
             if name and name not in sys.stdlib_module_names:
@@ -65,7 +86,8 @@ def check_imports(prefix):
 def limit_of(row):
     """The time limit of a row in seconds.  Raises UserError."""
     limit = row.get("time_limit", LIMIT)
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit <= 3600:
+    number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    if not number or not 0 < limit <= 3600:
         raise UserError('"time_limit" must be a number of seconds, more than 0 and at most 3600')
     return float(limit)
 
@@ -75,41 +97,57 @@ def code_answer(row):
     CannotJudge if it is to be left out."""
     limit = limit_of(row)
     if "tests" in row:
-        tests, name = row["tests"], row.get("entry_point")
-        if isinstance(tests, list) and all(isinstance(test, str) for test in tests):
-            tests = "\n".join(tests)
-        if not isinstance(tests, str) or not tests.strip():
-            raise UserError('"tests" must be Python source, or a list of lines of it, and not empty')
-        if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?", name):
-            raise UserError('"entry_point" must be the name of the function or class that is tested, or Class().method')
-        try:
-            tests, names = prepare(tests, name)
-        except CannotJudge:
-            raise
-        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-            raise UserError('"tests" is not valid Python') from error
-        entry = name.partition("(")[0]
-        prompt = row["prompt"] if isinstance(row.get("prompt"), str) else ""
-        prefix = prefix_of(prompt, entry)
-        if not prefix and unfinished(prompt):
-            raise CannotJudge(f"its prompt begins {unfinished(prompt)}, its entry_point is {name}")
-        check_entry(entry, str(row["tests"]), row.get("prompt"), row.get("solution"))
-        check_imports(prefix)
-        return json.dumps({"tests": tests, "names": names, "prefix": prefix, "limit": limit, "typing": True})
-    inputs, outputs = row.get("inputs"), row.get("outputs")
-    if any(not isinstance(side, list) or not side or not all(isinstance(text, str) for text in side)
-           for side in (inputs, outputs)) or len(inputs) != len(outputs):
-        raise UserError('"inputs" and "outputs" must be lists of text of one length, and not empty')
-    return json.dumps({"inputs": inputs, "outputs": outputs, "limit": limit, "typing": True})
+        spec = tests_spec(row)
+    else:
+        inputs = row.get("inputs")
+        outputs = row.get("outputs")
+        if not is_texts(inputs) or not is_texts(outputs) or len(inputs) != len(outputs):
+            raise UserError('"inputs" and "outputs" must be lists of text of one length, and not empty')
+        spec = {"inputs": inputs, "outputs": outputs}
+    return json.dumps({**spec, "limit": limit, "typing": True})
+
+
+def is_texts(value):
+    """Whether a value is a list of text, and not empty."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(text, str) for text in value)
+
+
+def tests_spec(row):
+    """The spec of a row {"tests", "entry_point"}, without what all specs have.  Raises UserError, CannotJudge."""
+    tests = row["tests"]
+    name = row.get("entry_point")
+    if is_texts(tests):
+        tests = "\n".join(tests)
+    if not isinstance(tests, str) or not tests.strip():
+        raise UserError('"tests" must be Python source, or a list of lines of it, and not empty')
+    if not isinstance(name, str) or not re.fullmatch(ENTRY, name):
+        raise UserError('"entry_point" must be the name of the function or class that is tested, or Class().method')
+    try:
+        tests, names = prepare(tests, name)
+    except CannotJudge:
+        raise
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise UserError('"tests" is not valid Python') from error
+    entry = name.partition("(")[0]
+    prompt = row["prompt"] if isinstance(row.get("prompt"), str) else ""
+    prefix = prefix_of(prompt, entry)
+    if not prefix and unfinished(prompt):
+        raise CannotJudge(f"its prompt begins {unfinished(prompt)}, its entry_point is {name}")
+    check_entry(entry, str(row["tests"]), row.get("prompt"), row.get("solution"))
+    check_imports(prefix)
+    return {"tests": tests, "names": names, "prefix": prefix}
 
 
 def check_entry(name, tests, prompt, solution):
     """Whether anything in a row of code speaks of its entry point.  Raises UserError if it is the name of nothing."""
-    def named(text):
-        return isinstance(text, str) and re.search(rf"\b{name}\b", text)
-    if not named(tests) and not named(prompt) and not named(solution):
+    def found(pattern, text):
+        return isinstance(text, str) and re.search(pattern, text, re.MULTILINE)
+    named = rf"\b{name}\b"
+    if not any(found(named, text) for text in (tests, prompt, solution)):
         raise UserError(f'"entry_point" {name!r} is in neither "tests" nor "prompt" nor "solution": what is tested?')
     defined = rf"^[ \t]*{DEFINITION}"
-    if (isinstance(solution, str) and re.search(defined, solution, re.MULTILINE) and not named(solution)
-            and not (isinstance(prompt, str) and re.search(rf"{defined}{name}\b", prompt, re.MULTILINE))):
+    other = found(defined, solution) and not found(named, solution)
+    if other and not found(rf"{defined}{name}\b", prompt):
         raise UserError(f'"entry_point" {name!r} is not what "solution" defines')

@@ -937,6 +937,7 @@ def test_problems_without_a_gold_completion_are_counted(tmp_path):
     (cat_passk, ["--prompts", "1"], "--normalise"), (cat_passk, ["--test-n", "a"], "--test-n"),
     (cat_passk, ["--train-problems", "-1"], "--train-problems"), (cat_majority, ["--threshold", "17"], "--threshold"),
     (cat_majority, ["--threshold", "x"], "--threshold"), (cat_majority, ["--threshold", "0"], "--threshold"),
+    (cat_majority, ["--threshold", "²"], "--threshold"),
     (cat_majority, ["--contrastive"], "--contrastive"),
     (cat_majority, ["--all-wrong", "nan"], "--all-wrong"), (cat_bon, ["--form", "exact", "--ranks", "fifo"], "fifo"),
     (cat_bon, ["--form", "exact", "--samples", "4"], "--samples 4"), (cat_bon, ["--fifo", "0"], "--fifo"),
