@@ -396,6 +396,17 @@ def test_folders_with_splits(tmp_path):
         tasks.load_task(data=str(tmp_path / "b"))
 
 
+def test_levels_of_own_folders(tmp_path):
+    """MATH as it was released, a problem a file, without its name."""
+    for i in range(6):
+        row = {"problem": f"{i}?", "level": f"Level {i % 2 + 1}", "type": "Algebra", "solution": f"$\\boxed{{{i}}}$"}
+        path = tmp_path / f"MATH/{'test' if i > 3 else 'train'}/algebra/{i}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row, indent=2))
+    task = tasks.load_task(data=str(tmp_path / "MATH"), levels="2")
+    assert [p.answer for p in task.test] == ["5"] and {p.level for p in task.train + task.valid} == {"2"}
+
+
 def test_save_to_disk(tmp_path):
     import datasets
     rows = [{"answer": row["answer"], "prompt": user(row["problem"])} for row in ROWS]
