@@ -308,7 +308,7 @@ class Code(Task):
         self.pool = CodePool(arguments, sandbox.whole(longest) + 3 * sandbox.START_LIMIT)
         if arguments["args"][-2]:
             print(f"programs run in a sandbox: {arguments['note']}", flush=True)
-        if self.name == "jsonl" and 0 < len(problems) <= AT_ONCE:
+        if self.name == "jsonl" and len(problems) <= AT_ONCE:
             self.try_tests(specs)
             left = {id: flaw for id, flaw in self.flaws.items() if flaw}
             for split in ("train", "valid", "test"):
