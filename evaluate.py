@@ -135,7 +135,7 @@ class Blocks:
             self.mark = now
 
     def resize(self, seconds):
-        """To ten seconds a block, after one of so many; the first process decides for all of them."""
+        """To ten seconds per block, judged by the one before; the first process decides for all of them."""
         growth = min(4, 10 / max(1e-3, seconds))
         size = min(self.most, max(1, int(self.size * growth)))
         told = 0.0 if processes.RANK else float(size)

@@ -125,7 +125,7 @@ class Decoder:
         self.logits.copy_(out.logits[:, -1])
 
     def run(self, steps):
-        """Decode up to so many tokens; fewer where most rows have ended -> how many."""
+        """Decode a number of tokens, fewer where most rows have ended -> how many."""
         step = self.step
         for t in range(1, steps + 1):
             if t == 2 and self.done.is_cuda:  # the first one has made ready what kernels need before they are captured
@@ -137,7 +137,7 @@ class Decoder:
         return t
 
     def mostly_ended(self):
-        """Whether fewer than half of the rows go on; asks the device."""
+        """Whether fewer than half of the rows are still running; asks the device."""
         alive = (~self.done).sum()
         return alive < (len(self.done) + 1) // 2
 

@@ -33,7 +33,7 @@ def parse_args(argv=None):
                         help="folder to write: model.safetensors, tokenizer, config, result.json")
     parser.add_argument("--tasks", default="countdown,routes",
                         help="embedded tasks, comma-separated, equal shares; or program or peptide alone")
-    parser.add_argument("--start", choices=["tiny"], help="go on from this embedded model instead of from scratch")
+    parser.add_argument("--start", choices=["tiny"], help="start from this embedded model instead of from scratch")
     parser.add_argument("--cut", type=float, default=0.0,
                         help="countdown: share of the corpus's lines that stop before all numbers are used")
     parser.add_argument("--width", type=int, default=64, help="hidden size (a multiple of 64 keeps 4-bit simple)")

@@ -36,7 +36,7 @@ import which
 from pages import spread, table, wrapped
 from runner import interval, known, per_problem, runs_of
 
-SEEDS = 5  # below so many a claim is open
+SEEDS = 5  # with fewer a claim is open
 MARKS = "<!-- claims -->", "<!-- end of claims -->"  # in README.md
 TANG, CHOW, CAT = "arXiv 2503.19595", "arXiv 2412.15287", "arXiv 2604.24957"
 
@@ -408,7 +408,7 @@ def make(wanted, jobs, again=None):
     """Make missing runs in `jobs` processes at once, this one among them."""
     missing = len(set(wanted) - runner.records().keys())
     print(f"{len(wanted) - missing} of {len(wanted)} runs are recorded" + f"; {missing} to make, a minute or two each, "
-          "and what they need; Ctrl-C saves, the same command goes on" * (missing > 0), flush=True)
+          "and what they need; Ctrl-C saves, the same command continues" * (missing > 0), flush=True)
     others = [multiprocessing.get_context("spawn").Process(target=runner.work, args=(wanted, again))
               for _ in range(jobs - 1)]
     try:

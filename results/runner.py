@@ -232,7 +232,7 @@ def append(run):
 def ensure(row, seed, wait=True, adapter=False):
     """See that the run of a row and seed is recorded (with `adapter`: that its folder is there), making what it needs.
     Returns whether it is; False only if another process is at it and `wait` is not set. Raises SystemExit as scripts
-    do: 130 after Ctrl-C or SIGTERM, when what was trained is saved and the same call goes on."""
+    do: 130 after Ctrl-C or SIGTERM, when what was trained is saved and the same call continues."""
     def finished():
         return (row, seed) in records() and (is_done(row, seed) or not adapter)
     if finished():

@@ -45,7 +45,7 @@ def read(folder, name):
 
 
 def prompts(folder, most=8):
-    """Different prompts that a run has shown, at most so many, the last ones first."""
+    """Different prompts that a run has shown, the last ones first, up to a limit."""
     try:
         with open(os.path.join(folder, "samples.jsonl")) as file:
             shown = [str(json.loads(line)["prompt"]) for line in file]

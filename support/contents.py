@@ -181,10 +181,13 @@ def compare(then, now, flags, args, started):
             begun = {file: now[name].get(file) if re.search(WEIGHTS, file) else value for file, value in begun.items()}
         found = change(begun, now[name])
         if found:
-            before, given = flags.get(name), getattr(args, name)
-            what = (f"--{name} is {before} in args.json, and {given} differs from it {found}" if before != given else
-                    f"--{name} {given} has changed since this run began, {found}" if given else
-                    f"the data set of task {args.task} has changed since this run began, {found}")
+            before = flags.get(name)
+            given = getattr(args, name)
+            what = f"the data set of task {args.task} has changed since this run began, {found}"
+            if before != given:
+                what = f"--{name} is {before} in args.json, and {given} differs from it {found}"
+            elif given:
+                what = f"--{name} {given} has changed since this run began, {found}"
             raise UserError(f"--resume: {what}: give what the run began with, or start a new run (--adapter)")
 
 

@@ -70,7 +70,7 @@ def base_parser(doc, task, train_problems):
                    "'####' or 'answer is', else a number alone")
     g.add_argument("--levels", help="difficulty levels of the task `math`, e.g. 1-3")
     g.add_argument("--train-problems", type=int, default=train_problems,
-                   help="use the first so many training problems; 0 = all")
+                   help="use only the first N training problems; 0 = all")
     g.add_argument("--allow-unsandboxed-code", action="store_true",
                    help="run model-written programs even where there is no sandbox")
     g.add_argument("--model", help="hub id, local directory, FILE.gguf, or an embedded model; default that of "
@@ -102,7 +102,7 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
     if kl:
         g.add_argument("--kl-coef", type=float, default=0.0, help="beta of KL(pi || reference); 0 = measured only")
         g.add_argument("--kl-prompts", type=int, default=32,
-                       help="without --kl-coef: measure KL on a sample of so many prompts of a step; 0 = do not")
+                       help="without --kl-coef: measure the KL on one sample of each of N prompts per step; 0 = never")
     g.add_argument("--reference", choices=["start", "base"], default="start",
                    help="KL reference: the start of this run, or the base")
     g.add_argument("--seed", type=int, default=0, help="initialisation, data order and sampling")
@@ -118,7 +118,7 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
                    help="problems to evaluate on, 0 = all; default all for a model of less than 5 M parameters, else "
                         "those of 4,096 completions")
     g.add_argument("--eval-every", type=int, default=0,
-                   help="evaluate on validation problems every so many steps; 0 = never")
+                   help="evaluate on validation problems every N steps; 0 = never")
     g.add_argument("--save-every", type=int, default=25, help="steps between checkpoints")
     g.add_argument("--out", help=f"run folder; default runs/{script}-<task>-<what>-<number>")
     g.add_argument("--resume", action="store_true", help="continue the run in --out; --model, --data, "

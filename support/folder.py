@@ -206,9 +206,9 @@ class Run:
     """One training run on disk: args.json, metrics.jsonl, samples.jsonl, result.json, curves.png, adapter/, state.pt.
 
     `--resume` takes every flag from args.json (a flag given again must agree), cuts what was logged after the last
-    checkpoint, and goes on from it. Nothing random is stored: every draw has its own seed (seed_of).
+    checkpoint, and continues from it. Nothing random is stored: every draw has its own seed (seed_of).
     state.pt is what torch.save writes, and then the SHA-256 of that. It holds size and SHA-256 of the logs up to its
-    step, and the flags. What does not agree ends in one sentence with the command that goes on from state.previous.pt,
+    step, and the flags. What does not agree ends in one sentence with the command to continue from state.previous.pt,
     the checkpoint before; nothing falls back to it unasked.
     Ctrl-C or SIGTERM sets `stopping`; the loop then saves after the current step. A second Ctrl-C leaves at once.
     Of several processes the first one reads and writes.
@@ -327,7 +327,7 @@ class Run:
 
     def restore(self, policy, optimizer):
         """Load the last checkpoint and cut the logs to its step -> the checkpoint, None if there was none yet.  Raises
-        UserError: damage, with the way on; flags other than the checkpoint's; files that cannot be written."""
+        UserError: damage, with what to do; flags other than the checkpoint's; files that cannot be written."""
         try:
             state = self.read_checkpoint("state.pt")
             if state is None and os.path.exists(self.path(PREVIOUS)):
@@ -414,7 +414,7 @@ class Run:
         return sizes
 
     def way_on(self):
-        """The words that say how to go on where the last checkpoint, or what was logged before it, is damaged."""
+        """The words that say how to continue where the last checkpoint, or what was logged before it, is damaged."""
         script = os.path.join(ROOT, self.script + ".py")
         resume = shlex.join([sys.executable, script, "--out", self.folder, "--resume"])
         state, previous = self.path("state.pt"), self.path(PREVIOUS)
@@ -425,7 +425,7 @@ class Run:
             found = None
         if found:
             move = shlex.join(["mv", previous, state])
-            return f"go on from the checkpoint before it, of step {found['step']}, with: {move} && {resume}"
+            return f"continue from the checkpoint before it, of step {found['step']}, with: {move} && {resume}"
         remove = shlex.join(["rm", "-f", state, previous])
         return f"no checkpoint before it is whole; begin this run again with: {remove} && {resume}"
 

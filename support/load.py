@@ -50,8 +50,8 @@ def bits_of(policy):
 
 
 def learning_rate(parameters, supervised):
-    """Default of --lr for a base of so many parameters -> (rate, the reason in words). Steps over what the field uses
-    with LoRA; samples move a policy further than gold completions at the same rate, so RL has half or less."""
+    """Default of --lr for a base of this size, in parameters -> (rate, the reason in words). Steps over what the field
+    uses with LoRA; samples move a policy further than gold completions at the same rate, so RL has half or less."""
     sizes = {TINY: (2e-3, 2e-3), 1e8: (5e-4, 5e-4), 1e9: (2e-4, 1e-4), math.inf: (1e-4, 2e-5)}
     sft, rl = sizes[min(most for most in sizes if parameters < most)]
     mode, rate = ("SFT", sft) if supervised else ("RL", rl)
@@ -165,7 +165,7 @@ def device_of(asked):
 
 
 def compute_dtype(bits, device):
-    """What a base of so many bits is computed in: bfloat16 where the hardware has it. Never float16: without loss
+    """What a base of this many bits is computed in: bfloat16 where the hardware has it. Never float16: without loss
     scaling its gradients vanish.  Raises UserError for bits that there are not, or not on this device."""
     if bits not in (4, 8, 16, 32):
         raise UserError(f"--bits {bits}: choose 4, 8, 16 or 32")
@@ -179,7 +179,7 @@ def compute_dtype(bits, device):
 
 
 def quantisation(bits, dtype):
-    """The settings of bitsandbytes for so many bits; None where nothing is quantised."""
+    """The settings of bitsandbytes for this many bits; None where nothing is quantised."""
     from transformers import BitsAndBytesConfig
     if bits == 4:
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -322,8 +322,8 @@ def sizes(lm):
 
 
 def most_rows(lm, tokens):
-    """Rows of so many tokens that the sampler decodes at once: those whose keys, values and logits half the free memory
-    of a GPU holds; on a CPU 1 GB, at most 1024."""
+    """Rows of a number of tokens that the sampler decodes at once: those whose keys, values and logits half the
+    free memory of a GPU holds; on a CPU 1 GB, at most 1024."""
     c = lm.config.get_text_config()
     layers, hidden, vocabulary = sizes(lm)
     heads = largest(c, "num_attention_heads", 1)

@@ -23,7 +23,7 @@ def refuse(lm, model):
     name, hint = type(lm).__name__, "choose a decoder-only language model"
     if needs_encoder(lm):
         raise UserError(f"model {model!r} is the decoder of an encoder-decoder ({name} has attention to the states of "
-                        f"an encoder) and was not made to go on without it: {hint}")
+                        f"an encoder) and was not made to continue text without it: {hint}")
     try:
         if not causal(lm):
             told = ", and its config says is_decoder false" if getattr(lm.config, "is_decoder", None) is False else ""

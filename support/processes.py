@@ -46,7 +46,7 @@ def lost():
         yield
     except RuntimeError as error:
         raise UserError("lost the other processes of this run, one of which has ended or cannot be reached: see its "
-                        "own message; a training run goes on from its last checkpoint with --resume") from error
+                        "own message; a training run continues from its last checkpoint with --resume") from error
 
 
 def all_reduce(x):

@@ -178,7 +178,7 @@ def continuations(tokenizer, text, prompt, whole):
 
 
 def after(tokenizer, text):
-    """Token ids of a text as it is encoded where it goes on with another one."""
+    """Token ids of a text as it is encoded where it continues another one."""
     for opener in OPENERS if text else ():
         first, both = ids_of(tokenizer, [opener, opener + text])
         ids = both[len(first):]

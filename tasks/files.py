@@ -227,7 +227,7 @@ def reason_of(error):
 
 def rows_of(path, config, split, make, first=None):
     """make(row) of the rows of a data set on the hub or in a local file or folder, those that are None left out. With
-    `first` it is streamed, and no more than so many rows are.  Raises UserError."""
+    `first` it is streamed, up to that many rows.  Raises UserError."""
     try:
         files = local_files(path, config, split)[0] if os.path.exists(path) else []
         rows = (row for file in files for row in sound_rows(file))

@@ -133,7 +133,7 @@ def blocks_of(text):
 
 
 def body_of(text):
-    """The body of a function that a base model writes, and goes on (Chen et al. 2021)."""
+    """The body of a function at the start of what a base model writes (Chen et al. 2021)."""
     return re.split(r"\n(?=class|def|#|if|print)", text, maxsplit=1)[0]
 
 
@@ -204,7 +204,7 @@ def program_of(completion, prefix="", names=()):
     text outside of blocks that does, else (after a prefix) the same for the body of a function. Without names it is the
     last that reads standard input, else has a function, else a statement: usage, samples and output come after. A block
     in another language counts only if none is in Python or in no language. Where the prompt is the beginning of a
-    function it goes before that: as it is if the completion goes on with the body, at whatever indentation, as a stub
+    function it goes before that: as it is if the completion continues with the body, at whatever indentation, as a stub
     with its imports and helpers if the completion has the function itself."""
     names = {name.split("(")[0] for name in names}
     blocks, outside = blocks_of(FIRST_LANGUAGE.sub("", completion.replace("\r\n", "\n")))
@@ -232,7 +232,7 @@ def program_of(completion, prefix="", names=()):
         found = codes_outside(outside, kind, head)
         if found:
             i = 0
-            code = found[0 if head else -1]  # after the body a base model goes on with something else
+            code = found[0 if head else -1]  # after the body a base model writes something else
             break
     whole = unindent(code)
     if not prefix or own.search(whole):
@@ -308,7 +308,7 @@ class Code(Task):
         self.pool = CodePool(arguments, sandbox.whole(longest) + 3 * sandbox.START_LIMIT)
         if arguments["args"][-2]:
             print(f"programs run in a sandbox: {arguments['note']}", flush=True)
-        if self.name == "jsonl" and 0 < len(problems) <= AT_ONCE:
+        if self.name == "jsonl" and len(problems) <= AT_ONCE:
             self.try_tests(specs)
             left = {id: flaw for id, flaw in self.flaws.items() if flaw}
             for split in ("train", "valid", "test"):

@@ -310,7 +310,7 @@ def level_of(row, columns, used):
         raise UserError('"level" must be text or a number')
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return None if value is None else as_text(value, "level")
+    return None if value is None else as_text(value, "level").removeprefix("Level ")  # as MATH has it
 
 
 def split_of(row, columns, used):

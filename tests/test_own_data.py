@@ -396,6 +396,17 @@ def test_folders_with_splits(tmp_path):
         tasks.load_task(data=str(tmp_path / "b"))
 
 
+def test_levels_of_own_folders(tmp_path):
+    """MATH as it was released, a problem a file, without its name."""
+    for i in range(6):
+        row = {"problem": f"{i}?", "level": f"Level {i % 2 + 1}", "type": "Algebra", "solution": f"$\\boxed{{{i}}}$"}
+        path = tmp_path / f"MATH/{'test' if i > 3 else 'train'}/algebra/{i}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row, indent=2))
+    task = tasks.load_task(data=str(tmp_path / "MATH"), levels="2")
+    assert [p.answer for p in task.test] == ["5"] and {p.level for p in task.train + task.valid} == {"2"}
+
+
 def test_save_to_disk(tmp_path):
     import datasets
     rows = [{"answer": row["answer"], "prompt": user(row["problem"])} for row in ROWS]
@@ -527,13 +538,13 @@ def test_runs_on_messages(tmp_path):
 def test_messages_alone_serve_supervised_training(tmp_path):
     rows = [{"messages": [*user(f"c{i},2:"), said(f"{i}")]} for i in range(1, 31)]
     data = put(tmp_path / "p.jsonl", rows)
-    flags = [*TINY, "--data", data, "--no-chat", "--steps", 1]
+    flags = ["--data", data, "--no-chat", "--steps", 1, "--prompts", 2]
     code, out, err = run(cat_passk.main, *flags, "--mode", "sft", "--eval-samples", 0, "--out", tmp_path / "a")
     assert code == 0 and "solution from the last message" in out, err
     code, out, err = run(bon_sft.main, *flags, "--n", 1, "--eval-samples", 0, "--out", tmp_path / "b")
     assert code == 0, err
     for more in ([], ["--eval-samples", 0]):
-        code, _, err = run(ppo_passk.main, *flags, "--k", 1, *more, "--out", tmp_path / "c")
+        code, _, err = run(ppo_passk.main, *flags, "--k", 1, "--samples", 4, *more, "--out", tmp_path / "c")
         assert code == 2 and err.count("\n") == 1 and "no row of --data has an answer or tests" in err
 
 
