@@ -25,10 +25,10 @@ KINDS = {
         "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "short_factor": [1.0, 1.5],
         "long_factor": [2.0, 4.0], "original_max_position_embeddings": 64}},
 }
-SMALL = ["--task", "countdown", "--prompts", 3, "--samples", 4, "--max-new-tokens", 6, "--eval-samples", 0,
-         "--lr", 0.01]
-SCRIPTS = {"ppo_passk": (ppo_passk, ["--k", 2]), "cat_passk": (cat_passk, ["--n", 4]),
-           "cat_passk sft": (cat_passk, ["--n", 4, "--mode", "sft"]), "bon_rl": (bon_rl, ["--n", 2])}
+SMALL = ["--task", "countdown", "--prompts", 3, "--max-new-tokens", 6, "--eval-samples", 0, "--lr", 0.01]
+SAMPLES = ["--samples", 4]
+SCRIPTS = {"ppo_passk": (ppo_passk, ["--k", 2, *SAMPLES]), "cat_passk": (cat_passk, ["--n", 4, *SAMPLES]),
+           "cat_passk sft": (cat_passk, ["--n", 4, "--mode", "sft"]), "bon_rl": (bon_rl, ["--n", 2, *SAMPLES])}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_two_steps_of_each_script(kind, bits, folder_of, policies, tmp_path):
 @pytest.mark.parametrize("kind", ["qwen3_5_text", "qwen3_moe"])
 def test_resume_and_evaluation(kind, folder_of, policies, tmp_path, monkeypatch):
     """A run that broke off in its second step goes on bit for bit; a run is evaluated beside its base."""
-    flags = [*SMALL, "--k", 2, "--model", folder_of(kind), "--save-every", 1, "--steps", 2]
+    flags = [*SMALL, *SAMPLES, "--k", 2, "--model", folder_of(kind), "--save-every", 1, "--steps", 2]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(ppo_passk.main, *flags, "--out", whole)[0] == 0
     step, calls = ppo_passk.step, []
