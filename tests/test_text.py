@@ -149,7 +149,7 @@ KEPT["wordpiece"] = [" 42", ""]
 class Bare:
     """In the place of a model: what Policy asks of one to talk to it."""
     def __init__(self, size):
-        self.num_embeddings = size
+        self.weight = range(size)  # of its embedding
 
     def get_base_model(self):
         return self
