@@ -152,9 +152,12 @@ def encode(tokenizer, prompts, written=False):
     plain = ids_of(tokenizer, prompts) if prompts else []
     if written or not prompts:
         return plain
+    wholes = plain
+    if tokenizer.num_special_tokens_to_add():
+        wholes = tokenizer(prompts)["input_ids"]
     rows = []
     end = tokenizer.eos_token_id
-    for ids, whole in zip(plain, tokenizer(prompts)["input_ids"]):
+    for ids, whole in zip(plain, wholes):
         while len(ids) > 1 and ids[-1] == end:
             ids.pop()  # written at the end of the prompt: all would be said
         start = next((i for i in range(len(whole)) if whole[i:i + len(ids)] == ids), 0)
