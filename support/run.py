@@ -73,7 +73,7 @@ def set_up(run, task, label, binary=False, base=None):
     run.task = task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code,
                                       args.columns, args.skip_bad_rows)
     if args.eval_samples:
-        task.see_that_it_judges()
+        task.check_can_verify()
     args.model = args.model or own_base(args.adapter) or (base if base and task.name == first else task.base)
     if task.graded and binary:
         raise UserError(f"task {task.name} has graded rewards, and {run.script}.py ({label}) needs right or wrong: use "

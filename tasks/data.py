@@ -255,13 +255,13 @@ class Unjudged(Task):
         super().__init__()
         self.name, self.train, self.valid, self.test = name, train, valid, test
 
-    def see_that_it_judges(self):
+    def check_can_verify(self):
         raise UserError("no row of --data has an answer or tests, so no sample can be judged: say which column holds "
                         "them (--columns answer=...); supervised training does without, with --eval-samples 0")
 
     def rewards(self, problems, completions):
         if any(completion != problem.solution for problem, completion in zip(problems, completions, strict=True)):
-            self.see_that_it_judges()
+            self.check_can_verify()
         return [1.0] * len(problems)
 
     def verify(self, problem, completion):

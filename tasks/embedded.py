@@ -52,7 +52,7 @@ class Task:
         the solution is nothing but the answer, so they coincide."""
         return problem.solution
 
-    def see_that_it_judges(self):
+    def check_can_verify(self):
         """Raises UserError if no completion can be judged."""
 
     def need(self, split):
