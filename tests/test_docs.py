@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 
 import pytest
 import references
@@ -328,3 +329,78 @@ def test_copying_out_the_whole(tmp_path):
                           text=True, env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert all(os.path.exists(tmp_path / script / "result.json") for script in SCRIPTS)
+
+
+# ------------------------------------------------------------------------------------------------------------------ TRL
+
+OURS = {  # the coefficients of a budget of 3, rewards [B, M]; in bon_sft.py the first of them is of the gold completion
+    "ppo_passk": "advantages(rewards, 3, 'passk')", "bon_sft": "sft_coefficients(rewards, 3)"}
+
+
+def snippet(script):
+    """The subclass of a page, for TRL."""
+    code, = blocks(part(script, "In TRL"), "python")
+    return code
+
+
+def trl_trainer(script, folder, n, **settings):
+    """A trainer of the page's class on the embedded model, and the rewards that it will have asked for."""
+    import datasets
+    import peft
+    import transformers
+    import trl
+    namespace = {}
+    exec(snippet(script), namespace)
+    kind, = (x for x in namespace.values() if isinstance(x, type) and x.__module__ == "builtins")
+    rewards = []
+
+    def reward(completions, **_):
+        rewards.extend(float(zlib.crc32(text.encode()) % 4 == 0) for text in completions)
+        return rewards[-len(completions):]
+    path = os.path.join(ROOT, "models", "tiny")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path)
+    rows = [{"prompt": "c4,6,5,8:57>", "gold": "6*8+5+4"}, {"prompt": "c1,9,8:18>", "gold": "9+8+1"}]
+    args = trl.GRPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], save_strategy="no",
+                          disable_tqdm=True, beta=0.0, temperature=1.0, max_completion_length=12, num_generations=n,
+                          per_device_train_batch_size=2 * n, max_steps=1, loss_type="dr_grpo",
+                          gradient_checkpointing=False, **settings)
+    lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = kind(model=model, processing_class=tokenizer, reward_funcs=reward, peft_config=lora, args=args,
+                   train_dataset=datasets.Dataset.from_list(rows))
+    return trainer, rewards, [row for row in rows for _ in range(n)]
+
+
+def gradient_of(loss, model):
+    found = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+    return torch.cat([g.flatten() for g in found])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("script", WRITTEN)
+def test_the_gradient_in_trl_is_ours(script, tmp_path):
+    """One batch of TRL's own samples: its loss with the page's class, and minus the sum of coefficient times log pi
+    over the number of prompts, have one gradient. A step of its trainer runs."""
+    pytest.importorskip("trl")
+    assert len(snippet(script).strip().split("\n")) <= 25
+    n = 8
+    trainer, rewards, batch = trl_trainer(script, tmp_path, n)
+    trainer.budget = 3
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = trainer._generate_and_score_completions(batch)
+    theirs = gradient_of(trainer.compute_loss(trainer.model, inputs), trainer.model)
+    r = torch.tensor(rewards).view(2, n)
+    coefficients = eval(OURS[script], {**vars(importlib.import_module(script)), "rewards": r})
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+    position = (mask.cumsum(1) - 1).clamp(min=0)
+    T = inputs["completion_ids"].shape[1]
+    logits = trainer.model(input_ids=ids, attention_mask=mask, position_ids=position).logits[:, -T - 1:-1]
+    logp = torch.log_softmax(logits, -1).gather(-1, ids[:, -T:, None])[..., 0]
+    logp = (logp * inputs["completion_mask"]).sum(1).view(2, n)
+    ours = gradient_of(-(coefficients * logp).sum() / 2, trainer.model)
+    assert coefficients.any() and ours.norm() > 1e-3
+    assert torch.allclose(theirs, ours, rtol=1e-3, atol=1e-5 * ours.norm().item()), (theirs.norm(), ours.norm())
+    trainer.train()
