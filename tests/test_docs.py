@@ -52,6 +52,47 @@ def test_lines_and_claims_are_where_the_links_say(path):
     assert references.mended(path) == source(path), "python tests/references.py"
 
 
+def test_numbers_are_written_anew(tmp_path, monkeypatch, capsys):
+    """Lines, claims and sizes of lists after the code has moved; what cannot be found is one sentence."""
+    monkeypatch.setattr(references, "ROOT", str(tmp_path))
+    for folder in ("docs", "results"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "results" / "claims.md").write_text("# Claims\n\n### `more`: in part\n\n### `more-yet`: holds\n")
+    (tmp_path / "common.py").write_text("import os\n\n\ndef kl(x):\n    return x\n")
+    (tmp_path / "ppo_passk.py").write_text("def kl_of(x):\n    y = x[0] * 2\n    return y\n\n\nclass A:\n    pass\n")
+    (tmp_path / "README.md").write_text("`common.py:1` `kl`\n")
+    page = tmp_path / "docs" / "ppo_passk.md"
+    page.write_text("[`A`](../ppo_passk.py#L1), [`y = x[0] * 2`](../ppo_passk.py#L1)\n"
+                    "[`more`](../results/claims.md#more-holds)\n```\nweight 9  kl_of A\nloss 9  common.kl\n```\n")
+    references.main()
+    assert capsys.readouterr().out == "README.md\ndocs/ppo_passk.md\n"
+    assert (tmp_path / "README.md").read_text() == "`common.py:4` `kl`\n"
+    assert page.read_text() == (
+        "[`A`](../ppo_passk.py#L6), [`y = x[0] * 2`](../ppo_passk.py#L2)\n"
+        "[`more`](../results/claims.md#more-in-part)\n```\nweight   5  kl_of A\nloss     2  common.kl\n```\n")
+    references.main()
+    assert not capsys.readouterr().out
+    for words in ("[`B`](../ppo_passk.py#L1)", "[`return`](../common.py#L1)", "[`x`](../ppo_passk.py#L1)",
+                  "[`less`](../results/claims.md#less-holds)"):
+        page.write_text(words)
+        with pytest.raises(LookupError):
+            references.main()
+
+
+@pytest.mark.parametrize("text,wanted", [
+    ("# One `two` [three](x.md), four!\n## One\n## One\n", {"one-two-three-four", "one", "one-1"}),
+    ("```\n# no\n```\n### `a-b`: in part\n", {"a-b-in-part"})])
+def test_anchors(text, wanted):
+    assert references.anchors(text) == wanted
+
+
+def test_what_counts_as_a_word_and_as_a_formula():
+    text = ("# Title\nOne $`x_1`$ two `code` [three](a.md) $y$ costs 5$ or 6.\n\n$$\nz\n$$\n| cell |\n```\ncode\n```\n"
+            "<details>\n<summary>why</summary>\n\nmore\n</details>\n")
+    assert references.prose(text) == ["One", "two", "three", "costs", "5$", "or", "6."]
+    assert references.formulas(text) == [("x_1", False), ("y", False), ("z", True)]
+
+
 @pytest.mark.parametrize("path", [*pages(), *OTHERS])
 def test_links(path):
     """Files and anchors are there; a picture says in words what it shows."""
