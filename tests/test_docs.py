@@ -418,6 +418,22 @@ def gradient_of(loss, model):
     return torch.cat([g.flatten() for g in found])
 
 
+def test_a_wrapped_reward_is_biased():
+    """What docs/ppo_passk.md says of coefficients minus the mean of their group: .625 instead of .5, exactly."""
+    from ppo_passk import advantages
+    k, n = 4, 8
+    rewards = torch.tensor(list(itertools.product([0.0, 1.0], repeat=n)), dtype=torch.float64)
+    A = advantages(rewards, k, "passk")
+    for p in (0.5, 0.1, 0.7):
+        chance = (rewards * p + (1 - rewards) * (1 - p)).prod(1)
+        slope = rewards / p - (1 - rewards) / (1 - p)  # of log pi, by p
+        exact, wrapped = ((chance * (c * slope).sum(1)).sum() for c in (A, A - A.mean(1, keepdim=True)))
+        bias = k / n * ((1 - p) ** (k - 1) - (k - 1) * p * (1 - p) ** (k - 2))
+        assert exact.item() == pytest.approx(k * (1 - p) ** (k - 1))
+        assert wrapped.item() == pytest.approx(exact.item() - bias)
+        assert p != 0.5 or (exact.item(), wrapped.item()) == pytest.approx((0.5, 0.625))
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("script", WRITTEN)
 def test_the_gradient_in_trl_is_ours(script, tmp_path):
