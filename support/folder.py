@@ -271,7 +271,7 @@ class Run:
         given = {name: value for name, value in given.items() if value is not absent}
         compared = found.get("contents") or {}  # a folder of older versions has none
         for name, value in given.items():
-            moved = contents.moves(name, value) and compared.get(name)  # identify() looks what is there
+            moved = value and contents.moves(name, value) and compared.get(name)  # identify() looks what is there
             if name not in MAY_CHANGE and flags.get(name) != value and not moved:
                 raise UserError(f"--resume continues with the flags of args.json, where --{name.replace('_', '-')} is "
                                 f"{flags.get(name)}, not {value}: leave the flag out, or start a new run (--adapter)")
