@@ -718,7 +718,7 @@ def test_readme_commands_parse():
     parsers["table"] = lambda argv: importlib.import_module("table").parser().parse_args(argv)
     for name in ("ppo_passk", "bon_sft", "bon_rl", "cat_passk", "cat_majority", "cat_bon", "fit_verifier"):
         module = importlib.import_module(name)
-        parsers[name] = lambda argv, module=module: module.check(module.parser().parse_args(argv))
+        parsers[name] = lambda argv, module=module: module.check_flags(module.parser().parse_args(argv))
     text = readme() + "".join(open(os.path.join(ROOT, "results", name)).read() for name in ("README.md", "speed.md"))
     text = text.replace("\\\n", " ")
     text = re.sub(r"(?<!`)`(?!`)[^`]+`", lambda match: " ".join(match[0].split()), text)  # a span may go over two lines
