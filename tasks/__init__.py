@@ -72,9 +72,11 @@ def keep_levels(task, levels):
 
 
 def task_of(args):
-    """The task that the flags of a command line ask for.  Raises UserError."""
-    return load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code, args.columns, args.skip_bad_rows,
+    """The task that the flags of a command line ask for; FILE.py becomes FILE.py:NAME in them.  Raises UserError."""
+    task = load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code, args.columns, args.skip_bad_rows,
                      args.reward, args.reward_processes)
+    vars(args).update(task.places)
+    return task
 
 
 def load_task(name=None, data=None, levels=None, allow_unsandboxed=False, columns=None, skip_bad_rows=False,

@@ -155,9 +155,11 @@ class File:
         self.name, = candidates
         return candidates[self.name]
 
-    def contents(self, kind):
-        """For args.json: {file: SHA-256} and, under `kind`, what of the file is used."""
-        return {**self.digests, kind: self.name}
+    def mark(self, task, kind):
+        """Have a task say what it is made by, for args.json.  kind: of what NAME stands for."""
+        flag = self.flag.removeprefix("--")
+        task.places = {flag: f"{self.path}:{self.name}"}
+        task.code = {flag: {**self.digests, kind: self.name}}
 
 
 def source_of(name):
@@ -244,7 +246,7 @@ def load_own_task(text, data=None):
     task.name = task.name or file.name.lower()
     check_task(task, file.what)
     guard(task, file)
-    task.code = {"task": file.contents("class")}
+    file.mark(task, "class")
     sizes = [f"{len(getattr(task, split)):,} {split}" for split in SPLITS]
     task.understood = f"{file.path}:{file.name}: {', '.join(sizes)}"
     return task

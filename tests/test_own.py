@@ -83,12 +83,13 @@ def test_the_example_of_a_task(tmp_path):
     assert task.rewards(task.test, [p.answer for p in task.test]) == [1] * 595
     with open(file, "a") as more:
         more.write("# another line\n")
-    said_no(run(ppo_passk.main, "--out", tmp_path / "r", "--resume"), f"--task {file} has changed", "in my_task.py")
+    resumed_run = run(ppo_passk.main, "--out", tmp_path / "r", "--resume")
+    said_no(resumed_run, f"--task {file}:Sums has changed", "in my_task.py")
     code, out, err = run(evaluate.main, tmp_path / "r", "--samples", 2, "--k", 1, "--problems", 3, "--out",
                          tmp_path / "e")
     assert code == 0 and "sums, 3 problems" in out and "note: what --task names is not what" in out, err
     begun = json.loads((tmp_path / "r" / "args.json").read_text())
-    assert begun["flags"]["task"] == str(file)
+    assert begun["flags"]["task"] == f"{file}:Sums"  # which is not another task than FILE.py
     assert begun["contents"]["task"] == {"my_task.py": own.hashlib.sha256(TASK.encode()).hexdigest(), "class": "Sums"}
     assert begun["contents"]["data"]["train"] == 2381
 
