@@ -255,7 +255,8 @@ def assert_close(a, b, skipped):
 
 
 def test_requirements():
-    """Whatever is imported is listed, or comes with what is listed; TRL is for a comparison that asks for it."""
+    """Whatever is imported is listed, or comes with what is listed; TRL is for a comparison that asks for it, and the
+    converter of Markdown for pages that are looked at."""
     modules = set()
     for path in files(".py"):
         for node in ast.walk(ast.parse(source(path))):
@@ -267,5 +268,5 @@ def test_requirements():
     listed = {line.split("==")[0].replace("-", "_") for line in source("requirements.txt").split()}
     with_them = {"safetensors", "tokenizers", "accelerate", "huggingface_hub", "pyarrow", "psutil", "sympy",
                  "latex2sympy2_extended"}
-    assert modules - own - listed - with_them - sys.stdlib_module_names <= {"trl"}
+    assert modules - own - listed - with_them - sys.stdlib_module_names <= {"trl", "markdown_it"}
     assert {"numpy", "mpmath"} <= listed & modules
