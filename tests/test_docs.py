@@ -448,6 +448,9 @@ def test_the_gradient_in_trl_is_ours(script, tmp_path):
     trainer.current_gradient_accumulation_steps = 1
     inputs = trainer._generate_and_score_completions(batch)
     theirs = gradient_of(trainer.compute_loss(trainer.model, inputs), trainer.model)
+    if script == "bon_sft":
+        first = trainer.processing_class.batch_decode(inputs["completion_ids"][::n], skip_special_tokens=True)
+        assert first == [row["gold"] for row in batch[::n]]
     r = torch.tensor(rewards).view(2, n)
     coefficients = eval(OURS[script], {**vars(importlib.import_module(script)), "rewards": r})
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
