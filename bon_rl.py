@@ -350,7 +350,7 @@ def main(argv=None):
     check(args)
     binary = args.variant in ("b", "bp", "star")
     task, policy, train = set_up(run, "countdown", args.variant, binary)
-    verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
+    verifier = load_verifier(args.verifier, args.bits, device=args.device) if args.verifier else None
     optimizer = begin(run, f"variant {args.variant}, N {args.n}, M {args.samples}", budget=args.n, verifier=verifier)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):

@@ -276,7 +276,7 @@ def main(argv=None):
     args = run.args
     check(args)
     task, policy, train = set_up(run, "countdown", args.n, base="tiny_hasty")
-    verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
+    verifier = load_verifier(args.verifier, args.bits, device=args.device) if args.verifier else None
     train, golds = gold_completions(policy, task, train, longest=task.max_new_tokens)
     words = f"N {args.n}, M {args.samples}, {len(train)} gold solutions"
     optimizer = begin(run, words, budget=args.n, verifier=verifier)

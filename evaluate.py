@@ -13,7 +13,6 @@ brings its base and precision, the first one the problems too; temperature and l
 result.json, curves.png and one pool-<n>.jsonl per model and temperature, which `--pool` rescores without sampling
 again. `--co-scaling` fits pass@N(T) = exp(a(T) N^b(T)) at each temperature (Chow et al. 2024, arXiv 2412.15287).
 """
-import argparse
 import gc
 import json
 import math
@@ -22,12 +21,11 @@ import time
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-from support.flags import Parser, answer, plain_flag, prompt_flags
+from support.flags import Help, Parser, answer, computing_flags, prompt_flags
 
 
 def parse_args(argv=None):
-    parser = Parser(description=__doc__.split("\n")[0],
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__.split("\n")[0], formatter_class=Help)
     parser.add_argument("models", nargs="*", default=[],
                         help="run folders, hub ids, local model directories, GGUF files or embedded models (tiny, "
                              "tiny_program, ...); BASE+ADAPTER: adapter on base; default that of the task")
@@ -50,7 +48,7 @@ def parse_args(argv=None):
     parser.add_argument("--bits", type=int, default=None, choices=[4, 8, 16, 32],
                         help="precision of the base; default that of the run, or 4 (NF4) on a GPU, 32 on a CPU")
     prompt_flags(parser)
-    plain_flag(parser)
+    computing_flags(parser)
     parser.add_argument("--pool", nargs="+", default=None, help="rescore these pool files instead of sampling")
     parser.add_argument("--co-scaling", action="store_true", help="fit and plot pass@N(T) = exp(a(T) N^b(T))")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
@@ -552,7 +550,8 @@ def draw_pools(args, task, parts, temperatures, verifier):
 def ready(args, task, model, base, adapter, flags):
     """A policy that is loaded, and the task set to its prompts and length; says how."""
     own = flags if flags and adapter == model else {}  # of a run folder; BASE+ADAPTER is put as asked here
-    policy = common.load_policy(base, args.bits or own.get("bits"), adapter=adapter, reference="base",
+    bits = args.bits or own.get("bits")
+    policy = common.load_policy(base, bits, adapter=adapter, reference="base", device=args.device,
                                 fast=chooser(args.plain))
     chat = args.chat
     system = args.system
@@ -650,7 +649,9 @@ def main(argv: list[str] | None = None) -> None:
     check_flags(args, ks, pools)
     args.verifier = contents.located(args.verifier, "--verifier")
     parts = {model: base_and_adapter(model) for model in args.models}  # all, before the first takes its time
-    verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
+    verifier = None
+    if args.verifier:
+        verifier = load_verifier(args.verifier, args.bits, device=args.device)
     args.score = args.score or ("verifier" if verifier else "logp")
     known = {}
     if pools:

@@ -82,7 +82,7 @@ def set_up(run, task, label, binary=False, base=None):
     run.create(f"{task.name}-{label}")
     fast = chooser(args.plain)
     run.policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed,
-                                    fast=fast)
+                                    args.device, fast)
     run.identify(task, generated=not args.data and args.task not in tasks.DATA_SETS)
     run.policy.note += f"\nprompts {load.put_prompts(run.policy, task, args.chat, args.system)}"
     resolve(run)
