@@ -302,7 +302,7 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)
 
     line = {"loss": loss}
-    line |= sample_stats(task, drawn, rewards, args.n, gap, seconds)
+    line |= sample_stats(policy, task, drawn, rewards, args.n, gap, seconds)
     line["zero"] = zero
     line |= weights
     line["grad_norm"] = norm

@@ -277,13 +277,19 @@ def metrics(pool: list[dict], ks: Sequence[int], graded: bool = False, score: st
     return values
 
 
+def majority(answers: list, rewards: list[float], k: int) -> float:
+    """Chance that a plurality vote of k of the n samples of a problem is right, ties shared.  answers: None = no vote;
+    rewards: 1 = right."""
+    keys = {a for a, r in zip(answers, rewards) if r == 1 and a is not None}
+    return sum(common.maj_at_k(answers, key, k) for key in keys)
+
+
 def metrics_of(entry, ks, graded, score):
     """Every metric of one problem -> {name: number}."""
     rewards = entry["rewards"]
     answers = entry["answers"]
     n = len(rewards)
     right = sum(r == 1 for r in rewards)
-    keys = {a for a, r in zip(answers, rewards) if r == 1 and a is not None}
     by = {"oracle": rewards, "logp": entry["logps"], "verifier": entry.get("scores")}[score]
     found = {}
     for k in ks:
@@ -291,7 +297,7 @@ def metrics_of(entry, ks, graded, score):
             found[f"max@{k}"] = common.bon_at_k(rewards, rewards, k)
         else:
             found[f"pass@{k}"] = common.pass_at_k(n, right, k)
-            found[f"maj@{k}"] = sum(common.maj_at_k(answers, key, k) for key in keys)
+            found[f"maj@{k}"] = majority(answers, rewards, k)
         found[f"bon@{k}"] = common.bon_at_k(by, rewards, k)
     found["reward"] = sum(rewards) / n
     found["length"] = sum(entry["lengths"]) / n

@@ -102,7 +102,7 @@ class Tracker:
         rows = {0: {"before": self.folder.result.get("before", {})}}
         if self.folder.step:
             for line in read_metrics(self.folder.path("metrics.jsonl")):
-                rows[line["step"]] = line
+                rows[line.pop("step")] = line
         for step, values in rows.items():
             if self.told < step <= self.folder.step:
                 self.tell(step, step, values)

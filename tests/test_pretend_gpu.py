@@ -342,14 +342,12 @@ def test_the_cpu_of_a_machine_with_a_gpu(tmp_path):
     training = [*SCRIPTS["ppo_passk"], *SMALL, "--eval-samples", 0]
     assert run(ppo_passk.main, *training, "--out", tmp_path / "without")[0] == 0
     fitting = ["--train-problems", 4, "--eval-problems", 2, "--epochs", 1, "--samples", 2]
-    timing = ["--rows", 8, "--repeat", 1, "--precision", "lora", "--new-tokens", 4, "--skip-generate"]
     judging = ["tiny", "--problems", 3, "--samples", 2, "--k", 1]
     words = "cpu (1 thread(s)), 32-bit base"
     with PretendGPU() as gpu:
         for main, flags, said in ((ppo_passk.main, [*training, "--out", tmp_path / "with"], words),
                                   (evaluate.main, [*judging, "--out", tmp_path / "e"], words),
-                                  (fit_verifier.main, [*fitting, "--out", tmp_path / "v"], words),
-                                  (bench.main, timing, '"device": "cpu"')):
+                                  (fit_verifier.main, [*fitting, "--out", tmp_path / "v"], words)):
             code, out, error = run(main, *flags, "--device", "cpu")
             assert code == 0 and said in out and "Pretend" not in out, error
     assert not gpu.tags and not any(gpu.kernels.values())
@@ -366,8 +364,8 @@ def test_which_gpu(monkeypatch):
         assert [load.device_of(asked).index for asked in (None, "cuda", "cuda:0")] == [0, 0, 0]
         refused("cuda:1", "there is no GPU 1, torch sees 1, counted from 0")
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-        assert "cuda:1 (Pretend H100), 4-bit" in load_policy("tiny", device="cuda:1").note
-        assert "cuda (Pretend H100), 4-bit" in load_policy("tiny").note
+        assert "cuda:1 (Pretend H100), 4-bit" in load.load_base("tiny", 4, "cuda:1")[2]
+        assert "cuda (Pretend H100), 4-bit" in load.load_base("tiny")[2]
         assert chosen == [torch.device("cuda", 1), torch.device("cuda", 0)]
         monkeypatch.setenv("LOCAL_RANK", "1")
         monkeypatch.setattr(processes, "WORLD", 2)
