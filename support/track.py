@@ -82,7 +82,7 @@ class Tracker:
 
     def begin(self, config):
         known = self.folder.read(RECORD) or {}
-        own = os.path.basename(os.path.abspath(self.folder.folder))
+        own = os.path.basename(os.path.abspath(self.folder.name))
         self.record = {"name": f"{own}-{secrets.token_hex(4)}", **known}  # other folders may have the same name
         try:
             if self.kind == "tensorboard":

@@ -1,4 +1,4 @@
-"""What a run says of itself (support/notes.py): each note by making it happen, once, and none where there is no cause."""
+"""What a run says of itself (support/notes.py): each note by making it happen, once; none where there is no cause."""
 import json
 
 import pytest
@@ -70,4 +70,4 @@ def test_too_easy(tmp_path, monkeypatch):
     """Where right samples have coefficients though all are right: with k = 1 there is no baseline."""
     monkeypatch.setattr("tasks.Task.rewards", lambda self, problems, completions: [1.0] * len(completions))
     found = notes(ppo_passk.main, *SMALL, "--k", 1, "--steps", 11, "--out", tmp_path / "r")
-    assert len([note for note in found if "(mean reward 1), and these teach little or nothing: take harder" in note]) == 1
+    assert len([note for note in found if "mean reward 1), and these teach little or nothing: take harder" in note]) == 1
