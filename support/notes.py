@@ -4,6 +4,7 @@ from collections import deque
 
 STEPS = 10  # that are looked back on
 MANY = 50  # for gradients, which are often large at first
+MUCH = 5  # times the limit: to clip a little is usual, and does no harm
 IDLE = 5  # steps in a row that teach nothing
 
 
@@ -83,11 +84,12 @@ class Notes:
 
     def clipped(self):
         limit = self.args.max_grad_norm
-        over = [norm for norm in self.norms if norm > limit > 0]
+        over = [norm for norm in self.norms if norm > MUCH * limit > 0]
         if len(self.norms) == MANY and len(over) >= 0.9 * MANY:
-            return (f"the gradient was clipped at {len(over)} of the last {MANY} steps (median norm "
-                    f"{statistics.median(self.norms):.2g}, --max-grad-norm {limit:g}), so large and small ones move "
-                    "the policy alike: raise --max-grad-norm, or give 0 to clip none")
+            usual = statistics.median(self.norms)
+            return (f"the gradient was clipped to less than a fifth at {len(over)} of the last {MANY} steps (median "
+                    f"norm {usual:.2g}, --max-grad-norm {limit:g}), so large and small ones move the policy alike: "
+                    "raise --max-grad-norm, or give 0 to clip none")
 
     def far(self):
         kl = self.mean("kl")
