@@ -302,7 +302,6 @@ class Folder:
             first = {"script": self.script, "command": self.command(), "flags": flags, "chat": chat}
             self.begun = {**first, "processes": processes.WORLD, **self.begun, **versions()}
         else:
-            self.begun.setdefault("command", self.command())  # a folder of older versions has none
             moved = {name: flags[name] for name in contents.PATHS if name in self.begun["flags"]}
             if moved.items() <= self.begun["flags"].items():
                 return

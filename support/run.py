@@ -189,7 +189,7 @@ def start(run, words):
     run.folder.start(policy, run.optimizer, chat)
     policy.check = check.Check(functools.partial(report_check, run))
     print(f"{run.folder.name}: {run.args.model}, {run.task.name} ({counts(run)}), {words}\n{policy.note}\n"
-          f"to repeat it: {run.folder.begun['command']}\nwhat the keys of a step mean: docs/logged.md", flush=True)
+          f"to repeat it: {run.folder.command()}\nwhat the keys of a step mean: docs/logged.md", flush=True)
     run.tracker.open(vars(run.args))
     run.mark = run.printed = run.pictured = time.time()
 

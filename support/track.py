@@ -2,10 +2,11 @@
 
 What goes out is what the last checkpoint holds: the row `before` as step 0, the lines of metrics.jsonl under their own
 keys, with the last step the row `after` and curves.png. So no step is there twice, however often a run was stopped or
-killed, and resumed. tracked.json says how far wandb or trackio have been told, and says so before they are: a kill
-between the two leaves a gap on the dashboard, never in metrics.jsonl. The files of TensorBoard lie in the run folder,
-and a resumed run writes them anew.
+killed, and resumed. tracked.json says how far wandb or trackio have been told, and says so before they are: what they
+have not written or sent yet when a run is killed is missing there, never in metrics.jsonl. The files of TensorBoard lie
+in the run folder, and a resumed run writes them anew.
 """
+import functools
 import importlib
 import math
 import os
@@ -29,10 +30,17 @@ class TensorBoard:
     def __init__(self, place, config):
         from torch.utils.tensorboard import SummaryWriter
         shutil.rmtree(place, ignore_errors=True)
-        self.writer = SummaryWriter(place)
+        self.make = functools.partial(SummaryWriter, place)
+        self.config = config
         self.where = f"tensorboard --logdir {place}"
-        rows = [f"{name} {value}" for name, value in config.items()]
-        self.writer.add_text("flags", "\n\n".join(rows))
+
+    @functools.cached_property
+    def writer(self):
+        """Made for the first line: of a run that computes nothing no file is left."""
+        writer = self.make()
+        rows = [f"{name} {value}" for name, value in self.config.items()]
+        writer.add_text("flags", "\n\n".join(rows))
+        return writer
 
     def log(self, values, step, picture=None):
         for name, value in values.items():
@@ -99,12 +107,14 @@ class Tracker:
         """Tell what the last checkpoint holds and has not been told."""
         if not self.board:
             return
-        rows = {0: {"before": self.folder.result.get("before", {})}}
+        rows = {}
+        if "before" in self.folder.result:
+            rows[0] = {"before": self.folder.result["before"]}
         if self.folder.step:
             for line in read_metrics(self.folder.path("metrics.jsonl")):
                 rows[line.pop("step")] = line
         for step, values in rows.items():
-            if self.told < step <= self.folder.step:
+            if self.board and self.told < step <= self.folder.step:
                 self.tell(step, step, values)
 
     def finish(self):
@@ -113,7 +123,7 @@ class Tracker:
             return
         self.send()
         last = self.folder.step
-        if self.told <= last:
+        if self.board and self.told <= last:
             self.tell(last + 1, last, {"after": self.folder.result.get("after", {})}, self.folder.path("curves.png"))
         if self.board:
             self.board.close()
@@ -123,8 +133,7 @@ class Tracker:
         self.told = self.record[self.kind] = place
         write_atomic(self.folder.path(RECORD), to_json(self.record))
         try:
-            if self.board:
-                self.board.log(flat(values), step, picture)
+            self.board.log(flat(values), step, picture)
         except Exception as error:
             self.board = None
             print(f"note: --track {self.kind} has failed and is left ({first_line(error)}); metrics.jsonl has "

@@ -165,6 +165,20 @@ def test_a_dashboard_that_fails_ends_no_run(tmp_path, wandb):
     assert len(read_lines(tmp_path / "r")) == 6
 
 
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_nothing_is_left_of_a_run_that_computes_nothing(kind, tmp_path, wandb, monkeypatch):
+    """Ctrl-C before its first step."""
+    if kind == "tensorboard":
+        pytest.importorskip(kind)
+    wandb()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(ppo_passk, "step", interrupted)
+    code, out, _ = run(ppo_passk.main, *FLAGS, "--track", kind, "--out", tmp_path / "r")
+    assert code == 130 and "tracked by" in out and not (tmp_path / "r").exists()
+
+
 def test_what_cannot_be_had(tmp_path, wandb, monkeypatch):
     """One sentence before the first step, and no run folder."""
     flags = [*LONG, "--out", tmp_path / "r"]
