@@ -492,7 +492,7 @@ def step_rl(policy, task, optimizer, problems, number, args):
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)
 
     line = {"loss": loss}
-    line |= sample_stats(task, drawn, rewards, args.n, gap, seconds)
+    line |= sample_stats(policy, task, drawn, rewards, args.n, gap, seconds, answers)
     line["zero"] = zero
     thresholds = thresholds_of(rewards, answers, args.n, threshold)
     line["threshold"] = sum(thresholds) / B

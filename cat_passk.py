@@ -340,7 +340,7 @@ def step_rl(policy, task, optimizer, problems, number, args):
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)
 
     line = {"loss": loss}
-    line |= sample_stats(task, drawn, rewards, args.n, gap, seconds)
+    line |= sample_stats(policy, task, drawn, rewards, args.n, gap, seconds)
     line["zero"] = zero
     line |= weight_stats(w, "w")
     line["grad_norm"] = norm

@@ -326,7 +326,7 @@ def step(policy, task, optimizer, problems, number, args):
     loss, norm = ppo_update(policy, optimizer, prompts, y, old_logps, coefficients, args)
 
     line = {"loss": loss}
-    line |= sample_stats(task, drawn, rewards, args.k, gap, seconds)
+    line |= sample_stats(policy, task, drawn, rewards, args.k, gap, seconds, answers)
     line["zero"] = zero
     line["grad_norm"] = norm
     took = time.time() - started

@@ -7,6 +7,7 @@ import shlex
 from support.output import to_json
 
 PLACE = ("out", "resume")  # flags that say where a run is kept, and nothing about it
+NEGATED = ("chat", "normalise")  # flags that are told --no-... where they are off
 OBJECTIVE = ("objective", "variant", "mode", "weight", "estimator", "target", "k", "n")  # of the scripts' own flags
 TRAINING = ("steps", "prompts", "samples", "lr", "temperature", "seed")
 LONGEST = 300  # characters of the example's prompt
@@ -157,20 +158,25 @@ def how(found):
 
 def command(script, flags):
     """The command that repeats a run: every flag that has a value, defaults too, so that later ones change nothing."""
-    words = ["python", f"{script}.py"]
+    return " ".join(["python", f"{script}.py", *words_of(flags)])
+
+
+def words_of(flags):
+    """Flags {name: value} as a command line has them, for a shell, but for those that say where a run is kept."""
+    words = []
     for name, value in flags.items():
         flag = f"--{name.replace('_', '-')}"
         if value is None or name in PLACE:
             continue
-        if name == "chat":
-            words.append(flag if value else "--no-chat")
-        elif isinstance(value, bool):
-            words += [flag] * value
+        if value is False:
+            words += [f"--no{flag[1:]}"] * (name in NEGATED)
+        elif value is True:
+            words.append(flag)
         elif str(value).startswith("-"):
             words.append(shlex.quote(f"{flag}={value}"))
         else:
             words += [flag, shlex.quote(str(value))]
-    return " ".join(words)
+    return words
 
 
 def sampling(found):
