@@ -136,6 +136,7 @@ def figures(found):
     if not rows:
         return ""
     budget = found["flags"].get("k") or found["flags"].get("n")
+    budget = str(budget).split(":")[0]  # of 8:1, which falls while training, the first
     names = [name for name in rows["before"] if name in {"pass@1", "max@1", "kl"} or name.endswith(f"@{budget}")]
     lines = ["| test problems | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for row, cells in rows.items():

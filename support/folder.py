@@ -119,6 +119,10 @@ def fits(action, value):
         return action.default is None
     if action.nargs == 0:
         return type(value) is bool
+    if action.type not in (None, int, float):  # a script's own
+        with suppress(ValueError):
+            return action.type(str(value)) == value
+        return False
     types = {int: (int,), float: (int, float)}.get(action.type, (str,))
     return type(value) in types and value in (action.choices or [value])
 
