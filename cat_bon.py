@@ -143,8 +143,8 @@ def rank_weight(r, n, recent=None):
     """n q^(n-1) [B, M] with q the share of rewards strictly below: of the prompt's other samples, or of `recent`."""
     if recent is None:
         below = r[:, None, :] < r[:, :, None]  # [B, i, j]
-        others = max(1, r.shape[1] - 1)
-        q = below.to(r).sum(-1) / others  # [B, M]
+        lower = below.to(r).sum(-1)
+        q = (lower + 1) / (r.shape[1] + 1)  # [B, M]
     else:
         recent = torch.as_tensor(recent, dtype=r.dtype, device=r.device)
         recent = recent.flatten()  # [R]
