@@ -32,6 +32,17 @@ cross-entropy: short targets (--target answer) keep p up, and the step line show
     CPU, embedded model:  python cat_passk.py
     supervised:           python cat_passk.py --mode sft --train-problems 50
     GPU, 4-bit LoRA:      python cat_passk.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --lr 2e-5
+
+Nearest to the authors' code (adamoosya/compute-aligned-training, which they call a new implementation), after its
+warm-up (2,000 examples, one epoch of --mode sft --n 1 --target solution):
+
+    python cat_passk.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --adapter WARM-UP --train-problems 500
+        --probability sequence --no-normalise --clip-weight 50 --correction 1 --kl-coef 0.05 --samples 4 --prompts 4
+        --steps 125 --temperature 0.8 --lr 1e-6 --max-new-tokens 300
+
+What it has besides: top_p .95, with which samples are not drawn from the policy that is scored; LoRA on q and v alone;
+KL as the mean over tokens of exp(-d) + d - 1, d = log pi - log ref, in the loss; deviation + 1e-4; 1e-10 <= p <= 1 -
+1e-10; 60 steps of rising rate. Its RL starts from there; in its SFT a step is 4 examples, lr 5e-6, norm clipped at .3.
 """
 import argparse
 
@@ -53,6 +64,10 @@ def parser():
                    help="rl: what p is; the paper's runs use sequence, pool needs success")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: rewards within the prompt; the paper standardises, pool is exact with raw")
+    p.add_argument("--correction", type=int, choices=[0, 1], default=0,
+                   help="rl: the standard deviation divides by the number of rewards less this")
+    p.add_argument("--clip-weight", type=float, default=0.0,
+                   help="rl: largest weight, before it is normalised; 0 = any")
     p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True,
                    help="rl: divide by the mean weight of the batch")
     return p
@@ -171,13 +186,15 @@ def operator_weight(T, p):
     return back((x * slope / value).detach())
 
 
-def rl_coefficients(rewards, n, form="log", probability="success", logp=None, standardised=True, normalised=True):
+def rl_coefficients(rewards, n, form="log", probability="success", logp=None, standardised=True, normalised=True,
+                    clip=0.0, correction=0):
     """Coefficients c_i = w_i r_i / M of grad log pi(y_i|x), for every prompt (sum convention).
 
     rewards       [B, M], 1 = right: float64 stays float64, integers and booleans become float32
     n             budget that is trained for
-    form, probability, logp, normalised   as in rl_weights
+    form, probability, logp, normalised, clip   as in rl_weights
     standardised  rewards as (r - mean) / standard deviation of the prompt's own, 0 where all are equal
+    correction    the deviation divides by M less this
     Returns [B, M].  Raises ValueError as rl_weights does.
 
     Exact: form "pool" with neither standardised nor normalised; the expectation of sum_i c_i grad log pi(y_i) is
@@ -192,19 +209,20 @@ def rl_coefficients(rewards, n, form="log", probability="success", logp=None, st
         log, standardised, normalised  cosine 0.963, scale 1.937
     """
     r = rewards if rewards.is_floating_point() else rewards.float()  # [B, M]
-    w = rl_weights(r, n, form, probability, logp, normalised)  # [B, M]
+    w = rl_weights(r, n, form, probability, logp, normalised, clip)  # [B, M]
     if standardised:
-        r = standardise(r)
+        r = standardise(r, correction=correction)
     return w * r / r.shape[1]
 
 
-def rl_weights(rewards, n, form="log", probability="success", logp=None, normalised=True):
+def rl_weights(rewards, n, form="log", probability="success", logp=None, normalised=True, clip=0.0):
     """The weight w of every sample, [B, M], with c right ones among the M of a prompt.
 
     form         "raw", "log" (passn_weight) or "pool" (pool_weight)
     probability  what p is: "success", (c+1)/(M+2) (Laplace's rule: neither 0 nor 1), or "sequence", pi(y_i|x)
     logp         log pi(y_i|x) [B, M], for "sequence"
     normalised   divided by the mean over all samples of the batch, so that the step does not depend on n
+    clip         what no weight exceeds before that; 0: any
     Raises ValueError for another form or probability, n < 1, "pool" with n > M, "sequence" without logp."""
     right = (rewards == 1).double()  # [B, M]
     M = right.shape[1]
@@ -218,6 +236,8 @@ def rl_weights(rewards, n, form="log", probability="success", logp=None, normali
     else:
         raise ValueError(f"probability must be success, or sequence with logp, not {probability!r}")
     w = w.to(rewards).expand_as(rewards)
+    if clip:
+        w = w.clamp(max=clip)
     if normalised:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
         w = w / w.mean().clamp_min(1e-6)
     return w
@@ -227,15 +247,17 @@ def rl_weights(rewards, n, form="log", probability="success", logp=None, normali
 
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",), plotted=("mode", "n", "form"))
+    flags.check(args, positive=("n",), not_negative=("clip_weight",), plotted=("mode", "n", "form"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "sft":
-        unused = ["samples", "form", "probability", "rewards", "normalise"]
+        unused = ["samples", "form", "probability", "rewards", "correction", "clip_weight", "normalise"]
         if args.kl_prompts:
             unused.append("kl_prompts")
         flags.refuse(args, unused, "with --mode sft")
         return
+    if args.rewards == "raw":
+        flags.refuse(args, ["correction"], "with --rewards raw")
     if args.form == "pool" and args.probability != "success":
         raise UserError("--form pool counts right samples: it needs --probability success")
     if args.form == "pool" and args.samples < args.n:
@@ -321,9 +343,10 @@ def step_rl(policy, task, optimizer, problems, number, args):
     # Weight.
     logp = drawn.logps.double().sum(-1).cpu()  # log pi(y|x)  [B, M]
     standardised = args.rewards == "standardised"
+    weighing = args.n, args.form, args.probability, logp
     coefficients = rl_coefficients(  # [B, M]
-        rewards, args.n, args.form, args.probability, logp, standardised, args.normalise)
-    w = rl_weights(rewards, args.n, args.form, args.probability, logp, args.normalise)  # [B, M], to watch them
+        rewards, *weighing, standardised, args.normalise, args.clip_weight, args.correction)
+    w = rl_weights(rewards, *weighing, args.normalise, args.clip_weight)  # [B, M], to watch them
     unused = coefficients == 0
     zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
