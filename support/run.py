@@ -70,8 +70,7 @@ def set_up(run, task, label, binary=False, base=None):
     args, first = run.args, task
     locate(args)
     args.task = args.task or (None if args.data else task)
-    run.task = task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code,
-                                      args.columns, args.skip_bad_rows)
+    run.task = task = tasks.task_of(args)
     if args.eval_samples:
         task.check_can_verify()
     args.model = args.model or own_base(args.adapter) or (base if base and task.name == first else task.base)
@@ -83,7 +82,7 @@ def set_up(run, task, label, binary=False, base=None):
     fast = chooser(args.plain)
     run.policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed,
                                     fast=fast)
-    run.identify(task, generated=not args.data and args.task not in tasks.DATA_SETS)
+    run.identify(task, generated=not args.data and args.task in tasks.EMBEDDED)
     run.policy.note += f"\nprompts {load.put_prompts(run.policy, task, args.chat, args.system)}"
     resolve(run)
     if not args.max_new_tokens and not run.resumed:
@@ -97,7 +96,7 @@ def set_up(run, task, label, binary=False, base=None):
 def locate(args):
     """Have the flags that name files and folders do so from any working directory.  Raises UserError where there is
     none, before anything is loaded."""
-    for name in contents.PATHS:
+    for name in (*contents.PATHS, *contents.CODE):
         try:
             if name in args:
                 setattr(args, name, contents.located(getattr(args, name), f"--{name}"))
