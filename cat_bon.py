@@ -229,7 +229,8 @@ def passn_weight(p, n, form="log"):
 
 
 def powers(f, n):
-    """sum_{j<n} f^j, by doubling."""
+    """sum_{j<n} f^j, by doubling. Of f = 1 - p it is the weight of MaxRL of order n, sum_{j<=n} (1/j) grad pass@j over
+    grad p (arXiv 2602.02710): as a weight a plug-in, hence biased; ppo_passk.py --objective maxrl is not."""
     if n == 1:
         return torch.ones_like(f)
     half = n // 2

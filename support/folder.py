@@ -228,6 +228,7 @@ class Run:
         self.task = None  # set by support/run.py
         self.result = {}  # what result.json will hold
         self.kept = {}  # what else a script wants to find again after a resume
+        self.code = {}  # {flag: contents} of files of one's own that a script has loaded
         if self.resumed:
             self.read_args(self.args, parser, argv)
 
@@ -284,7 +285,7 @@ class Run:
     def identify(self, task, generated):
         """Keep for args.json what is in the files and rows that the run begins with; of a resumed run see that it is
         still the same.  generated: whether the task makes its problems itself.  Raises UserError with what differs."""
-        found = on_first(lambda: contents.of_run(self.args, task, generated))
+        found = on_first(lambda: contents.of_run(self.args, task, generated)) | self.code
         begun = self.begun.get("contents")
         if not self.resumed:
             self.begun["contents"] = found

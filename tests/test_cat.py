@@ -164,7 +164,16 @@ def test_operator_weight_finds_every_closed_form(n, k):
     p = torch.linspace(0.01, 1, 100, dtype=torch.float64)
     tail = lambda x: sum(math.comb(n, j) * x ** j * (1 - x) ** (n - j) for j in range(k, n + 1))
     assert torch.allclose(operator_weight(tail, p), majority_weight(p, n, k, "log"), atol=1e-9)
+    assert torch.allclose(operator_weight(tail, p, "raw"), majority_weight(p, n, k, "raw"), atol=1e-9)
     assert torch.allclose(p * majority_weight(p, n, k, "raw") / tail(p), majority_weight(p, n, k, "log"), atol=1e-9)
+    for dtype, tolerance in ((torch.float32, 2e-4), (torch.float64, 2e-5)):
+        x = torch.tensor(LOGPS + [0.0, 1e-7], dtype=dtype, requires_grad=True)
+        losses = cat_passk.operator_sft_loss(tail, x)
+        slope, = torch.autograd.grad(losses.sum(), x)
+        assert losses.dtype == dtype
+        wanted = majority_sft_loss(x, n, k)
+        assert torch.allclose(losses, wanted, rtol=tolerance, atol=1e-6)
+        assert torch.allclose(slope, torch.autograd.grad(wanted.sum(), x)[0], rtol=tolerance, atol=1e-6)
     if k == 1:
         assert torch.allclose(operator_weight(lambda x: 1 - (1 - x) ** n, p), passn_weight(p, n, "log"), atol=1e-9)
     # a new one: majority of 3
@@ -177,7 +186,8 @@ def test_operator_weight_finds_every_closed_form(n, k):
     lambda: passn_weight(1.2, 4, "raw"), lambda: passn_weight(-0.1, 4, "log"), lambda: passn_weight(0.5, 0, "raw"),
     lambda: pool_weight(1, 4, 5), lambda: pool_weight(5, 4, 2), lambda: pool_weight(-1, 4, 2),
     lambda: pool_weight(1.5, 4, 2), lambda: operator_weight(lambda p: p - 0.5, 0.2),
-    lambda: operator_weight(lambda p: p, 1.5), lambda: majority_sft_loss(-1.0, 4, 5),
+    lambda: operator_weight(lambda p: p, 1.5), lambda: operator_weight(lambda p: p, .5, "pool"),
+    lambda: cat_passk.operator_sft_loss(lambda p: p, 0.5), lambda: majority_sft_loss(-1.0, 4, 5),
     lambda: majority_sft_loss(-1.0, 4, 0), lambda: majority_sft_loss(1.0, 4, 2),
     lambda: majority_weight(0.5, 4, 2, "x"), lambda: majority_weight(0.5, 2, 4, "raw"),
     lambda: majority_weight(1.5, 4, 2, "raw"), lambda: dynamic_threshold([], "a", 4),
@@ -496,6 +506,116 @@ def test_figures_of_the_bias():
         c = cat_bon.rl_coefficients(tensor(levels)[draws] - shift, n, form, None, standardised)
         found[label] = distance(torch.einsum("d,di,div->v", chance, c, slopes), exact)
     assert_figures(cat_bon.rl_coefficients, found)
+
+
+def docstring_example():
+    """The operator in the docstring of cat_passk.py, as text."""
+    lines = re.search(r" {4}(def at_least_two.*\n {8}return .*)\n", cat_passk.__doc__)[1]
+    return re.sub(r"\n {4}", "\n", re.sub(r" {4,}two of N.*", "", lines)) + "\n"
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_an_operator_of_ones_own(n):
+    """At the true probability the raw form is the gradient of T, by enumeration of what two of N right means; Pass@N
+    and the vote, given as operators, get the coefficients that they have."""
+    space = {}
+    exec(docstring_example(), space)
+    T = space["at_least_two"]
+    index = torch.tensor(list(itertools.product(range(4), repeat=n)))
+    two = (tensor(RIGHT)[index].sum(1) >= 2).double()
+    exact = gradient_of(lambda pi: pi[index].prod(1) @ two, THETA)
+    p = success(RIGHT)(torch.softmax(THETA, 0))
+    for m in (2, 3):
+        found = expected_sum(THETA, RIGHT, m, lambda r, _: r / m * cat_passk.weight_of(p, n, "raw", T))
+        assert torch.allclose(found, exact, atol=1e-12)
+    k = n // 2 + 1
+    vote = lambda p, n: sum(math.comb(n, j) * p ** j * (1 - p) ** (n - j) for j in range(k, n + 1))
+    r = torch.tensor([[1.0] * c + [0.0] * (6 - c) for c in range(7)], dtype=torch.float64)
+    logp = torch.linspace(-9, 0, 42, dtype=torch.float64).view(7, 6)
+    answers = [["a" if x else "b" for x in row] for row in r.tolist()]
+    for form in ("raw", "log"):
+        for on in ((False, False), (True, True)):
+            for probability in ("success", "sequence"):
+                given = n, form, probability, logp, *on
+                found = cat_passk.rl_coefficients(r, *given, operator=lambda p, n: 1 - (1 - p) ** n)
+                assert torch.allclose(found, cat_passk.rl_coefficients(r, *given), atol=1e-9)
+            wanted = cat_majority.rl_coefficients(r, answers, n, form, k, on[0], 0.0, on[1])
+            found = cat_passk.rl_coefficients(r, n, form, "success", None, *on, operator=vote)
+            assert torch.allclose(found, wanted, atol=1e-9)
+
+
+OPERATORS = docstring_example() + """
+import math
+import torch
+def passn(p, n): return 1 - (1 - p) ** n
+def three(p, n): return sum(math.comb(n, j) * p ** j * (1 - p) ** (n - j) for j in range(3, n + 1))
+def rounded(p, n): return 1 - sum(math.comb(n, j) * p ** j * (1 - p) ** (n - j) for j in range(3))
+def falls(p, n): return p * (1 - p)
+def lifted(p, n): return p + 0.1
+def infinite(p, n): return p / (1 - p)
+def steep(p, n): return 1 - (1 - p) ** 0.5
+def tiny(p, n): return p ** 60
+def cut(p, n): return p.detach() ** 2
+def number(p, n): return 0.5
+def other(p, n): return p[:3]
+def broken(p, n): return q
+def alone(p): return p
+constant = 3
+"""
+
+
+@pytest.fixture
+def operators(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OPERATORS)
+    return path
+
+
+@pytest.mark.parametrize("name,words", [
+    ("falls", "falls(p, 16) must increase"), ("lifted", "from 0 at p = 0"), ("infinite", "not finite for all p"),
+    ("steep", "slope that is not finite"), ("tiny", "is not positive"), ("cut", "computed from it with torch"),
+    ("number", "must return a tensor"), ("other", "a tensor like p"), ("alone", "must take (p, n)"),
+    ("broken", "raised NameError: name 'q' is not defined (own.py, line"), ("constant", "must be a function"),
+    ("rounded", "sum of positive terms"), ("nothing", "has no nothing"), ("", "say which")])
+def test_what_is_no_operator(name, words, operators, tmp_path):
+    given = f"{operators}:{name}" if name else operators
+    code, _, err = run(cat_passk.main, "--operator", given, "--out", tmp_path / "r")
+    assert code == 2 and words in err and err.count("\n") == 1 and "Traceback" not in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_operator_is_trained_and_drawn(operators, tmp_path):
+    """That of Pass@N does what the script does without one; another is another, drawn, kept with the run and compared
+    when it resumes."""
+    small = ["--prompts", 8, "--n", 4, "--steps", 1, "--eval-samples", 0]
+    found = {}
+    for mode, name in (("sft", ""), ("sft", "passn"), ("rl", ""), ("rl", "passn"), ("rl", "three")):
+        own = ["--operator", f"{operators}:{name}"] if name else []
+        samples = ["--samples", 4] if mode == "rl" else ["--train-problems", 8]
+        folder = tmp_path / f"{mode}{name}"
+        code, out, err = run(cat_passk.main, *small, *samples, "--mode", mode, *own, "--out", folder)
+        assert code == 0 and f" for {name or 'Pass'}@4" in out, err
+        line, = read_lines(folder)
+        found[mode + name] = [line[key] for key in ("loss", "grad_norm", "w_max")]
+    assert found["sftpassn"] == pytest.approx(found["sft"], rel=1e-4)
+    assert found["rlpassn"] == pytest.approx(found["rl"], rel=1e-4)
+    assert found["rlthree"] != pytest.approx(found["rl"], rel=1e-2)
+    assert "operator own.py:three" in (folder / "adapter" / "README.md").read_text()
+    assert run(cat_passk.main, "--out", folder, "--resume")[0] == 0
+    operators.write_text(OPERATORS.replace("range(3, n", "range(2, n"))
+    code, _, err = run(cat_passk.main, "--out", folder, "--resume")
+    assert code == 2 and "own.py" in err and err.count("\n") == 1
+    code, out, err = run(cat_passk.main, "--operator", f"{operators}:at_least_two", "--plot-weights", "--n", 8,
+                         "--test-n", "2,8", "--out", tmp_path / "w")
+    assert code == 0, err
+    report = json.load(open(tmp_path / "w" / "weights.json"))
+    assert report["training"] == "at_least_two@8 log" and [*report["tests"]] == ["at_least_two@2", "at_least_two@8"]
+    p = 0.3005
+    two = 1 - (1 - p) ** 8 - 8 * p * (1 - p) ** 7
+    assert report["weights"][300] == pytest.approx(p * 56 * p * (1 - p) ** 6 / two)
+    code, _, err = run(cat_passk.main, "--operator", f"{operators}:at_least_two", "--plot-weights", "--out",
+                       tmp_path / "x")
+    assert code == 2 and "at_least_two(p, 1) must increase" in err  # of two, with one sample
 
 
 def test_types_of_final_coefficients():
@@ -884,7 +1004,7 @@ def test_the_commands_of_the_docstrings_are_accepted():
             args = script.parser().parse_args(shlex.split(block[1]))
             script.check(args)
             found.append((script, getattr(args, "correction", 0)))
-    assert [found.count((script, 1)) for script in SCRIPTS] == [1, 1, 1] and len(found) == 12
+    assert [found.count((script, 1)) for script in SCRIPTS] == [1, 1, 1] and len(found) == 13
 
 
 def test_what_does_nothing_may_be_asked_to_do_nothing():
@@ -977,6 +1097,8 @@ def test_problems_without_a_gold_completion_are_counted(tmp_path):
 @pytest.mark.parametrize("script,flags,words", [
     (cat_passk, ["--form", "pool", "--probability", "sequence"], "--probability success"),
     (cat_passk, ["--form", "pool", "--samples", "4"], "--samples 4"),
+    (cat_passk, ["--form", "pool", "--operator", "own.py:T"], "--operator"),
+    (cat_passk, ["--operator", "own.py:T"], "there is no such file"), (cat_passk, ["--operator", "T"], "FILE.py:NAME"),
     (cat_passk, ["--n", "0"], "--n"), (cat_passk, ["--mode", "sft", "--kl-coef", "1"], "--kl-coef"),
     (cat_passk, ["--task", "peptide", "--model", "tiny_peptide"], "graded"),
     (cat_passk, ["--prompts", "1"], "--normalise"), (cat_passk, ["--test-n", "a"], "--test-n"),
