@@ -95,11 +95,11 @@ import common
 from common import elementwise, kl_coefficients, log1mexp, standardise
 from support import processes
 from support.errors import UserError
-from support.folder import Run, new_folder
+from support.folder import Folder, new_folder
 from support.plots import weight_report
 from support.run import (
+    Run,
     batch_of,
-    begin,
     end_of_step,
     evaluate_after,
     evaluate_before,
@@ -107,6 +107,7 @@ from support.run import (
     gold_completions,
     sample_stats,
     set_up,
+    start,
     weight_stats,
 )
 from tasks.own import File, takes
@@ -281,9 +282,9 @@ def rl_weights(rewards, n, form="log", probability="success", logp=None, normali
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check(args):
+def check_flags(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",), not_negative=("clip_weight",), plotted=("mode", "n", "form", "operator"))
+    flags.check_common(args, positive=("n",), not_negative=("clip_weight",), plotted=("mode", "n", "form", "operator"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "sft":
@@ -304,8 +305,8 @@ def check(args):
         raise UserError("--normalise over a single prompt cancels its weight: use more --prompts, or --no-normalise")
 
 
-def own_operator(args, run):
-    """(T(p, n), its name) of --operator, whose file is noted in run.code and whose errors end in a sentence; (None,
+def own_operator(args, folder):
+    """(T(p, n), its name) of --operator, whose file is noted in folder.code and whose errors end in a sentence; (None,
     "Pass") without one.  Raises UserError."""
     if not args.operator:
         return None, "Pass"
@@ -323,7 +324,7 @@ def own_operator(args, run):
     form = "log" if args.mode == "sft" else args.form
     for n in budgets:
         check_operator(guarded, n, form, f"{file.what}(p, {n})")
-    run.code["operator"] = file.contents("function")
+    folder.code["operator"] = file.contents("function")
     return guarded, file.name
 
 
@@ -482,23 +483,25 @@ def update(policy, optimizer, prompts, y, coefficients, args):
 
 @flags.cli
 def main(argv=None):
-    run = Run("cat_passk", parser(), argv)
-    args = run.args
-    check(args)
-    operator, name = own_operator(args, run)
+    folder = Folder("cat_passk", parser(), argv)
+    args = folder.args
+    check_flags(args)
+    operator, name = own_operator(args, folder)
     if args.plot_weights:
         return plot_weights(args, operator, name)
-    task, policy, train = set_up(run, "countdown", args.mode, binary=True)
+    task, policy, optimizer, problems = set_up(folder, "countdown", args.mode, binary=True)
+    train = problems.train
     if args.mode == "sft":
         train, golds = gold_completions(policy, task, train, args.target)
-    optimizer = begin(run, f"{args.mode} for {name}@{args.n}", budget=args.n, target=args.target)
+    run = Run(folder, task, policy, optimizer, problems, budget=args.n, target=args.target)
+    start(run, f"{args.mode} for {name}@{args.n}")
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(train, args.prompts, number, args.seed)
+        batch = batch_of(train, args.prompts, number, args.seed)
         if args.mode == "sft":
-            line, shown = step_sft(policy, task, optimizer, problems, number, args, golds, operator)
+            line, shown = step_sft(policy, task, optimizer, batch, number, args, golds, operator)
         else:
-            line, shown = step_rl(policy, task, optimizer, problems, number, args, operator)
+            line, shown = step_rl(policy, task, optimizer, batch, number, args, operator)
         end_of_step(run, line, shown)
     evaluate_after(run)
 

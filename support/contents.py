@@ -9,7 +9,7 @@ import re
 from support import ROOT
 from support.errors import UserError
 
-EMBEDDED = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
+EMBEDDED_MODELS = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
 PATHS = ("model", "data", "adapter", "verifier")  # flags whose value may be a path, and move
 CODE = ("task", "reward", "operator")  # flags whose value may be FILE.py or FILE.py:NAME, and move
 
@@ -28,7 +28,7 @@ def located(text, flag):
     text = text if text is None else os.fspath(text)
     if text and flag in ("--task", "--reward", "--operator"):
         return located_code(text, flag)
-    if text is None or text in EMBEDDED and flag != "--adapter":
+    if text is None or text in EMBEDDED_MODELS and flag != "--adapter":
         return text
     if os.path.exists(text):
         return os.path.abspath(text)
@@ -85,7 +85,7 @@ def snapshot(name):
 
 def place(model):
     """The file or folder of a model, None if it is not on this machine."""
-    if model in EMBEDDED:
+    if model in EMBEDDED_MODELS:
         return os.path.join(ROOT, "models", model)
     return model if os.path.exists(model) else snapshot(model)
 
@@ -261,7 +261,7 @@ def same_place(a, b):
 
 
 def is_hub_id(name):
-    return not os.path.exists(name) and name not in EMBEDDED and not looks_like_a_path(name)
+    return not os.path.exists(name) and name not in EMBEDDED_MODELS and not looks_like_a_path(name)
 
 
 def last(name):

@@ -51,7 +51,7 @@ from .own import load_own_task
 from .programs import Code, CodeProblem
 from .specs import code_answer
 
-EMBEDDED = {"countdown": Countdown, "routes": Routes, "program": Program, "peptide": Peptide}
+EMBEDDED_TASKS = {"countdown": Countdown, "routes": Routes, "program": Program, "peptide": Peptide}
 DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math, "humaneval": load_humaneval, "mbpp": load_mbpp,
              "codecontests": load_codecontests, "taco": load_taco}
 
@@ -72,9 +72,11 @@ def keep_levels(task, levels):
 
 
 def task_of(args):
-    """The task that the flags of a command line ask for.  Raises UserError."""
-    return load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code, args.columns, args.skip_bad_rows,
+    """The task that the flags of a command line ask for; FILE.py becomes FILE.py:NAME in them.  Raises UserError."""
+    task = load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code, args.columns, args.skip_bad_rows,
                      args.reward, args.reward_processes)
+    vars(args).update(task.places)
+    return task
 
 
 def load_task(name=None, data=None, levels=None, allow_unsandboxed=False, columns=None, skip_bad_rows=False,
@@ -85,15 +87,15 @@ def load_task(name=None, data=None, levels=None, allow_unsandboxed=False, column
     the function `reward`, FILE.py:FUNCTION, if it is given, in `reward_processes`. `levels`, like '1-3' or '1,2,5',
     keeps some of them. Programs run in a sandbox, or where that is not possible only if `allow_unsandboxed`.  Raises
     UserError."""
-    names = ", ".join([*EMBEDDED, *DATA_SETS])
+    names = ", ".join([*EMBEDDED_TASKS, *DATA_SETS])
     if (columns or skip_bad_rows or reward) and (data is None or name not in (None, "jsonl")):
         raise UserError("--columns, --skip-bad-rows and --reward are for data of your own: give --data without --task")
     if reward_processes and not reward or reward_processes < 0:
         raise UserError("--reward-processes is how many processes call --reward, 0 = none")
-    if name in EMBEDDED:
+    if name in EMBEDDED_TASKS:
         if data is not None:
             raise UserError(f"task {name} generates its problems: leave out --data")
-        task = EMBEDDED[name]()
+        task = EMBEDDED_TASKS[name]()
     elif name in DATA_SETS:
         task = DATA_SETS[name](data)
     elif name and code_file(name):

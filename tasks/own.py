@@ -51,10 +51,13 @@ class File:
         for name in LOADED:  # another file may have imported another module of that name
             sys.modules.pop(name, None)
         LOADED.clear()
-        with open(self.path, "rb") as file:
-            source = file.read()
+        try:
+            with open(self.path, "rb") as file:
+                source = file.read()
+        except OSError as error:
+            raise UserError(f"{self.flag} {self.path} cannot be read ({error.strerror})") from error
         mark = hashlib.sha256(self.path.encode()).hexdigest()[:8]
-        name = re.sub(r"\W", "_", f"{self.base[:-3]}_{mark}")
+        name = self.module_name = re.sub(r"\W", "_", f"{self.base[:-3]}_{mark}")
         # with a place for submodules, so that `from .helper import f` is found beside the file
         spec = importlib.util.spec_from_file_location(name, self.path, submodule_search_locations=[self.folder])
         module = importlib.util.module_from_spec(spec)
@@ -76,15 +79,24 @@ class File:
         return module
 
     def keep(self, name):
-        """Note the digest of a module that was imported with the file, if it is from its folder."""
-        path = getattr(sys.modules[name], "__file__", None) or ""
-        if not path.startswith(self.folder + os.sep) or self.folder == ROOT and name.split(".")[0] in OURS:
+        """Note the digest of a module that was imported with the file, if it was found in its folder."""
+        parts = name.split(".")
+        if parts[0] == self.module_name:  # from .helper import f
+            del parts[0]
+        path = self.beside(parts)
+        if path is None or path != source_of(name) or self.folder == ROOT and parts[0] in OURS:
             return
         LOADED.append(name)
-        if os.path.isfile(path):
-            with open(path, "rb") as file:
-                digest = hashlib.sha256(file.read()).hexdigest()
-            self.digests[os.path.relpath(path, self.folder)] = digest
+        with open(path, "rb") as file:
+            self.digests[os.path.relpath(path, self.folder)] = hashlib.sha256(file.read()).hexdigest()
+
+    def beside(self, parts):
+        """The file in the folder that a module a.b.c, given as its parts, would be, None if there is none."""
+        place = os.path.join(self.folder, *parts)
+        for path in (os.path.join(place, "__init__.py"), place + ".py"):
+            if os.path.isfile(path):
+                return path
+        return None
 
     def refuse_mistaken(self, source):
         """Raises UserError if it imports a module by a name that is beside it, and got another one."""
@@ -94,10 +106,9 @@ class File:
                 names = [node.module]
             for name in names:
                 first = name.partition(".")[0]
-                beside = os.path.join(self.folder, first)
-                there = os.path.isfile(beside + ".py") or os.path.isfile(os.path.join(beside, "__init__.py"))
-                taken = getattr(sys.modules.get(first), "__file__", None) or ""
-                if there and taken and not taken.startswith(self.folder + os.sep):
+                beside = self.beside([first])
+                taken = source_of(first)
+                if beside and taken and taken != beside:
                     raise UserError(f"{self.what} imports {first}, which is {taken} here, and not the one beside it: "
                                     "give that another name")
 
@@ -116,7 +127,8 @@ class File:
         message = squeeze(str(error))[:200]
         words = type(error).__name__ + f": {message}" * bool(message)
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if frame.filename.startswith(self.folder + os.sep)]
+        inside = re.compile(re.escape(self.folder + os.sep) + "(?!.*site-packages)")
+        own = [frame for frame in frames if inside.match(frame.filename)]
         last = (own or frames)[-1]
         place = last.filename, last.lineno
         if isinstance(error, SyntaxError) and error.filename:
@@ -143,9 +155,16 @@ class File:
         self.name, = candidates
         return candidates[self.name]
 
-    def contents(self, kind):
-        """For args.json: {file: SHA-256} and, under `kind`, what of the file is used."""
-        return {**self.digests, kind: self.name}
+    def mark(self, task, kind):
+        """Have a task say what it is made by, for args.json.  kind: of what NAME stands for."""
+        flag = self.flag.removeprefix("--")
+        task.places = {flag: f"{self.path}:{self.name}"}
+        task.code = {flag: {**self.digests, kind: self.name}}
+
+
+def source_of(name):
+    """The file of a module that is imported, None if it has none or is not imported."""
+    return getattr(sys.modules.get(name), "__file__", None)
 
 
 def refuse_other_kinds(function, call):
@@ -227,7 +246,7 @@ def load_own_task(text, data=None):
     task.name = task.name or file.name.lower()
     check_task(task, file.what)
     guard(task, file)
-    task.code = {"task": file.contents("class")}
+    file.mark(task, "class")
     sizes = [f"{len(getattr(task, split)):,} {split}" for split in SPLITS]
     task.understood = f"{file.path}:{file.name}: {', '.join(sizes)}"
     return task

@@ -148,7 +148,7 @@ class Judged(Task):
         self.valid = valid
         self.test = test
         self.pool = Processes(judge, processes) if processes else None
-        self.code = {"reward": judge.file.contents("function")}
+        judge.file.mark(self, "function")
 
     def __str__(self):
         kinds = ["a batch a call" if self.judge.batched else "one sample a call"]

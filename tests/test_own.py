@@ -83,12 +83,13 @@ def test_the_example_of_a_task(tmp_path):
     assert task.rewards(task.test, [p.answer for p in task.test]) == [1] * 595
     with open(file, "a") as more:
         more.write("# another line\n")
-    said_no(run(ppo_passk.main, "--out", tmp_path / "r", "--resume"), f"--task {file} has changed", "in my_task.py")
+    resumed_run = run(ppo_passk.main, "--out", tmp_path / "r", "--resume")
+    said_no(resumed_run, f"--task {file}:Sums has changed", "in my_task.py")
     code, out, err = run(evaluate.main, tmp_path / "r", "--samples", 2, "--k", 1, "--problems", 3, "--out",
                          tmp_path / "e")
     assert code == 0 and "sums, 3 problems" in out and "note: what --task names is not what" in out, err
     begun = json.loads((tmp_path / "r" / "args.json").read_text())
-    assert begun["flags"]["task"] == str(file)
+    assert begun["flags"]["task"] == f"{file}:Sums"  # which is not another task than FILE.py
     assert begun["contents"]["task"] == {"my_task.py": own.hashlib.sha256(TASK.encode()).hexdigest(), "class": "Sums"}
     assert begun["contents"]["data"]["train"] == 2381
 
@@ -199,7 +200,7 @@ def test_rows_of_parquet_in_other_processes(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------ the file itself
 
-def test_modules_beside_the_file(tmp_path):
+def test_modules_beside_the_file(tmp_path, monkeypatch):
     """By their names, relatively, and inside of a function; two files, and two helpers, of one name are two."""
     for mark in ("a", "b"):
         put(tmp_path / mark / "helper.py", f"MARK = {mark!r}\n")
@@ -207,7 +208,7 @@ def test_modules_beside_the_file(tmp_path):
         put(tmp_path / mark / "pack" / "deep.py", f"MARK = {mark!r}\n")
         put(tmp_path / mark / f"late_{mark}.py", f"MARK = {mark!r}\n")
         put(tmp_path / mark / "my.reward.py", f"""
-            import helper
+            import bought, helper
             from .pack.deep import MARK
             from dataclasses import dataclass
             @dataclass
@@ -217,14 +218,16 @@ def test_modules_beside_the_file(tmp_path):
                 import late_{mark}
                 return [completion] * 3 == [helper.MARK, MARK, late_{mark}.MARK] and Kept().x == 1
             """)
+        put(tmp_path / mark / "venv" / "site-packages" / "bought.py", "")  # a library, though below the folder
     before = sys.path[:]
+    monkeypatch.syspath_prepend(tmp_path / "a" / "venv" / "site-packages")
     a, b, again = (tasks.load_task(data=str(rows(tmp_path)), reward=f"{tmp_path}/{mark}/my.reward.py")
                    for mark in "aba")
     assert a.rewards(a.train[:2], ["a", "b"]) == again.rewards(a.train[:2], ["a", "b"]) == [1.0, 0.0]
     assert b.rewards(a.train[:2], ["a", "b"]) == [0.0, 1.0]
     assert a.code == again.code and a.code["reward"].keys() == {
         "my.reward.py", "helper.py", "pack/__init__.py", "pack/deep.py", "function"}
-    assert sys.path[:len(before)] == before and not (tmp_path / "a" / "__pycache__" / "my.reward.pyc").exists()
+    assert sys.path[1:len(before) + 1] == before and not (tmp_path / "a" / "__pycache__" / "my.reward.pyc").exists()
 
 
 def test_a_module_of_another_place_is_not_taken_for_one_beside(tmp_path):
