@@ -28,7 +28,7 @@ A task of your own in a file, --task my_task.py:
 
 A reward of your own in a file, --data problems.jsonl --reward my_reward.py:right, or my_reward.py:short:
 
-    def right(prompt, completion, answer=None, **row):  # one sample; row: the other columns of its row
+    def right(prompt, completion, answer, **row):  # one sample; row: the other columns of its row
         return float(extract(completion) == answer)
 
     def short(prompts, completions, **columns):  # or all samples of a batch, as in TRL

@@ -7,6 +7,7 @@ shows ten lines of each.
 import ast
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import math
@@ -61,6 +62,7 @@ class File:
         # with a place for submodules, so that `from .helper import f` is found beside the file
         spec = importlib.util.spec_from_file_location(name, self.path, submodule_search_locations=[self.folder])
         module = importlib.util.module_from_spec(spec)
+        importlib.invalidate_caches()  # files may be newer than what is known of their folder
         before = {*sys.modules}
         sys.modules[name] = module  # dataclasses and pickle look for it there
         sys.path.insert(0, self.folder)
@@ -107,8 +109,8 @@ class File:
             for name in names:
                 first = name.partition(".")[0]
                 beside = self.beside([first])
-                taken = source_of(first)
-                if beside and taken and taken != beside:
+                taken = beside and source_of(first)
+                if taken != beside:
                     raise UserError(f"{self.what} imports {first}, which is {taken} here, and not the one beside it: "
                                     "give that another name")
 
@@ -131,7 +133,7 @@ class File:
         own = [frame for frame in frames if inside.match(frame.filename)]
         last = (own or frames)[-1]
         place = last.filename, last.lineno
-        if isinstance(error, SyntaxError) and error.filename:
+        if isinstance(error, SyntaxError) and os.path.isfile(error.filename or ""):
             place = error.filename, error.lineno
         return f"{words} ({os.path.basename(place[0])}, line {place[1]})"
 
@@ -163,8 +165,10 @@ class File:
 
 
 def source_of(name):
-    """The file of a module that is imported, None if it has none or is not imported."""
-    return getattr(sys.modules.get(name), "__file__", None)
+    """The file of a module that is imported, or would be; None if it has none."""
+    if name in sys.modules:
+        return getattr(sys.modules[name], "__file__", None)
+    return importlib.util.find_spec(name).origin
 
 
 def refuse_other_kinds(function, call):
@@ -302,15 +306,23 @@ def guard(task, file):
     """Have what a task says of completions checked, and its errors told in a sentence."""
     rewards = task.rewards
     extract = task.extract
+    target = task.target
 
     def checked_rewards(problems, completions):
         with file.sentence():
             found = rewards(problems, completions)
-        return list_of_numbers(found, len(completions), file.what, task.graded)
+            return list_of_numbers(found, len(completions), file.what, task.graded)
 
     def checked_extract(completion):
         with file.sentence(", extract,"):
-            found = extract(completion)
-        return vote(found, f"{file.what}, extract,")
+            return vote(extract(completion), f"{file.what}, extract,")
+
+    def checked_target(problem, kind="solution"):
+        with file.sentence(", target,"):
+            found = target(problem, kind)
+        if not isinstance(found, (str, type(None))):
+            raise UserError(f"{file.what}, target, returned {named(found)}: it must return text or None")
+        return found
     task.rewards = checked_rewards
     task.extract = checked_extract
+    task.target = checked_target

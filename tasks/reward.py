@@ -116,10 +116,10 @@ class Judge:
         """The rewards of `count` samples.  words: of which, for errors.  Raises UserError."""
         with self.file.sentence(words):
             found = self.function(**keywords)
-        call = self.file.what + words
-        if self.batched:
-            return list_of_numbers(found, count, call, self.graded)
-        return [number(found, call, self.graded)]
+            call = self.file.what + words
+            if self.batched:
+                return list_of_numbers(found, count, call, self.graded)
+            return [number(found, call, self.graded)]
 
 
 def judges(value):
@@ -164,8 +164,7 @@ class Judged(Task):
         if self.judge.extract is None:
             return completion.strip()
         with self.judge.file.sentence(", extract,"):
-            found = self.judge.extract(completion)
-        return vote(found, f"{self.judge.file.what}, extract,")
+            return vote(self.judge.extract(completion), f"{self.judge.file.what}, extract,")
 
     def rewards(self, problems, completions):
         """A call for each different sample; of a batch one call, or one for each prompt in other processes."""

@@ -234,6 +234,9 @@ def test_a_module_of_another_place_is_not_taken_for_one_beside(tmp_path):
     put(tmp_path / "common.py", "def score():\n    return 1\n")
     with pytest.raises(UserError, match=r"my_reward.py imports common, which is \S+common.py here, and not the one"):
         judged(tmp_path, "import common\ndef f(completion):\n    return 1\n")
+    put(tmp_path / "wave.py", "")  # of the standard library too; not imported before the function is called
+    with pytest.raises(UserError, match=r"my_reward.py imports wave, which is \S+wave.py here"):
+        judged(tmp_path, "def f(completion):\n    from wave import open\n")
     judged(tmp_path / "other", "import common\ndef f(completion):\n    return common.seed_of(1) > 0\n")
 
 
@@ -314,7 +317,7 @@ RETURNS = [  # what f(completion) and f(completions) return, words or the reward
     ("1 / 0", "raised ZeroDivisionError: division by zero (my_reward.py, line 3)"),
     ("int(completion)", "raised ValueError: invalid literal for int() with base 10: 'x' (my_reward.py, line 3)"),
     ("__import__('json').loads('{')", "raised JSONDecodeError"), ("exit()", "raised SystemExit: None"),
-    ("wait()", "returned a coroutine")]
+    ("wait()", "returned a coroutine"), ("10 ** 400", "raised OverflowError")]
 
 
 @pytest.mark.parametrize("value, expected", RETURNS, ids=[value for value, _ in RETURNS])
@@ -336,7 +339,7 @@ def test_what_is_returned(value, expected, tmp_path):
         said = str(error.value)
         assert expected.partition(" (my_reward")[0] in said and "\n" not in said and len(said) < 400, said
         if "raised" in expected:
-            assert re.search(r"\(my_(reward|task)\.py, line \d+\)$", said), said
+            assert re.search(r"\((my_reward|my_task|own)\.py, line \d+\)$", said), said
     if isinstance(expected, str):
         assert f"of {some[0].id}" not in said
         with pytest.raises(UserError, match=re.escape(f"my_reward.py:f, of {one.train[0].id} and 'x', ")):
@@ -420,6 +423,14 @@ def test_tasks_that_are_none(old, new, words, tmp_path):
         tasks.load_task(f"{file}:Sum")
     with pytest.raises(UserError, match="Task, which is imported|is no subclass|must take|raised|__init__|holds"):
         tasks.load_task(f"{put(file, TASK + 'x = 1')}:x")
+
+
+def test_gold_completions_of_a_task(tmp_path):
+    for value, words in (("1 / 0", "target, raised ZeroDivisionError"), ("3", "target, returned an int")):
+        source = f"{TASK}    def target(self, problem, kind):\n        return {value}\n"
+        task = tasks.load_task(str(put(tmp_path / "t.py", source)))
+        with pytest.raises(UserError, match=words):
+            task.target(task.train[0])
 
 
 # --------------------------------------------------------------------------------------------------- in other processes
