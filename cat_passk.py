@@ -324,7 +324,8 @@ def own_operator(args, folder):
     form = "log" if args.mode == "sft" else args.form
     for n in budgets:
         check_operator(guarded, n, form, f"{file.what}(p, {n})")
-    folder.code["operator"] = file.contents("function")
+    args.operator = f"{file.path}:{file.name}"  # for a resume, whatever else is in the file by then
+    folder.code["operator"] = {**file.digests, "function": file.name}
     return guarded, file.name
 
 
