@@ -8,7 +8,7 @@ from support.output import to_json
 
 PLACE = ("out", "resume")  # flags that say where a run is kept, and nothing about it
 NEGATED = ("chat", "normalise")  # flags that are told --no-... where they are off
-OBJECTIVE = ("objective", "variant", "mode", "weight", "estimator", "target", "k", "n")  # of the scripts' own flags
+OBJECTIVE = ("objective", "variant", "mode", "operator", "weight", "estimator", "target", "k", "n")  # own flags
 TRAINING = ("steps", "prompts", "samples", "lr", "temperature", "seed")
 LONGEST = 300  # characters of the example's prompt
 
@@ -128,7 +128,7 @@ def table(found):
         return ""
     model = flags.get("model") or ""
     base = model if is_hub_id(model) else os.path.basename(os.path.normpath(model))
-    objective = [f"{name} {flags[name]}" for name in OBJECTIVE if flags.get(name) is not None]
+    objective = [f"{name} {os.path.basename(str(flags[name]))}" for name in OBJECTIVE if flags.get(name) is not None]
     training = [f"{name} {flags.get(name)}" for name in TRAINING]
     rows = {"base": f"{base}, {flags.get('bits')} bits while trained",
             "script": f"`{found['script']}.py` of train-as-you-test",
@@ -144,6 +144,7 @@ def figures(found):
     if not rows:
         return ""
     budget = found["flags"].get("k") or found["flags"].get("n")
+    budget = str(budget).split(":")[0]  # of 8:1, which falls while training, the first
     names = [name for name in rows["before"] if name in {"pass@1", "max@1", "kl"} or name.endswith(f"@{budget}")]
     lines = ["| test problems | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for row, cells in rows.items():

@@ -117,6 +117,10 @@ def fits(action, value):
         return action.default is None
     if action.nargs == 0:
         return type(value) is bool
+    if action.type not in (None, int, float):  # a script's own
+        with suppress(ValueError):
+            return action.type(str(value)) == value
+        return False
     types = {int: (int,), float: (int, float)}.get(action.type, (str,))
     return type(value) in types and value in (action.choices or [value])
 
@@ -226,6 +230,7 @@ class Folder:
         self.defaults = {action.dest: action.default for action in parser._actions}
         self.result = {}  # what result.json will hold
         self.kept = {}  # what else a script wants to find again after a resume
+        self.code = {}  # {flag: contents} of files of one's own that a script has loaded
         if self.resumed:
             self.read_args(self.args, parser, argv)
 
@@ -282,7 +287,7 @@ class Folder:
     def identify(self, task, generated):
         """Keep for args.json what is in the files and rows that the run begins with; of a resumed run see that it is
         still the same.  generated: whether the task makes its problems itself.  Raises UserError with what differs."""
-        found = on_first(lambda: contents.of_run(self.args, task, generated))
+        found = on_first(lambda: contents.of_run(self.args, task, generated)) | self.code
         begun = self.begun.get("contents")
         if not self.resumed:
             self.begun["contents"] = found
