@@ -2,6 +2,7 @@
 
 Paper: Chow et al. 2024, "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models", arXiv 2412.15287
 (as we read it).
+Page: docs/bon_rl.md
 
 At test time N samples are drawn and the one that a verifier scores highest is kept. Its distribution is modelled by a
 tilt of the policy (equations 10-11), and the expected reward under it is what is trained:

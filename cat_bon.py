@@ -2,6 +2,7 @@
 
 Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as
 we read it). A sample counts if it is the best of N, so its reward is weighed by the chance that N-1 others are worse:
+Page: docs/cat_bon.md
 
 --mode rl    grad = (1/B) sum_prompts sum_i c_i grad log pi(y_i|x)
 

@@ -2,6 +2,7 @@
 
 Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as
 we read it). An inference strategy maps the probability p of success of one sample to that of the strategy:
+Page: docs/cat_majority.md
 
     T(p) = P(Bin(N, p) >= k)                             the right answer gets at least k of N votes
 

@@ -2,6 +2,7 @@
 
 Paper: Tang, Zheng, Synnaeve, Munos 2025, "Optimizing Language Models for Inference Time Objectives using Reinforcement
 Learning", arXiv 2503.19595 (as we read it).
+Page: docs/ppo_passk.md
 
     J(theta) = E_{y_1..y_k ~ pi(.|x)} [ f(x, y_1..y_k) ]
 

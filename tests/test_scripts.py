@@ -14,6 +14,7 @@ import sys
 import time
 
 import pytest
+import references
 import safetensors.torch
 import torch
 from conftest import ROOT, load_policy
@@ -741,13 +742,13 @@ def test_readme_commands_parse():
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser
     parsers = {name: importlib.import_module(name).parse_args for name in ("evaluate", "bench", "make_tiny")}
-    parsers["words"] = lambda argv: [].index(argv) if argv else None  # it takes no flags
+    parsers["words"] = parsers["references"] = lambda argv: [].index(argv) if argv else None  # they take no flags
     parsers["claims"] = lambda argv: argv == ["NAME"] or importlib.import_module("claims").parse_args(argv)
     parsers["table"] = lambda argv: importlib.import_module("table").parser().parse_args(argv)
     for name in ("ppo_passk", "bon_sft", "bon_rl", "cat_passk", "cat_majority", "cat_bon", "fit_verifier"):
         module = importlib.import_module(name)
         parsers[name] = lambda argv, module=module: module.check_flags(module.parser().parse_args(argv))
-    text = readme() + "".join(open(os.path.join(ROOT, "results", name)).read() for name in ("README.md", "speed.md"))
+    text = "".join(map(references.source, [*references.pages(), "results/README.md", "results/speed.md"]))
     text = text.replace("\\\n", " ")
     text = re.sub(r"(?<!`)`(?!`)[^`]+`", lambda match: " ".join(match[0].split()), text)  # a span may go over two lines
     commands = re.findall(r"(python|torchrun|accelerate launch) ([^\n`|&;#>]*?\.py\b)([^\n`|&;#>]*)", text)
@@ -764,16 +765,6 @@ def test_readme_commands_parse():
             parsers[os.path.basename(script)[:-3]](shlex.split(flags.replace("...", "")))
     assert len(commands) >= 30 and {launcher for launcher, _ in found} == {"python", "torchrun", "accelerate launch"}
     assert ("python", "results/table.py") in found and ("python", "models/make_tiny.py") in found
-
-
-def test_readme_table_of_equations():
-    """script -> paper -> equation -> `function` (line N): the line is where the function is defined."""
-    rows = re.findall(r"`(\w+\.py):(\d+)` `(\w+)`", readme())
-    assert len(rows) >= 6
-    for script, line, function in rows:
-        with open(os.path.join(ROOT, script)) as file:
-            text = file.read().split("\n")[int(line) - 1]
-        assert re.match(rf"\s*(def|class) {function}\b", text), (script, line, function, text)
 
 
 def test_a_run_prints_its_own_lines_only(tmp_path):
