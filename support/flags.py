@@ -47,7 +47,6 @@ class Parser(argparse.ArgumentParser):
             console.flush()
 
 
-<<<<<<< HEAD
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default once: the words that a help text has for it, else its value, nothing for a flag that is off."""
 
@@ -56,14 +55,14 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
         if off or "default" in action.help:
             return action.help
         return super()._get_help_string(action)
-=======
+
+
 def examples():
     """The end of the docstring of tasks/: a task and a reward of one's own, ten lines each."""
     with open(os.path.join(ROOT, "tasks", "__init__.py"), encoding="utf-8") as file:
         words = ast.get_docstring(ast.parse(file.read()))
     _, mark, rest = words.partition("A task of your own in a file")
     return f"\n{mark}{rest}\n"
->>>>>>> b55e414a311e133121c03c955e7053163c927d57
 
 
 class Elsewhere(argparse.Action):

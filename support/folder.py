@@ -125,12 +125,7 @@ def fits(action, value):
 # folders move.
 LOGGED = ("metrics.jsonl", "samples.jsonl", "targets.json")
 PREVIOUS = "state.previous.pt"
-<<<<<<< HEAD
-ANEW = ("out", "resume", "save_every", "device", "track")  # given again, they take effect
-MAY_CHANGE = (*contents.PATHS, *ANEW)
-=======
-MAY_CHANGE = ("out", "resume", "save_every", "reward_processes")
->>>>>>> b55e414a311e133121c03c955e7053163c927d57
+MAY_CHANGE = ("out", "resume", "save_every", "reward_processes", "device", "track")
 
 BEGUN = ("args.json", "checks.jsonl")  # what is in a folder before anything has been computed
 MADE = {}  # {folder of this process: those of it and the ones around it that it had to make}
@@ -278,13 +273,8 @@ class Folder:
         given = {name: value for name, value in given.items() if value is not absent}
         compared = found.get("contents") or {}
         for name, value in given.items():
-<<<<<<< HEAD
-            moved = name in contents.PATHS and compared.get(name) and value  # identify() looks what is there
-            if name not in ANEW and flags.get(name) != value and not moved:
-=======
             moved = value and contents.moves(name, value) and compared.get(name)  # identify() looks what is there
             if name not in MAY_CHANGE and flags.get(name) != value and not moved:
->>>>>>> b55e414a311e133121c03c955e7053163c927d57
                 raise UserError(f"--resume continues with the flags of args.json, where --{name.replace('_', '-')} is "
                                 f"{flags.get(name)}, not {value}: leave the flag out, or start a new run (--adapter)")
         vars(args).update({k: v for k, v in flags.items() if k not in ("out", "resume") and k not in given})

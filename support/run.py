@@ -122,13 +122,8 @@ def set_up(folder, default, label, binary=False, base=None):
     folder.create(f"{task.name}-{label}")
     fast = chooser(args.plain)
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed,
-<<<<<<< HEAD
                                 args.device, fast)
-    folder.identify(task, generated=not args.data and args.task not in tasks.DATA_SETS)
-=======
-                                fast=fast)
     folder.identify(task, generated=not args.data and args.task in tasks.EMBEDDED_TASKS)
->>>>>>> b55e414a311e133121c03c955e7053163c927d57
     policy.note += f"\nprompts {load.put_prompts(policy, task, args.chat, args.system)}"
     resolve(folder, policy)
     if not args.max_new_tokens and not folder.resumed:
