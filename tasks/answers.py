@@ -12,23 +12,69 @@ from typing import NamedTuple
 
 MAX_ANSWER = 1000  # characters; anything longer is not an answer
 
-# Unicode mathematics as LaTeX. What is not in here goes by its Unicode decomposition: see `latex_of`.
-TABLE = r"""−–‐‑‒ - |×✕⨯ \times |·⋅∙•∗ \cdot |÷ \div |⁄∕ / |∶ : |± \pm |∞ \infty |≤⩽≦ \le |≥⩾≧ \ge |≠ \ne |
-≈≃≅ \approx |≡ \equiv |∪ \cup |∩ \cap |∈ \in |∉ \notin |∅ \emptyset |∖ \setminus |⊂ \subset |
-⊆ \subseteq |→ \to |∠ \angle |△ \triangle |∑ \sum |∫ \int |∛ √[3] |∜ √[4] |°º˚ ^\circ |′’ ' |″“” " |
-… \ldots |∣ \mid |⌊ \lfloor |⌋ \rfloor |⌈ \lceil |⌉ \rceil |€£¥₹ |ϕ \phi |ϵ \epsilon |ϑ \theta |
-∧ \land |∨ \lor |ℝ \mathbb{R} |ℤ \mathbb{Z} |ℕ \mathbb{N} |ℚ \mathbb{Q} |ℂ \mathbb{C}|¢ \text{cents} |
-ΑΒΕΖΗΙΚΜΝΟΡΤΧ ?"""
+# A sign, and all that is written for it. What is not in here goes by its Unicode normal form.
+SIGNS = r"""
+    - − – ‐ ‑ ‒ ⁻ ₋
+    * × ✕ ⨯ · ⋅ ∙ • ∗ \times \cdot \ast
+    / ÷ ∕ \div
+    : ∶ \colon
+    | ∣ \mid \vert \lvert \rvert
+    ( ⟨ \langle
+    ) ⟩ \rangle
+    < \lt
+    > \gt
+    ≤ ⩽ ≦ \le \leq \leqq \leqslant \lte <=
+    ≥ ⩾ ≧ \ge \geq \geqq \geqslant \gte >=
+    ≠ \ne \neq !=
+    ≈ ≃ ≅ \approx \simeq
+    ≡ \equiv
+    ± \pm
+    ∞ \infty \infinity \inf
+    ∪ \cup
+    ∩ \cap
+    ∈ \in
+    ∉ \notin
+    ∅ \emptyset \varnothing
+    ∖ \setminus \backslash \smallsetminus
+    ⊂ \subset
+    ⊆ \subseteq
+    ∧ \land \wedge
+    ∨ \lor \vee
+    → \to \rightarrow
+    ⇒ \Rightarrow \implies
+    ∠ \angle
+    △ \triangle
+    ∑ \sum
+    ∫ \int
+    Å \AA
+    ° º ˚ \degree \textdegree
+    ∘ \circ
+    ' ’ ′ \prime
+    " ″ “ ”
+    … \ldots \cdots \dots \dotsc \dotsb ...
+    √ \sqrt
+    √[3] ∛
+    √[4] ∜
+    ⌊ \lfloor
+    ⌋ \rfloor
+    ⌈ \lceil
+    ⌉ \rceil
+    \{ \lbrace
+    \} \rbrace
+    φ \varphi
+    ε \varepsilon
+    ℝ \mathbb{R}
+    ℤ \mathbb{Z}
+    ℕ \mathbb{N}
+    ℚ \mathbb{Q}
+    ℂ \mathbb{C}
+"""
 GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau "
          "upsilon phi chi psi omega").split()
-SYMBOLS = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"), "")
+SIGNS = {name: row.split()[0] for row in SIGNS.split("\n") for name in row.split()}
 for i, name in enumerate(GREEK):
-    SYMBOLS[ord("α") + i] = rf"\{name} "
-    SYMBOLS[ord("Α") + i] = rf"\{name.title()} "
-for row in TABLE.replace("\n", " ").split("|"):
-    chars, _, latex = row.strip().partition(" ")
-    for char in chars:
-        SYMBOLS[ord(char)] = char if latex == "?" else latex + " " * ("\\" in latex)  # ?: looks Latin
+    SIGNS |= {rf"\{name}": chr(ord("α") + i), rf"\{name.title()}": chr(ord("Α") + i)}
+LATEX = {ord(sign): f"{name} " for name, sign in reversed(SIGNS.items()) if name[0] == "\\" and "~" < sign}
 
 # What may follow a number without being a part of it, singular. Those of MEASURES differ in size: 5 km are not 5 m.
 MEASURES = {name: names.split()[0] for names in r"""mm millimeter millimetre|cm centimeter centimetre
@@ -39,7 +85,7 @@ MEASURES = {name: names.split()[0] for names in r"""mm millimeter millimetre|cm 
     |deg degree|rad radian|kj kilojoule|joule|kcal|calorie|kb|mb|gb|byte|bit|mph|kph kmh kmph
     |celsius|fahrenheit|kelvin""".split("|") for name in names.split()}
 UNITS = frozenset("""
-    old arcminute knot hz watt newton volt ampere amp ohm mol mole pa khz mhz kw kwh ev omega mu aa T K F C A
+    old arcminute knot hz watt newton volt ampere amp ohm mol mole pa khz mhz kw kwh ev Ω Å μm μs μg μl μ erg dyne tesla farad henry lumen pc parsec atm torr psi arcsec arcsecond T K F C A
     N J W V coin square sq cubic cu squared cubed per linear unit each st nd rd th
     people person persons man men woman women child children boy girl student teacher worker player member friend
     guest apple orange egg cookie book page ticket marble ball card stamp sticker pencil pen toy car bike dog cat bird
@@ -53,26 +99,7 @@ SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 1
 
 # Names that are read as one symbol or function although they are made of letters.
 FUNCTIONS = "sinh cosh tanh asin acos atan sin cos tan cot sec csc ln log exp abs min max gcd lcm".split()
-UNICODE = {latex.strip(): chr(code) for code, latex in reversed(SYMBOLS.items())}
 NAMES = {*FUNCTIONS, *GREEK, "sqrt", "arcsin", "arccos", "arctan", "infinity", "inf"}
-
-
-def latex_of(text):
-    """Unicode mathematics as LaTeX: 5√2·x⁻¹ is 5√2\\cdot x^{-1}. Digits of other scripts stay what they are."""
-    def kind(char):  # of compatibility character: super, sub, fraction, font, wide, ...
-        decomposition = unicodedata.decomposition(char)
-        return decomposition[1:].split(">")[0] if decomposition[:1] == "<" and ord(char) not in SYMBOLS else ""
-
-    parts = []
-    for name, run in itertools.groupby(text, kind):
-        run = (" " if name == "fraction" else "").join(run)
-        plain = unicodedata.normalize("NFKC", run) if name else run
-        if name in ("super", "sub"):
-            plain = f"{'^' if name == 'super' else '_'}{{{plain}}}"
-        elif name == "fraction":
-            plain = re.sub("([0-9]+)\u2044([0-9]+)", r"\\frac{\1}{\2}", plain)
-        parts.append(plain)
-    return "".join(parts).translate(SYMBOLS)
 
 
 # ------------------------------------------------------------------------------------------------ how it is spelled
@@ -86,12 +113,12 @@ def repeating(match):
 
 def upright(match):
     r"""\text{...} around what stands in \text, \mbox or \mathrm, without the braces and commands inside."""
-    return rf"\text{{{re.sub(r'[{}]', '', re.sub(r'.cdot|.AA', ' ', match[1]))}}}"
+    return rf"\text{{{re.sub(r'[{}]', '', re.sub(r'[*]', ' ', match[1]))}}}"
 
 
-def unicode_of(match):
-    """The sign of a command that has one."""
-    return UNICODE.get(match[0], match[0])
+def sign(match):
+    """What SIGNS has for a command or character, else its Unicode normal form."""
+    return SIGNS.get(match[0], unicodedata.normalize("NFKC", match[0]))
 
 
 def scaled(match):
@@ -102,13 +129,24 @@ def scaled(match):
 
 # Pattern ==> replacement, applied in this order; of a replacement, ~ is a space. A line with # is a comment.
 SPELLING = r"""
+    # Signs of Unicode and commands
+    [\u200b-\u200d\u2060\ufeff€£¥₹] ==>
+    ¢ ==> \\text{cents}
+    ([⁰¹²³⁴-⁹⁺⁻⁼⁽⁾ⁿⁱᵃᵇᶜᵈᵏᵐᵗˣʸᵀ]+) ==> ^{\1}
+    ([₀-₉₊₋₌₍₎ₐₑₓᵢⱼₖₘₙ]+) ==> _{\1}
+    ([¼-¾⅐-⅞]) ==> ~\1
+    \\operatorname\*? ?\{([A-Za-z]+)\} ==> \\\1~
+    \\mathbb ?([A-Z]) ==> \\mathbb{\1}
+    \\mathbb\{[A-Z]\}|\\[A-Za-z]+|[^\x00-\x7f]|[<>!]=|\.\.\. ==> SIGN
+    ([0-9]+)⁄([0-9]+) ==> \\frac{\1}{\2}
     # Style, delimiters and spaces. \\( is the row break of a matrix followed by a bracket
     \{ *\\(?:bf|rm|it)(?![a-zA-Z]) * ==> \\mathrm{
-    \\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|bf|rm|it|limits|tiny|small|[lL]arge)(?![a-zA-Z]) ==>
+    \\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|bf|rm|it|limits|tiny|small|[lL]arge|underline)(?![a-zA-Z]) ==>
+    \\(?:(?:text)?color|h?phantom) *\{[^{}]*\} ==>
     (?<!\\)\\[()\[\]]|(?<!\\)\$ ==>
-    \\not ?= ==> \\ne~
-    (?<![_^])\{ *([-+=<>.:,/]|\\(?:times|cdot|%)) *\} ==> \1
-    (?<!\\)\\[!,](?=[0-9]) ==>
+    \\not ?= ==> ≠
+    (?<![_^])\{ *([-+=<>.:,/*]|\\%) *\} ==> \1
+    (?<!\\)\\(?:! *|,)(?=[0-9]) ==>
     # '100, 200' is a list, '1,200' a number
     (?<=[0-9]),(?:(?<!\\)\\(?:[!,;: ]|q?quad(?![a-zA-Z]))|~|\s)+(?=[0-9]) ==> ;~
     \\(?:text(?:bf|rm|it|sf|tt|normal)?|mbox|mathrm) *\{((?:[^{}]|\{[^{}]*\})*)\} ==> UPRIGHT
@@ -116,28 +154,29 @@ SPELLING = r"""
     (?<=[0-9])\^\{? *(?:\\text\{ *)?(st|nd|rd|th) *\}{0,2} ==> \\text{\1}
     \\(?:math(?:bf|it|sf|tt|normal)|boldsymbol|bm|pmb)(?![A-Za-z]) *\{(?= *[A-Za-z]{2}[A-Za-z ]*\}) ==> \\text{
     \\(?:math(?:bf|rm|it|sf|tt|normal)|boldsymbol|bm|pmb)(?![A-Za-z]) * ==>
-    \\mathbb ([A-Z]) ==> \\mathbb{\1}
     ^\\text\{ *([-+]?[0-9][^{}]*)\}$ ==> \1
     ^['"](.*)['"]$ ==> \1
     # Degrees, percent and units that are spelled in several ways
-    \^(?:\\circ(?![a-z])|\{ *\\circ *\})|\^?\\(?:text)?degree(?![a-z]) ==> \\degree~
-    \\degree *(?:\\text\{ *[CF] *\}|[CF](?![A-Za-z])|) ==> \\degree~
+    \^ ?[∘°]|\^ ?\{ ?[∘°] ?\} ==> °
+    \^ ?('+)|\^ ?\{ ?('+) ?\} ==> \1\2
+    ° ?(?:C(?![A-Za-z])|\\text\{ *C *\}) ==> \\text{~celsius}
+    ° ?(?:F(?![A-Za-z])|\\text\{ *F *\}) ==> \\text{~fahrenheit}
     \\?%|(?:\\text\{ *| )percent(?:\}|(?![a-z])) ==> %
     (?<=[0-9])(?: ?\\text\{ *| )(hundred|thousand|million|billion|trillion)(?![a-z])( *\})? ==> SCALED
     \\frac\{(\\text\{[^{}]*\})\}\{(\\text\{[^{}]*\}(?:\^\{?[0-9]\}?)?)\}$ ==> \1/\2
     (?<![A-Za-z])mph(?![a-z]) ==> mi/h
     (?<![A-Za-z])km?p?h(?![a-z]) ==> km/h
-    ^ ?(?:\\approx(?![a-z])|=) ==>
+    ^ ?[≈=] ==>
     # Qualifiers, and what separates the elements of a list
     (.[^{}]*)\\text\{[ ,(]*(?:for|where|with|when|if|because|since)(?![a-z]).* ==> \1
-    (?<=.)[;,] ?\(?[a-zA-Z] ?\\in ?\\mathbb\{[A-Z]\}.* ==>
+    (?<=.)[;,] ?\(?[a-zA-Z] ?∈ ?[ℝℤℕℚℂ].* ==>
     (?<=[^ ]) ?,? (?:for|where|with|when|if|because|since) .* ==>
     [ ,]*(?:\\text\{ *,? *and *\}|(?<![A-Za-z\\])and(?![A-Za-z])),? * ==> ;
-    [ ,]*(?:\\text\{ *,? *or *\}|(?<![A-Za-z\\])or(?![A-Za-z])),? * ==> \\orelse~
+    [ ,]*(?:\\text\{ *,? *or *\}|(?<![A-Za-z\\])or(?![A-Za-z])),? * ==> ⊔
     ^[A-Za-z] ?= ?(?=\\text\{ *[A-Za-z]) ==>
     # \text{5}, \text{i}, \text{(A)}, \text{IV}, and a choice
     (?<![0-9)}])(?<![0-9)}] )\\text\{([^{}a-z]*|[^{}A-Za-z]*[a-z][^{}A-Za-z]*)\} ==> ~\1~
-    \\text\{([^{}A-Za-z]*[iexyz]?[^{}A-Za-z]*)\} ==> ~\1~
+    \\text\{([^{}A-Za-zΩμÅ]*[iexyz]?[^{}A-Za-zΩμÅ]*)\} ==> ~\1~
     ^ *\(?([A-Z])\) *$ ==> \1
     # Spellings of one notation
     \\text\{ *mod *\}|\\[pb]?mod(?![a-z])|(?<![A-Za-z\\])mod(?![a-z]) ==> \\pmod
@@ -145,70 +184,53 @@ SPELLING = r"""
     \(\\text\{ *mod *([0-9]+) *\}\) ==> \\pmod{\1}
     \\[dtc]?frac\{d(\\?[A-Za-z]+)\}\{d(\\?[A-Za-z]+)\} ==> \\deriv_{\1/\2}
     (?<![A-Za-z\\])([fgh])\^\{-1\}(?=\() ==> \1_{-1}
-    \\(sin|cos|tan)\^\{-1\} ==> \\a\1~
+    \\(sin|cos|tan)\^\{-1\} ? ==> \\a\1~
     \\\\(?:\[[0-9.]+ *[a-z]+\])? *(?=\\end) ==>
     (\\\\)\[[0-9.]+ *[a-z]+\] ==> \1
     \(([0-9]+)\)_ ==> \1_
+    \{([^{}]*)\\choose(?![a-z])([^{}]*)\} ==> \\binom{\1}{\2}
+    \{([^{}]*)\\over(?![a-z])([^{}]*)\} ==> \\frac{\1}{\2}
     \^\{([0-9])\}√ ==> √[\1]
     (?<![A-Za-z0-9\\])([0-9]+) ([0-9]+)/([0-9]+)$ ==> \1\\frac{\2}{\3}
-    (?<=[0-9]) *[x*] *(?=10\^) ==> \\times~
+    (?<=[0-9]) *[x*] *(?=10\^) ==> *
     # e-notation, if it is one number as a whole or in a tuple
-    ^([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))[eE]([-+]?)0*([0-9]+)(?= |\\|%?$)(?!.*[-+*=,]) ==> \1\\times10^{\2\3}
-    (?<=[(\[;,])(?=1e|-1e|-?[0-9]*\.)([-+]?[0-9]*\.?[0-9]*)[eE]([-+]?)0*([0-9]+)(?=[)\];,]) ==> \1\\times10^{\2\3}
+    ^([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))[eE]([-+]?)0*([0-9]+)(?= |\\|%?$)(?!.*[-+*=,]) ==> \1*10^{\2\3}
+    (?<=[(\[;,])(?=1e|-1e|-?[0-9]*\.)([-+]?[0-9]*\.?[0-9]*)[eE]([-+]?)0*([0-9]+)(?=[)\];,]) ==> \1*10^{\2\3}
     (?<![0-9.])([0-9]{0,99})\.([0-9]{0,99})\\(?:overline|bar|dot)\{?([0-9]{1,99})\}?(?![0-9]) ==> REPEATING
-    (?<![A-Za-z0-9)}]) +| +(?![A-Za-z0-9\\(]) ==>
-    (\.[0-9]+)(?:\\[lc]?dots|\.\.\.)$|[.;:\\ ]+$|(?<!\.),$ ==> \1
+    (?<![A-Za-z0-9)}]) +| +(?![A-Za-z0-9\\(ΩμÅ]) ==>
+    (\.[0-9]+)…$|[.;:\\ ]+$|(?<!\.),$ ==> \1
 """
 
 
 # The same for `flatten`, applied until nothing changes. ATOM is an argument without brackets, BRACKET one with them.
 FLAT = r"""
-    (?<=[0-9])(?<![0-9]{4}),(?=(?:[0-9]{3},)*[0-9]{3}(?![0-9,]))(?![^(\[]*(?:[)\]]|\\\})) ==>
+    (?<![0-9.,])([1-9][0-9]{0,2}(?:[0-9]{3})*),(?=[0-9]{3}(?:,[0-9]{3})*(?![0-9]|,[0-9]))(?![^(\[]*(?:[)\]]|\\\})) ==> \1
     (?<=[0-9]) (?=[0-9]{3}(?: [0-9]{3})*(?![0-9])) ==>
     (?<![A-Za-z\\])(NAMES)(?![A-Za-z]) ==> \\\1~
-    \\(?:leq(?:q|slant)?|le|lt(?=e))(?![a-z])|<= ==> ≤
-    \\(?:geq(?:q|slant)?|ge)(?![a-z])|>= ==> ≥
-    \\neq?(?![a-z])|!= ==> ≠
-    \\lt(?![a-z]) ==> <
-    \\gt(?![a-z]) ==> >
-    \\(?:times|cdot|ast)(?![a-z]) ==> *
+    \\[A-Za-z]+ ==> SIGN
     \*\* ==> ^
-    \\div(?![a-z]) ==> /
-    \\degree ==> °
-    \\colon(?![a-z]) ==> :
-    \\varphi ==> φ
-    \\varepsilon ==> ε
-    \\varnothing ==> ∅
-    \\wedge(?![a-z]) ==> ∧
-    \\vee(?![a-z]) ==> ∨
-    \\(?:backslash|smallsetminus)(?![a-z]) ==> ∖
-    \\inf(?:inity)?(?![a-z]) ==> ∞
-    \\(?:[lc]?dots|dots[a-z])(?![a-z])|\.\.\. ==> …
-    \\orelse ==> ⊔
-    \\(?:mid|[lr]?vert)(?![a-z]) ==> |
-    \\lbrace(?![a-z]) ==> \\{
-    \\rbrace(?![a-z]) ==> \\}
-    \\(?:mathbb\{[A-Z]\}|[A-Za-z]+) ==> SYMBOL
+    \\begin\{vmatrix\} ==> \\det(\\matrix([[
+    \\end\{vmatrix\} ==> ]]))
     \\begin\{[a-z]+\} ==> \\matrix([[
     \\end\{[a-z]+\} ==> ]])
     \\\\ ==> ],[
     & ==> ,
-    √|\\?sqrt(?![a-z]) ==> √
     \\arc(sin|cos|tan) ==> \\a\1
     \\[dtc]frac(?![a-z]) ==> \\frac
     \\[dt]binom(?![a-z]) ==> \\binom
-    \\(frac|binom) *([0-9A-Za-zα-ω]) ==> \\\1{\2}
-    (\\(?:frac|binom)\{[^{}]*\}) *([0-9A-Za-zα-ω]) ==> \1{\2}
-    \\(angle|triangle|overline|bar|vec|hat|overrightarrow|widehat) *(?:\{([A-Za-z]+)\}|([A-Z]+|[a-z])) ==> \\\1_⟨\2\3⟩
+    \\(frac|binom) *([0-9A-Za-zα-ω]) ==> \\\1(\2)
+    (\\(?:frac|binom) *BRACKET) *([0-9A-Za-zα-ω]) ==> \1(\2)
+    (\\overline|\\bar|\\d?dot|\\tilde|\\vec|\\hat|\\overrightarrow|\\widehat|[∠△]) *(?:\{([A-Za-z]+)\}|([A-Z]+|[a-z])) ==> \1_⟨\2\3⟩
+    (\\(?:FUNCTIONS)(?: *_ *(?:\{[^{}]*\}|[0-9A-Za-z]))?) *\{([^{}]*)\} ==> \1(\2)
     \\log *_ *(?:\{([^{}]*)\}|([0-9A-Za-z])) *(BRACKET|ATOM) ==> (\\ln(\3)/\\ln(\1\2))
     \\log *(BRACKET|ATOM) ==> (\\ln(\1)/\\ln(10))
-    _ *(?:\{\(?([^{}()]*)\)?\}|([0-9A-Za-z]+)) ==> _⟨\1\2⟩
-    \^ *\{([^{}]*)\} ==> ^(\1)
+    _ *(?:\{\(?([^{}()]*)\)?\}|([0-9]+|[A-Za-z])) ==> _⟨\1\2⟩
     √ *\[([^][]*)\] *(?:\{([^{}]*)\}|([0-9]+|[A-Za-z])) ==> \\root(\2\3,\1)
-    √ *(?:\{([^{}]*)\}|([0-9]+(?:\.[0-9]+)?|[A-Za-zα-ω])) ==> √(\1\2)
-    \\frac *\{([^{}]*)\} *\{([^{}]*)\} ==> ((\1)/(\2))
-    \\binom *\{([^{}]*)\} *\{([^{}]*)\} ==> \\binom(\1,\2)
+    √ *([0-9]+(?:\.[0-9]+)?|[A-Za-zα-ω]) ==> √(\1)
+    (\\(?:max|min|gcd|lcm)) *\\\{([^{}]*)\\\} ==> \1(\2)
     (?<!\\)\{((?:[^{}\\]|\\[^{}])*)\} ==> (\1)
+    \\frac *(BRACKET) *(BRACKET) ==> (\1/\2)
+    \\binom *(BRACKET) *(BRACKET) ==> \\binom(\1,\2)
     (?<![0-9)/.^])([0-9]+) *\(\(([0-9]+)\)/\(([0-9]+)\)\) ==> (\1+\2/\3)
     \|((?:[^|()]|BRACKET)*)\| ==> \\abs(\1)
     ⌊([^⌊⌋]*)⌋ ==> \\floor(\1)
@@ -217,6 +239,7 @@ FLAT = r"""
     \\(FUNCTIONS)(?![a-z]) *\^ *(\([^()]*\)|[0-9a-z]) *(BRACKET|ATOM) ==> (\\\1(\3))^\2
     \\(FUNCTIONS)(?![a-z]) *(ATOM) ==> \\\1(\2)
     \\(FUNCTIONS) +\( ==> \\\1(
+    \\cis *(BRACKET|ATOM) ==> (\\cos(\1)+i*\\sin(\1))
     (\\(?:sin|cos|tan|cot|sec|csc)\((?:[^()]|BRACKET)*)° ==> \1π/180
 """
 # And once after that.
@@ -224,24 +247,28 @@ LAST = r"""
     (?<![0-9]) | (?![0-9]) ==>
     \\([{}]) ==> \1
     ^\{\}$ ==> ∅
-    [°$] ==>
+    °|∘$ ==>
     √ ==> \\sqrt
     \^\(([0-9]+|[a-z])\)(?![0-9a-z.(]) ==> ^\1
     ; ==> ,
     \\pmod\(([0-9a-z]+)\)$ ==> ≢\1
     \(([^()|]*)\|([^()|]*)\) ==> (\1,\2)
     ^\((\([^()]*\))\)$ ==> \1
+    ^\]([^][,]*,[^][,]*[][])$ ==> (\1
+    ^([(\[][^][,]*,[^][,]*)\[$ ==> \1)
     ^([0-9A-F]+)_⟨([0-9]+)⟩$ ==> \\name_⟨\1;\2⟩
-    (?<![A-Za-z0-9\\⟨])([A-Z]{2,})(?=$|[,;)⊔]) ==> \\name_⟨\1⟩
+    (?:^|(?<=[,;⊔{=]))([A-Z]{2,})(?=$|[,;⊔}]) ==> \\name_⟨\1⟩
 """
 
 
 def rules(table):
     """The lines of a table as (pattern, replacement)."""
-    bracket = r"\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)"
+    bracket = r"\([^()]*\)"
+    for _ in range(6):
+        bracket = rf"\((?:[^()]|{bracket})*\)"
     atom = rf"(?:[0-9.A-Za-zα-ω°]|_⟨[^⟩]*⟩|\^[0-9a-z]|\^\([^()]*\)|(?:√|\\abs|\\root){bracket})+"
     macros = {"BRACKET": bracket, "ATOM": atom, "FUNCTIONS": "|".join(FUNCTIONS), "NAMES": "|".join(NAMES)}
-    functions = {"UPRIGHT": upright, "SCALED": scaled, "REPEATING": repeating, "SYMBOL": unicode_of}
+    functions = {"UPRIGHT": upright, "SCALED": scaled, "REPEATING": repeating, "SIGN": sign}
     for line in table.split("\n"):
         pattern, mark, replacement = line[4:].partition(" ==>")
         for name, text in macros.items():
@@ -272,8 +299,6 @@ def clean(answer):
     text = find(answer) or EMPHASIS.sub(r"\2", answer.strip())
     if len(text) > MAX_ANSWER:
         return None
-    if not text.isascii():
-        text = latex_of(text)
     for pattern, replacement in SPELLING:
         text = pattern.sub(replacement, text)
     return text or None
@@ -287,11 +312,12 @@ def has_answer(text):
     return len(text) <= MAX_ANSWER if PLAIN.fullmatch(text) else clean(text) is not None
 
 
-COMMAND_UNIT = r"\\(?:text\{[^{}]*\}|(?:Omega|mu|AA|cdot)(?![A-Za-z]))"
+SIGNED = {r"\$": "dollar", "%": "percent", "°": "deg"}
+TEXT_UNIT = r"\\text\{[^{}]*\}"
 POWER = r"(?:\^(?:\{-?[0-9]\}|[0-9]))?"
 UNIT = re.compile(
-    rf"(?:(?<=[0-9A-Za-z)}}!]) ?(?={COMMAND_UNIT})|(?<=[0-9)}}!]) ?|(?<=\\pi) ?)(?:{COMMAND_UNIT}|[A-Za-z]+\.?){POWER}"
-    rf"(?:[ /*]*{COMMAND_UNIT}{POWER}|[ /*]+[A-Za-z]+\.?{POWER})*(?=$|[.,;])")
+    rf"(?:(?<=[0-9A-Za-zπ)}}!]) ?(?={TEXT_UNIT})|(?<=[0-9π)}}!]) ?)(?:{TEXT_UNIT}|[A-Za-zΩμÅ]+\.?){POWER}"
+    rf"(?:[ /*]*{TEXT_UNIT}{POWER}|[ /*]+[A-Za-zΩμÅ]+\.?{POWER})*(?=$|[.,;])")
 NO_POWER = re.compile(r"^[ {]*(?:squared|cubed)|[04-9]|(?<![-{])1|(?<![A-Za-z^{.-])[23]")
 LONE = re.compile(r"(?:[A-Za-z]=)?[-+]?[0-9.,]+")
 
@@ -305,35 +331,36 @@ def singular(word):
 def split_unit(text):
     r"""(what is left without units, tuple of the MEASURES among them). One letter is a unit within \text{...}, or
     apart from a number: 5 m has one, 5m and 2x m have none."""
-    found = ["dollar"] if r"\$" in text else []
+    found = [unit for sign, unit in SIGNED.items() if sign in text]
 
     def without(match):
-        tail = re.sub(r"\\(?:text|cdot)", " ", match[0])
-        words = re.findall("[A-Za-z]+", tail)
+        tail = re.sub(r"\\text", " ", match[0])
+        words = re.findall("[A-Za-zΩμÅ]+", tail)
         units = [singular(word) for word in words]
         lone = match[0][0] == " " and LONE.fullmatch(text[:match.start()])
-        letter = match[0].strip(" ")[:5] != r"\text" and (len(words[0]) == 1 or match[0][0] == "\\")
+        letter = match[0].strip(" ")[:5] != r"\text" and len(words[0]) == 1
         if not all(units) or NO_POWER.search(tail) or letter and not lone:
             return match[0]
         found.extend(MEASURES[unit] for unit in units if unit in MEASURES)
         return ""
     bare = UNIT.sub(without, text.replace(r"\$", ""))
-    return re.sub(r"(?<=[0-9])['\"]$", "", bare), tuple(found)
+    return bare, tuple(found)
 
 
 TRUTHS = "yes|no|on|true|false|none|even|odd|am|pm|do|not"
 WORDS = re.compile(rf"\\text\{{[^{{}}]*[A-Za-z]{{2}}|(?<![A-Za-z0-9\\_])(?i:{TRUTHS})(?![A-Za-z])"
                    r"|[0-9] ?(?i:[ap]\.?m(?![a-z]))")
+WORD = re.compile(r"(?<![A-Za-z\\])(?=[A-Za-z]*[aeiouAEIOU])(?:[A-Z][a-z]{2,}|[a-z]{3,}|[A-Z]{3,})(?![A-Za-z])")
 LETTERS = re.compile(rf"(?!(?i:{TRUTHS})$)(?!.*[0-9] ?[AP])[^a-z]*")  # as in IV, which is a name
 
 
 def words_of(text):
     """The key of an answer in words, or None if it is none: no case, no points, its pieces in any order."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
-    found = set(re.findall(r"(?<![A-Za-z\\])[A-Za-z]{3,}", plain)) - NAMES
+    found = set(WORD.findall(plain)) - NAMES
     if not (found or WORDS.search(text) or WORDS.search(plain)):
         return None
-    if LETTERS.fullmatch(plain) or re.search(r"[_^={}+*<>]", plain):
+    if LETTERS.fullmatch(plain) or re.search(r"[_^={}+*/<>]", plain):
         return None
     parts = re.split(r"[;,]|\\orelse|(?<=[a-z])\s*(?=[0-9])", re.sub(r"[.\"']", "", plain.lower()))
     parts = sorted(filter(None, (re.sub(r"\s", "", part) for part in parts)))
@@ -408,7 +435,7 @@ PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}|[a-z]{3,}ly\b
 EMPHASIS = re.compile(r"(?<![\w)\]}*])(\*\*?|__|`)(?=\S)(.*?\S)\1(?![\w*])")
 LEAD = re.compile(r"(?:[:\s>]|[*_`]+(?=\s)|(?<=\n)[-*•]\s)*")
 DISPLAY = re.compile(r"(?:\$\$|\\\[)(.*?)(?:\$\$|\\\])", re.DOTALL)
-END = re.compile(r"\n|</answer|\.[*_`]*(?:\s|$)| (?:because|since|which)\b")
+END = re.compile(r"\n|</answer|<\||\.[*_`]*(?:\s|$)|,? (?:because|since|which)\b|, (?:so|as|in|not|but)\b")
 NUMBER = r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|[-+]?\.[0-9]+"
 WHOLE = re.compile(  # a completion that is one number, or one short sentence with one
     rf"(?:[A-Za-z][A-Za-z ]{{0,30}}[:=] *)?\$?({NUMBER})%?(?: [a-z]+)?\.?|[A-Z][A-Za-z, ']* \$?({NUMBER})%?"

@@ -45,7 +45,7 @@ from contextlib import suppress
 
 from support.errors import UserError
 
-from .answers import clean, final_answer, glance, has_answer
+from .answers import LATEX, clean, final_answer, glance, has_answer
 from .embedded import Task
 from .workers import WorkerPool
 
@@ -173,7 +173,7 @@ def strict_math_verify():
 
     def compare(*texts):
         for pattern, replacement in READING:
-            texts = [re.sub(pattern, replacement, text) for text in texts]
+            texts = [re.sub(pattern, replacement, text.translate(LATEX)) for text in texts]
         found = [parse(f"${text}$", [config], parsing_timeout=None) or [""] for text in texts]
         return bool(verify(*found, timeout_seconds=None))
     return compare

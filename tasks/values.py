@@ -28,7 +28,7 @@ TOGETHER = {"⊔": sympy.Union, ",": sympy.Intersection, "∪": sympy.Union, "�
 SETS = re.compile("[<>≤≥≠∈∪∩∖ℝ∅]")
 TOKEN = re.compile(r"(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)"
                    r"|(?P<call>\\[a-z]+(?=\()|[fgh]'*(?:_⟨-1⟩)?(?=\()|[PE](?=\([A-Z]))"
-                   r"|(?P<symbol>(?:\\[a-z]+|[^\W\d_]|…)(?:_⟨[^⟩]*⟩)?'*|[∞∅])|(?P<open>[(\[])|(?P<close>[)\]])"
+                   r"|(?P<symbol>(?:\\[a-z]+|[^\W\d_]|[…∠△])(?:_⟨[^⟩]*⟩)?'*|[∞∅])|(?P<open>[(\[])|(?P<close>[)\]])"
                    r"|(?P<sign>[-+*/^,|∪∩∖∧∨])")
 PYTHON = {"^": "**", "∪": "|", "∩": "&", "∖": "-", "∧": "&", "∨": "|"}
 KNOWN = {  # what sympy calls them
@@ -50,8 +50,9 @@ KNOWN = {  # what sympy calls them
     "\\ceil": "ceiling",
     "\\factorial": "factorial",
     "\\binom": "binomial",
-    "\\sqrt": "sqrt",
     "\\root": "real_root",
+    "\\sqrt": "sqrt",
+    "\\det": "det",
     "\\matrix": "Matrix"}
 KNOWN = {rf"\{name}": name for name in FUNCTIONS} | KNOWN
 
@@ -62,7 +63,7 @@ def symbol(name):
 
 def call(name):
     """A function of sympy; f(x+1) of an unknown f is a symbol called so."""
-    return symbol(name) if name in KNOWN else lambda *inputs: sympy.Symbol(f"{name}{[*map(sympy.expand, inputs)]}")
+    return symbol(name) if name in KNOWN else lambda *inputs: sympy.Symbol(f"{name}({','.join(map(line, inputs))})")
 
 
 NAMED = {"number": sympy.Rational, "symbol": symbol, "call": call}
@@ -124,11 +125,13 @@ def number(value):
 
 def line(expression):
     """An expression as text: its value, or f and its values at three points."""
-    if not isinstance(expression, sympy.Expr) or expression.is_Rational or expression.is_infinite:
+    if not isinstance(expression, sympy.Expr) or expression.is_Rational or expression in (sympy.oo, -sympy.oo):
         return str(expression)
     texts = []
     for shift in range(3 if expression.free_symbols else 1):
         value = expression.evalf(DIGITS, subs=point(expression, shift), maxn=500)
+        if value.has(sympy.nan, sympy.zoo):
+            raise ValueError(expression)
         texts.append("+".join(map(number, value.as_real_imag())).removesuffix("+0"))
     return texts[0] if len(set(texts)) == 1 else f"f({','.join(texts)})"
 
@@ -240,9 +243,6 @@ def form(text):
     """The normal form of a text by its kind."""
     if "±" in text:
         return collection(form(text.replace("±", sign)) for sign in "+-")
-    if SETS.search(text) and len(set(LETTER.findall(text))) < 2:
-        with suppress(Exception):  # sympy's are of many types
-            return pieces(as_set(text))
     for signs, read in KINDS.items():
         parts = split(text, signs)
         if len(parts) > 1:
@@ -264,16 +264,21 @@ def form(text):
 
 class Meaning(NamedTuple):
     """What an answer says. key: votes are counted by it.  name: what x=3 calls it.  forms: the normal form and others
-    that it may stand for, none if it is words or unreadable.  digits: decimal places."""
+    that it may stand for; none if it is unreadable, None if that is a question for math-verify.  digits: decimal
+    places."""
     key: str
     name: str = ""
-    forms: tuple = ()
+    forms: tuple | None = None
     digits: int = 0
 
 
 def readings(text, value):
     """The normal form of a text, and of what else it may stand for."""
-    main = form(value)
+    main = ""
+    if SETS.search(value) and len(set(LETTER.findall(value))) < 2:
+        with suppress(Exception):  # sympy's are of many types
+            main = pieces(as_set(value))
+    main = main or form(value)
     parts = split(value, SEPARATORS)
     if len(parts) > 1:
         return main, f"({','.join(form(assigned(part)[1]) for part in parts[::2])})"
@@ -284,8 +289,9 @@ def readings(text, value):
     return main,
 
 
-HARD = re.compile(r"\\(?:sum|prod|int|lim)(?![a-z])")  # what math-verify is asked about
+HARD = re.compile(r"[∑∫]|\\(?:prod|lim)(?![a-z])")  # what math-verify is asked about
 LETTER = re.compile(r"(?<![\w\\⟨])[a-zA-Z](?![\w⟩(])")
+PLAIN_NAME = re.compile(r"[A-Z]*|\\\w+|[^-+*/]?_?'*")  # without what is in brackets
 HUGE = re.compile(r"\^\(*-?[0-9]{5,}|\^\(*[0-9]+\^|factorial\(+(?:[0-9]{5,}|\\factorial)")  # takes for ever
 
 
@@ -303,7 +309,7 @@ def understand(text):
         forms = readings(flat, value)
         return Meaning(forms[0], name, forms, min(map(len, decimals), default=0))
     except Exception:  # sympy's are of many types
-        return Meaning(text)
+        return Meaning(text, forms=())
 
 
 NUMBER = re.compile(r"(-?[0-9][0-9./]*(?:e[-+][0-9]+)?)")
@@ -326,10 +332,10 @@ def close(gold, answer, digits):
 def same(gold, answer):
     """Whether two `clean` answers are the same, or None if that is a question for math-verify."""
     a, b = understand(gold), understand(answer)
-    if not (a.forms and b.forms):
+    if None in (a.forms, b.forms):
         return None
     digits = min(filter(None, (a.digits, b.digits)), default=0)
-    named_alike = a.name == b.name or "" in (a.name, b.name)
+    named_alike = a.name in (b.name, "") or not b.name and PLAIN_NAME.fullmatch(re.sub(r"[(⟨].*[)⟩]", "", a.name))
     for x, y in itertools.product(a.forms, b.forms):
         main = named_alike and (x is a.forms[0] or y is b.forms[0])
         if (main or x[0] == "=") and close(x, y, digits):
