@@ -77,14 +77,14 @@ for i, name in enumerate(GREEK):
 LATEX = {ord(sign): f"{name} " for name, sign in reversed(SIGNS.items()) if name[0] == "\\" and "~" < sign}
 
 # What may follow a number without being a part of it, singular. Those of MEASURES differ in size: 5 km are not 5 m.
-MEASURES = {name: names.split()[0] for names in r"""mm millimeter millimetre|cm centimeter centimetre
+MEASURES = r"""mm millimeter millimetre|cm centimeter centimetre
     |dm decimeter decimetre|km kilometer kilometre|m meter metre|in inch inche|ft foot feet|yd yard|mi mile|mg milligram
     |g gm gram|kg kilogram|ton tonne|lb pound|oz ounce|ml milliliter millilitre|l liter litre L|gal gallon|quart|pint
     |cup|tablespoon|teaspoon|acre|hectare|ms millisecond|s sec second|min minute|h hr hour|day|week|month|year yr|decade
     |century centurie|dollar usd buck|cent penny pennie|euro eur|rupee|yen|peso|ruble|nickel|dime|quarter
     |deg degree|rad radian|kj kilojoule|joule|kcal|calorie|kb|mb|gb|byte|bit|mph|kph kmh kmph
-    |celsius|fahrenheit|kelvin""".split("|") for name in names.split()}
-UNITS = frozenset("""
+    |celsius|fahrenheit|kelvin"""
+COUNTED = """
     old arcminute knot hz watt newton volt ampere amp ohm mol mole pa khz mhz kw kwh ev Ω Å μm μs μg μl μ erg dyne tesla farad henry lumen pc parsec atm torr psi arcsec arcsecond T K F C A
     N J W V coin square sq cubic cu squared cubed per linear unit each st nd rd th
     people person persons man men woman women child children boy girl student teacher worker player member friend
@@ -94,7 +94,10 @@ UNITS = frozenset("""
     factor divisor side edge vertex vertices face triangle rectangle circle line word letter question problem answer
     mark vote combination permutation arrangement outcome subset pair team group set row column bottle can glass
     glasses slice pizza meal serving shirt shoe sock hat dress dresses gift candle candies candy chocolate cupcake
-    cake brownie banana pear peach peaches""".split()) | MEASURES.keys()
+    cake brownie banana pear peach peaches"""
+UNITS = {name: names.split()[0] for names in MEASURES.split("|") for name in names.split()}
+UNITS |= dict.fromkeys(COUNTED.split(), "")
+UNITS = {f"{name}s": unit for name, unit in UNITS.items()} | UNITS
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 # Names that are read as one symbol or function although they are made of letters.
@@ -248,6 +251,8 @@ LAST = r"""
     \\([{}]) ==> \1
     ^\{\}$ ==> ∅
     °|∘$ ==>
+    [∈≡≈] ==> =
+    ^\{[a-z](?:=ℝ)?[|:](.*)\}$ ==> \1
     √ ==> \\sqrt
     \^\(([0-9]+|[a-z])\)(?![0-9a-z.(]) ==> ^\1
     ; ==> ,
@@ -322,12 +327,6 @@ NO_POWER = re.compile(r"^[ {]*(?:squared|cubed)|[04-9]|(?<![-{])1|(?<![A-Za-z^{.
 LONE = re.compile(r"(?:[A-Za-z]=)?[-+]?[0-9.,]+")
 
 
-def singular(word):
-    """The word of UNITS that a word is, or None."""
-    plain = word if len(word) == 1 else word.lower()
-    return next((unit for unit in (plain, plain.removesuffix("s")) if unit in UNITS), None)
-
-
 def split_unit(text):
     r"""(what is left without units, tuple of the MEASURES among them). One letter is a unit within \text{...}, or
     apart from a number: 5 m has one, 5m and 2x m have none."""
@@ -336,12 +335,12 @@ def split_unit(text):
     def without(match):
         tail = re.sub(r"\\text", " ", match[0])
         words = re.findall("[A-Za-zΩμÅ]+", tail)
-        units = [singular(word) for word in words]
+        units = [UNITS.get(word if len(word) == 1 else word.lower()) for word in words]
         lone = match[0][0] == " " and LONE.fullmatch(text[:match.start()])
         letter = match[0].strip(" ")[:5] != r"\text" and len(words[0]) == 1
-        if not all(units) or NO_POWER.search(tail) or letter and not lone:
+        if None in units or NO_POWER.search(tail) or letter and not lone:
             return match[0]
-        found.extend(MEASURES[unit] for unit in units if unit in MEASURES)
+        found.extend(filter(None, units))
         return ""
     bare = UNIT.sub(without, text.replace(r"\$", ""))
     return bare, tuple(found)
@@ -367,7 +366,7 @@ def words_of(text):
     return rf"\text{{{';'.join(parts)}}}" if parts else None
 
 
-NUMERIC = re.compile(r"(?:(?<![0-9.])10\^(?:[0-9](?![0-9])|\(-?[0-9]{1,2}\))|[-+*/()0-9.])+")
+NUMERIC = re.compile(r"(?:([A-Za-zα-ω])=)?((?:(?<![0-9.])10\^(?:[0-9](?![0-9])|\(-?[0-9]{1,2}\))|[-+*/()0-9.])+)")
 
 
 class Glance(NamedTuple):
@@ -387,12 +386,14 @@ def glance(text):
     flat = ""
     if not key:
         flat = bare if len(text) > 300 else flatten(bare)
-    name, _, number = flat.rpartition("=")
-    if not key and len(text) < 300 and NUMERIC.fullmatch(number) and (not name or name.isalpha()) and len(name) < 2:
-        code = re.sub(r"[0-9.]+", r"F('\g<0>')", number.replace("^", "**"))
+    name = ""
+    number = NUMERIC.fullmatch(flat) if len(text) < 300 else None
+    if number:
+        code = re.sub(r"[0-9.]+", r"F('\g<0>')", number[2].replace("^", "**"))
         with suppress(SyntaxError, TypeError, ArithmeticError, MemoryError, ValueError):
             key = str(eval(code, {"__builtins__": {}, "F": Fraction}))
-    return Glance(key, name if key else "", units, flat)
+            name = number[1] or ""
+    return Glance(key, name, units, flat)
 
 
 # --------------------------------------------------------------------------------------------------- where it stands

@@ -20,12 +20,11 @@ from .answers import FUNCTIONS, glance
 
 sys.set_int_max_str_digits(0)
 DIGITS = 150  # of which a number is known; the last thirty may be rounding errors
-INEQUALITY = {"<": sympy.Lt, ">": sympy.Gt, "≤": sympy.Le, "≥": sympy.Ge, "≠": sympy.Ne}
 TURNED = {">": "<", "≥": "≤"}
-RELATIONS = "=∈≡≈<>≤≥≠∉⊂⊆⇒"
+RELATION = {"≤": "<=", "≥": ">=", "≠": "!="}
+RELATIONS = "=<>≤≥≠"
 SEPARATORS = ",⊔"
-TOGETHER = {"⊔": sympy.Union, ",": sympy.Intersection, "∪": sympy.Union, "∩": sympy.Intersection, "∖": sympy.Complement}
-SETS = re.compile("[<>≤≥≠∈∪∩∖ℝ∅]")
+SETS = re.compile("[<>≤≥≠∪∩∖ℝ∅]")
 TOKEN = re.compile(r"(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)"
                    r"|(?P<call>\\[a-z]+(?=\()|[fgh]'*(?:_⟨-1⟩)?(?=\()|[PE](?=\([A-Z]))"
                    r"|(?P<symbol>(?:\\[a-z]+|[^\W\d_]|[…∠△])(?:_⟨[^⟩]*⟩)?'*|[∞∅])|(?P<open>[(\[])|(?P<close>[)\]])"
@@ -42,6 +41,11 @@ KNOWN = {  # what sympy calls them
     "ℕ": "Naturals",
     "ℚ": "Rationals",
     "ℂ": "Complexes",
+    "⊔": "Union",
+    ",": "Intersection",
+    "∪": "Union",
+    "∩": "Intersection",
+    "∖": "Complement",
     "\\ln": "log",
     "\\abs": "Abs",
     "\\min": "Min",
@@ -71,19 +75,16 @@ NAMED = {"number": sympy.Rational, "symbol": symbol, "call": call}
 
 def evaluate(text):
     """sympy's object for an expression. Its Python consists of numbers, quoted names and signs, and of nothing else."""
-    tokens = [("sign", "")]
-    code = ""
-    for match in TOKEN.finditer(text):
-        last = tokens[-1][0]
-        kind, token = match.lastgroup, match[0]
-        tokens.append((kind, token))
-        if kind == last == "number":
-            raise ValueError(text)
-        if last in ("number", "symbol", "close") and kind not in ("sign", "close"):
-            code += "*"
-        code += f"{kind}({token!r})" if kind in NAMED else PYTHON.get(token, token)
-    if "".join(token for _, token in tokens) != text:
+    if TOKEN.sub("", text):
         raise ValueError(text)
+    code = ""
+    last = ""
+    for match in TOKEN.finditer(text):
+        kind, token = match.lastgroup, match[0]
+        if last in ("number", "symbol", "close") and kind not in ("sign", "close"):
+            code += " " if kind == last == "number" else "*"
+        code += f"{kind}({token!r})" if kind in NAMED else PYTHON.get(token, token)
+        last = kind
     return sympy.sympify(eval(code, {"__builtins__": {}, **NAMED}))
 
 
@@ -105,11 +106,11 @@ def split(text, signs):
 # ------------------------------------------------------------------------------------------------------ normal forms
 
 def point(expression, shift):
-    """Where an expression is evaluated: at a number for each symbol; a third of the letters are negative."""
+    """A number for each of its symbols; of three points each letter is negative at one."""
     chosen = {}
     for name in expression.free_symbols:
         draw = random.Random(f"{name} {shift}")
-        factor = -3 if (ord(str(name)[-1]) + shift) % 3 == 0 else 1
+        factor = (1, 1, -3)[(ord(str(name)[-1]) + shift) % 3]
         chosen[name] = sympy.Rational(factor * draw.randint(1000, 3000), draw.randint(500, 999))
     return chosen
 
@@ -146,7 +147,7 @@ def collection(forms):
 
 def inequality(left, sign, right):
     """The real numbers for which it holds."""
-    found = INEQUALITY[sign](evaluate(left), evaluate(right))
+    found = sympy.Rel(evaluate(left), evaluate(right), RELATION.get(sign, sign))
     x = sympy.Symbol("x", real=True)
     name, = found.free_symbols
     found = found.subs(name, x)
@@ -157,19 +158,16 @@ def inequality(left, sign, right):
 
 def as_set(text):
     """A set of real numbers. Raises what sympy raises if a text is none."""
-    for sign, together in TOGETHER.items():
+    for sign in "⊔,∪∩∖":
         parts = split(text, sign)[::2]
         if len(parts) > 1:
-            return together(*map(as_set, parts))
+            return symbol(sign)(*map(as_set, parts))
     parts = split(text, RELATIONS)
-    if parts[1:2] == ["∈"]:
-        return as_set(parts[2])
     if len(parts) > 1:
         return sympy.Intersection(*map(inequality, parts[::2], parts[1::2], parts[2::2]))
-    condition = split(text[1:-1], "|:")
     inside = split(text[1:-1], ",")[::2]
     if text[0] == "{":
-        return as_set(condition[2]) if len(condition) > 1 else sympy.FiniteSet(*map(evaluate, inside))
+        return sympy.FiniteSet(*map(evaluate, inside))
     if len(inside) == 2:
         return sympy.Interval(*map(evaluate, inside), text[0] == "(", text[-1] == ")")
     return evaluate(text)
@@ -177,29 +175,25 @@ def as_set(text):
 
 def pieces(numbers):
     """A set of real numbers as intervals and points."""
-    if numbers == sympy.Reals:
-        return "(-oo,oo)"
     if isinstance(numbers, sympy.Interval):
         left = "(" if numbers.left_open else "["
         right = ")" if numbers.right_open else "]"
         return f"{left}{line(numbers.start)},{line(numbers.end)}{right}"
     if isinstance(numbers, (sympy.Union, sympy.FiniteSet)):
-        return collection(pieces(part) if isinstance(part, sympy.Set) else line(part) for part in numbers.args)
-    if not isinstance(numbers, sympy.Set):
-        raise ValueError(numbers)
-    return str(numbers)
+        return collection(map(pieces, numbers.args))
+    return line(numbers)
 
 
 def assigned(text):
     """(what a value is called or "", the value) of x=3, f(x)=3, x=y=3 and 1+2=3, but not of -x=3."""
-    parts = split(text, RELATIONS)
-    if len(split(text, SEPARATORS)) > 1 or len(parts) < 3 or not set(parts[1::2]) <= set("=∈≡≈"):
+    name, *rest = split(text, SEPARATORS + RELATIONS)
+    if set(rest[::2]) != {"="}:
         return "", text
-    if re.fullmatch(r"[-+*/^().0-9]*", parts[0]):
-        return "", parts[-1]
-    if re.search(r"(?<!_⟨)[0-9^](?!⟩)|^-", parts[0]):
+    if re.fullmatch(r"[-+*/^().0-9]*", name):
+        return "", rest[-1]
+    if re.search(r"(?<!_⟨)[0-9^](?!⟩)|^-", name):
         return "", text
-    return parts[0], parts[-1]
+    return name, rest[-1]
 
 
 def relation(parts):
@@ -208,9 +202,6 @@ def relation(parts):
     for left, sign, right in zip(parts[::2], parts[1::2], parts[2::2]):
         if sign in TURNED:
             left, sign, right = right, TURNED[sign], left
-        if sign in "∈∉⊂⊆⇒":
-            found.append(sign + form(left) + sign + form(right))
-            continue
         difference = evaluate(left) - evaluate(right)
         scale = difference.subs(point(difference, 0))
         found.append(sign + line(difference / (abs(scale) if sign in "<≤" else scale)))
@@ -233,7 +224,7 @@ def remainder(parts):
 
 def ratio(parts):
     first, *rest = map(evaluate, parts[::2])
-    return ":".join(line(part / first) for part in rest) if rest[1:] else line(first / rest[0])
+    return ":".join(line(first / part) for part in rest)
 
 
 KINDS = {SEPARATORS: listed, "≢": remainder, RELATIONS: relation, ":": ratio}  # from the loosest sign to the tightest
@@ -265,28 +256,29 @@ def form(text):
 class Meaning(NamedTuple):
     """What an answer says. key: votes are counted by it.  name: what x=3 calls it.  forms: the normal form and others
     that it may stand for; none if it is unreadable, None if that is a question for math-verify.  digits: decimal
-    places."""
+    places, 99 if it is exact."""
     key: str
     name: str = ""
-    forms: tuple | None = None
-    digits: int = 0
+    forms: list | None = None
+    digits: int = 99
 
 
-def readings(text, value):
-    """The normal form of a text, and of what else it may stand for."""
-    main = ""
-    if SETS.search(value) and len(set(LETTER.findall(value))) < 2:
+def readings(text):
+    """(what a value is called or "", its normal form and those of what else it may stand for)."""
+    name, value = assigned(text)
+    letters = "".join(set(LETTER.findall(value)))
+    if SETS.search(value) and len(letters) < 2:
         with suppress(Exception):  # sympy's are of many types
-            main = pieces(as_set(value))
-    main = main or form(value)
+            return name or letters, [pieces(as_set(value))]
+    forms = [form(value)]
     parts = split(value, SEPARATORS)
     if len(parts) > 1:
-        return main, f"({','.join(form(assigned(part)[1]) for part in parts[::2])})"
-    if value[-1:] == "%":
-        return main, main[:-1], form(f"({value[:-1]})/100")
-    if text != value and "=" in text and main[0] not in "([{" and re.match("[^0-9]", text):
-        return main, relation(split(text, RELATIONS))
-    return main,
+        forms.append(f"({','.join(form(assigned(part)[1]) for part in parts[::2])})")
+    elif value[-1:] == "%":
+        forms += [forms[0][:-1], form(f"({value[:-1]})/100")]
+    elif name and forms[0][0] not in "([{" and "≢" not in value:
+        forms.append(relation(split(text, RELATIONS)))
+    return name, forms
 
 
 HARD = re.compile(r"[∑∫]|\\(?:prod|lim)(?![a-z])")  # what math-verify is asked about
@@ -301,15 +293,12 @@ def understand(text):
     key, _, _, flat = glance(text)
     if not flat or len(text) > 300 or HARD.search(text) or HUGE.search(flat):
         return Meaning(key or text)
-    name, value = assigned(flat)
-    if not name and re.search("[<>≤≥]", value):
-        name = "".join(sorted(set(LETTER.findall(value))))
     decimals = re.findall(r"\.([0-9]+)", flat)
     try:
-        forms = readings(flat, value)
-        return Meaning(forms[0], name, forms, min(map(len, decimals), default=0))
+        name, forms = readings(flat)
     except Exception:  # sympy's are of many types
-        return Meaning(text, forms=())
+        return Meaning(text, forms=[])
+    return Meaning(forms[0], name, forms, min(map(len, decimals), default=99))
 
 
 NUMBER = re.compile(r"(-?[0-9][0-9./]*(?:e[-+][0-9]+)?)")
@@ -317,7 +306,7 @@ NUMBER = re.compile(r"(-?[0-9][0-9./]*(?:e[-+][0-9]+)?)")
 
 def close(gold, answer, digits):
     """Whether two forms are equal; a decimal of at least six places and four digits is equal to what rounds to it."""
-    if gold == answer or digits < 6 or "f" in gold:
+    if gold == answer or not 6 <= digits < 99 or "f" in gold:
         return gold == answer
     sides = NUMBER.split(gold), NUMBER.split(answer)
     if sides[0][::2] != sides[1][::2]:
@@ -334,10 +323,9 @@ def same(gold, answer):
     a, b = understand(gold), understand(answer)
     if None in (a.forms, b.forms):
         return None
-    digits = min(filter(None, (a.digits, b.digits)), default=0)
     named_alike = a.name in (b.name, "") or not b.name and PLAIN_NAME.fullmatch(re.sub(r"[(⟨].*[)⟩]", "", a.name))
     for x, y in itertools.product(a.forms, b.forms):
         main = named_alike and (x is a.forms[0] or y is b.forms[0])
-        if (main or x[0] == "=") and close(x, y, digits):
+        if (main or x[0] == "=") and close(x, y, min(a.digits, b.digits)):
             return True
     return False
