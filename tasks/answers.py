@@ -3,7 +3,6 @@ r"""Where the answer of a completion stands (`final_answer`) and how it is spell
 What it is as mathematics is the matter of `values.py`.
 """
 import functools
-import itertools
 import re
 import unicodedata
 from contextlib import suppress
@@ -85,7 +84,8 @@ MEASURES = r"""mm millimeter millimetre|cm centimeter centimetre
     |deg degree|rad radian|kj kilojoule|joule|kcal|calorie|kb|mb|gb|byte|bit|mph|kph kmh kmph
     |celsius|fahrenheit|kelvin"""
 COUNTED = """
-    old arcminute knot hz watt newton volt ampere amp ohm mol mole pa khz mhz kw kwh ev Ω Å μm μs μg μl μ erg dyne tesla farad henry lumen pc parsec atm torr psi arcsec arcsecond T K F C A
+    old arcminute knot hz watt newton volt ampere amp ohm mol mole pa khz mhz kw kwh ev Ω Å μ μm μs μg μl
+    erg dyne tesla farad henry lumen pc parsec atm torr psi arcsec arcsecond T K F C A
     N J W V coin square sq cubic cu squared cubed per linear unit each st nd rd th
     people person persons man men woman women child children boy girl student teacher worker player member friend
     guest apple orange egg cookie book page ticket marble ball card stamp sticker pencil pen toy car bike dog cat bird
@@ -94,9 +94,17 @@ COUNTED = """
     factor divisor side edge vertex vertices face triangle rectangle circle line word letter question problem answer
     mark vote combination permutation arrangement outcome subset pair team group set row column bottle can glass
     glasses slice pizza meal serving shirt shoe sock hat dress dresses gift candle candies candy chocolate cupcake
+    clip sandwich sandwiches crayon shell rock balloon necklace
+    bracelet puzzle video song movie photo picture flag sheet block brick board nail screw bolt wheel tire
+    bus buses train boat ship truck vehicle passenger driver nurse doctor customer visitor neighbor cousin
+    brother sister puppy puppies kitten duck goose geese pig goat rabbit hamster bee ant spider egg potato potatoes
+    tomato tomatoes carrot onion pepper grape cherry cherries strawberry strawberries lemon melon watermelon cracker
+    muffin donut doughnut bagel loaf loaves pancake waffle burger hot taco jar bucket basket crate carton packet pack
+    package envelope folder notebook magazine newspaper chapter paragraph essay test exam quiz class classes lesson
+    course game inning run goal yard medal prize trophy token chip dice die coupon receipt bill sweet
     cake brownie banana pear peach peaches"""
-UNITS = {name: names.split()[0] for names in MEASURES.split("|") for name in names.split()}
-UNITS |= dict.fromkeys(COUNTED.split(), "")
+UNITS = dict.fromkeys(COUNTED.split(), "")
+UNITS |= {name: names.split()[0] for names in MEASURES.split("|") for name in names.split()}
 UNITS = {f"{name}s": unit for name, unit in UNITS.items()} | UNITS
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
@@ -144,7 +152,8 @@ SPELLING = r"""
     ([0-9]+)⁄([0-9]+) ==> \\frac{\1}{\2}
     # Style, delimiters and spaces. \\( is the row break of a matrix followed by a bracket
     \{ *\\(?:bf|rm|it)(?![a-zA-Z]) * ==> \\mathrm{
-    \\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|bf|rm|it|limits|tiny|small|[lL]arge|underline)(?![a-zA-Z]) ==>
+    \\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|bf|rm|it)(?![a-zA-Z]) ==>
+    \\(?:limits|tiny|small|[lL]arge|underline)(?![a-zA-Z]) ==>
     \\(?:(?:text)?color|h?phantom) *\{[^{}]*\} ==>
     (?<!\\)\\[()\[\]]|(?<!\\)\$ ==>
     \\not ?= ==> ≠
@@ -155,7 +164,6 @@ SPELLING = r"""
     \\(?:text(?:bf|rm|it|sf|tt|normal)?|mbox|mathrm) *\{((?:[^{}]|\{[^{}]*\})*)\} ==> UPRIGHT
     (?:(?<!\\)\\(?:[!,;: ]|q?quad(?![a-zA-Z]))|~|\s)+ ==> ~
     (?<=[0-9])\^\{? *(?:\\text\{ *)?(st|nd|rd|th) *\}{0,2} ==> \\text{\1}
-    \\(?:math(?:bf|it|sf|tt|normal)|boldsymbol|bm|pmb)(?![A-Za-z]) *\{(?= *[A-Za-z]{2}[A-Za-z ]*\}) ==> \\text{
     \\(?:math(?:bf|rm|it|sf|tt|normal)|boldsymbol|bm|pmb)(?![A-Za-z]) * ==>
     ^\\text\{ *([-+]?[0-9][^{}]*)\}$ ==> \1
     ^['"](.*)['"]$ ==> \1
@@ -169,7 +177,6 @@ SPELLING = r"""
     \\frac\{(\\text\{[^{}]*\})\}\{(\\text\{[^{}]*\}(?:\^\{?[0-9]\}?)?)\}$ ==> \1/\2
     (?<![A-Za-z])mph(?![a-z]) ==> mi/h
     (?<![A-Za-z])km?p?h(?![a-z]) ==> km/h
-    ^ ?[≈=] ==>
     # Qualifiers, and what separates the elements of a list
     (.[^{}]*)\\text\{[ ,(]*(?:for|where|with|when|if|because|since)(?![a-z]).* ==> \1
     (?<=.)[;,] ?\(?[a-zA-Z] ?∈ ?[ℝℤℕℚℂ].* ==>
@@ -184,7 +191,6 @@ SPELLING = r"""
     # Spellings of one notation
     \\text\{ *mod *\}|\\[pb]?mod(?![a-z])|(?<![A-Za-z\\])mod(?![a-z]) ==> \\pmod
     \(? ?\\pmod ?\{? ?([0-9]+|[a-z])\}? ?\)? ==> \\pmod{\1}
-    \(\\text\{ *mod *([0-9]+) *\}\) ==> \\pmod{\1}
     \\[dtc]?frac\{d(\\?[A-Za-z]+)\}\{d(\\?[A-Za-z]+)\} ==> \\deriv_{\1/\2}
     (?<![A-Za-z\\])([fgh])\^\{-1\}(?=\() ==> \1_{-1}
     \\(sin|cos|tan)\^\{-1\} ? ==> \\a\1~
@@ -207,7 +213,7 @@ SPELLING = r"""
 
 # The same for `flatten`, applied until nothing changes. ATOM is an argument without brackets, BRACKET one with them.
 FLAT = r"""
-    (?<![0-9.,])([1-9][0-9]{0,2}(?:[0-9]{3})*),(?=[0-9]{3}(?:,[0-9]{3})*(?![0-9]|,[0-9]))(?![^(\[]*(?:[)\]]|\\\})) ==> \1
+    (?<![0-9.,])([1-9][0-9]{0,2}(?:[0-9]{3})*),(?=[0-9]{3}(?:,[0-9]{3})*(?!,?[0-9]))(?![^(\[]*(?:[)\]]|\\\})) ==> \1
     (?<=[0-9]) (?=[0-9]{3}(?: [0-9]{3})*(?![0-9])) ==>
     (?<![A-Za-z\\])(NAMES)(?![A-Za-z]) ==> \\\1~
     \\[A-Za-z]+ ==> SIGN
@@ -223,7 +229,8 @@ FLAT = r"""
     \\[dt]binom(?![a-z]) ==> \\binom
     \\(frac|binom) *([0-9A-Za-zα-ω]) ==> \\\1(\2)
     (\\(?:frac|binom) *BRACKET) *([0-9A-Za-zα-ω]) ==> \1(\2)
-    (\\overline|\\bar|\\d?dot|\\tilde|\\vec|\\hat|\\overrightarrow|\\widehat|[∠△]) *(?:\{([A-Za-z]+)\}|([A-Z]+|[a-z])) ==> \1_⟨\2\3⟩
+    \\widehat ==> \\hat
+    (\\(?:overline|bar|d?dot|tilde|vec|hat|overrightarrow)|[∠△]) *(?:\{([A-Za-z]+)\}|([A-Z]+|[a-z])) ==> \1_⟨\2\3⟩
     (\\(?:FUNCTIONS)(?: *_ *(?:\{[^{}]*\}|[0-9A-Za-z]))?) *\{([^{}]*)\} ==> \1(\2)
     \\log *_ *(?:\{([^{}]*)\}|([0-9A-Za-z])) *(BRACKET|ATOM) ==> (\\ln(\3)/\\ln(\1\2))
     \\log *(BRACKET|ATOM) ==> (\\ln(\1)/\\ln(10))
@@ -361,7 +368,7 @@ def words_of(text):
         return None
     if LETTERS.fullmatch(plain) or re.search(r"[_^={}+*/<>]", plain):
         return None
-    parts = re.split(r"[;,]|\\orelse|(?<=[a-z])\s*(?=[0-9])", re.sub(r"[.\"']", "", plain.lower()))
+    parts = re.split(r"[;,⊔]|(?<=[a-z])\s*(?=[0-9])", re.sub(r"[.\"']", "", plain.lower()))
     parts = sorted(filter(None, (re.sub(r"\s", "", part) for part in parts)))
     return rf"\text{{{';'.join(parts)}}}" if parts else None
 
@@ -402,17 +409,16 @@ def boxes(text):
     r"""[(start, end, inside)] of the \boxed{...} and \fbox{...} whose braces balance, outer ones only, in order. One
     pass over the text."""
     stack, found = [], []  # of open braces: (start of its \boxed or -1, where its inside starts)
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|([-+]?[0-9][^\s{}$\\]*))|\\[{}]|[{}]", text):
-        if match[1]:  # '\boxed 5', without braces
-            found.append((match.start(), match.end(), match[1]))
-        elif match[0] == "}":
-            start, begin = stack.pop() if stack else (-1, 0)
-            if start >= 0:
-                while found and found[-1][0] > start:
-                    found.pop()
-                found.append((start, match.end(), text[begin:match.start()]))
-        elif match[0] not in (r"\{", r"\}"):
+    text = re.sub(r"\\boxed\s*([-+]?[0-9][^\s{}$\\]*)", r"\\boxed{\1}", text)  # '\boxed 5', without braces
+    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|(?<!\\)[{}]", text):
+        if match[0] != "}":
             stack.append((-1 if match[0] == "{" else match.start(), match.end()))
+        elif stack:
+            start, begin = stack.pop()
+            while start >= 0 and found and found[-1][0] > start:
+                found.pop()
+            if start >= 0:
+                found.append((start, match.end(), text[begin:match.start()]))
     return found
 
 

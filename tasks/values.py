@@ -14,7 +14,6 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import sympy
-from sympy.solvers.inequalities import reduce_rational_inequalities
 
 from .answers import FUNCTIONS, glance
 
@@ -131,7 +130,7 @@ def line(expression):
     texts = []
     for shift in range(3 if expression.free_symbols else 1):
         value = expression.evalf(DIGITS, subs=point(expression, shift), maxn=500)
-        if value.has(sympy.nan, sympy.zoo):
+        if not value.is_finite:
             raise ValueError(expression)
         texts.append("+".join(map(number, value.as_real_imag())).removesuffix("+0"))
     return texts[0] if len(set(texts)) == 1 else f"f({','.join(texts)})"
@@ -148,12 +147,8 @@ def collection(forms):
 def inequality(left, sign, right):
     """The real numbers for which it holds."""
     found = sympy.Rel(evaluate(left), evaluate(right), RELATION.get(sign, sign))
-    x = sympy.Symbol("x", real=True)
     name, = found.free_symbols
-    found = found.subs(name, x)
-    if found.lhs.is_polynomial(x) and found.rhs.is_polynomial(x):
-        return reduce_rational_inequalities([[found]], x, relational=False)
-    return found.as_set()
+    return found.subs(name, sympy.Symbol("x", real=True)).as_set()
 
 
 def as_set(text):
@@ -208,12 +203,16 @@ def relation(parts):
     return collection(found)
 
 
+def ordered(texts, brackets="()"):
+    return f"{brackets[0]}{','.join(map(form, texts))}{brackets[1]}"
+
+
 def listed(parts):
     """The elements of a list, in order as a tuple if they are called by different names: x=1, y=2."""
     pairs = [assigned(text) for text in parts[::2]]
     names = {name for name, _ in pairs}
     if len(names) > 1 and "" not in names:
-        return f"({','.join(form(value) for _, value in sorted(pairs))})"
+        return ordered(value for _, value in sorted(pairs))
     return collection(form(value) for _, value in pairs)
 
 
@@ -242,7 +241,7 @@ def form(text):
     if text[:1] == "{":
         return listed(inside)
     if text[:1] in "([" and text[-1:] in ")]" and len(inside) > 1:
-        return f"{text[0]}{','.join(map(form, inside[::2]))}{text[-1]}"
+        return ordered(inside[::2], text[0] + text[-1])
     if text[-1:] == "%":
         return form(text[:-1]) + "%"
     found = evaluate(text.replace("%", "/100"))
@@ -273,7 +272,7 @@ def readings(text):
     forms = [form(value)]
     parts = split(value, SEPARATORS)
     if len(parts) > 1:
-        forms.append(f"({','.join(form(assigned(part)[1]) for part in parts[::2])})")
+        forms.append(ordered(assigned(part)[1] for part in parts[::2]))
     elif value[-1:] == "%":
         forms += [forms[0][:-1], form(f"({value[:-1]})/100")]
     elif name and forms[0][0] not in "([{" and "≢" not in value:
@@ -308,14 +307,12 @@ def close(gold, answer, digits):
     """Whether two forms are equal; a decimal of at least six places and four digits is equal to what rounds to it."""
     if gold == answer or not 6 <= digits < 99 or "f" in gold:
         return gold == answer
-    sides = NUMBER.split(gold), NUMBER.split(answer)
-    if sides[0][::2] != sides[1][::2]:
-        return False
-    for right, given in zip(sides[0][1::2], sides[1][1::2]):
-        off = abs(Fraction(right) - Fraction(given))
-        if 2 * 10 ** digits * off > 1 or 10_000 * off > abs(Fraction(right)):
-            return False
-    return True
+    gold, answer = NUMBER.split(gold), NUMBER.split(answer)
+    near = gold[::2] == answer[::2]
+    for right, given in zip(gold[1::2], answer[1::2]):
+        right = Fraction(right)
+        near &= abs(right - Fraction(given)) <= min(Fraction(1, 2 * 10 ** digits), abs(right) / 10_000)
+    return near
 
 
 def same(gold, answer):
