@@ -437,8 +437,7 @@ def last_box(text):
 
 
 MARK = re.compile(r"####|<answer>|(?<!this )\banswer(?:\s+is(?: therefore| thus)?\b|\W{0,4}:)", re.IGNORECASE)
-WEAK = re.compile(r"(?:our|my|your|whether|if|that) (?:the )?$", re.IGNORECASE)
-PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}|[a-z]{3,}ly\b")
+PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}|[a-z]{3,}ly\b|^(?:in)?correct|^right|^wrong")
 EMPHASIS = re.compile(r"(?<![\w)\]}*])(\*\*?|__|`)(?=\S)(.*?\S)\1(?![\w*])")
 LEAD = re.compile(r"(?:[:\s>]|[*_`]+(?=\s)|(?<=\n)[-*•]\s)*")
 DISPLAY = re.compile(r"(?:\$\$|\\\[)(.*?)(?:\$\$|\\\])", re.DOTALL)
@@ -472,15 +471,13 @@ def find(text):
     inside = last_box(text)
     if inside is not None:
         return inside
-    found = []
-    for place, match in enumerate(list(MARK.finditer(text))[-30:]):
+    best = (False, "")
+    for match in list(MARK.finditer(text))[-30:]:
         said = sentence(text[match.end():match.end() + 3 * MAX_ANSWER])
-        if said and not MARK.search(said):
-            prose = bool(PROSE.search(said)) and len(said) > 1
-            weak = bool(WEAK.search(text[:match.start()][-20:]))
-            found.append((not prose, not weak, place, said))
-    said = max(found)[-1] if found else None
-    return said if said and r"\boxed" not in said else None  # a box that was cut off
+        plain = not PROSE.search(said) or len(said) == 1
+        if said and not MARK.search(said) and plain >= best[0]:
+            best = (plain, said)
+    return best[1] if best[1] and r"\boxed" not in best[1] else None  # a box that was cut off
 
 
 def final_answer(completion):

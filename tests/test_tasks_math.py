@@ -363,6 +363,7 @@ AB+BC: BC+AB | AC CB+BA+1 AB-BC
 \log_{2}{3}: \log_2~3 \frac{\ln~3}{\ln~2} | \log_3~2 \log_{23}
 \tan^{-1}~x: \arctan~x | \cot~x
 f\circ~g: f~\circ~g | g\circ~f fg
+a\mid~b: a|b | b|a
 5:0: 5:0 | 6:0 0:5 0
 x>1,~y<2: y<2,~x>1 | y>1,~x<2
 x+y=3: y+x=3 | x+y=4 | y=3-x 2x+2y=6 | 3
@@ -469,7 +470,8 @@ def test_kinds(task, gold, right, wrong):
     ("The answer is 7, because 3+4=7.", "7"), ("**26**", "26"), ("Total: 26", "26"), ("She has 26 apples.", "26"),
     ("She has 26 apples", None), ("She has 26 apples. Then", None), ("The answer is -7", "-7"),
     ("The answer is 7, in total.", "7"), ("The answer is 7<|im_end|>", "7"), ("The answer is 7, not 8.", "7"),
-    ("The answer is 7, 8.", "{7,8}"),
+    ("The answer is 7, 8.", "{7,8}"), ("So our answer is 7.", "7"),
+    ("The answer is 7.\nSo our answer is correct.", "7"),
 ])
 def test_where_the_answer_stands(task, completion, answer):
     assert task.extract(completion) == answer
