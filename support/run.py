@@ -165,7 +165,7 @@ def resolve(folder, policy):
     args = folder.args
     size = policy.size
     why = "as asked"
-    if not folder.resumed:  # of an older run folder, which has none: what it began with
+    if not folder.resumed:
         args.bits = load.bits_of(policy) or args.bits or load.default_bits(policy.device)
     if args.lr is None:
         supervised = folder.script == "bon_sft" or getattr(args, "mode", "rl") == "sft"
