@@ -199,7 +199,7 @@ def copying_out(script):
 
 
 CALLS = {  # what the pasted functions are called with, and which function of the script must say the same
-    "ppo_passk": ("advantages(r, 2, 'passk'), advantages(r, 2, 'majority', answers)",
+    "ppo_passk": ("advantages(r, 2, 'passk'), advantages(r, 2, 'majority', answers), advantages(r, 3, 'maxrl')",
                   "ppo_loss(r, r - .1, torch.ones(2, 4), r[:, 0], .2), kl_coefficients(r)"),
     "bon_sft": ("bon_sft_coefficients(r, r[:, 1], 4)",),
     "bon_rl": ("bon_rl_coefficients(r, r, 4), bon_rlb_coefficients(r, 4, 'minus')", "kl_coefficients(r)"),
@@ -294,6 +294,7 @@ THETA = torch.tensor([0.3, -0.5, 0.2, -0.2, 0.2], dtype=torch.float64)
 PASS = lambda pi: 1 - (1 - pi[1]) ** N  # pass@N, and the best of N
 STATED = {  # another call of the pasted list, the gradient that its docstring states, and whether exactly
     "ppo_passk": [("advantages(rewards, 3, 'passk')", PASS, True),
+                  ("advantages(rewards, 1, 'maxrl')", lambda pi: pi[1], True),
                   ("advantages(rewards, 4, 'majority', answers)", functools.partial(vote_of, 4), True)],
     "bon_sft": [("sft_coefficients(torch.cat([torch.ones(len(rewards), 1), rewards], 1), 3)", log_bon_of_gold, False)],
     "bon_rl": [("bon_rlb_coefficients(rewards, 3, 'positive', 'pool')", PASS, True),

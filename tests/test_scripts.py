@@ -391,7 +391,12 @@ def test_continue_from_an_adapter(whole, tmp_path):
     (["--model", "no/such-model"], "no/such-model"), (["--task", "chess"], "chess"),
     (["--data", "no-such.jsonl"], "no-such.jsonl"), (["--k", "9", "--samples", "8"], "--k 9"), (["--k", "0"], "--k"),
     (["--temperature", "0"], "--temperature"), (["--lr", "x"], "--lr"), (["--clip", "0.2"], "--clip"),
-    (["--objective", "majority", "--k", "3", "--samples", "8"], "multiple"),
+    (["--objective", "majority", "--k", "3", "--samples", "8"], "multiple"), (["--k", "8:x"], "--k"),
+    (["--k", "1:8"], "FIRST to LAST"), (["--k", "8:0"], "FIRST to LAST"), (["--k", "9:1", "--samples", "8"], "--k 9:1"),
+    (["--objective", "majority", "--k", "4:1"], "majority trains for one k"),
+    (["--objective", "maxrl", "--estimator", "solved"], "equal to --samples"),
+    (["--k", "16", "--estimator", "constant"], "--objective maxrl"),
+    (["--objective", "maxrl", "--k", "16:8", "--estimator", "constant"], "equal to --samples"),
     (["--out", "/proc/no/run"], "/proc/no/run"), (["--resume"], "--out"),
     (["--resume", "--out", "no-such-run"], "no-such-run"), (["--adapter", "no-such-adapter"], "no-such-adapter"),
     (["--estimator", "centred", "--k", "8", "--samples", "8"], "centred"), (["--temperature", "nan"], "--temperature"),
@@ -406,6 +411,29 @@ def test_errors_are_one_sentence(flags, words, tmp_path, monkeypatch):
     assert len(err.strip().split("\n")[-1]) < 600
     if "usage" not in err:
         assert err.count("\n") == 1
+
+
+def test_k_that_falls(tmp_path, monkeypatch):
+    """Each step has its k, the first is reported everywhere, and the run resumes."""
+    seen, advantages = [], ppo_passk.advantages
+    monkeypatch.setattr(ppo_passk, "advantages", lambda *given: seen.append(given[1:3]) or advantages(*given))
+    code, out, err = run(ppo_passk.main, *SMALL, "--steps", 3, "--k", "4:1", "--objective", "maxrl", "--out",
+                         tmp_path / "r")
+    assert code == 0, err
+    assert seen == [(4, "maxrl"), (2, "maxrl"), (1, "maxrl")] and "objective maxrl, k 4:1, n 8" in out
+    assert json.load(open(tmp_path / "r" / "args.json"))["flags"]["k"] == "4:1"
+    assert all("pass@4" in line for line in read_lines(tmp_path / "r"))
+    assert "pass@4" in (tmp_path / "r" / "adapter" / "README.md").read_text()
+    assert run(ppo_passk.main, "--out", tmp_path / "r", "--resume", "--k", "4:1")[0] == 0
+    for k, message in (("4:2", "--k is 4:1, not 4:2"), (4, "--k is 4:1, not 4")):
+        code, _, err = run(ppo_passk.main, "--out", tmp_path / "r", "--resume", "--k", k)
+        assert code == 2 and message in err
+    for damaged in ("4:", 4.0, True, "4"):
+        found = json.load(open(tmp_path / "r" / "args.json"))
+        found["flags"]["k"] = damaged
+        (tmp_path / "r" / "args.json").write_text(json.dumps(found))
+        code, _, err = run(ppo_passk.main, "--out", tmp_path / "r", "--resume")
+        assert code == 2 and f"has --k {damaged}, which this script does not take" in err
 
 
 def test_a_full_folder_is_not_overwritten(whole):
