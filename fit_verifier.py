@@ -147,7 +147,7 @@ def main(argv=None):
     if not args.task and not args.data:
         args.task = "countdown"
     task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code,
-                           args.columns, args.skip_bad_rows)
+                           args.columns, args.skip_bad_rows, args.train_problems or None)
     if task.graded:
         raise UserError(f"task {task.name} has graded rewards: a verifier is fitted to right or wrong")
     args.task = args.task or task.name

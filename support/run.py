@@ -71,7 +71,7 @@ def set_up(run, task, label, binary=False, base=None):
     locate(args)
     args.task = args.task or (None if args.data else task)
     run.task = task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code,
-                                      args.columns, args.skip_bad_rows)
+                                      args.columns, args.skip_bad_rows, args.train_problems or None)
     if args.eval_samples:
         task.check_can_verify()
     args.model = args.model or own_base(args.adapter) or (base if base and task.name == first else task.base)

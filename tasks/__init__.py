@@ -37,14 +37,13 @@ from .data import load_codecontests, load_gsm8k, load_humaneval, load_math, load
 from .embedded import RESIDUES, Countdown, Peptide, Problem, Program, Routes, Task, split_of
 from .mathematics import Math, clean
 from .programs import Code, CodeProblem
-from .specs import code_answer
 
 EMBEDDED = {"countdown": Countdown, "routes": Routes, "program": Program, "peptide": Peptide}
 DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math, "humaneval": load_humaneval, "mbpp": load_mbpp,
              "codecontests": load_codecontests, "taco": load_taco}
 
 
-def keep_levels(task, levels):
+def keep_levels(task: Task, levels: str):
     """Keep the problems of some levels. This comes after the split, so that no valid problem of one choice of levels is
     a train problem of another.  Raises UserError."""
     chosen, known = set(), {p.level for p in task.train + task.valid + task.test if p.level is not None}
@@ -59,11 +58,14 @@ def keep_levels(task, levels):
         setattr(task, split, [p for p in getattr(task, split) if p.level in chosen])
 
 
-def load_task(name=None, data=None, levels=None, allow_unsandboxed=False, columns=None, skip_bad_rows=False):
+def load_task(name: str | None = None, data: str | None = None, levels: str | None = None,
+              allow_unsandboxed: bool = False, columns: str | None = None, skip_bad_rows: bool = False,
+              train_problems: int | None = None, split: str | None = None) -> Task:
     """The task called `name`, from a local copy of its data set if `data` is given; without a name (or as 'jsonl') the
     problems of `data`: a file, a folder or an id of the hub, whose `columns` are what shapes.py says or "prompt=...,
     answer=...", without the rows that are no problems if `skip_bad_rows`. `levels`, like '1-3' or '1,2,5', keeps some
-    of them. Programs run in a sandbox, or where that is not possible only if `allow_unsandboxed`.  Raises UserError."""
+    of them. Programs run in a sandbox, or where that is not possible only if `allow_unsandboxed`. Of a data set of the
+    hub no more is read than `train_problems`, or the one `split`, need (None: all).  Raises UserError."""
     names = ", ".join([*EMBEDDED, *DATA_SETS])
     if (columns or skip_bad_rows) and (data is None or name not in (None, "jsonl")):
         raise UserError("--columns and --skip-bad-rows are for data of your own: give --data without --task")
@@ -78,7 +80,7 @@ def load_task(name=None, data=None, levels=None, allow_unsandboxed=False, column
     elif data is None:
         raise UserError(f"no task: choose from {names}, or give --data FILE")
     else:
-        task = load_own(data, columns, skip_bad_rows)
+        task = load_own(data, columns, skip_bad_rows, None if levels else train_problems, split)
     if levels is not None:
         keep_levels(task, levels)
     if isinstance(task, Code):

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 from conftest import load_policy
@@ -448,22 +449,37 @@ def test_the_hubs_layout(tmp_path, monkeypatch):
     assert code == 0 and "40 rows" in out, err
 
 
-def test_an_id_of_the_hub(tmp_path, monkeypatch):
-    """What `datasets` gives for it, here from the folder that a hub would serve."""
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder in the hub's layout that `datasets` gives for any id, and what it was asked for."""
     import datasets
-    hub_copy(tmp_path / "served", ["easy", "hard"])
-    asked, load_dataset = [], datasets.load_dataset
+    import huggingface_hub
+    load_dataset, asked = datasets.load_dataset, []
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=lambda url, timeout: None))
 
-    def served(path, config=None, **options):
-        asked.append((path, config))
-        return load_dataset(str(tmp_path / "served"), config, **options)
+    def served(path, config=None, streaming=False):
+        asked.append((path, config, streaming))
+        return load_dataset(str(tmp_path / "served"), config, streaming=streaming)
     monkeypatch.setattr(datasets, "load_dataset", served)
+    return tmp_path / "served", asked
+
+
+def splits_of(task):
+    return [{p.prompt for p in getattr(task, split)} for split in ("train", "valid", "test")]
+
+
+def test_an_id_of_the_hub(hub):
+    """What it has no split for is taken out of its train rows by a checksum, whatever else is there."""
+    folder, asked = hub
+    hub_copy(folder, ["easy", "hard"])
     task = tasks.load_task(data="org/sums:hard")
-    assert asked == [("org/sums", "hard")] and task.train[0].answer == "hard" and len(task.train) == 32
+    assert asked == [("org/sums", "hard", False)] and {p.answer for p in task.train} == {"hard"}
+    sizes = [*map(len, splits_of(task))]
+    assert sum(sizes) == 40 and sizes[0] > 25 and min(sizes) > 0
     assert task.train[0].id.startswith("sums:hard/all:")
-    with pytest.raises(UserError, match="cannot load --data org/sums .*easy.*hard.*org/sums:NAME") as error:
+    with pytest.raises(UserError, match="cannot load org/sums .*easy.*hard.*org/sums:NAME") as error:
         tasks.load_task(data="org/sums")
     assert "\n" not in str(error.value)
     for name in ("org/none.jsonl", "org/none.parquet"):
@@ -471,6 +487,61 @@ def test_an_id_of_the_hub(tmp_path, monkeypatch):
             tasks.load_task(data=name)
     assert len(asked) == 2
     assert files.parted("org/sums:hard") == ("org/sums", "hard") and files.parted("a.jsonl") == ("a.jsonl", None)
+
+
+@pytest.mark.parametrize("there", [["train"], ["train", "test"], ["train", "validation", "test"]])
+def test_a_part_of_the_hub(there, hub):
+    """Only the rows that are needed are read: the second file of the train split, with rows that are none, would be
+    refused. A problem is in the same split however many are read."""
+    folder, asked = hub
+    for n, split in enumerate(there):
+        rows = [{"problem": f"{n} {i}?", "answer": str(i)} for i in range(60 if split == "train" else 5)]
+        put(folder / f"{split}-00000-of-00002.jsonl", rows)
+    put(folder / "test-00001-of-00002.jsonl", [{"problem": "0 3?", "answer": "3"}])
+    if len(there) == 1:
+        (folder / "test-00001-of-00002.jsonl").unlink()
+    bad = put(folder / "train-00001-of-00002.jsonl", [{"problem": "", "answer": ""}])
+    part = tasks.load_task(data="org/sums", train_problems=40)
+    assert asked == [("org/sums", None, True)] and len(part.train) == 40 and "--train-problems" in part.understood
+    with pytest.raises(UserError, match="org/sums, train row 61: .*empty"):
+        tasks.load_task(data="org/sums")
+    whole = tasks.load_task(data="org/sums", skip_bad_rows=True)
+    assert "1 bad row" in whole.understood and [streaming for *_, streaming in asked[1:]] == [False, False]
+    for a, b in zip(splits_of(part), splits_of(whole)):
+        assert a and a <= b
+    assert "0 3?" not in splits_of(whole)[0] or len(there) == 1
+    assert "bad" not in tasks.load_task(data="org/sums", train_problems=40, skip_bad_rows=True).understood
+    for split in ("valid", "test"):  # one split alone: train is not touched where it is not needed
+        alone = tasks.load_task(data="org/sums", split=split, skip_bad_rows=True)
+        assert getattr(alone, split) == getattr(whole, split)
+        assert bool(alone.train) == (split not in [*map(files.split_in, zip(there))])
+    with pytest.raises(UserError, match="train row 61"):  # levels are known once rows are read
+        tasks.load_task(data="org/sums", train_problems=40, levels="1")
+    assert bad.exists()
+
+
+def test_a_run_on_a_part_of_the_hub(hub, tmp_path):
+    """Its resume compares what it read; evaluate.py reads the same."""
+    folder, asked = hub
+    rows = [{"problem": f"c{i},2:{i}>", "answer": str(i)} for i in range(1, 81)]
+    data = put(folder / "train.jsonl", rows)
+    flags = ["--data", "org/sums", "--train-problems", 30, "--steps", 1, "--k", 1, "--out", tmp_path / "r"]
+    code, out, err = run(ppo_passk.main, *TINY, *flags)
+    assert code == 0 and "30 train" in out and "no more of it was read" in out, err
+    for row in rows[60:]:
+        row["answer"] = ""  # which is not read
+    put(data, rows)
+    assert run(ppo_passk.main, "--out", tmp_path / "r", "--resume")[0] == 0
+    code, out, err = run(evaluate.main, tmp_path / "r", "--samples", 2, "--k", 1, "--max-new-tokens", 4, "--out",
+                         tmp_path / "e")
+    pool = read_lines(tmp_path / "e", "pool-1.jsonl")
+    assert code == 0 and {entry["prompt"] for entry in pool} == splits_of(
+        tasks.load_task(data="org/sums", train_problems=30))[2], err
+    assert all(streaming for *_, streaming in asked)
+    rows[0]["answer"] = "9"
+    put(data, rows)
+    code, _, err = run(ppo_passk.main, "--out", tmp_path / "r", "--resume")
+    assert code == 2 and "the text of its problems" in err
 
 
 # ------------------------------------------------------------------------------------------------------------ messages
