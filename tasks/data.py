@@ -36,7 +36,7 @@ from .files import is_hub_id, one_configuration, parted, parts_of, rows_in
 from .mathematics import Math
 from .programs import Code, CodeProblem, fenced, report_left_out, squeeze
 from .shapes import columns_of, object_in, problem_of
-from .specs import LIMIT, input_output_spec, names_in, seconds_of, stdio_spec
+from .specs import LIMIT, input_output_spec, limit_of, names_in, stdio_spec
 from .unit_tests import CannotJudge
 
 INSTRUCTION = "\nReason step by step and put the final answer in \\boxed{}."
@@ -261,7 +261,7 @@ def load_taco(data: str | None = None) -> Task:
         if not tests:  # some rows have none, some numbers of more digits than Python reads
             return None
         starter = row.get("starter_code") or ""
-        spec = input_output_spec(tests, starter or "".join(golds[:1]), seconds_of(row))
+        spec = input_output_spec(tests, starter or "".join(golds[:1]), limit_of(row, words=True))
         if spec is None:
             return None
         ask = ASK_PROGRAM

@@ -110,7 +110,7 @@ def csv_rows(file, separator):
     csv.field_size_limit(2 ** 31 - 1)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     rows = csv.reader(text, delimiter=separator, strict=True)
-    names = next(rows, [])
+    names = next(filter(None, rows), [])
     if len({*names}) < len(names):
         raise UserError("two columns of one name")
     number = rows.line_num + 1
@@ -167,8 +167,11 @@ def files_of(path: str, config: str | None = None) -> dict[str | None, list[str]
     """{split, or None where no name says it: files that hold rows} of a file or a folder; of one configuration where
     folders are called so. The split is the first that is found in a file's name, or else in a folder's."""
     found = [path] if os.path.isfile(path) else []
-    for folder, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        seen.add(os.path.realpath(folder))  # a link may lead back
+        inner = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
+        folders[:] = [name for name, place in inner.items() if not name.startswith(".") and place not in seen]
         found += [os.path.join(folder, name) for name in names if FORMAT.search(name) and not NO_ROWS.match(name)]
     top = os.path.dirname(path) if os.path.isfile(path) else path
     parts = {file: os.path.relpath(file, top).split(os.sep) for file in sorted(found)}

@@ -33,7 +33,7 @@ from .answers import MAX_ANSWER, has_answer, last_box
 from .embedded import Problem
 from .files import SPLITS
 from .programs import CodeProblem, fenced, program_of
-from .specs import check_texts, input_output_spec, limit_of, names_in, seconds_of, tests_spec
+from .specs import check_texts, input_output_spec, limit_of, names_in, tests_spec
 from .unit_tests import CannotJudge
 
 NAMES = {
@@ -50,6 +50,7 @@ PLACES = {field: [(name, name.partition(".")[0]) for name in names] for field, n
 MESSAGES = ("messages", "conversations")
 ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system", "user", "assistant")}}
 FENCED = ("code", "solutions", "gold_standard_solution")  # solutions that are programs without a fence
+SPELLED = re.compile(r"\s*\[\s*\{\s*['\"](?:role|from|content|value)['\"]")
 MARKED = re.compile(r"####[ \t]*(\S.*?)\s*\Z")
 
 
@@ -107,7 +108,12 @@ def as_text(value, field: str) -> str:
     if isinstance(value, dict) and len(value) == 1:
         return as_text(*value.values(), field)
     if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=lambda part: as_text(part, field))
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False, default=lambda part: as_text(part, field))
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f'"{field}" must be finite') from error
     return str(value)
 
 
@@ -166,11 +172,14 @@ def alike(value, field):
 
 # ------------------------------------------------------------------------------------------------------------ messages
 
+def is_messages(value):
+    """Whether a value may be chat messages, or a text that spells them."""
+    return not isinstance(value, str) or SPELLED.match(value) is not None
+
+
 def messages_in(value, field):
     """[(role, text)] of the chat messages that a value is, or a text spells; None if it is none.  Raises UserError."""
-    if isinstance(value, str) and not re.match(r"\s*\[\s*\{\s*['\"](?:role|from|content|value)['\"]", value):
-        return None
-    value = object_in(value)
+    value = object_in(value) if is_messages(value) else None
     return [turn_of(message, field) for message in value] if isinstance(value, list) else None
 
 
@@ -209,8 +218,8 @@ def prompt_of(fields):
         value = Chat(turns)
     elif turns is not None:
         raise UserError(f'"{name}" must not be empty')
-    if not isinstance(value, str):
-        raise UserError(f'"{name}" must be text or a list of chat messages')
+    if not isinstance(value, str) or turns is None and column in MESSAGES:
+        raise UserError(f'"{name}" must be {"text or " * (name == "prompt")}a list of chat messages')
     more = fields.row.get("input")
     if column == "instruction" and isinstance(more, str) and more.strip():
         value = extended(value, more)
@@ -237,12 +246,11 @@ def solution_of(fields, prompt, said):
         if said is not None:
             fields.note("solution", "the last message")
         return None, said
-    if column == "solutions":
-        value = object_in(value)
-        value = value[0] if isinstance(value, list) and value else None
-    elif not isinstance(value, str) or value.lstrip()[:1] == "[":
-        turns = messages_in(value, column)
-        value = turns[-1][1] if turns else value
+    several = object_in(value)
+    if isinstance(several, list) and isinstance(several[0] if several else None, dict) and is_messages(value):
+        value = messages_in(several, column)[-1][1]
+    elif isinstance(several, list) and (column == "solutions" or isinstance(value, list)):
+        value = several[0] if several else None
     if value is not None and not isinstance(value, str):
         raise UserError(f'"{column}" must be text')
     return column, value
@@ -356,7 +364,7 @@ def judged_by(fields, prompt, solution, column, kind, tests):
                             f"or leave {answer} out")
     code = program_of(solution) if solution else ""
     entry = at(row, fields.columns.get("entry_point", "entry_point"))
-    hint = row.get("starter_code")
+    hint = as_text(row.get("starter_code") or "", "starter_code")
     if kind == "io":
         spec, entry = by_io(row, tests, hint or code)
     elif kind == "texts":
@@ -386,10 +394,14 @@ def defined(tests, code):
 def by_io(row, io, shown):
     """(spec, name of the function or None) of what APPS and TACO call input_output.  Raises CannotJudge if there is
     nothing in it."""
+    limit = limit_of(row, words=True)
     try:
-        spec = input_output_spec(io, shown, seconds_of(row))
+        sides = io["inputs"], io["outputs"]
+        if not all(isinstance(side, list) for side in sides) or not isinstance(io.get("fn_name") or "", str):
+            raise TypeError
+        spec = input_output_spec(io, shown, limit)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CannotJudge("it has no inputs and outputs that can be read") from error
-    if spec is None:
-        raise CannotJudge("it has no inputs and outputs")
+    if spec is None or len(sides[0]) != len(sides[1]):
+        raise CannotJudge("it has no inputs and outputs, or not as many of both")
     return spec, io.get("fn_name")

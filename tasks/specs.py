@@ -82,15 +82,12 @@ def check_imports(prefix):
                 raise CannotJudge(f"its prompt imports {name}, which no program can")
 
 
-def seconds_of(row: dict) -> float:
-    """The time limit of a row of APPS or TACO, where it may be "2.0 seconds"."""
-    found = re.match(r"\s*([0-9]+(?:\.[0-9]+)?)", str(row.get("time_limit") or ""))
-    return float(found[1]) if found else LIMIT
-
-
-def limit_of(row: dict) -> float:
-    """The time limit of a row in seconds.  Raises UserError."""
+def limit_of(row: dict, words: bool = False) -> float:
+    """The time limit of a row in seconds; words: it may be a text, "2.0 seconds".  Raises UserError."""
     limit = row.get("time_limit")
+    if words:
+        found = re.match(r"\s*([0-9]+(?:\.[0-9]+)?)", str(limit or ""))
+        limit = float(found[1]) if found else None
     if limit is None:
         return LIMIT
     number = isinstance(limit, (int, float)) and not isinstance(limit, bool)

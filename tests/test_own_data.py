@@ -1,9 +1,11 @@
 """Data as people have it: eleven files, eight schemas that people train on, folders, the hub's layout, bad rows."""
+import datetime
 import gzip
 import json
 import pickle
 import shutil
 import tracemalloc
+from decimal import Decimal
 from types import SimpleNamespace
 
 import pytest
@@ -292,11 +294,39 @@ def test_columns(row, columns, expected):
     ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": 1}, "whose content is no text"),
     ({"prompt": ["a"], "answer": 1}, "each with a role"), ({"messages": user("a")}, '"answer" is missing'),
     ({"text": "a", "code": "b"}, '"prompt" is missing: it has text, code; say which with --columns prompt='),
+    ({"messages": "hello", "answer": 1}, '"messages" must be a list of chat messages'),
+    ({"messages": {"a": 1}, "answer": 1}, '"messages" must be a list'),
+    ({"prompt": [{"role": ["user"], "content": "a"}], "answer": 1}, "the roles are system, user and assistant"),
+    ({"prompt": "a", "answer": {"a": float("nan"), "b": 1}}, "finite"),
+    ({"prompt": "a", "answer": {"a": b"1", "b": 1}}, "null or bytes"),
+    ({"prompt": "a", "answer": Decimal("NaN")}, "finite"), ({"prompt": "a", "solution": {"x": 1}}, "must be text"),
+    ({"prompt": "a", "input_output": {"inputs": ["1"], "outputs": ["1"]}, "time_limit": 1e9}, "time_limit"),
     ({"prompt": user(" "), "answer": 1}, "must not be empty"), ({"prompt": "a", "answer": b"1"}, "bytes")])
 def test_rows_that_are_no_problems(row, words):
     with pytest.raises(UserError, match=words) as error:
         shapes.problem_of(row, "n")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("io", [
+    {"inputs": ["1", "2"], "outputs": ["1"]}, {"inputs": "12", "outputs": "34"}, [1],
+    {"inputs": [None], "outputs": ["1"]}, {"inputs": [[1]], "outputs": [1], "fn_name": 5}])
+def test_inputs_and_outputs_that_cannot_judge(io):
+    with pytest.raises(UserError, match="it has no inputs and outputs"):
+        shapes.problem_of({"prompt": "a", "input_output": io}, "n")
+
+
+def test_whatever_is_in_a_row_is_no_stack_trace(tmp_path):
+    """It is named, or left out."""
+    deep = json.loads("[" * 900 + "1" + "]" * 900)
+    rows = [{"prompt": "a", "verification_info": {"test_cases": [1, 2]}}, {"prompt": "a", "test_list": 5},
+            {"prompt": "a", "answer": deep}, {"prompt": "a", "verification_info": {"test_cases": {"a": 1}}}]
+    for row in rows:
+        data = put(tmp_path / "a.jsonl", [row, {"prompt": "b", "answer": 1}])
+        with pytest.raises(UserError, match="a.jsonl, line 1: it is not what such a row is") as error:
+            tasks.load_task(data=str(data))
+        assert "\n" not in str(error.value)
+        assert "1 bad row" in tasks.load_task(data=str(data), skip_bad_rows=True).understood
 
 
 @pytest.mark.parametrize("text", ["prompt", "=a", "prompt=", "promt=a", "prompt=a,b"])
@@ -356,6 +386,8 @@ def test_bad_splits_can_be_left_out(rows, kept, tmp_path):
     ("a.csv", "prompt,answer\na,1\nb\n", "a.csv, line 3: not as many values"),
     ("a.csv", "prompt,prompt\na,1\n", "two columns of one name"),
     ("a.csv", 'prompt,answer\n"a"b,1\n', "cannot read .*line 2"),
+    ("a.jsonl", '{"prompt": "a", "answer": 1, "answer": 2}', "line 1: not valid JSON .a name stands in it twice"),
+    ("a.csv", "\nprompt,answer\na\n", "line 3: not as many values"),
     ("a.csv", "prompt;answer\na;1\n", '"prompt" is missing'), ("a.csv", "", "holds no problems"),
     ("a.json", '[{"prompt": "a", "answer": 1},\n{"prompt"]', "line 2: not valid JSON"),
     ("a.json", '[{"prompt": "a", "answer": 1}, 3]', "row 2: not a JSON object"),
@@ -395,6 +427,43 @@ def test_folders_with_splits(tmp_path):
     put(tmp_path / "b/more.csv", ROWS[:10])
     with pytest.raises(UserError, match="cannot tell which split"):
         tasks.load_task(data=str(tmp_path / "b"))
+
+
+def test_links_in_folders(tmp_path):
+    """They are followed, also to a folder, but not in a circle."""
+    put(tmp_path / "a/train.jsonl", ROWS[:5])
+    put(tmp_path / "elsewhere/test.jsonl", ROWS[5:8])
+    (tmp_path / "a/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "a")
+    task = tasks.load_task(data=str(tmp_path / "a"))
+    assert [p.answer for p in task.test] == ["5", "6", "7"] and len(task.train) + len(task.valid) == 5
+
+
+def test_odd_columns_of_parquet(tmp_path):
+    """Numbers of any kind, dates and categories are text; two columns of one name are refused."""
+    import pyarrow
+    import pyarrow.parquet
+    kinds = {"1.50": pyarrow.array([Decimal("1.50")]), "2024-01-02": pyarrow.array([datetime.date(2024, 1, 2)]),
+             "7": pyarrow.array([7], pyarrow.uint8()), "so": pyarrow.array(["so"]).dictionary_encode()}
+    path = tmp_path / "a.parquet"
+    for text, values in kinds.items():
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "answer": values}), path)
+        assert problems_of(path)[1][0].answer == text
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["prompt", "answer", "answer"])
+    pyarrow.parquet.write_table(table, path)
+    with pytest.raises(UserError, match="two columns of one name"):
+        tasks.load_task(data=str(path))
+
+
+def test_names_that_are_nothing(tmp_path, monkeypatch):
+    """They are not looked for on the hub; ids without an owner are."""
+    monkeypatch.chdir(tmp_path)
+    for flag, name, words in (("--model", "tinyy", "is it tiny"), ("--model", "Tiny_Program", "is it tiny_program"),
+                              ("--data", "gsm8", "is ORG/NAME")):
+        code, _, err = run(ppo_passk.main, flag, name)
+        assert code == 2 and err.count("\n") == 1 and "no such file or folder" in err and words in err
+    for name in ("gpt2", "distilgpt2", "org/tiny"):
+        assert contents.located(name, "--model") == name
 
 
 def test_levels_of_own_folders(tmp_path):
