@@ -29,7 +29,7 @@ def facts(run, result=None):
         result = read(run, "result.json")
     return {"script": found.get("script"),
             "flags": flags,
-            "chat": found.get("chat"),  # None: of an older run, which did not store it
+            "chat": found.get("chat"),
             "prompts": prompts(run),
             "result": result}
 

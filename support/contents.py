@@ -10,7 +10,7 @@ import re
 from support import ROOT
 from support.errors import UserError
 
-EMBEDDED = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
+EMBEDDED_MODELS = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
 PATHS = ("model", "data", "adapter", "verifier")  # flags whose value may be a path, and move
 
 MEGABYTE = 2 ** 20
@@ -26,7 +26,7 @@ def located(text, flag):
     embedded model or a hub id as it is.  Raises UserError for what can only be a path and is not there: the hub would
     be asked for it first, for half a minute without a network."""
     text = text if text is None else os.fspath(text)
-    if text is None or text in EMBEDDED and flag != "--adapter":
+    if text is None or text in EMBEDDED_MODELS and flag != "--adapter":
         return text
     if os.path.exists(text):
         return os.path.abspath(text)
@@ -37,10 +37,10 @@ def located(text, flag):
         raise UserError(f"{flag} {text}: there is no such file or folder")
     if flag == "--data" and "/" not in text:
         raise UserError(f"--data {text}: there is no such file or folder, and a data set of the hub is ORG/NAME")
-    meant = difflib.get_close_matches(text.lower(), EMBEDDED, n=1, cutoff=0.8)
+    meant = difflib.get_close_matches(text.lower(), EMBEDDED_MODELS, n=1, cutoff=0.8)
     if meant and snapshot(text) is None:  # ids like gpt2, which have no owner, are not close
         raise UserError(f"{flag} {text}: there is no such file or folder, and the embedded models are "
-                        f"{', '.join(EMBEDDED)}: is it {meant[0]}?")
+                        f"{', '.join(EMBEDDED_MODELS)}: is it {meant[0]}?")
     return text
 
 
@@ -67,7 +67,7 @@ def snapshot(name):
 
 def place(model):
     """The file or folder of a model, None if it is not on this machine."""
-    if model in EMBEDDED:
+    if model in EMBEDDED_MODELS:
         return os.path.join(ROOT, "models", model)
     return model if os.path.exists(model) else snapshot(model)
 
@@ -240,7 +240,7 @@ def same_place(a, b):
 
 
 def is_hub_id(name):
-    return not os.path.exists(name) and name not in EMBEDDED and not looks_like_a_path(name)
+    return not os.path.exists(name) and name not in EMBEDDED_MODELS and not looks_like_a_path(name)
 
 
 def last(name):

@@ -48,11 +48,11 @@ MBPP_NUMBERS = ((601, 1000), (511, 601), (11, 511))  # of train, valid and test:
 
 # --------------------------------------------------------------------------------------------------- rows and splits
 
-def tenth(n):
+def tenth(n: int) -> int:
     return max(1, n // 10) if n >= 3 else 0
 
 
-def key_of(problem):
+def key_of(problem: Problem) -> str:
     """The prompt without what layout makes different; itself where that is the same, which takes no memory."""
     text = squeeze(problem.prompt)
     return problem.prompt if text == problem.prompt else text
@@ -294,12 +294,12 @@ class Unjudged(Task):
         raise UserError("no row of --data has an answer or tests, so no sample can be judged: say which column holds "
                         "them (--columns answer=...); supervised training does without, with --eval-samples 0")
 
-    def verify(self, problem, completion):
+    def verify(self, problem: Problem, completion: str) -> float:
         if completion != problem.solution:
             self.check_can_verify()
         return 1.0
 
-    def extract(self, completion):
+    def extract(self, completion: str) -> str | None:
         return None
 
 

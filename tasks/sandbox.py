@@ -50,7 +50,7 @@ PACKAGES = {  # what tests may import -> what that is in a folder of packages
     "sympy": ("sympy", "mpmath"), "networkx": ("networkx",)}
 
 
-def whole(limit):
+def whole(limit: float) -> float:
     """Seconds that one verdict may take in all, whatever the number of its inputs."""
     return 10 * limit + 30
 
@@ -307,7 +307,7 @@ def private():
     return fds
 
 
-def load(program, name, typing):
+def run_program(program, name, typing):
     """The globals of the program after it has run as module `name`; it finds those names of the module `typing`."""
     import builtins
     builtins.exit = builtins.quit = sys.exit  # the module `site`, which has them, is not loaded
@@ -320,7 +320,7 @@ def load(program, name, typing):
 
 
 def candidate():
-    """Process 1 of a program's sandbox. Nothing of the program has run before `load`."""
+    """Process 1 of a program's sandbox. Nothing of the program has run before `run_program`."""
     source, sink = private()
     os.write(sink, b"+")
     kind, program, entries, cpu, typing = decode(receive(source))
@@ -329,7 +329,7 @@ def candidate():
         return serve_stdio(source, sink, program, cpu, typing)
     limit(cpu)
     try:
-        names = load(program, "program", typing)
+        names = run_program(program, "program", typing)
         answer = Answers([eval(entry, names) for entry in entries])
         loaded = encode(["loaded", answer.entries()], None, answer.number)
     except BaseException:
@@ -443,7 +443,7 @@ def serve_stdio(source, sink, program, cpu, typing):
             os.dup2(os.open("stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
             limit(cpu)
             sys.argv = ["program.py"]
-            load(program, "__main__", typing)
+            run_program(program, "__main__", typing)
             return  # like any program: non-daemon threads are waited for and buffers flushed
         status = os.waitpid(pid, 0)[1]
         sweep()
@@ -1402,7 +1402,7 @@ class Group:
                     time.sleep(0.01)
 
 
-def start_worker(arguments):
+def start_worker(arguments: dict) -> subprocess.Popen:
     """Start a worker by arguments of `settle`, in a cgroup where that can be -> Popen, with the Group as `.group`, or
     None.  Raises OSError."""
     import subprocess
@@ -1434,7 +1434,7 @@ def start_worker(arguments):
     return child
 
 
-def settle(allow_unsandboxed=False):
+def settle(allow_unsandboxed: bool = False) -> dict:
     """Find a Python and see that sandboxes really start -> arguments for `start_worker`.  Raises UserError where they
     do not, unless unsandboxed programs are allowed; then a warning is printed."""
     import json
