@@ -123,6 +123,14 @@ def read(rows, make, bad):
 
 # ------------------------------------------------------------------------------------------- data sets known by name
 
+def checked(make, fields, split, before, row, place, n):
+    """make(row, split, how many are before it) of a row.  Raises UserError if it lacks a field."""
+    for field in fields:
+        if row.get(field) is None:
+            raise UserError(f"lacks the field {field!r}")
+    return make(row, split, len(before))
+
+
 def named(data: str | None, hub: str, config: str | None, make: Callable, fields: tuple[str, ...],
           splits: tuple[str, ...] = ("train", "test"), first: int | None = None) -> dict[str | None, list[Problem]]:
     """{split: problems} of a data set of the hub, or of `data`, a local copy: make(row, split, how many are before it),
@@ -140,14 +148,9 @@ def named(data: str | None, hub: str, config: str | None, make: Callable, fields
             raise UserError(f"cannot load the {split} split of {path}: cannot tell which split its files are, "
                             "call them train.jsonl or test.jsonl, say")
         found[split] = []
-
-        def checked(row, place, n):
-            for field in fields:
-                if row.get(field) is None:
-                    raise UserError(f"lacks the field {field!r}")
-            return make(row, split, len(found[split]))
+        one = functools.partial(checked, make, fields, split, found[split])
         rows = itertools.islice(parts.get(split, ()), first if split == "train" else None)
-        for _, problem in read(rows, checked, BadRows()):
+        for _, problem in read(rows, one, BadRows()):
             found[split].append(problem)
         if split in parts and not found[split]:
             what = f"the {split} split of " * bool(split)

@@ -1402,7 +1402,7 @@ class Group:
                     time.sleep(0.01)
 
 
-def start_worker(arguments: dict) -> subprocess.Popen:
+def start_worker(arguments: dict):
     """Start a worker by arguments of `settle`, in a cgroup where that can be -> Popen, with the Group as `.group`, or
     None.  Raises OSError."""
     import subprocess
