@@ -469,7 +469,7 @@ def problems_of(args, runs: dict[str, dict]) -> tasks.Task:
         levels = levels or matching[0]["levels"]
         columns = columns or matching[0].get("columns")
         skip = skip or matching[0].get("skip_bad_rows", False)
-        train = matching[0]["train_problems"] or None
+        train = matching[0].get("train_problems") or None
     elif not name and not data:
         name = "countdown"
     return tasks.load_task(name, data, levels, args.allow_unsandboxed_code, columns, skip, train, args.split)
