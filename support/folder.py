@@ -125,7 +125,7 @@ def fits(action, value):
 # folders move.
 LOGGED = ("metrics.jsonl", "samples.jsonl", "targets.json")
 PREVIOUS = "state.previous.pt"
-MAY_CHANGE = (*contents.PATHS, "out", "resume", "save_every")
+MAY_CHANGE = ("out", "resume", "save_every", "reward_processes")
 
 BEGUN = ("args.json", "checks.jsonl")  # what is in a folder before anything has been computed
 MADE = {}  # {folder of this process: those of it and the ones around it that it had to make}
@@ -272,8 +272,8 @@ class Folder:
         given = {name: value for name, value in given.items() if value is not absent}
         compared = found.get("contents") or {}
         for name, value in given.items():
-            moved = name in contents.PATHS and compared.get(name) and value  # identify() looks what is there
-            if name not in ("out", "resume", "save_every") and flags.get(name) != value and not moved:
+            moved = value and contents.moves(name, value) and compared.get(name)  # identify() looks what is there
+            if name not in MAY_CHANGE and flags.get(name) != value and not moved:
                 raise UserError(f"--resume continues with the flags of args.json, where --{name.replace('_', '-')} is "
                                 f"{flags.get(name)}, not {value}: leave the flag out, or start a new run (--adapter)")
         vars(args).update({k: v for k, v in flags.items() if k not in ("out", "resume") and k not in given})
@@ -300,7 +300,7 @@ class Folder:
             self.begun = {"script": self.script, "flags": flags, "chat": chat, "processes": processes.WORLD,
                           **self.begun, **versions()}
         else:
-            moved = {name: flags[name] for name in contents.PATHS if name in self.begun["flags"]}
+            moved = {name: flags[name] for name, then in self.begun["flags"].items() if contents.moves(name, then)}
             if moved.items() <= self.begun["flags"].items():
                 return
             self.begun["flags"] |= moved
@@ -352,7 +352,7 @@ class Folder:
         others."""
         for name, value in json.loads(state["flags"]).items():
             now = vars(self.args).get(name)
-            if name not in MAY_CHANGE and now != value:
+            if name not in MAY_CHANGE and not contents.moves(name, now) and now != value:
                 raise UserError(f"{name} is {json.dumps(now)} in {self.path('args.json')} and {json.dumps(value)} in "
                                 "the state.pt beside it, so one of them was changed: put it back")
         try:

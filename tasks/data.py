@@ -35,7 +35,7 @@ from .embedded import Problem, Task
 from .files import is_hub_id, one_configuration, parted, parts_of, rows_in
 from .mathematics import Math
 from .programs import Code, CodeProblem, fenced, report_left_out, squeeze
-from .shapes import columns_of, object_in, problem_of
+from .shapes import columns_of, object_in, problem_of, row_problem
 from .specs import LIMIT, input_output_spec, limit_of, names_in, stdio_spec
 from .unit_tests import CannotJudge
 
@@ -361,6 +361,16 @@ def read_own(parts, make, bad, limit):
     return rows
 
 
+def judged_by_rows(rows):
+    """What makes a task of the problems of rows (place, problem, split), by what judges them.  Raises UserError."""
+    first = rows[0][1]
+    for place, problem, _ in rows:
+        if type(problem) is not type(first):
+            BadRows().add(place, "a file holds problems with an answer, or code, but not both")
+    kind = Unjudged if first.answer is None else Math
+    return functools.partial(Code if isinstance(first, CodeProblem) else kind, "jsonl")
+
+
 def divide(rows, bad, named):
     """({split: problems}, how many are left out) of rows that all have a split, or none has.  named: the names of files
     say the splits; then problems that are in two stay in the one that is judged on, and valid is carved out of train if
@@ -391,11 +401,12 @@ def divide(rows, bad, named):
 
 
 def load_own(data: str, columns: str | None = None, skip: bool = False, limit: int | None = None,
-             only: str | None = None) -> Task:
+             only: str | None = None, judged: Callable | None = None) -> Task:
     """Problems of one's own file or folder, or of a data set of the hub, as shapes.py reads them. Without any split in
     the rows or the names of files, a seeded 80/10/10.  columns: text of --columns; skip: leave rows out that are no
     problems, and say so; limit: how many train problems, and only: which split is wanted of a data set of the hub,
-    of which no more is read (None: all).  Raises UserError."""
+    of which no more is read (None: all); judged(train, valid, test): the task, where it is not their answers that judge
+    them.  Raises UserError."""
     started = time.time()
     path, config = parted(data)
     hub = is_hub_id(path)
@@ -403,13 +414,14 @@ def load_own(data: str, columns: str | None = None, skip: bool = False, limit: i
         limit = only = None
     base = os.path.basename(os.path.normpath(data))
     columns = columns_of(columns)
+    problem_in = row_problem if judged else problem_of
     used = {}
     left = {}
 
     def make(source, row, place, n):
         name = f"{base}/{source or 'all'}:{n}" if hub or os.path.isdir(path) else f"{base}:{place[2]}"
         try:
-            problem, split = problem_of(row, name, columns, used)
+            problem, split = problem_in(row, name, columns, used)
         except CannotJudge as error:
             left[name] = str(error)
             return None
@@ -421,19 +433,16 @@ def load_own(data: str, columns: str | None = None, skip: bool = False, limit: i
     rows = read_own(parts, make, bad, limit)
     if left:
         report_left_out(left, len(rows) + len(left))
-    rows = bad.without(rows, lambda row: row[1].answer is None, '"answer" is missing')
+    if not judged:
+        rows = bad.without(rows, lambda row: row[1].answer is None, '"answer" is missing')
     rows = bad.without(rows, lambda row: row[2] is None, '"split" is missing, but other rows have one')
     if not rows:
         raise UserError(f"--data {data} holds no problems{bad}")
-    kind = type(rows[0][1])
-    for place, problem, _ in rows:
-        if type(problem) is not kind:
-            BadRows().add(place, "a file holds problems with an answer, or code, but not both")
+    judged = judged or judged_by_rows(rows)
     if hub:
         rows = [(place, problem, drawn(split, problem, parts)) for place, problem, split in rows]
     splits, again = divide(rows, bad, named=hub or None not in parts)
-    judged = Math if rows[0][1].answer is not None else Unjudged
-    task = (Code if kind is CodeProblem else judged)("jsonl", *splits.values())
+    task = judged(*splits.values())
     told = [f"{field} from {' or '.join(sorted(names))}" for field, names in used.items()]
     sizes = [f"{len(problems):,} {split}" for split, problems in splits.items()]
     more = "; no more of it was read than --train-problems asks for" * bool(limit)

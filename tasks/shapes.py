@@ -24,6 +24,7 @@ import ast
 import json
 import math
 import re
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from support.errors import UserError
@@ -305,6 +306,28 @@ def problem_of(row: dict, name: str, columns: dict[str, str] | None = None, used
     if answer is not None and not has_answer(answer):
         raise UserError(f'"prompt" and "answer" must not be empty, nor the answer longer than {MAX_ANSWER} characters')
     return Problem(name, prompt, answer, solution, level), split
+
+
+@dataclass(frozen=True)
+class RowProblem(Problem):
+    """A problem that a function of one's own judges (reward.py), which reads its row."""
+    row: dict = field(default_factory=dict, hash=False)
+
+
+def row_problem(row: dict, name: str, columns: dict[str, str] | None = None, used: dict[str, set[str]] | None = None
+                ) -> tuple[RowProblem, str | None]:
+    """The same as `problem_of` for a function of one's own that judges: a RowProblem, which needs a prompt and nothing
+    else."""
+    columns = dict(columns or {})
+    if row.get("answer") is not None:  # the function gets the others by their own names
+        columns.setdefault("answer", "answer")
+    fields = Fields(row, columns, {} if used is None else used)
+    prompt, said = prompt_of(fields)
+    _, solution = solution_of(fields, prompt, said)
+    level = level_of(fields)
+    split = split_of(fields)
+    answer, solution = answer_of(fields, solution)
+    return RowProblem(name, prompt, answer, solution, level, row), split
 
 
 def level_of(fields):

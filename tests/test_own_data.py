@@ -570,7 +570,7 @@ def test_a_part_of_the_hub(there, hub):
     if len(there) == 1:
         (folder / "test-00001-of-00002.jsonl").unlink()
     bad = put(folder / "train-00001-of-00002.jsonl", [{"problem": "", "answer": ""}])
-    part = tasks.load_task(data="org/sums", train_problems=40)
+    part = tasks.load_task(data="org/sums", part=(40, None))
     assert asked == [("org/sums", None, True)] and len(part.train) == 40 and "--train-problems" in part.understood
     with pytest.raises(UserError, match="org/sums, train row 61: .*empty"):
         tasks.load_task(data="org/sums")
@@ -579,13 +579,13 @@ def test_a_part_of_the_hub(there, hub):
     for a, b in zip(splits_of(part), splits_of(whole)):
         assert a and a <= b
     assert "0 3?" not in splits_of(whole)[0] or len(there) == 1
-    assert "bad" not in tasks.load_task(data="org/sums", train_problems=40, skip_bad_rows=True).understood
+    assert "bad" not in tasks.load_task(data="org/sums", part=(40, None), skip_bad_rows=True).understood
     for split in ("valid", "test"):  # one split alone: train is not touched where it is not needed
-        alone = tasks.load_task(data="org/sums", split=split, skip_bad_rows=True)
+        alone = tasks.load_task(data="org/sums", part=(None, split), skip_bad_rows=True)
         assert getattr(alone, split) == getattr(whole, split)
         assert bool(alone.train) == (split not in [*map(files.split_in, zip(there))])
     with pytest.raises(UserError, match="train row 61"):  # levels are known once rows are read
-        tasks.load_task(data="org/sums", train_problems=40, levels="1")
+        tasks.load_task(data="org/sums", part=(40, None), levels="1")
     assert bad.exists()
 
 
@@ -605,7 +605,7 @@ def test_a_run_on_a_part_of_the_hub(hub, tmp_path):
                          tmp_path / "e")
     pool = read_lines(tmp_path / "e", "pool-1.jsonl")
     assert code == 0 and {entry["prompt"] for entry in pool} == splits_of(
-        tasks.load_task(data="org/sums", train_problems=30))[2], err
+        tasks.load_task(data="org/sums", part=(30, None)))[2], err
     assert all(streaming for *_, streaming in asked)
     rows[0]["answer"] = "9"
     put(data, rows)
