@@ -371,29 +371,32 @@ def judged_by_rows(rows):
     return functools.partial(Code if isinstance(first, CodeProblem) else kind, "jsonl")
 
 
+def tenths(keys):
+    """{key: split} of the keys, a seeded 80/10/10."""
+    prompts = list(dict.fromkeys(keys))
+    random.Random(0).shuffle(prompts)
+    size = tenth(len(prompts))
+    homes = dict.fromkeys(prompts, "train")
+    homes |= dict.fromkeys(prompts[:size], "test") | dict.fromkeys(prompts[size:2 * size], "valid")
+    return homes
+
+
 def divide(rows, bad, named):
     """({split: problems}, how many are left out) of rows that all have a split, or none has.  named: the names of files
     say the splits; then problems that are in two stay in the one that is judged on, and valid is carved out of train if
     there is none."""
-    homes = {}
-    if rows[0][2] is None:
-        prompts = list(dict.fromkeys(key_of(problem) for _, problem, _ in rows))
-        random.Random(0).shuffle(prompts)
-        size = tenth(len(prompts))
-        homes = dict.fromkeys(prompts, "train")
-        homes |= dict.fromkeys(prompts[:size], "test") | dict.fromkeys(prompts[size:2 * size], "valid")
-        rows = [(place, problem, homes[key_of(problem)]) for place, problem, _ in rows]
-    for place, problem, split in rows:
-        key = key_of(problem)
+    keys = [key_of(problem) for _, problem, _ in rows]
+    homes = tenths(keys) if rows[0][2] is None else {}
+    for key, (place, _, split) in zip(keys, rows):
         home = homes.setdefault(key, split)
-        if home != split:
+        if split not in (None, home):
             homes[key] = min(home, split, key=("test", "valid", "train").index)
             if not named:
                 bad.add(place, "this prompt is in another split too")
     splits = {"train": [], "valid": [], "test": []}
-    for _, problem, split in rows:
-        if homes[key_of(problem)] == split:
-            splits[split].append(problem)
+    for key, (_, problem, split) in zip(keys, rows):
+        if split in (None, homes[key]):
+            splits[homes[key]].append(problem)
     if named and splits["test"] and not splits["valid"]:
         splits["train"], splits["valid"] = carve(splits["train"], splits["test"])
     kept = sum(map(len, splits.values()))
@@ -413,13 +416,14 @@ def load_own(data: str, columns: str | None = None, skip: bool = False, limit: i
     if not hub:
         limit = only = None
     base = os.path.basename(os.path.normpath(data))
+    several = hub or os.path.isdir(path)  # files, so that a row's number in one of them is no name
     columns = columns_of(columns)
     problem_in = row_problem if judged else problem_of
     used = {}
     left = {}
 
     def make(source, row, place, n):
-        name = f"{base}/{source or 'all'}:{n}" if hub or os.path.isdir(path) else f"{base}:{place[2]}"
+        name = f"{base}/{source or 'all'}:{n}" if several else f"{base}:{place[2]}"
         try:
             problem, split = problem_in(row, name, columns, used)
         except CannotJudge as error:

@@ -61,11 +61,14 @@ def once(pairs):
     return found
 
 
+DECODER = json.JSONDecoder(object_pairs_hook=once)
+
+
 def parsed(data):
     """The JSON value in bytes, or a UserError with what is wrong with them, and its `line` of them."""
     try:
         text = data.decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=once)
+        value = DECODER.decode(text)
         if HALF_PAIR.search(text):
             json.dumps(value, ensure_ascii=False).encode()
         return value

@@ -21,6 +21,7 @@ are; the last one is the user's. A prompt that does not name the function to wri
 or the first test.
 """
 import ast
+import functools
 import json
 import math
 import re
@@ -47,7 +48,6 @@ NAMES = {
     "entry_point": ("entry_point",),
     "level": ("level", "difficulty"),
     "split": ("split",)}
-PLACES = {field: [(name, name.partition(".")[0]) for name in names] for field, names in NAMES.items()}
 MESSAGES = ("messages", "conversations")
 ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system", "user", "assistant")}}
 FENCED = ("code", "solutions", "gold_standard_solution")  # solutions that are programs without a fence
@@ -128,6 +128,15 @@ def marked(text):
     return match and match[1]
 
 
+@functools.lru_cache
+def names_among(columns):
+    """{field: those of its names that a row of these columns, a tuple, may have}; most rows have the same."""
+    found = {}
+    for kind, names in NAMES.items():
+        found[kind] = [name for name in names if name in columns or name.partition(".")[0] in columns]
+    return found
+
+
 class Fields:
     """The fields of a row: their columns are those of `columns`, {field: column}, or found by their names, and noted in
     `used`, {field: {column}}."""
@@ -142,9 +151,11 @@ class Fields:
 
     def pick(self, field):
         """(column, value) of a field, (None, None) if there is none.  Raises UserError if it cannot be told."""
-        names = [name for name, top in PLACES[field] if top in self.row or name in self.row]
+        names = names_among(tuple(self.row))[field]
         if field in self.columns:
             names = [self.columns[field]]
+        if not names:
+            return None, None
         found = {name: at(self.row, name) for name in names}
         full = {name: value for name, value in found.items() if not is_empty(value)}
         if field in ("prompt", "split"):  # an empty one is there, and wrong
