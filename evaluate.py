@@ -627,7 +627,7 @@ def show(report):
 
 
 def check_flags(args, ks, pools):
-    """Flags that argparse cannot judge.  Raises UserError."""
+    """Check what argparse cannot.  Raises UserError."""
     if args.problems < 0:
         raise UserError("--problems must not be negative")
     if args.max_new_tokens < 0:
