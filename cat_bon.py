@@ -63,7 +63,7 @@ def parser():
     p.add_argument("--fifo", type=int, default=1024,
                    help="rl: how many recent rewards --ranks fifo and past keep")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
-                   help="rl: standardised within the prompt (fifo: recent rewards), or raw; exact ascends E[max] with raw")
+                   help="rl: standardised in the prompt (fifo: recent rewards), or raw; exact ascends E[max] with raw")
     p.add_argument("--correction", type=int, choices=[0, 1], default=0,
                    help="rl: the standard deviation divides by the number of rewards minus this")
     return p

@@ -86,7 +86,7 @@ class Policy:
 
     @property
     def window(self):
-        """Number of tokens that a position attends to."""
+        """The shortest attention window of a layer, in tokens."""
         return decoding.window(self.lm.config)
 
     def decoding_mask(self, mask: torch.Tensor) -> torch.Tensor | None:

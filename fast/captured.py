@@ -104,7 +104,7 @@ class Decoder:
         self.lengths = torch.zeros_like(self.done, dtype=torch.long)
 
     def step(self):
-        """One token of every row. Nothing in here may depend on a value the host has, which would be captured."""
+        """One token of every row. Nothing here may depend on a value of the host, which the capture would freeze."""
         self.t += 1
         self.slot += 1
         logp = torch.log_softmax(self.logits.float() / self.temperature, -1)  # [R, V]
@@ -191,8 +191,8 @@ def decode_segments(policy, prompts, u, temperature):
 
 
 class Light(torch.nn.Module):
-    """A LoRA layer in the precision of its base, which peft's casts, scales and adds take six small kernels for:
-    W x + (s B) (A x), two products in one kernel each on top of the base's."""
+    """A LoRA layer in the precision of its base: W x + (s B) (A x), two kernels beside the base's. peft's casts, scales
+    and sums take six."""
 
     def __init__(self, layer, weight):
         super().__init__()
@@ -220,8 +220,8 @@ class Light(torch.nn.Module):
 
 @contextmanager
 def light(layers):
-    """Inside, each of these LoRA layers is a Light one with the adapter as it is now. It stays apart from the weights:
-    added to them in bfloat16, small deltas would round away."""
+    """Context in which each of these LoRA layers is a Light one with the current adapter. The adapter is not added to
+    the weights: in bfloat16 small deltas would round away."""
     for parent, name, layer, weight in layers:
         setattr(parent, name, Light(layer, weight))
     try:
@@ -317,8 +317,8 @@ def draws_as_scored(policy):
 
 
 def where_possible(policy, fast, layers):
-    """Whether this model can be captured and draws by its own log-probabilities: tried.  Sets fast.captured and
-    fast.light -> what was chosen, in words."""
+    """Test whether this model can be captured and draws by its own log-probabilities. Sets fast.captured and fast.light
+    -> the choice, in words."""
     quantised = getattr(policy.lm.config, "quantization_config", None)
     if getattr(quantised, "load_in_8bit", False):
         return "decoded kernel by kernel (8 bits)"

@@ -19,8 +19,8 @@ CUT = "\ufffd"  # what stands for bytes that are no character
 # ----------------------------------------------------------------------------------------------------------- templates
 
 class Chat(str):
-    """A prompt that is chat messages: `turns`, (role, text) each. As a text it is those of its messages, one after the
-    other: what a model without a chat template reads, if it is told to."""
+    """A prompt of chat messages: `turns`, (role, text) each. As a string it is the texts of its messages in order,
+    which a model without a chat template gets with --no-chat."""
 
     def __new__(cls, turns):
         turns = tuple(turns)
@@ -82,7 +82,7 @@ def put(tokenizer, prompt, system=None):
 
 
 def has_clock(tokenizer):
-    """Whether the chat template writes the time."""
+    """Whether the chat template writes the date or time."""
     return CLOCK.search(tokenizer.get_chat_template()) is not None
 
 
@@ -142,7 +142,7 @@ def ends(lm, tokenizer, model):
 # ------------------------------------------------------------------------------------------------------------ encoding
 
 def ids_of(tokenizer, text):
-    """Token ids of a text, or of each of a list, without what the tokenizer puts around every text."""
+    """Token ids of a text, or of each text in a list, without the special tokens that the tokenizer adds."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -84,7 +84,7 @@ class Tracker:
         self.told = -1  # the last step that is there; one more than all steps with what comes after them
 
     def open(self, config):
-        """Begin, or go on from where a resumed run has come to.  Raises UserError if the dashboard cannot be had."""
+        """Begin, or continue at the last step of a resumed run.  Raises UserError if the dashboard cannot be used."""
         if self.kind != "none":
             processes.on_first(lambda: self.begin(config))
 
@@ -104,7 +104,7 @@ class Tracker:
         print(f"tracked by {self.kind}: {self.board.where}", flush=True)
 
     def send(self):
-        """Tell what the last checkpoint holds and has not been told."""
+        """Send what the last checkpoint holds and has not been sent yet."""
         if not self.board:
             return
         rows = {}

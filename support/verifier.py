@@ -97,7 +97,7 @@ def verifier_logits(verifier, rows, max_tokens=None):
 
 @torch.no_grad()
 def verify_scores(verifier, prompts, completions, chat=False):
-    """Scores of R pairs of texts -> list of float. Equal pairs are scored once, so that they tie exactly."""
+    """Scores of R pairs of texts -> list of float. Equal pairs are scored once, so they tie exactly."""
     pairs = list(dict.fromkeys(zip(prompts, completions, strict=True)))
     scores = torch.zeros(len(pairs), dtype=torch.float64)
     share = slice(processes.RANK, None, processes.WORLD)

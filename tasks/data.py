@@ -1,4 +1,4 @@
-"""Problems from data sets on the hub or local copies of them, and from data of one's own.
+"""Problems from data sets on the hub or local copies of them, and from your own data.
 
 Your own problems are rows of a prompt and an answer, or tests, in any of the formats of files.py: a file, a folder or a
 data set of the hub by its id (org/name, org/name:config). What its columns may be called is in shapes.py. Without a
@@ -53,7 +53,7 @@ def tenth(n: int) -> int:
 
 
 def key_of(problem: Problem) -> str:
-    """The prompt without what layout makes different; itself where that is the same, which takes no memory."""
+    """The prompt without differences of layout; the same object if nothing changes, which saves memory."""
     text = squeeze(problem.prompt)
     return problem.prompt if text == problem.prompt else text
 

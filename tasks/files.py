@@ -4,7 +4,7 @@ A file holds JSON lines, one JSON list or object, Parquet, CSV or TSV with a hea
 gzipped or not; its name says which, and JSON is what any other name stands for. A folder is one of such files, with the
 hub's layout or without; in the names of files or folders stands the split (train, test, valid, validation, val or dev).
 A row comes with its place, (file, unit, number), as in "a.jsonl, line 3"; in the place of what is no row stands a
-UserError with what is wrong with it.
+UserError that says what is wrong with it.
 """
 import contextlib
 import csv

@@ -387,8 +387,8 @@ def job_of(spec: dict, program: str = "", kind: str = "tests") -> dict:
 
 
 def report_left_out(flaws: dict[str, str], of: int | None = None):
-    """Say which problems {id: reason} cannot be judged, reason by reason; of a file of so many.  Raises UserError if
-    none is left."""
+    """Say which problems {id: reason} cannot be judged, reason by reason; `of`: the number of problems of a file.
+    Raises UserError if none is left."""
     reasons = {}
     for id, reason in flaws.items():
         reasons.setdefault(squeeze(reason), []).append(id)

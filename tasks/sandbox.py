@@ -254,7 +254,7 @@ def receive(fd, wait=lambda: None):
 
 
 def read_bytes(fd, missing, wait):
-    """So many bytes.  Raises Gone if the other side ends before."""
+    """Read `missing` bytes.  Raises Gone if the other side ends before."""
     found = []
     while missing > 0:
         wait()

@@ -316,7 +316,7 @@ def close(gold, answer, digits):
 
 
 def same(gold, answer):
-    """Whether two `clean` answers are the same, or None if that is a question for math-verify."""
+    """Whether two `clean` answers are the same; None if math-verify has to decide."""
     a, b = understand(gold), understand(answer)
     if None in (a.forms, b.forms):
         return None
