@@ -48,7 +48,7 @@ import argparse
 from support import flags
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.parser(__doc__, "bon_rl", samples=16, prompts=32, steps=100)
     p.add_argument("--variant", choices=["v", "s", "b", "bp", "rl", "star"], default="bp",
                    help="what to train on; see the top of the file")
@@ -97,11 +97,12 @@ from support.run import (
     start,
     weight_stats,
 )
-from support.verifier import load_verifier, verify_scores
+from support.verifier import Verifier, load_verifier, verify_scores
+from tasks import Problem, Task
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def lambda_n(n):
+def lambda_n(n: int) -> float:
     """lambda_N, at which the tilt's KL to pi equals that of best-of-N (scores without ties); 0.0 at N = 1. Equation 11:
     ((l-1) e^l + 1) / (e^l - 1) - log((e^l - 1) / l) = log N - (N-1)/N.  Raises ValueError unless n is a whole number of
     at least 1.
@@ -125,7 +126,7 @@ def lambda_n(n):
     return (low + high) / 2
 
 
-def bon_rl_coefficients(scores, rewards, n):
+def bon_rl_coefficients(scores: torch.Tensor, rewards: torch.Tensor, n: int) -> torch.Tensor:
     """Coefficients c_j of grad log pi(y_j|x) whose sum estimates grad E_{y~pi_bon}[r(y)] for every prompt (sum
     convention).
 
@@ -163,7 +164,7 @@ def bon_rl_coefficients(scores, rewards, n):
     return gain + lam / M * (gain[:, :, None] * wins).sum(1)
 
 
-def rlb_weights(f, n, variant):
+def rlb_weights(f: torch.Tensor | float, n: int, variant: str) -> tuple[torch.Tensor | float, torch.Tensor | float]:
     """Weights of right and wrong samples, without the factor 1/M, for J = 1 - f^N -> (correct, wrong).
 
     f  probability to fail, number or tensor;  n: the budget N
@@ -192,7 +193,7 @@ def rlb_weights(f, n, variant):
     return first / (1 - f), sign * f * first / (1 - f)
 
 
-def bon_rlb_coefficients(rewards, n, variant, estimate="plugin"):
+def bon_rlb_coefficients(rewards: torch.Tensor, n: int, variant: str, estimate: str = "plugin") -> torch.Tensor:
     """Coefficients c_j of grad log pi(y_j|x) for J = 1 - f^N, from M plain samples per prompt (sum convention).
 
     rewards [B, M] of 0 and 1;  variant "minus", "exact" or "positive" (rlb_weights)
@@ -227,7 +228,8 @@ def bon_rlb_coefficients(rewards, n, variant, estimate="plugin"):
     return torch.where(r == 1, correct, wrong) / M
 
 
-def variant_coefficients(variant, rewards, scores, n, negatives="minus", estimate="plugin"):
+def variant_coefficients(variant: str, rewards: torch.Tensor, scores: torch.Tensor | None, n: int,
+                         negatives: str = "minus", estimate: str = "plugin") -> torch.Tensor:
     """The coefficients of each --variant: rewards, scores [B, M] -> [B, M]."""
     if variant == "v":
         return bon_rl_coefficients(scores, rewards, n)
@@ -244,7 +246,7 @@ def variant_coefficients(variant, rewards, scores, n, negatives="minus", estimat
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
+def check_flags(args: flags.Flags) -> None:
     """Check what argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n",), not_negative=("entropy_coef",))
     if args.variant == "v" and not args.verifier:
@@ -258,7 +260,8 @@ def check_flags(args):
         flags.refuse(args, ["estimate"], f"with --variant {args.variant}, it concerns b and bp only")
 
 
-def step(policy, task, optimizer, problems, number, args, verifier=None):
+def step(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+         args: flags.Flags, verifier: Verifier | None = None) -> tuple[dict, list[dict]]:
     """Training step `number` (1, 2, ...) on B problems -> (step line by the keys of support/run.py METRICS, examples to
     show)."""
     B = len(problems)
@@ -318,7 +321,8 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     return line, examples(policy, problems, prompts, y, reward=rewards)
 
 
-def update(policy, optimizer, prompts, y, coefficients, args):
+def update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
+           coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
     """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and
     coefficients c [B, M] -> (loss, gradient norm). Samples with coefficient 0 never enter a forward pass."""
     loss = 0.0
@@ -336,7 +340,7 @@ def update(policy, optimizer, prompts, y, coefficients, args):
     return processes.all_reduce(float(loss)), norm
 
 
-def verifier_stats(scores, rewards, n):
+def verifier_stats(scores: torch.Tensor, rewards: torch.Tensor, n: int) -> dict[str, float | None]:
     """Signs of reward hacking: the mean score of wrong samples, and the best-of-n reward lost by selecting with
     scores."""
     wrong = scores[rewards != 1]
@@ -348,7 +352,7 @@ def verifier_stats(scores, rewards, n):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     folder = Folder("bon_rl", parser(), argv)
     args = folder.args
     check_flags(args)

@@ -40,7 +40,7 @@ samples of a step serve both expectations.
 from support import flags
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.parser(__doc__, "bon_sft", samples=8, prompts=64, steps=100, train_problems=200, kl=False)
     p.add_argument("--n", type=int, default=16,
                    help="test-time budget N to train for; 1 = plain supervised fine-tuning, without --samples")
@@ -78,11 +78,12 @@ from support.run import (
     start,
     weight_stats,
 )
-from support.verifier import load_verifier, verify_scores
+from support.verifier import Verifier, load_verifier, verify_scores
+from tasks import Problem, Task
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def lambda_n(n):
+def lambda_n(n: int) -> float:
     """lambda_N, at which the tilt's KL to pi equals that of best-of-N (scores without ties); 0.0 at N = 1. Equation 11:
     ((l-1) e^l + 1) / (e^l - 1) - log((e^l - 1) / l) = log N - (N-1)/N.  Raises ValueError unless n is a whole number of
     at least 1.
@@ -106,7 +107,8 @@ def lambda_n(n):
     return (low + high) / 2
 
 
-def bon_sft_coefficients(sample_scores, gold_scores, n):
+def bon_sft_coefficients(sample_scores: torch.Tensor, gold_scores: torch.Tensor,
+                         n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Coefficients of grad log pi on the gold completion and on M samples, whose sum estimates grad log pi_bon(y*|x)
     for every prompt (sum convention) -> (of the gold completion [B], of the samples [B, M]).
 
@@ -143,7 +145,7 @@ def bon_sft_coefficients(sample_scores, gold_scores, n):
     return torch.ones_like(target), of_gold - w - of_normaliser
 
 
-def sft_coefficients(scores, n):
+def sft_coefficients(scores: torch.Tensor, n: int) -> torch.Tensor:
     """bon_sft_coefficients as one tensor: scores [B, 1 + M], the gold completion first, then the samples ->
     coefficients [B, 1 + M].  Raises ValueError as bon_sft_coefficients does."""
     gold_scores = scores[:, 0]
@@ -153,7 +155,7 @@ def sft_coefficients(scores, n):
     return torch.cat([of_gold, of_samples], 1)
 
 
-def gold_first(golds, samples):
+def gold_first(golds: list, samples: list) -> list:
     """B gold completions and B M samples -> B (1 + M), each gold completion followed by its M samples."""
     M = len(samples) // len(golds)
     found = []
@@ -166,7 +168,7 @@ def gold_first(golds, samples):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
+def check_flags(args: flags.Flags) -> None:
     """Check what argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n",))
     if args.n == 1:
@@ -176,7 +178,8 @@ def check_flags(args):
                         "one label")
 
 
-def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
+def step(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+         args: flags.Flags, golds: dict[str, list[int]], verifier: Verifier | None = None) -> tuple[dict, list[dict]]:
     """Training step `number` (1, 2, ...) on B problems, N > 1 -> (step line by the keys of support/run.py METRICS,
     examples to show)."""
     B = len(problems)
@@ -239,7 +242,8 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
     return line, examples(policy, problems, prompts, sampled, gold=True, reward=own_rewards)
 
 
-def step_plain(policy, task, optimizer, problems, number, args, golds):
+def step_plain(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem],
+               number: int, args: flags.Flags, golds: dict[str, list[int]]) -> tuple[dict, list[dict]]:
     """`step` for N = 1, plain supervised fine-tuning: nothing is sampled, every gold completion has coefficient 1."""
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
@@ -273,7 +277,7 @@ def step_plain(policy, task, optimizer, problems, number, args, golds):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     folder = Folder("bon_sft", parser(), argv)
     args = folder.args
     check_flags(args)

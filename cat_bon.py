@@ -50,7 +50,7 @@ and notes that the scripts of the paper's runs ranked across prompts.
 from support import flags
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.parser(__doc__, "cat_bon", task="peptide", samples=16, prompts=64, steps=100, test_n="1,4,8,16")
     p.add_argument("--mode", choices=["sft", "rl"], default="rl",
                    help="imitate the best of --samples completions, found once, or learn from sampled ones")
@@ -97,10 +97,13 @@ from support.run import (
     start,
     weight_stats,
 )
+from tasks import Problem, Task
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def rl_coefficients(rewards, n, form="rank", recent=None, standardised=True, pool=None, correction=0):
+def rl_coefficients(rewards: torch.Tensor, n: int, form: str = "rank", recent: list[float] | torch.Tensor | None = None,
+                    standardised: bool = True, pool: list[float] | torch.Tensor | None = None,
+                    correction: int = 0) -> torch.Tensor:
     """Coefficients c_i of grad log pi(y_i|x) for the best of n samples, for every prompt (sum convention).
 
     rewards       [B, M] tensor: float64 stays float64, integers and booleans become float32
@@ -128,7 +131,8 @@ def rl_coefficients(rewards, n, form="rank", recent=None, standardised=True, poo
     return bon_weight(r, n, form, recent, seen)
 
 
-def bon_weight(rewards, n, form, recent=None, seen=None):
+def bon_weight(rewards: torch.Tensor, n: int, form: str, recent: list[float] | torch.Tensor | None = None,
+               seen: torch.Tensor | None = None) -> torch.Tensor:
     """Coefficients c_i of grad log pi(y_i|x) for the best of n samples (sum convention: including reward and 1/M).
 
     rewards  [B, M] tensor: float64 stays float64, integers and booleans become float32
@@ -159,7 +163,7 @@ def bon_weight(rewards, n, form, recent=None, seen=None):
     return exact_coefficients(seen, n)
 
 
-def rank_weight(r, n, recent=None):
+def rank_weight(r: torch.Tensor, n: int, recent: list[float] | torch.Tensor | None = None) -> torch.Tensor:
     """n q^(n-1) [B, M] with q = (number strictly below + 1) / (count + 2), never 0, counted among the M - 1 other
     samples of the prompt, or among `recent`."""
     against = r  # [B, M]
@@ -174,7 +178,7 @@ def rank_weight(r, n, recent=None):
     return n * q ** (n - 1)
 
 
-def exact_coefficients(r, n):
+def exact_coefficients(r: torch.Tensor, n: int) -> torch.Tensor:
     """(n/M) mean over the (n-1)-subsets S of the other samples of (r_i - max_S r)^+, for r [B, M]. Sorted ascending,
     r_j with j < i is the maximum of C(j, n-2) subsets S below i, and (n/M) / C(M-1, n-1) = 1 / C(M, n)."""
     M = r.shape[1]
@@ -191,13 +195,13 @@ def exact_coefficients(r, n):
 
 # As in cat_passk.py, so that this file can be copied out.
 
-def check_budget(n, name="n"):
+def check_budget(n: int, name: str = "n") -> None:
     whole = isinstance(n, int) and not isinstance(n, bool)
     if not whole or n < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {n!r}")
 
 
-def passn_sft_loss(logp, n):
+def passn_sft_loss(logp: torch.Tensor | float, n: int) -> torch.Tensor | float:
     """-log(1 - (1-p)^n) with p = e^logp, the probability of the whole gold completion; any shape, tensor or float.
 
     Its gradient with respect to logp is -n p (1-p)^(n-1) / (1 - (1-p)^n), the SFT weight: never weight this loss again.
@@ -216,7 +220,7 @@ def passn_sft_loss(logp, n):
     return back(-log_t)
 
 
-def passn_weight(p, n, form="log"):
+def passn_weight(p: torch.Tensor | float, n: int, form: str = "log") -> torch.Tensor | float:
     """Weight of the Pass@N operator at success probability p; any shape, tensor or float.
     "raw"  T'(p) = n (1-p)^(n-1): r * raw * grad log pi has the expectation grad T(p)
     "log"  p T'(p) / T(p), the SFT weight; the expectation of r * log * grad log pi is p grad log T(p); the exact weight
@@ -233,7 +237,7 @@ def passn_weight(p, n, form="log"):
     return back(raw / powers(f, n))  # T(p) / p = sum_{j<n} f^j: no 0/0 at p = 0, where the weight is 1
 
 
-def powers(f, n):
+def powers(f: torch.Tensor, n: int) -> torch.Tensor:
     """sum_{j<n} f^j, by doubling. With f = 1 - p this is also the weight of MaxRL of order n (arXiv 2602.02710),
     sum_{j<=n} (1/j) grad pass@j over grad p; with an estimated p it is biased, ppo_passk.py --objective maxrl is
     not."""
@@ -248,7 +252,7 @@ def powers(f, n):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
+def check_flags(args: flags.Flags) -> None:
     """Check what argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n", "fifo"), plotted=("mode", "n", "form"))
     if args.mode == "sft" and args.kl_coef:
@@ -271,7 +275,7 @@ def check_flags(args):
         raise UserError(f"--form exact needs at least --n {args.n} samples per prompt, not --samples {args.samples}")
 
 
-def plot_weights(args):
+def plot_weights(args: flags.Flags) -> None:
     """--plot-weights: the training weight beside the weights of the test budgets: rank weights over q, in sft the
     weight of Pass@N over p."""
     folder = new_folder(args.out, "cat_bon-weights")
@@ -290,7 +294,8 @@ def plot_weights(args):
         weight_report(trained, tests, folder, "q")
 
 
-def find_targets(policy, task, problems, samples, tau, seed):
+def find_targets(policy: common.Policy, task: Task, problems: list[Problem], samples: int, tau: float,
+                 seed: int) -> dict[str, list[int]]:
     """{problem id: token ids of the best of `samples` completions}, the first one in a tie."""
     targets = {}
     for first in range(0, len(problems), 256):
@@ -311,7 +316,7 @@ def find_targets(policy, task, problems, samples, tau, seed):
     return targets
 
 
-def targets_of(folder, policy, task, problems):
+def targets_of(folder: Folder, policy: common.Policy, task: Task, problems: list[Problem]) -> dict[str, list[int]]:
     """The targets of a run, found once, with the starting policy.  Raises UserError."""
     args = folder.args
     golds = processes.on_first(lambda: folder.read("targets.json"))
@@ -324,7 +329,8 @@ def targets_of(folder, policy, task, problems):
     return golds
 
 
-def step_sft(policy, task, optimizer, problems, number, args, golds):
+def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+             args: flags.Flags, golds: dict[str, list[int]]) -> tuple[dict, list[dict]]:
     """Training step `number` (1, 2, ...) on the gold completions of B problems -> (step line by the keys of
     support/run.py METRICS, examples to show)."""
     B = len(problems)
@@ -360,7 +366,8 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     return line, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
-def step_rl(policy, task, optimizer, problems, number, args, recent):
+def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+            args: flags.Flags, recent: list[float]) -> tuple[dict, list[dict], list[float]]:
     """Training step `number` (1, 2, ...) on samples for B problems -> (step line by the keys of support/run.py METRICS,
     examples to show, `recent` with this step's rewards, for the next step)."""
     B = len(problems)
@@ -384,16 +391,12 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     rewards = rewards.float().view(B, M)
 
     # Weight.
-    against = None
-    pool = None
-    if args.ranks == "past":
-        against = recent
+    past = recent
     if args.ranks != "prompt":
-        recent = recent + rewards.flatten().tolist()
-        recent = recent[-args.fifo:]
-    if args.ranks == "fifo":
-        against = recent
-        pool = recent
+        seen = past + rewards.flatten().tolist()
+        recent = seen[-args.fifo:]
+    against = {"prompt": None, "past": past, "fifo": recent}[args.ranks]  # rewards that ranks are taken among
+    pool = recent if args.ranks == "fifo" else None  # rewards that these are standardised by
     standardised = args.rewards == "standardised"
     coefficients = rl_coefficients(  # [B, M]
         rewards, args.n, args.form, against, standardised, pool, args.correction)
@@ -424,7 +427,8 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     return line, examples(policy, problems, prompts, y, reward=rewards), recent
 
 
-def update(policy, optimizer, prompts, y, coefficients, args):
+def update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
+           coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
     """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and
     coefficients c [B, M] -> (loss, gradient norm). Samples with coefficient 0 never enter a forward pass."""
     loss = 0.0
@@ -443,7 +447,7 @@ def update(policy, optimizer, prompts, y, coefficients, args):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     folder = Folder("cat_bon", parser(), argv)
     args = folder.args
     check_flags(args)

@@ -56,7 +56,7 @@ import argparse
 from support import flags
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.parser(__doc__, "cat_majority", task="routes", samples=8, prompts=64, steps=100, test_n="1,4,16,64")
     p.add_argument("--mode", choices=["sft", "rl"], default="rl",
                    help="imitate gold completions, or weigh samples")
@@ -112,10 +112,11 @@ from support.run import (
     start,
     weight_stats,
 )
+from tasks import Problem, Task
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def check_vote(n, k):
+def check_vote(n: int, k: int) -> None:
     for name, value in (("n", n), ("k", k)):
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or value < 1:
@@ -124,12 +125,12 @@ def check_vote(n, k):
         raise ValueError(f"the threshold k = {k} exceeds the budget n = {n}")
 
 
-def times(a, x):
+def times(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """a x with 0 (-inf) = 0, so that p^0 is 1 at p = 0."""
     return torch.where(a == 0, 0.0, a * x)
 
 
-def log_terms(j, shift, logp, logf, n):
+def log_terms(j: list[int], shift: int, logp: torch.Tensor, logf: torch.Tensor, n: int) -> torch.Tensor:
     """log of C(n,j) p^(j-shift) (1-p)^(n-j) for each j of a list, from log p, log(1-p) of shape [...] -> [...,
     len(j)]."""
     like = {"dtype": logp.dtype, "device": logp.device}
@@ -142,7 +143,7 @@ def log_terms(j, shift, logp, logf, n):
     return log_ways + right + wrong
 
 
-def log_weight_and_tail(logp, logf, n, k):
+def log_weight_and_tail(logp: torch.Tensor, logf: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """log of the SFT weight k C(n,k) p^k (1-p)^(n-k) / T, and log(T / p^k). Both are free of the factor p^k: in float32
     its logarithm would swamp the rest, and as a probability it would underflow."""
     enough = list(range(k, n + 1))
@@ -153,7 +154,7 @@ def log_weight_and_tail(logp, logf, n, k):
     return log_w, tail
 
 
-def majority_sft_loss(logp, n, k):
+def majority_sft_loss(logp: torch.Tensor | float, n: int, k: int) -> torch.Tensor | float:
     """-log T with T = P(Bin(n, p) >= k) and p = e^logp, the probability of the whole gold completion: the target gets
     at least k of n votes. Any shape, tensor or float. Its gradient with respect to logp is minus the SFT weight
     k C(n,k) p^k (1-p)^(n-k) / T (equation 7; Table 1, as we read it, has it without the factor k/T): do not weight this
@@ -180,7 +181,7 @@ def majority_sft_loss(logp, n, k):
     return back(-log_t - log_w.exp() * straight_through)
 
 
-def majority_weight(p, n, k, form):
+def majority_weight(p: torch.Tensor | float, n: int, k: int, form: str) -> torch.Tensor | float:
     """Weight of the majority operator T(p) = P(Bin(n, p) >= k) at success probability p; any shape, tensor or float.
     "raw"  T'(p) = n C(n-1,k-1) p^(k-1) (1-p)^(n-k): r * raw * grad log pi has the expectation grad T
     "log"  p T'(p) / T(p) = k C(n,k) p^k (1-p)^(n-k) / T, the SFT weight; with r * grad log pi its expectation is
@@ -207,7 +208,7 @@ def majority_weight(p, n, k, form):
     return back(k * term.exp())
 
 
-def dynamic_threshold(answers, correct, n):
+def dynamic_threshold(answers: list, correct, n: int) -> int:
     """Votes out of n that beat the most frequent wrong answer, estimated from the rollouts:
     max(2, min(floor(n/2) + 1, floor(n c_max / M) + 1)), at most n, where c_max of the M rollouts give that answer.
     answers: M hashables; None = no answer: together they count as one wrong answer (in maj@k they cast no vote).
@@ -235,7 +236,7 @@ def dynamic_threshold(answers, correct, n):
     return min(n, threshold)
 
 
-def contrastive_loss(logits, gold, u):
+def contrastive_loss(logits: torch.Tensor, gold: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """The hybrid of the appendix, per token: 0.5 (-log p_gold) + 0.5 mean_v -log sigmoid(logit_gold - logit_v).
     logits [..., V], gold [...] token ids, u [..., R] uniform on [0, 1): rival v is drawn by inverse transform from the
     policy without the gold token, and detached -> [...]."""
@@ -251,8 +252,9 @@ def contrastive_loss(logits, gold, u):
     return -0.5 * chosen[..., 0] - 0.5 * beaten
 
 
-def rl_coefficients(rewards, answers, n, form="raw", threshold=None, standardised=True, all_wrong=-0.5,
-                    normalised=True, clip=0.0, correction=0):
+def rl_coefficients(rewards: torch.Tensor, answers: list[list], n: int, form: str = "raw", threshold: int | None = None,
+                    standardised: bool = True, all_wrong: float = -0.5, normalised: bool = True, clip: float = 0.0,
+                    correction: int = 0) -> torch.Tensor:
     """Coefficients c_i = w_i r_i / M of grad log pi(y_i|x), for every prompt (sum convention).
 
     rewards       [B, M], 1 = right: float64 stays float64, integers and booleans become float32
@@ -280,7 +282,8 @@ def rl_coefficients(rewards, answers, n, form="raw", threshold=None, standardise
     return c.to(r)
 
 
-def rl_weights(rewards, answers, n, form="raw", threshold=None, normalised=True, clip=0.0):
+def rl_weights(rewards: torch.Tensor, answers: list[list], n: int, form: str = "raw", threshold: int | None = None,
+               normalised: bool = True, clip: float = 0.0) -> torch.Tensor:
     """The weight w of every sample, float64 [B, M], at p = (c+1)/(M+2) with c right ones among the M of a prompt
     (Laplace's rule: neither 0 nor 1).
 
@@ -307,7 +310,7 @@ def rl_weights(rewards, answers, n, form="raw", threshold=None, normalised=True,
     return w
 
 
-def thresholds_of(rewards, answers, n, threshold=None):
+def thresholds_of(rewards: torch.Tensor, answers: list[list], n: int, threshold: int | None = None) -> list[int]:
     """The votes k needed to win, for each prompt [B]: `threshold`, or the dynamic one if it is None."""
     if threshold is not None:
         return [threshold] * len(rewards)
@@ -318,7 +321,7 @@ def thresholds_of(rewards, answers, n, threshold=None):
     return thresholds
 
 
-def shaped(rewards, standardised, all_wrong, correction=0):
+def shaped(rewards: torch.Tensor, standardised: bool, all_wrong: float, correction: int = 0) -> torch.Tensor:
     """Rewards [B, M] that the update uses: (r - mean) / standard deviation (by M - correction) within each prompt if
     `standardised`, 0 where all are right; all_wrong, never standardised, where none is right."""
     right = rewards == 1
@@ -331,7 +334,7 @@ def shaped(rewards, standardised, all_wrong, correction=0):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
+def check_flags(args: flags.Flags) -> None:
     """Check what argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n",), not_negative=("clip_weight",), plotted=("mode", "n", "form", "threshold"))
     if args.mode == "sft" and args.kl_coef:
@@ -358,14 +361,14 @@ def check_flags(args):
         raise UserError("--normalise over a single prompt cancels its weight: use more --prompts, or --no-normalise")
 
 
-def fixed_threshold(args):
+def fixed_threshold(args: flags.Flags) -> int:
     """The threshold k of sft, and of rl if it is not estimated from the rollouts."""
     if args.threshold == "auto":
         return args.n // 2 + 1
     return int(args.threshold)
 
 
-def plot_weights(args):
+def plot_weights(args: flags.Flags) -> None:
     """--plot-weights: the training weight over p beside the weights of the test budgets; for a threshold estimated from
     the rollouts, the weight at its largest value."""
     folder = new_folder(args.out, "cat_majority-weights")
@@ -383,7 +386,8 @@ def plot_weights(args):
     weight_report(trained, tests, folder, "p")
 
 
-def step_sft(policy, task, optimizer, problems, number, args, golds):
+def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+             args: flags.Flags, golds: dict[str, list[int]]) -> tuple[dict, list[dict]]:
     """Training step `number` (1, 2, ...) on the gold completions of B problems -> (step line by the keys of
     support/run.py METRICS, examples to show)."""
     B = len(problems)
@@ -422,7 +426,8 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     return line, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
-def step_contrastive(policy, task, optimizer, problems, number, args, golds):
+def step_contrastive(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem],
+                     number: int, args: flags.Flags, golds: dict[str, list[int]]) -> tuple[dict, list[dict]]:
     """step_sft with the token-level hybrid loss instead of -log T."""
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
@@ -474,7 +479,8 @@ def step_contrastive(policy, task, optimizer, problems, number, args, golds):
     return line, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
-def step_rl(policy, task, optimizer, problems, number, args):
+def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+            args: flags.Flags) -> tuple[dict, list[dict]]:
     """Training step `number` (1, 2, ...) on samples for B problems -> (step line by the keys of support/run.py METRICS,
     examples to show)."""
     B = len(problems)
@@ -534,7 +540,8 @@ def step_rl(policy, task, optimizer, problems, number, args):
     return line, examples(policy, problems, prompts, y, reward=rewards)
 
 
-def update(policy, optimizer, prompts, y, coefficients, args):
+def update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
+           coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
     """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and
     coefficients c [B, M] -> (loss, gradient norm). Samples with coefficient 0 never enter a forward pass."""
     loss = 0.0
@@ -553,7 +560,7 @@ def update(policy, optimizer, prompts, y, coefficients, args):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     folder = Folder("cat_majority", parser(), argv)
     args = folder.args
     check_flags(args)

@@ -60,7 +60,7 @@ import argparse
 from support import flags
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.parser(__doc__, "cat_passk", samples=16, prompts=64, steps=100, test_n="1,4,16,64")
     p.add_argument("--mode", choices=["sft", "rl"], default="rl",
                    help="imitate gold completions, or weigh samples")
@@ -114,17 +114,18 @@ from support.run import (
     start,
     weight_stats,
 )
+from tasks import Problem, Task
 from tasks.own import File, takes
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def check_budget(n, name="n"):
+def check_budget(n: int, name: str = "n") -> None:
     whole = isinstance(n, int) and not isinstance(n, bool)
     if not whole or n < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {n!r}")
 
 
-def passn_sft_loss(logp, n):
+def passn_sft_loss(logp: torch.Tensor | float, n: int) -> torch.Tensor | float:
     """-log(1 - (1-p)^n) with p = e^logp, the probability of the whole gold completion; any shape, tensor or float.
 
     Its gradient with respect to logp is -n p (1-p)^(n-1) / (1 - (1-p)^n), the SFT weight: never weight this loss again.
@@ -143,7 +144,7 @@ def passn_sft_loss(logp, n):
     return back(-log_t)
 
 
-def passn_weight(p, n, form="log"):
+def passn_weight(p: torch.Tensor | float, n: int, form: str = "log") -> torch.Tensor | float:
     """Weight of the Pass@N operator at success probability p; any shape, tensor or float.
     "raw"  T'(p) = n (1-p)^(n-1): r * raw * grad log pi has the expectation grad T(p)
     "log"  p T'(p) / T(p), the SFT weight; the expectation of r * log * grad log pi is p grad log T(p); the exact weight
@@ -160,7 +161,7 @@ def passn_weight(p, n, form="log"):
     return back(raw / powers(f, n))  # T(p) / p = sum_{j<n} f^j: no 0/0 at p = 0, where the weight is 1
 
 
-def powers(f, n):
+def powers(f: torch.Tensor, n: int) -> torch.Tensor:
     """sum_{j<n} f^j, by doubling. With f = 1 - p this is also the weight of MaxRL of order n (arXiv 2602.02710),
     sum_{j<=n} (1/j) grad pass@j over grad p; with an estimated p it is biased, ppo_passk.py --objective maxrl is
     not."""
@@ -173,7 +174,7 @@ def powers(f, n):
     return total
 
 
-def pool_weight(c, m, n):
+def pool_weight(c: torch.Tensor | float, m: int, n: int) -> torch.Tensor | float:
     """n C(m-c, n-1) / C(m-1, n-1): weight of each of the c right ones of m samples such that
     E[(c/m) pool_weight] = p n (1-p)^(n-1) for every p. The plug-in p = c/m in n (1-p)^(n-1) is badly biased.
     c: whole numbers, tensor of any shape or int.  Raises ValueError unless 1 <= n <= m and 0 <= c <= m."""
@@ -190,7 +191,7 @@ def pool_weight(c, m, n):
     return back(table[count.long()])
 
 
-def operator_weight(T, p, form="log"):
+def operator_weight(T, p: torch.Tensor | float, form: str = "log") -> torch.Tensor | float:
     """passn_weight for any inference strategy, given as an operator T on a tensor of probabilities: "raw" T'(p), "log"
     p T'(p) / T(p), by autograd; any shape, tensor or float. A p below 1e-6 counts as 1e-6, close to the limit at 0.
     Raises ValueError for p outside [0, 1], another form, and in the form log where T is not positive."""
@@ -208,7 +209,7 @@ def operator_weight(T, p, form="log"):
     return back((x * slope / value).detach())
 
 
-def operator_sft_loss(T, logp):
+def operator_sft_loss(T, logp: torch.Tensor | float) -> torch.Tensor | float:
     """-log T(p) with p = e^logp, as passn_sft_loss; its gradient is minus operator_weight. Below p = 1e-6 the loss is
     continued linearly in logp."""
     logp, back = elementwise(logp, -math.inf, 1e-3, "logp")
@@ -219,15 +220,16 @@ def operator_sft_loss(T, logp):
     return back(-log_t - w * (logp - x))  # x is a constant: the gradient is -w
 
 
-def weight_of(p, n, form, operator=None):
+def weight_of(p: torch.Tensor | float, n: int, form: str, operator=None) -> torch.Tensor | float:
     """The weight of the operator T(p, n) at success probability p; without an operator that of Pass@N."""
     if operator is None:
         return passn_weight(p, n, form)
     return operator_weight(lambda x: operator(x, n), p, form)
 
 
-def rl_coefficients(rewards, n, form="log", probability="success", logp=None, standardised=True, normalised=True,
-                    clip=0.0, correction=0, operator=None):
+def rl_coefficients(rewards: torch.Tensor, n: int, form: str = "log", probability: str = "success",
+                    logp: torch.Tensor | None = None, standardised: bool = True, normalised: bool = True,
+                    clip: float = 0.0, correction: int = 0, operator=None) -> torch.Tensor:
     """Coefficients c_i = w_i r_i / M of grad log pi(y_i|x), for every prompt (sum convention).
 
     rewards       [B, M], 1 = right: float64 stays float64, integers and booleans become float32
@@ -255,7 +257,9 @@ def rl_coefficients(rewards, n, form="log", probability="success", logp=None, st
     return w * r / r.shape[1]
 
 
-def rl_weights(rewards, n, form="log", probability="success", logp=None, normalised=True, clip=0.0, operator=None):
+def rl_weights(rewards: torch.Tensor, n: int, form: str = "log", probability: str = "success",
+               logp: torch.Tensor | None = None, normalised: bool = True, clip: float = 0.0,
+               operator=None) -> torch.Tensor:
     """The weight w of every sample, [B, M], with c right ones among the M of a prompt.
 
     form         "raw", "log" (weight_of) or "pool" (pool_weight, of Pass@N alone)
@@ -287,7 +291,7 @@ def rl_weights(rewards, n, form="log", probability="success", logp=None, normali
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
+def check_flags(args: flags.Flags) -> None:
     """Check what argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n",), not_negative=("clip_weight",), plotted=("mode", "n", "form", "operator"))
     if args.mode == "sft" and args.kl_coef:
@@ -310,7 +314,7 @@ def check_flags(args):
         raise UserError("--normalise over a single prompt cancels its weight: use more --prompts, or --no-normalise")
 
 
-def own_operator(args, folder):
+def own_operator(args: flags.Flags, folder: Folder) -> tuple:
     """(T(p, n), its name) from --operator; (None, "Pass") without it. Its file is recorded in folder.code, and its
     errors become one sentence.  Raises UserError."""
     if not args.operator:
@@ -334,7 +338,7 @@ def own_operator(args, folder):
     return guarded, file.name
 
 
-def check_operator(T, n, form, call):
+def check_operator(T, n: int, form: str, call: str) -> None:
     """Raises UserError unless T(p, n) is differentiable, finite, increasing, 0 at p = 0, and precise near it.
     call: words for messages."""
     p = torch.linspace(0, 1, 1001, dtype=torch.float64, requires_grad=True)
@@ -359,7 +363,7 @@ def check_operator(T, n, form, call):
         raise UserError(f"{call} loses its digits near p = 0: write it as a sum of positive terms")
 
 
-def plot_weights(args, operator, name):
+def plot_weights(args: flags.Flags, operator, name: str) -> None:
     """--plot-weights: the training weight over p beside the weights of the test budgets.  name: of the operator."""
     folder = new_folder(args.out, "cat_passk-weights")
     cells = torch.arange(1000, dtype=torch.float64)
@@ -375,7 +379,8 @@ def plot_weights(args, operator, name):
     weight_report(trained, tests, folder, "p")
 
 
-def step_sft(policy, task, optimizer, problems, number, args, golds, operator=None):
+def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+             args: flags.Flags, golds: dict[str, list[int]], operator=None) -> tuple[dict, list[dict]]:
     """Training step `number` (1, 2, ...) on the gold completions of B problems -> (step line by the keys of
     support/run.py METRICS, examples to show)."""
     B = len(problems)
@@ -415,7 +420,8 @@ def step_sft(policy, task, optimizer, problems, number, args, golds, operator=No
     return line, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
-def step_rl(policy, task, optimizer, problems, number, args, operator=None):
+def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+            args: flags.Flags, operator=None) -> tuple[dict, list[dict]]:
     """Training step `number` (1, 2, ...) on samples for B problems -> (step line by the keys of support/run.py METRICS,
     examples to show)."""
     B = len(problems)
@@ -469,7 +475,8 @@ def step_rl(policy, task, optimizer, problems, number, args, operator=None):
     return line, examples(policy, problems, prompts, y, reward=rewards)
 
 
-def update(policy, optimizer, prompts, y, coefficients, args):
+def update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
+           coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
     """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and
     coefficients c [B, M] -> (loss, gradient norm). Samples with coefficient 0 never enter a forward pass."""
     loss = 0.0
@@ -488,7 +495,7 @@ def update(policy, optimizer, prompts, y, coefficients, args):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     folder = Folder("cat_passk", parser(), argv)
     args = folder.args
     check_flags(args)

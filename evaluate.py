@@ -105,7 +105,7 @@ class Blocks:
     """How many problems are drawn at once: about 8,192 samples for a tiny model, else about ten seconds of sampling.
     Shows a bar on a terminal, else a line after the first block and every half minute."""
 
-    def __init__(self, policy, problems, samples, label):
+    def __init__(self, policy: common.Policy, problems: int, samples: int, label: str):
         from tqdm import tqdm
         self.problems = problems  # how many there are
         self.done = 0
@@ -142,7 +142,8 @@ class Blocks:
         self.size = int(processes.all_reduce(told))
 
 
-def verified(policy, task, problems, prompts, drawn):
+def verified(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem], prompts: list[list[int]],
+             drawn: common.Samples) -> list[dict]:
     """The pool entries for a block of problems and their samples."""
     count = drawn.lengths.shape[1]
     texts = [policy.texts(rows, [x]) for x, rows in zip(prompts, drawn.lists())]
@@ -164,7 +165,8 @@ def verified(policy, task, problems, prompts, drawn):
     return entries
 
 
-def add_gold(policy, task, problems, prompts, entries, temperature, target):
+def add_gold(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem], prompts: list[list[int]],
+             entries: list[dict], temperature: float, target: str) -> None:
     """Set `gold`, the log pi of the gold completion, in the entries whose problem has one that fits the model."""
     having = []
     xs = []
@@ -230,7 +232,7 @@ def auc(scores: list[float], right: list[float]) -> float:
     return float((rank[right].sum() - p * (p + 1) / 2) / (p * q))
 
 
-def auc_interval(pool, resamples):
+def auc_interval(pool: list[dict], resamples: int) -> tuple[float, float]:
     """95 % interval of the AUC of a pool's scores, by a bootstrap over problems -> (low, high); nan without any."""
     import numpy as np
     scores = [np.array(e["scores"]) for e in pool]
@@ -287,7 +289,7 @@ def majority(answers: list, rewards: list[float], k: int) -> float:
     return sum(common.maj_at_k(answers, key, k) for key in keys)
 
 
-def metrics_of(entry, ks, graded, score):
+def metrics_of(entry: dict, ks: Sequence[int], graded: bool, score: str) -> dict[str, float]:
     """Every metric of one problem -> {name: number}."""
     rewards = entry["rewards"]
     answers = entry["answers"]
@@ -490,7 +492,7 @@ def problems_of(args, runs: dict[str, dict]) -> tasks.Task:
     return task
 
 
-def say_changed(model, begun, task):
+def say_changed(model: str, begun: dict, task: tasks.Task) -> None:
     """Print a note if a file that judges has changed since a run began with these contents."""
     for flag, now in task.code.items():
         names = contents.differing(begun.get(flag) or now, now)
@@ -540,7 +542,8 @@ def number(value):
     return math.nan if value is None else value
 
 
-def draw_pools(args, task, parts, temperatures, verifier):
+def draw_pools(args, task: tasks.Task, parts: dict[str, tuple], temperatures: list[float],
+               verifier: Verifier | None) -> tuple[dict[str, list[dict]], dict]:
     """Sample every model of `parts` {argument: result of base_and_adapter} at every temperature -> {row: pool},
     {argument: findings of its check}."""
     pools = {}
@@ -575,7 +578,7 @@ def draw_pools(args, task, parts, temperatures, verifier):
     return pools, checks
 
 
-def ready(args, task, model, base, adapter, flags):
+def ready(args, task: tasks.Task, model: str, base: str, adapter: str | None, flags: dict | None) -> common.Policy:
     """Load a policy and set the task's prompts and length for it; prints how."""
     own = flags if flags and adapter == model else {}  # of a run folder; BASE+ADAPTER is put as asked here
     bits = args.bits or own.get("bits")
@@ -593,7 +596,7 @@ def ready(args, task, model, base, adapter, flags):
     return policy
 
 
-def paired(values, pools):
+def paired(values: dict[str, dict], pools: dict[str, list[dict]]) -> dict[str, dict]:
     """{"row - first row": means of the differences problem by problem}, where both were on the same problems."""
     first, *others = values
     ids = {row: [entry["id"] for entry in pool] for row, pool in pools.items()}
@@ -628,7 +631,7 @@ def show(report):
         print(f"co-scaling {row}: pass@N = exp({fit['a']:.3f} N^{fit['b']:.3f}), rmse {fit['rmse']:.4f}")
 
 
-def check_flags(args, ks, pools):
+def check_flags(args, ks: list[int], pools: dict[str, list[dict]]) -> None:
     """Check what argparse cannot.  Raises UserError."""
     if args.problems < 0:
         raise UserError("--problems must not be negative")
@@ -653,7 +656,7 @@ def check_flags(args, ks, pools):
             raise UserError(f"--verifier: the pool file {path} has no completions to score")
 
 
-def new_report(args, ks, pools, **known):
+def new_report(args, ks: list[int], pools: dict[str, list[dict]], **known) -> dict:
     """What result.json holds, from pools {row: list of dicts}."""
     graded = next(iter(pools.values()))[0]["graded"]
     values = {row: metrics(pool, ks, graded, args.score) for row, pool in pools.items()}

@@ -17,7 +17,7 @@ bon_rl.py --variant v trains with it, bon_sft.py --scores verifier too, and --ve
 from support import flags
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.base_parser(__doc__, task="countdown", train_problems=4000)
     g = p.add_argument_group("samples and training")
     g.add_argument("--samples", type=int, default=8,
@@ -59,16 +59,16 @@ from support import load, processes
 from support.errors import UserError
 from support.folder import new_folder
 from support.run import locate, own_base
-from support.verifier import load_verifier, verifier_logits
+from support.verifier import Verifier, load_verifier, verifier_logits
 
 # ------------------------------------------------------------------------------------------------------------ the loss
 
-def verifier_loss(scores, labels):
+def verifier_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of scores (logits) and labels in {0, 1}, [R] each, summed."""
     return F.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
 
 
-def rate(args, step, steps):
+def rate(args: flags.Flags, step: int, steps: int) -> float:
     """Learning rate of step 1, 2, ..., `steps`."""
     warm = min(1, step / 30)
     left = 1 - (step - 1) / steps
@@ -77,14 +77,14 @@ def rate(args, step, steps):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
+def check_flags(args: flags.Flags) -> None:
     """Check what argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("epochs",), not_negative=("noise",))
     if args.noise > 1:
         raise UserError(f"--noise is a probability, not {args.noise}")
 
 
-def draw_pools(task, args):
+def draw_pools(task: tasks.Task, args: flags.Flags) -> tuple[list[dict], list[dict]]:
     """Sample the policy on training and test problems, and verify. Sets the defaults that depend on the model.  Returns
     (train, test), lists of {"prompt", "completions", "rewards", ...}."""
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, "base", args.seed,
@@ -106,7 +106,8 @@ def draw_pools(task, args):
     return train, test
 
 
-def fit(verifier, rows, labels, args, generator):
+def fit(verifier: Verifier, rows: list[list[int]], labels: torch.Tensor, args: flags.Flags,
+        generator: torch.Generator) -> None:
     """Train the verifier on rows of token ids and their labels [R]."""
     optimizer = torch.optim.AdamW(verifier.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     batches = []
@@ -131,7 +132,7 @@ def fit(verifier, rows, labels, args, generator):
             print(f"step {step}/{len(batches)}  loss {sum(last) / len(last):.4f}", flush=True)
 
 
-def show(found, problems):
+def show(found: dict, problems: int) -> None:
     """Print AUC and calibration on test problems."""
     print(f"AUC on {problems} test problems {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}] (95 %, over "
           f"problems), calibration error {found['calibration_error']:.3f}\n predicted     right   samples")
@@ -140,7 +141,7 @@ def show(found, problems):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     check_flags(args)
     locate(args)

@@ -41,7 +41,7 @@ and --k 8:1. At k = 1 loo has no baseline: it is r_i/n, so prompts that every sa
 from support import flags
 
 
-def budget(text):
+def budget(text: str) -> int | str:
     """Parse --k: a whole number, or FIRST:LAST, which stays a string.  Raises ValueError."""
     first, colon, last = text.partition(":")
     if not colon:
@@ -49,7 +49,7 @@ def budget(text):
     return f"{int(first)}:{int(last)}"
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.parser(__doc__, "ppo_passk", samples=16, prompts=64, steps=200)
     p.add_argument("--objective", choices=["mean", "passk", "maxrl", "majority"], default="passk",
                    help="what to train for")
@@ -95,10 +95,11 @@ from support.run import (
     set_up,
     start,
 )
+from tasks import Problem, Task
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def vote(answers, rewards):
+def vote(answers: list, rewards: list[float]) -> float:
     """f of the majority objective: mean reward of the samples that gave the answer with most votes; tied answers share
     equally; 0 without votes. answers: list of hashables, None = no vote; rewards: list of float."""
     votes = Counter(a for a in answers if a is not None)
@@ -110,7 +111,8 @@ def vote(answers, rewards):
     return total / (top * len(winners))
 
 
-def advantages(rewards, k, objective, answers=None, estimator="loo"):
+def advantages(rewards: torch.Tensor, k: int, objective: str, answers: list[list] | None = None,
+               estimator: str = "loo") -> torch.Tensor:
     """Coefficients A_i such that E[sum_i A_i grad log pi(y_i|x)] = grad E[f(y_1..y_k)] for every prompt (sum
     convention).
 
@@ -145,7 +147,7 @@ def advantages(rewards, k, objective, answers=None, estimator="loo"):
     return passk_advantages(r, k, estimator)
 
 
-def maxrl_advantages(r, k, estimator):
+def maxrl_advantages(r: torch.Tensor, k: int, estimator: str) -> torch.Tensor:
     """MaxRL of order k for r [B, n]. With loo and binary rewards, K of them right, each right sample gets sum_{j<=k}
     C(n-K, j-1) / (j C(n, j)), which is 1/K at k = n, and each wrong one 0."""
     shifted = estimator in ("constant", "solved")
@@ -160,7 +162,7 @@ def maxrl_advantages(r, k, estimator):
     return A - less / r.shape[1]
 
 
-def passk_leave_one_out(r, k):
+def passk_leave_one_out(r: torch.Tensor, k: int) -> torch.Tensor:
     """The paper's own case: A_i = (k/n) mean over the k-subsets I with i of (max_I r - max_{I without i} r), for r
     [B, n].
 
@@ -178,7 +180,7 @@ def passk_leave_one_out(r, k):
     return torch.zeros_like(r).scatter(1, order, A)
 
 
-def share_of_subsets(r, k, top, bottom):
+def share_of_subsets(r: torch.Tensor, k: int, top: range, bottom: int) -> torch.Tensor:
     """C(t, bottom) / C(n, k) for each t of `top`, a tensor like r [B, n]. Integers until the division: no overflow."""
     every = comb(r.shape[1], k)
     shares = []
@@ -189,7 +191,7 @@ def share_of_subsets(r, k, top, bottom):
     return r.new_tensor(shares)
 
 
-def passk_advantages(r, k, estimator):
+def passk_advantages(r: torch.Tensor, k: int, estimator: str) -> torch.Tensor:
     """The estimate of pass@k (max@k) for r [B, n]. In ascending order the maximum of a subset is its last member, so
     binomials count the subsets."""
     if estimator == "loo":
@@ -215,7 +217,7 @@ def passk_advantages(r, k, estimator):
     return torch.zeros_like(r).scatter(1, order, A)
 
 
-def mean_advantages(r, k, estimator):
+def mean_advantages(r: torch.Tensor, k: int, estimator: str) -> torch.Tensor:
     """f = mean of k, for r [B, n]: f(I) - f(I without i) = (r_i - mean of I without i) / k. Averaged over all I with i,
     times k/n, it is (r_i - mean_{j != i} r_j) / n; the centred estimate is the same. k matters only at 1, where f of
     nothing is 0 and there is no baseline: r / n."""
@@ -229,13 +231,13 @@ def mean_advantages(r, k, estimator):
     return (d - mean_of_others(d)) / n
 
 
-def mean_of_others(r):
+def mean_of_others(r: torch.Tensor) -> torch.Tensor:
     n = r.shape[1]
     others = r.sum(1, keepdim=True) - r
     return others / (n - 1)  # mean of r_j, j != i  [B, n]
 
 
-def majority_advantages(r, answers, k, estimator):
+def majority_advantages(r: torch.Tensor, answers: list[list], k: int, estimator: str) -> torch.Tensor:
     """f = vote, over the n/k groups of k samples, for r [B, n] and answers [B][n]."""
     A = torch.zeros_like(r)  # [B, n]
     n = r.shape[1]
@@ -256,7 +258,7 @@ def majority_advantages(r, answers, k, estimator):
     return A * (k / n)  # mean over the n/k groups
 
 
-def vote_leave_one_out(answers, rewards):
+def vote_leave_one_out(answers: list, rewards: list[float]) -> list[float]:
     """f(y_1..y_k) - f(y_{-i}) of one group [k], computed once per distinct answer and reward."""
     gain = {}
     for i, voter in enumerate(zip(answers, rewards)):
@@ -268,7 +270,7 @@ def vote_leave_one_out(answers, rewards):
     return [gain[voter] for voter in zip(answers, rewards)]
 
 
-def check_samples(rewards, k, objective, answers, estimator):
+def check_samples(rewards: torch.Tensor, k: int, objective: str, answers: list[list] | None, estimator: str) -> None:
     """Raises ValueError for arguments that `advantages` is not defined for."""
     if objective not in ("mean", "passk", "maxrl", "majority"):
         raise ValueError(f"unknown objective {objective!r}: choose mean, passk, maxrl or majority")
@@ -295,7 +297,8 @@ def check_samples(rewards, k, objective, answers, estimator):
         raise ValueError(f"the majority objective needs the samples per prompt to be a multiple of k = {k}, not {n}")
 
 
-def ppo_loss(logps, old_logps, mask, A, clip):
+def ppo_loss(logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor, A: torch.Tensor,
+             clip: float) -> torch.Tensor:
     """PPO's clipped objective, summed over tokens and samples, negated: -sum_i sum_t min(rho A_i, clip(rho) A_i).
     logps (with gradient), old_logps, mask (1 on completion tokens) [R, T], A [R] -> scalar. At rho = 1 its gradient is
     -sum_i A_i grad log pi(y_i): a sum over tokens; dividing by the length would change the estimator."""
@@ -308,7 +311,7 @@ def ppo_loss(logps, old_logps, mask, A, clip):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
+def check_flags(args: flags.Flags) -> None:
     """Check what argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("epochs", "minibatches"), not_negative=("clip",))
     first, last = ends(args.k)
@@ -331,20 +334,21 @@ def check_flags(args):
         raise UserError(f"--estimator {args.estimator} needs --objective maxrl with --k equal to --samples")
 
 
-def ends(k):
+def ends(k: int | str) -> tuple[int, int]:
     """The first and the last k of --k: (8, 1) for "8:1", (8, 8) for 8."""
     first, _, last = str(k).partition(":")
     return int(first), int(last or first)
 
 
-def k_of(number, args):
+def k_of(number: int, args: flags.Flags) -> int:
     """The k of training step `number` (1, 2, ...)."""
     first, last = ends(args.k)
     done = (number - 1) / max(1, args.steps - 1)
     return round(first + (last - first) * done)
 
 
-def step(policy, task, optimizer, problems, number, args):
+def step(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+         args: flags.Flags) -> tuple[dict, list[dict]]:
     """Training step `number` (1, 2, ...) on B problems -> (step line by the keys of support/run.py METRICS, examples to
     show)."""
     B = len(problems)
@@ -399,7 +403,8 @@ def step(policy, task, optimizer, problems, number, args):
     return line, examples(policy, problems, prompts, y, reward=rewards)
 
 
-def ppo_update(policy, optimizer, prompts, y, old_logps, coefficients, args):
+def ppo_update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
+               old_logps: torch.Tensor, coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
     """--epochs passes over B prompts with B n completions y, their old_logps [B n, T] and coefficients [B, n], in
     --minibatches steps each -> (mean loss, norm of the last gradient). Samples with coefficient 0 never enter a forward
     pass, but the loss is divided by the number of all prompts."""
@@ -426,7 +431,7 @@ def ppo_update(policy, optimizer, prompts, y, old_logps, coefficients, args):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     folder = Folder("ppo_passk", parser(), argv)
     args = folder.args
     check_flags(args)
