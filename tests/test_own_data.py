@@ -593,7 +593,7 @@ def test_a_reward_reads_the_same_part_of_the_hub(hub, tmp_path):
     """A function of one's own judges the problems that are read without it, in the same splits."""
     folder, asked = hub
     put(folder / "train.jsonl", [*({"problem": f"{i}?", "answer": str(i)} for i in range(60)), {"problem": ""}])
-    (tmp_path / "mine.py").write_text("def right(prompt, completion, answer):\n    return float(completion == answer)\n")
+    (tmp_path / "mine.py").write_text("def right(completion, answer): return float(completion == answer)")
     plain = tasks.load_task(data="org/sums", part=(30, None))
     judged = tasks.load_task(data="org/sums", part=(30, None), reward=f"{tmp_path}/mine.py")
     assert splits_of(judged) == splits_of(plain) and len(judged.train) == 30 and judged.train[0].row["answer"]
