@@ -376,7 +376,8 @@ def test_copying_out_the_whole(tmp_path):
 # ------------------------------------------------------------------------------------------------------------------ TRL
 
 OURS = {  # the coefficients of a budget of 3, rewards [B, M]; in bon_sft.py the first of them is of the gold completion
-    "ppo_passk": "advantages(rewards, 3, 'passk')", "bon_sft": "sft_coefficients(rewards, 3)"}
+    "ppo_passk": "advantages(rewards, 3, 'passk')", "bon_sft": "sft_coefficients(rewards, 3)",
+    "bon_rl": "bon_rlb_coefficients(rewards, 3, 'positive')", "cat_bon": "rl_coefficients(rewards, 3)"}
 
 
 def snippet(script):
