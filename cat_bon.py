@@ -307,6 +307,19 @@ def find_targets(policy, task, problems, samples, tau, seed):
     return targets
 
 
+def targets_of(folder, policy, task, problems):
+    """The targets of a run, found once, by the policy that training starts from.  Raises UserError."""
+    args = folder.args
+    golds = processes.on_first(lambda: folder.read("targets.json"))
+    if golds is None and folder.step:
+        raise UserError(f"{folder.path('targets.json')} is damaged, and the policy that found the targets has "
+                        "trained on: begin a new run")
+    if golds is None:
+        golds = find_targets(policy, task, problems, args.samples, args.temperature, args.seed)
+        write_atomic(folder.path("targets.json"), to_json(golds))
+    return golds
+
+
 def step_sft(policy, task, optimizer, problems, number, args, golds):
     """Training step `number` (1, 2, ...) on the gold completions of B problems -> (keys of support/run.py METRICS,
     examples to show)."""
@@ -436,15 +449,7 @@ def main(argv=None):
     train = problems.train
     run = Run(folder, task, policy, optimizer, problems, budget=args.n)
     start(run, f"{args.mode} for the best of {args.n}")
-    golds = None
-    if args.mode == "sft":  # found once, by the policy that training starts from
-        golds = processes.on_first(lambda: folder.read("targets.json"))
-        if golds is None and run.step:
-            raise UserError(f"{folder.path('targets.json')} is damaged, and the policy that found the targets has "
-                            "trained on: begin a new run")
-        if golds is None:
-            golds = find_targets(policy, task, train, args.samples, args.temperature, args.seed)
-            write_atomic(folder.path("targets.json"), to_json(golds))
+    golds = targets_of(folder, policy, task, train) if args.mode == "sft" else None
     evaluate_before(run)
     recent = folder.kept.get("recent", [])  # rewards of --ranks fifo and past: a resumed run has the same
     for number in range(run.step + 1, args.steps + 1):
