@@ -143,7 +143,7 @@ def refuse_gap(policy, gaps, largest, mean):
     hint = "give --plain, or try another --bits" if policy.fast else "try another --bits"
     raise UserError(f"log-probabilities of the same sample: {who}, by up to {largest:.3g} nats for a token and "
                     f"{mean:.2g} on average, where {most:g} and {most_mean:g} are the limits in {kind}, so training "
-                    f"would be wrong: {hint} or another model")
+                    f"would be wrong: {hint} or another model (docs/troubleshooting.md)")
 
 
 def words(found):
