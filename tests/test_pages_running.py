@@ -98,6 +98,14 @@ def test_sizes_of_models(shape):
     assert page_tables.linear_of(*SHAPES[shape]) == found
 
 
+def test_how_many_models():
+    from architectures import NOT_TRIED, REFUSED, RIGHT
+    right, refused = (sum(map(len, table.values())) for table in (RIGHT, REFUSED))
+    text = " ".join(source("docs/running.md").split())
+    assert f"The {right + refused + len(NOT_TRIED)} causal language models of transformers" in text
+    assert f"For {right} of them" in text and f"; {refused} are refused in one sentence" in text
+
+
 def test_which_answers_count():
     rows = re.findall(r"^\| `(.+)` \| (?:`(.+)`|none) \|$", source("docs/data.md").split("## Which answers count")[1],
                       re.MULTILINE)
