@@ -157,7 +157,7 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
 def prompt_flags(parser):
     """What evaluate.py has too: what one's own rows are, what judges them, and how a prompt is put to a model."""
     parser.add_argument("--columns", help="which columns of --data are what, e.g. prompt=problem,answer="
-                        "reward_model.ground_truth; default by their names (tasks/shapes.py)")
+                        "reward_model.ground_truth; default by their names (docs/data.md)")
     parser.add_argument("--skip-bad-rows", action="store_true", help="leave rows of --data out that are no problems, "
                         "and count them")
     parser.add_argument("--reward", help="what judges the samples of --data instead of its answers, your own "
