@@ -297,6 +297,7 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     if args.entropy_coef:
         logp = drawn.logps.sum(-1).cpu()  # log pi(y|x)  [B, M]
         coefficients = coefficients - args.entropy_coef * kl_coefficients(logp)
+    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)

@@ -207,6 +207,7 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
 
     # Weight.
     coefficients = sft_coefficients(scores, args.n)  # [B, 1 + M]
+    coefficients[:, 1:] *= drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update. Samples whose coefficient is 0 never enter a forward pass. The divisor counts every prompt.
     loss = 0.0

@@ -486,6 +486,7 @@ def step_rl(policy, task, optimizer, problems, number, args):
     elif args.kl_prompts:  # to watch it: one sample of each of some prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
+    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)

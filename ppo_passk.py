@@ -26,7 +26,10 @@ temperature, beta the KL coefficient.
 
 Differences from the paper: 1) n > k by subsets; 2) no value function, the leave-one-out term is the baseline; 3) KL is
 in the reward, beta (log pi - log ref) with a leave-one-out baseline: its expected gradient is exactly that of
-KL(pi || ref) (differentiating a sampled KL estimate would give another one); 4) LoRA instead of all weights.
+KL(pi || ref) (differentiating a sampled KL estimate would give another one); 4) LoRA instead of all weights; 5) where
+an engine draws the samples from q (--rollouts), each counts with w = pi(y|x) / q(y|x). For the mean and the KL that is
+exact, for passk with loo there is an exact form, passk_reweighted, which says what w alone leaves biased. Majority and
+the other estimators have w alone. A bound on w (--rollouts-bound) biases all of them.
 
     CPU, embedded model:  python ppo_passk.py
     GPU, 4-bit LoRA:      python ppo_passk.py --model Qwen/Qwen2.5-1.5B-Instruct --task gsm8k --prompts 32 --lr 2e-5
@@ -35,7 +38,7 @@ from support import flags
 
 
 def parser():
-    p = flags.parser(__doc__, "ppo_passk", samples=16, prompts=64, steps=200)
+    p = flags.parser(__doc__, "ppo_passk", samples=16, prompts=64, steps=200, exact=True)
     p.add_argument("--objective", choices=["mean", "passk", "majority"], default="passk",
                    help="what to train for")
     p.add_argument("--k", type=int, default=8,
@@ -129,6 +132,61 @@ def passk_leave_one_out(r, k):
     share = share_of_subsets(r, k, range(n), k - 2)  # C(j, k-2) / C(n, k)  [j]
     A = (gap * share).tril(-1).sum(-1)  # [B, n], in sorted order
     return torch.zeros_like(r).scatter(1, order, A)
+
+
+def passk_reweighted(r, w, k):
+    """`passk_leave_one_out` for samples that an engine drew from q, r [B, n]; with w = pi(y|x) / q(y|x) [B, n], w_i
+    times this has the gradient as its expectation: a subset counts with the product of its weights.
+
+    For r in {0, 1} it is r_i e_{k-1}(w of the wrong ones) / C(n, k), e the elementary symmetric polynomial. In general
+    A_i = sum_{j<i} (s_i - s_j) w_j e_{k-2}(w_0..w_{j-1}) / C(n, k), and e_{k-2} is C(j, k-2) times its mean.
+    With w_i on `passk_leave_one_out` alone each prompt's gradient keeps its direction, but is
+    ((1 - q) / (1 - p))^(k-1) times as long, p and q the chances of success by pi and by q. Of n = k samples, two right
+    completions and two wrong ones, pi = .14 .08 .44 .34 (p = .22), q = .10 .10 .36 .44 (q = .20), against the gradient:
+        k 2, no weights               cosine 0.970, scale 0.917
+        k 2, w_i alone                cosine 1.000, scale 1.026
+        k 2, w_i alone, w at most 1.2 cosine 0.998, scale 0.923
+        k 2, this                     cosine 1.000, scale 1.000
+        k 2, this, w at most 1.2      cosine 0.998, scale 0.891
+        k 8, no weights               cosine 0.970, scale 1.067
+        k 8, w_i alone                cosine 1.000, scale 1.194
+        k 8, w_i alone, w at most 1.2 cosine 0.998, scale 1.074
+        k 8, this                     cosine 1.000, scale 1.000
+        k 8, this, w at most 1.2      cosine 0.998, scale 0.837
+        k 32, no weights              cosine 0.970, scale 1.960
+        k 32, w_i alone               cosine 1.000, scale 2.192
+        k 32, w_i alone, w at most 1.2 cosine 0.998, scale 1.973
+        k 32, this                    cosine 1.000, scale 1.000
+        k 32, this, w at most 1.2     cosine 0.998, scale 0.654
+    """
+    n = r.shape[1]
+    if k == 1:
+        return r / n
+    s, order = r.sort(dim=1)  # [B, n]
+    w = w.to(s).gather(1, order)
+    gap = s[:, :, None] - s[:, None, :]  # s_i - s_j  [B, i, j]
+    products = w * mean_products(w, k - 2)
+    share = share_of_subsets(r, k, range(n), k - 2) * products  # [B, j]
+    parts = gap * share[:, None]
+    A = parts.tril(-1).sum(-1)  # [B, n], in sorted order
+    return torch.zeros_like(r).scatter(1, order, A)
+
+
+def mean_products(w, m):
+    """Mean over the m-subsets of w_0..w_{j-1} of their product, for each j, of weights [B, n] -> [B, n]; 0 where j < m.
+    Of j + 1 weights, a share of size / (j + 1) of the subsets of a size has the last one."""
+    size = torch.arange(m + 1).to(w)
+    mean = torch.zeros(len(w), m + 1).to(w)  # over subsets of 0..m weights
+    mean[:, 0] = 1
+    found = []
+    for j in range(w.shape[1]):
+        found.append(mean[:, m])
+        own = w[:, j:j + 1]
+        shorter = mean.roll(1, 1)
+        without = mean * (j + 1 - size)
+        joined = own * shorter * size
+        mean = (without + joined) / (j + 1)
+    return torch.stack(found, 1)
 
 
 def share_of_subsets(r, k, top, bottom):
@@ -259,6 +317,11 @@ def ppo_loss(logps, old_logps, mask, A, clip):
 def check(args):
     """Flags that argparse cannot judge.  Raises UserError."""
     flags.check(args, positive=("k", "epochs", "minibatches"), not_negative=("clip",))
+    exact = args.objective == "passk" and args.estimator == "loo"
+    if args.rollouts and exact and "rollouts_correction" not in args.given:
+        args.rollouts_correction = "exact"
+    if args.rollouts_correction == "exact" and not exact:
+        raise UserError("--rollouts-correction exact exists for --objective passk with --estimator loo")
     if args.k > args.samples:
         raise UserError(f"--k {args.k} exceeds --samples {args.samples}: draw at least k samples per prompt")
     if args.minibatches > args.prompts:
@@ -301,6 +364,8 @@ def step(policy, task, optimizer, problems, number, args):
 
     # Weight.
     coefficients = advantages(rewards, args.k, args.objective, answers, args.estimator)  # [B, n]
+    if args.rollouts_correction == "exact":
+        coefficients = passk_reweighted(rewards, drawn.weights, args.k)
     unused = coefficients == 0
     zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
@@ -311,6 +376,7 @@ def step(policy, task, optimizer, problems, number, args):
     elif args.kl_prompts:  # to watch it: one sample of each of some prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
+    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update.
     loss, norm = ppo_update(policy, optimizer, prompts, y, old_logps, coefficients, args)

@@ -127,7 +127,7 @@ def fits(action, value):
 # folders move.
 LOGGED = ("metrics.jsonl", "samples.jsonl", "targets.json")
 PREVIOUS = "state.previous.pt"
-MAY_CHANGE = (*contents.PATHS, "out", "resume", "save_every")
+MAY_CHANGE = (*contents.PATHS, "out", "resume", "save_every", "rollouts", "rollouts_dir", "rollouts_timeout")
 
 BEGUN = ("args.json", "checks.jsonl")  # what is in a folder before anything has been computed
 MADE = {}  # {folder of this process: those of it and the ones around it that it had to make}
@@ -272,7 +272,8 @@ class Run:
         compared = found.get("contents") or {}  # a folder of older versions has none
         for name, value in given.items():
             moved = name in contents.PATHS and compared.get(name) and value  # identify() looks what is there
-            if name not in ("out", "resume", "save_every") and flags.get(name) != value and not moved:
+            free = name in MAY_CHANGE and name not in contents.PATHS
+            if not free and flags.get(name) != value and not moved:
                 raise UserError(f"--resume continues with the flags of args.json, where --{name.replace('_', '-')} is "
                                 f"{flags.get(name)}, not {value}: leave the flag out, or start a new run (--adapter)")
         vars(args).update({k: v for k, v in flags.items() if k not in ("out", "resume") and k not in given})

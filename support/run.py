@@ -12,7 +12,7 @@ import common
 import evaluate
 import tasks
 from fast.choose import chooser
-from support import check, contents, load
+from support import check, contents, load, rollouts
 from support.errors import UserError
 from support.plots import plot_run
 
@@ -46,6 +46,9 @@ METRICS = {
     "c_even": "share of coefficients within 5 % of their mean",
     "w_small": "share of weights below 0.01",
     "c_small": "share of coefficients below 0.01 in size",
+    "engine_gap": "mean of |log pi - log q| per token, of samples that an engine drew from q (--rollouts), nats",
+    "engine_gap_max": "the largest of these",
+    "engine_cut": "share of samples whose weight pi / q was cut to --rollouts-bound",
     "tokens_per_s": "completion tokens per second of sampling",
     "samples_per_s": "completions, sampled or gold, per second of the whole step",
     "memory_gb": "peak memory since the start of the process, GB: allocated on a GPU, resident on a CPU",
@@ -143,6 +146,7 @@ def begin(run, words, budget, verifier=None, target="solution"):
     run.optimizer = torch.optim.AdamW(run.policy.parameters(), lr=run.args.lr, weight_decay=0.0)
     run.begin(run.policy, run.optimizer)
     run.policy.check = check.Check(functools.partial(report_check, run))
+    rollouts.connect(run.policy, run.args, run.folder)
     print(f"{run.folder}: {run.args.model}, {run.task.name} ({counts(run)}), {words}\n{run.policy.note}", flush=True)
     run.mark = run.printed = run.pictured = time.time()  # when the next step begins; when what was last shown
     run.checked = False  # whether a finding of the check has been printed
@@ -268,7 +272,7 @@ def sample_stats(task, drawn, rewards, budget, gap, seconds):
     stats["length"] = tokens / (B * n)
     stats["entropy"] = drawn.entropies.sum().item() / tokens
     stats["tokens_per_s"] = tokens / seconds
-    return stats
+    return stats | drawn.notes
 
 
 def weight_stats(weights, name):
