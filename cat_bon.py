@@ -63,18 +63,19 @@ import common
 from common import elementwise, kl_coefficients, log1mexp, standardise
 from support import processes
 from support.errors import UserError
-from support.folder import Run, new_folder, write_atomic
+from support.folder import Folder, new_folder, write_atomic
 from support.output import to_json
 from support.plots import weight_report
 from support.run import (
+    Run,
     batch_of,
-    begin,
     end_of_step,
     evaluate_after,
     evaluate_before,
     examples,
     sample_stats,
     set_up,
+    start,
     weight_stats,
 )
 
@@ -225,9 +226,9 @@ def powers(f, n):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check(args):
+def check_flags(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n", "fifo"), plotted=("mode", "n", "form"))
+    flags.check_common(args, positive=("n", "fifo"), plotted=("mode", "n", "form"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "sft":
@@ -401,31 +402,33 @@ def update(policy, optimizer, prompts, y, coefficients, args):
 
 @flags.cli
 def main(argv=None):
-    run = Run("cat_bon", parser(), argv)
-    args = run.args
-    check(args)
+    folder = Folder("cat_bon", parser(), argv)
+    args = folder.args
+    check_flags(args)
     if args.plot_weights:
         return plot_weights(args)
-    task, policy, train = set_up(run, "peptide", args.mode)
-    optimizer = begin(run, f"{args.mode} for the best of {args.n}", budget=args.n)
+    task, policy, optimizer, problems = set_up(folder, "peptide", args.mode)
+    train = problems.train
+    run = Run(folder, task, policy, optimizer, problems, budget=args.n)
+    start(run, f"{args.mode} for the best of {args.n}")
     golds = None
     if args.mode == "sft":  # found once, by the policy that training starts from
-        golds = processes.on_first(lambda: run.read("targets.json"))
+        golds = processes.on_first(lambda: folder.read("targets.json"))
         if golds is None and run.step:
-            raise UserError(f"{run.path('targets.json')} is damaged, and the policy that found the targets has trained "
-                            "on: begin a new run")
+            raise UserError(f"{folder.path('targets.json')} is damaged, and the policy that found the targets has "
+                            "trained on: begin a new run")
         if golds is None:
             golds = find_targets(policy, task, train, args.samples, args.temperature, args.seed)
-            write_atomic(run.path("targets.json"), to_json(golds))
+            write_atomic(folder.path("targets.json"), to_json(golds))
     evaluate_before(run)
-    recent = run.kept.get("recent", [])  # rewards of --ranks fifo: a resumed run has the same
+    recent = folder.kept.get("recent", [])  # rewards of --ranks fifo: a resumed run has the same
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(train, args.prompts, number, args.seed)
+        batch = batch_of(train, args.prompts, number, args.seed)
         if args.mode == "sft":
-            line, shown = step_sft(policy, task, optimizer, problems, number, args, golds)
+            line, shown = step_sft(policy, task, optimizer, batch, number, args, golds)
         else:
-            line, shown, recent = step_rl(policy, task, optimizer, problems, number, args, recent)
-        run.kept["recent"] = recent
+            line, shown, recent = step_rl(policy, task, optimizer, batch, number, args, recent)
+        folder.kept["recent"] = recent
         end_of_step(run, line, shown)
     evaluate_after(run)
 

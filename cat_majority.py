@@ -77,11 +77,11 @@ import common
 from common import elementwise, kl_coefficients, log1mexp, standardise
 from support import processes
 from support.errors import UserError
-from support.folder import Run, new_folder
+from support.folder import Folder, new_folder
 from support.plots import weight_report
 from support.run import (
+    Run,
     batch_of,
-    begin,
     end_of_step,
     evaluate_after,
     evaluate_before,
@@ -89,6 +89,7 @@ from support.run import (
     gold_completions,
     sample_stats,
     set_up,
+    start,
     weight_stats,
 )
 
@@ -304,9 +305,9 @@ def shaped(rewards, standardised, all_wrong):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check(args):
+def check_flags(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",), plotted=("mode", "n", "form", "threshold"))
+    flags.check_common(args, positive=("n",), plotted=("mode", "n", "form", "threshold"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "rl" and args.contrastive:
@@ -523,25 +524,26 @@ def update(policy, optimizer, prompts, y, coefficients, args):
 
 @flags.cli
 def main(argv=None):
-    run = Run("cat_majority", parser(), argv)
-    args = run.args
-    check(args)
+    folder = Folder("cat_majority", parser(), argv)
+    args = folder.args
+    check_flags(args)
     if args.plot_weights:
         return plot_weights(args)
-    task, policy, train = set_up(run, "routes", args.mode, binary=True)
+    task, policy, optimizer, problems = set_up(folder, "routes", args.mode, binary=True)
+    train = problems.train
     if args.mode == "sft":
         train, golds = gold_completions(policy, task, train, args.target)
-    goal = f"{args.mode} for majority@{args.n}"
-    optimizer = begin(run, goal, budget=args.n, target=args.target)
+    run = Run(folder, task, policy, optimizer, problems, budget=args.n, target=args.target)
+    start(run, f"{args.mode} for majority@{args.n}")
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(train, args.prompts, number, args.seed)
+        batch = batch_of(train, args.prompts, number, args.seed)
         if args.contrastive:
-            line, shown = step_contrastive(policy, task, optimizer, problems, number, args, golds)
+            line, shown = step_contrastive(policy, task, optimizer, batch, number, args, golds)
         elif args.mode == "sft":
-            line, shown = step_sft(policy, task, optimizer, problems, number, args, golds)
+            line, shown = step_sft(policy, task, optimizer, batch, number, args, golds)
         else:
-            line, shown = step_rl(policy, task, optimizer, problems, number, args)
+            line, shown = step_rl(policy, task, optimizer, batch, number, args)
         end_of_step(run, line, shown)
     evaluate_after(run)
 

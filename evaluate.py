@@ -112,7 +112,7 @@ class Blocks:
         self.done = 0
         self.label = label
         self.most = max(1, 8192 // samples)
-        self.tiny = policy.size < load.TINY
+        self.tiny = policy.size < load.SMALL
         self.size = self.most if self.tiny else max(1, 64 // samples)
         hidden = True if processes.RANK else None  # None: silent in a pipe
         self.bar = tqdm(total=problems, desc=label, leave=False, unit="problem", disable=hidden)
@@ -440,7 +440,7 @@ def base_and_adapter(model: str) -> tuple[str, str | None, dict | None]:
 
 
 def is_local(model):
-    return model in load.EMBEDDED or os.path.exists(model)
+    return model in load.EMBEDDED_MODELS or os.path.exists(model)
 
 
 def split_at_plus(model):

@@ -77,9 +77,9 @@ def rate(args, step, steps):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check(args):
+def check_flags(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("epochs",), not_negative=("noise",))
+    flags.check_common(args, positive=("epochs",), not_negative=("noise",))
     if args.noise > 1:
         raise UserError(f"--noise is a probability, not {args.noise}")
 
@@ -91,7 +91,7 @@ def draw_pools(task, args):
                                 fast=chooser(args.plain))
     load.put_prompts(policy, task, args.chat, args.system)
     args.max_new_tokens = args.max_new_tokens or evaluate.fit_length(policy, task)
-    small = policy.size < load.TINY
+    small = policy.size < load.SMALL
     args.bits = load.bits_of(policy)
     if args.lr is None:
         args.lr = 5e-3 if small else load.learning_rate(policy.size, supervised=True)[0]
@@ -142,7 +142,7 @@ def show(found, problems):
 @flags.cli
 def main(argv=None):
     args = parser().parse_args(argv)
-    check(args)
+    check_flags(args)
     locate(args)
     if not args.task and not args.data:
         args.task = "countdown"

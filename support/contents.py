@@ -9,7 +9,7 @@ import re
 from support import ROOT
 from support.errors import UserError
 
-EMBEDDED = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
+EMBEDDED_MODELS = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
 PATHS = ("model", "data", "adapter", "verifier")  # flags whose value may be a path, and move
 
 MEGABYTE = 2 ** 20
@@ -25,7 +25,7 @@ def located(text, flag):
     embedded model or a hub id as it is.  Raises UserError for what can only be a path and is not there: the hub would
     be asked for it first, for half a minute without a network."""
     text = text if text is None else os.fspath(text)
-    if text is None or text in EMBEDDED and flag != "--adapter":
+    if text is None or text in EMBEDDED_MODELS and flag != "--adapter":
         return text
     if os.path.exists(text):
         return os.path.abspath(text)
@@ -60,7 +60,7 @@ def snapshot(name):
 
 def place(model):
     """The file or folder of a model, None if it is not on this machine."""
-    if model in EMBEDDED:
+    if model in EMBEDDED_MODELS:
         return os.path.join(ROOT, "models", model)
     return model if os.path.exists(model) else snapshot(model)
 
@@ -233,7 +233,7 @@ def same_place(a, b):
 
 
 def is_hub_id(name):
-    return not os.path.exists(name) and name not in EMBEDDED and not looks_like_a_path(name)
+    return not os.path.exists(name) and name not in EMBEDDED_MODELS and not looks_like_a_path(name)
 
 
 def last(name):

@@ -14,7 +14,7 @@ import urllib.parse
 from support.errors import UserError
 from support.output import Console, consoles
 
-TASKS = "countdown, routes, program, peptide, gsm8k, math, humaneval, mbpp, codecontests, taco"
+TASK_NAMES = "countdown, routes, program, peptide, gsm8k, math, humaneval, mbpp, codecontests, taco"
 
 
 class Flags(argparse.Namespace):
@@ -65,7 +65,7 @@ def base_parser(doc, task, train_problems):
     """A parser with the flags that say on which problems and with which base. doc: the script's docstring."""
     p = Parser(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     g = p.add_argument_group("problems, base and adapter")
-    g.add_argument("--task", help=f"{TASKS}; default {task}, or that of --data")
+    g.add_argument("--task", help=f"{TASK_NAMES}; default {task}, or that of --data")
     g.add_argument("--data", help="your own problems: a file (JSON lines, Parquet, CSV, ...), a folder or ORG/NAME of "
                    "the hub; or a copy of the data set --task. An answer is the last \\boxed{...}, else what follows "
                    "'####' or 'answer is', else a number alone")
@@ -198,7 +198,7 @@ def refuse(args, names, where):
             raise UserError(f"--{name.replace('_', '-')} does nothing {where}: leave it out")
 
 
-def check(args, positive=(), not_negative=(), plotted=()):
+def check_common(args, positive=(), not_negative=(), plotted=()):
     """What argparse cannot judge about the flags that all scripts share, and of a script's own that they are at least
     1, or not negative.  plotted: those that --plot-weights heeds.  Raises UserError."""
     for name in ("samples", "prompts", "steps", "lora_rank", "save_every", *positive):

@@ -202,7 +202,7 @@ class Damage(UserError):
     """A file of a run folder is not what the run wrote."""
 
 
-class Run:
+class Folder:
     """One training run on disk: args.json, metrics.jsonl, samples.jsonl, result.json, curves.png, adapter/, state.pt.
 
     `--resume` takes every flag from args.json (a flag given again must agree), cuts what was logged after the last
@@ -216,12 +216,15 @@ class Run:
 
     def __init__(self, script, parser, argv):
         """Read the flags; with --resume those of the run in --out.  Raises UserError."""
-        self.script, self.args = script, parser.parse_args(argv)
-        self.folder, self.resumed = self.args.out, self.args.resume
-        self.started, self.asked_to_stop, self.step = time.time(), False, 0
+        self.script = script
+        self.args = parser.parse_args(argv)
+        self.name = self.args.out  # its path
+        self.resumed = self.args.resume
+        self.started = time.time()
+        self.step = 0  # steps done
         self.training = False  # whether there are steps that can be saved
+        self.asked_to_stop = False
         self.begun = {}  # what args.json holds, or will hold
-        self.task = None  # set by support/run.py
         self.result = {}  # what result.json will hold
         self.kept = {}  # what else a script wants to find again after a resume
         if self.resumed:
@@ -235,14 +238,14 @@ class Run:
     def create(self, label):
         """Make the folder, runs/<script>-<label>-<number> unless --out names one.  Raises UserError if it is in use."""
         if not self.resumed:
-            self.folder = self.args.out = new_folder(self.args.out, f"{self.script}-{label}")
+            self.name = self.args.out = new_folder(self.args.out, f"{self.script}-{label}")
         elif self.made_by != self.script:
-            raise UserError(f"--resume: {self.folder} is a run of {self.made_by}.py, not of {self.script}.py")
+            raise UserError(f"--resume: {self.name} is a run of {self.made_by}.py, not of {self.script}.py")
         else:
-            on_first(lambda: try_folder(self.folder))
+            on_first(lambda: try_folder(self.name))
 
     def path(self, name):
-        return os.path.join(self.folder, name)
+        return os.path.join(self.name, name)
 
     def read(self, name):
         """A JSON file of the folder, or None if there is none that can be read."""
@@ -258,13 +261,13 @@ class Run:
         found = on_first(lambda: self.read("args.json"))
         flags = found.get("flags") if isinstance(found, dict) else None
         if not isinstance(flags, dict):
-            raise UserError(f"--resume: {self.folder} has no readable args.json, so it is no run folder, or of a run "
+            raise UserError(f"--resume: {self.name} has no readable args.json, so it is no run folder, or of a run "
                             "killed before it wrote anything: then give the command that started it again")
         self.begun, self.made_by = found, found.get("script")
         known = {action.dest: action for action in parser._actions}
         for name, value in flags.items():
             if name not in known or not fits(known[name], value):
-                raise UserError(f"--resume: args.json in {self.folder} has --{name.replace('_', '-')} {value}, which "
+                raise UserError(f"--resume: args.json in {self.name} has --{name.replace('_', '-')} {value}, which "
                                 f"this script does not take: it is a run of {found.get('script')}.py, or damaged")
         absent = object()  # parsed once more with this in the place of every default: what is left was given
         given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent))))
@@ -306,18 +309,19 @@ class Run:
             self.begun["flags"] |= moved
         on_first(lambda: write_atomic(self.path("args.json"), to_json(self.begun, indent=1)))
 
-    def begin(self, policy, optimizer):
-        """Write args.json, load the last checkpoint if resuming (which sets `step`), listen for Ctrl-C."""
+    def start(self, policy, optimizer, chat):
+        """Write args.json, load the last checkpoint if resuming (which sets `step`), listen for Ctrl-C.  chat: whether
+        prompts go through the chat template."""
         if self.resumed:
             state = on_first(lambda: self.restore(policy, optimizer))
             if state and processes.RANK:
-                self.load(state, policy, optimizer)
-        self.write_args(chat=bool(self.task and self.task.chat and policy.tokenizer.chat_template))
+                self.put_back(state, policy, optimizer)
+        self.write_args(chat)
 
         def stop(number, frame):
             if self.asked_to_stop or not self.training:
                 saved = os.path.exists(self.path("state.pt"))
-                raise KeyboardInterrupt(f"; continue with --out {self.folder} --resume" * saved)
+                raise KeyboardInterrupt(f"; continue with --out {self.name} --resume" * saved)
             self.asked_to_stop = True
             print("stopping after this step (Ctrl-C again to leave at once)", flush=True)
         try:
@@ -334,7 +338,7 @@ class Run:
             if state is None and os.path.exists(self.path(PREVIOUS)):
                 raise Damage(f"{self.path('state.pt')} is missing")
             if state:
-                self.load(state, policy, optimizer)
+                self.put_back(state, policy, optimizer)
             sizes = self.check_logs(state)
         except Damage as error:
             raise UserError(f"{error}: {self.way_on()}") from error
@@ -346,8 +350,9 @@ class Run:
             self.describe()
         return state
 
-    def load(self, state, policy, optimizer):
-        """Put a checkpoint into policy, optimiser and run.  Raises UserError if its flags or tensors are others."""
+    def put_back(self, state, policy, optimizer):
+        """Put a checkpoint into policy, optimiser and this object.  Raises UserError if its flags or tensors are
+        others."""
         for name, value in json.loads(state.get("flags", "{}")).items():
             now = vars(self.args).get(name)
             if name not in MAY_CHANGE and now != value:
@@ -417,7 +422,7 @@ class Run:
     def way_on(self):
         """The words that say how to continue where the last checkpoint, or what was logged before it, is damaged."""
         script = os.path.join(ROOT, self.script + ".py")
-        resume = shlex.join([sys.executable, script, "--out", self.folder, "--resume"])
+        resume = shlex.join([sys.executable, script, "--out", self.name, "--resume"])
         state, previous = self.path("state.pt"), self.path(PREVIOUS)
         try:
             found = self.read_checkpoint(PREVIOUS)
@@ -468,7 +473,7 @@ class Run:
 
     def describe(self):
         """Write the model card of adapter/, with the figures known so far, in place of peft's empty form."""
-        write_atomic(self.path("adapter/README.md"), card.of_adapter(card.facts(self.folder, self.result)))
+        write_atomic(self.path("adapter/README.md"), card.of_adapter(card.facts(self.name, self.result)))
 
     def finish(self):
         self.result["seconds"] = round(self.seconds(), 1)

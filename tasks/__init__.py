@@ -26,7 +26,7 @@ A verifier of your own, in a file beside the scripts:
         def extract(self, completion):
             return completion
 
-    tasks.EMBEDDED["sums"] = Sums
+    tasks.EMBEDDED_TASKS["sums"] = Sums
     ppo_passk.main(["--task", "sums", "--steps", "50"])
 """
 import re
@@ -39,7 +39,7 @@ from .mathematics import Math, clean
 from .programs import Code, CodeProblem
 from .specs import code_answer
 
-EMBEDDED = {"countdown": Countdown, "routes": Routes, "program": Program, "peptide": Peptide}
+EMBEDDED_TASKS = {"countdown": Countdown, "routes": Routes, "program": Program, "peptide": Peptide}
 DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math, "humaneval": load_humaneval, "mbpp": load_mbpp,
              "codecontests": load_codecontests, "taco": load_taco}
 
@@ -64,13 +64,13 @@ def load_task(name=None, data=None, levels=None, allow_unsandboxed=False, column
     problems of `data`: a file, a folder or an id of the hub, whose `columns` are what shapes.py says or "prompt=...,
     answer=...", without the rows that are no problems if `skip_bad_rows`. `levels`, like '1-3' or '1,2,5', keeps some
     of them. Programs run in a sandbox, or where that is not possible only if `allow_unsandboxed`.  Raises UserError."""
-    names = ", ".join([*EMBEDDED, *DATA_SETS])
+    names = ", ".join([*EMBEDDED_TASKS, *DATA_SETS])
     if (columns or skip_bad_rows) and (data is None or name not in (None, "jsonl")):
         raise UserError("--columns and --skip-bad-rows are for data of your own: give --data without --task")
-    if name in EMBEDDED:
+    if name in EMBEDDED_TASKS:
         if data is not None:
             raise UserError(f"task {name} generates its problems: leave out --data")
-        task = EMBEDDED[name]()
+        task = EMBEDDED_TASKS[name]()
     elif name in DATA_SETS:
         task = DATA_SETS[name](data)
     elif name not in (None, "jsonl"):

@@ -27,7 +27,7 @@ from cat_bon import bon_weight
 from cat_majority import dynamic_threshold, majority_sft_loss, majority_weight
 from cat_passk import operator_weight, passn_sft_loss, passn_weight, pool_weight
 from support import load, processes
-from support.folder import Run
+from support.folder import Folder
 from support.run import batch_of
 
 
@@ -636,18 +636,18 @@ def test_every_mode_runs_reports_its_weights_and_resumes(script, flags, tmp_path
 
     class Killed(Exception):
         pass
-    save = Run.save
+    save = Folder.save
 
     def save_and_die(self, *args):
         save(self, *args)
         if self.step == 1:
             raise Killed
-    Run.save = save_and_die
+    Folder.save = save_and_die
     try:
         with pytest.raises(Killed):
             run(script.main, *SMALL, "--steps", 2, "--save-every", 1, "--out", tmp_path / "b", *flags)
     finally:
-        Run.save = save
+        Folder.save = save
     code, _, err = run(script.main, "--out", tmp_path / "b", "--resume")
     assert code == 0, err
     same_run(tmp_path / "a", tmp_path / "b")
@@ -845,7 +845,7 @@ def test_the_weight_of_the_mode_is_drawn(tmp_path):
 def test_what_does_nothing_may_be_asked_to_do_nothing():
     """--kl-prompts 0 watches no KL, and where there is none to watch that is what happens."""
     for script in SCRIPTS:
-        script.check(script.parser().parse_args(["--mode", "sft", "--kl-prompts", "0", "--kl-coef", "0"]))
+        script.check_flags(script.parser().parse_args(["--mode", "sft", "--kl-prompts", "0", "--kl-coef", "0"]))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)

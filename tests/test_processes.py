@@ -17,7 +17,7 @@ from forks import Child
 from safetensors.torch import load_file
 
 from support import processes
-from support.folder import Run
+from support.folder import Folder
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SMALL = ["--steps", "2", "--prompts", "5", "--eval-samples", "4", "--eval-problems", "12"]
@@ -142,13 +142,13 @@ def test_resume_with_another_number_of_processes(folders, tmp_path, monkeypatch)
     import ppo_passk
     argv = ["--steps", "4", "--prompts", "5", "--eval-samples", "0", "--save-every", "1", "--kl-coef", "0.1"]
     ppo_passk.main([*argv, "--out", str(tmp_path / "whole")])
-    save = Run.save
+    save = Folder.save
 
     def killed(run, *rest):
         if run.step == 3:
             raise KeyboardInterrupt
         save(run, *rest)
-    monkeypatch.setattr(Run, "save", killed)
+    monkeypatch.setattr(Folder, "save", killed)
     with pytest.raises(SystemExit):
         ppo_passk.main([*argv, "--out", str(tmp_path / "part")])
     done = torchrun(tmp_path, os.path.join(ROOT, "ppo_passk.py"), "--out", str(tmp_path / "part"), "--resume")

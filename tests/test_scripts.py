@@ -719,7 +719,7 @@ def test_readme_commands_parse():
     parsers["table"] = lambda argv: importlib.import_module("table").parser().parse_args(argv)
     for name in ("ppo_passk", "bon_sft", "bon_rl", "cat_passk", "cat_majority", "cat_bon", "fit_verifier"):
         module = importlib.import_module(name)
-        parsers[name] = lambda argv, module=module: module.check(module.parser().parse_args(argv))
+        parsers[name] = lambda argv, module=module: module.check_flags(module.parser().parse_args(argv))
     text = readme() + "".join(open(os.path.join(ROOT, "results", name)).read() for name in ("README.md", "speed.md"))
     text = text.replace("\\\n", " ")
     text = re.sub(r"(?<!`)`(?!`)[^`]+`", lambda match: " ".join(match[0].split()), text)  # a span may go over two lines
@@ -742,7 +742,7 @@ def test_readme_commands_parse():
 def test_a_verifier_of_ones_own(tmp_path, monkeypatch):
     """The example of tasks/__init__.py, pasted into a file, trains; the reward is its own."""
     example = textwrap.dedent(tasks.__doc__.split("in a file beside the scripts:\n")[1])
-    monkeypatch.setattr(tasks, "EMBEDDED", dict(tasks.EMBEDDED))
+    monkeypatch.setattr(tasks, "EMBEDDED_TASKS", dict(tasks.EMBEDDED_TASKS))
     flags = [*map(str, SMALL), "--steps", "2", "--out", str(tmp_path / "r")]
     exec(example.replace('"--steps", "50"', ", ".join(map(repr, flags))), {})
     lines = [json.loads(line) for line in (tmp_path / "r" / "samples.jsonl").read_text().splitlines()]
