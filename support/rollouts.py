@@ -157,7 +157,8 @@ class Rollouts:
         rows = [row for found in in_parallel(draw, mine) for row in found]
         x = [prompts[b] for b in mine for _ in range(k)]
         own = rescored(policy, x, [ids for ids, _ in rows], temperature)
-        whole = torch.zeros(len(prompts), k, max_new_tokens, 5, dtype=torch.float64)  # 1, token, log q; log pi, entropy
+        # 1, the token, log q; log pi, entropy, log pi at temperature 1
+        whole = torch.zeros(len(prompts), k, max_new_tokens, 6, dtype=torch.float64)
         for j, (ids, logps) in enumerate(rows):
             drawn = torch.tensor([[1] * len(ids), ids, logps], dtype=torch.float64)
             whole[mine[j // k], j % k, :len(ids)] = torch.cat([drawn, own[j]]).T
@@ -165,8 +166,10 @@ class Rollouts:
         lengths = whole[..., 0].sum(-1).long()
         whole = whole[:, :, :int(lengths.max())]
         self.judge(whole)
-        _, tokens, _, logps, entropies = whole.float().unbind(-1)
-        drawn = common.Samples(whole[..., 1].long(), logps, lengths, entropies, *self.weigh(whole))
+        tokens = whole[..., 1].long()
+        logps = whole[..., 3].float()
+        entropies = whole[..., 4].float()
+        drawn = common.Samples(tokens, logps, lengths, entropies, *self.weigh(whole))
         if policy.check:
             policy.check(policy, prompts, drawn, temperature)
         return drawn
@@ -205,10 +208,10 @@ class Rollouts:
     def judge(self, whole):
         """Raises UserError where the engine's log-probabilities are not those that it drew by, or of another base."""
         own = whole[whole[..., 0] == 1].cpu()
-        _, _, q, logp, entropy = own.unbind(-1)
+        _, _, q, logp, entropy, raw = own.unbind(-1)
         if not logp.isfinite().all():
             raise UserError("the model's logits are not finite: lower --lr or raise --temperature")
-        if fault(logp, q, entropy):
+        if fault(logp, q, entropy, raw):
             gap = (logp - q).abs().mean()
             raise UserError(f"--rollouts {self.server.url}: the log-probabilities that it gives its samples, {gap:.3g} "
                             "nats per token from the policy's, are not those that they were drawn by, or of another "
@@ -216,20 +219,21 @@ class Rollouts:
                             "the temperature) and --generation-config vllm (all tokens, no penalty)")
 
 
-def fault(logp, q, entropy):
+def fault(logp, q, entropy, raw):
     """Whether samples of N tokens cannot have been drawn by q from a model like the policy's.  logp, q: their log pi,
-    and log q as the engine says; entropy: of pi  [N], float64.
+    and log q as the engine says; entropy: of pi; raw: log pi at temperature 1  [N], float64.
 
     If q drew them, with full support, the mean of pi / q is 1, however different pi is; and near pi the mean of log pi
     is minus the entropy. Given the tokens before it each term has that expectation, so that the standard error of the
     mean is that of independent ones."""
-    root = len(q) ** 0.5
     gap = (logp - q).abs().mean()
-    ratio = (logp - q).exp()
+    ratio = (logp - q).exp() - 1
     surprise = logp + entropy
-    off = (ratio.mean() - 1).abs() > SURE * ratio.std() / root + 0.002
-    cut = surprise.mean().abs() > SURE * surprise.std() / root + 2 * gap + 0.02
-    return gap > LIMIT or off or cut
+    errors = [SURE * x.std() / len(q) ** 0.5 for x in (ratio, surprise)]
+    unscaled = gap > 1e-4 and (raw - q).abs().mean() < gap / 2
+    unlike = ratio.mean().abs() > errors[0] + 0.002
+    cut = surprise.mean().abs() > errors[1] + 0.02 + 2 * gap
+    return gap > LIMIT or unscaled or unlike or cut
 
 
 def refusal(config):
@@ -257,13 +261,16 @@ def sampling(policy, k, temperature, max_new_tokens):
 
 
 def rescored(policy, x, y, temperature):
-    """Log-probabilities and entropies by the policy, a float64 tensor [2, T_j] on the CPU for each completion y_j."""
+    """By the policy, for each completion y_j, a float64 tensor [3, T_j] on the CPU: log-probabilities, entropies, and
+    the log-probabilities at temperature 1."""
     found = [None] * len(y)
     for index, logits, _ in common.score(policy, x, y, temperature, logits=True):
         for j, row in zip(index.tolist(), logits):
-            logp = torch.log_softmax(row[:len(y[j])], -1)  # [T_j, V]
+            scaled = row[:len(y[j])]  # [T_j, V]
+            logp = torch.log_softmax(scaled, -1)
+            raw = torch.log_softmax(scaled * temperature, -1)
             tokens = torch.tensor(y[j], device=logp.device)[:, None]
-            chosen = logp.gather(-1, tokens)[:, 0]
+            chosen = [x.gather(-1, tokens)[:, 0] for x in (logp, raw)]
             entropy = torch.special.entr(logp.exp()).sum(-1)
-            found[j] = torch.stack([chosen, entropy]).double().cpu()
+            found[j] = torch.stack([chosen[0], entropy, chosen[1]]).double().cpu()
     return found

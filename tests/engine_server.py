@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import peft
@@ -14,9 +13,15 @@ from conftest import load_policy
 import common
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
 class Engine:
     """`with Engine() as engine`: engine.url. `faults` holds functions of (handler, path, body), each used up by the
-    first request that it says True to, which it has then answered or not. `log` holds (path, body) of all requests."""
+    first request that it says something to: "answered", or "changed" where the answer is still to come, as it changes
+    it. `log` holds (path, body) of all requests."""
 
     def __init__(self, model="tiny", raw=False, top=None, longest=512, most_rank=16, **options):
         """raw: log-probabilities before the temperature; top: tokens that are drawn from at most, whatever is asked."""
@@ -30,8 +35,8 @@ class Engine:
         self.log = []
         self.loaded = None
         self.lock = threading.Lock()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
-        self.server.daemon_threads = True
+        self.given = {}  # {(prompt, completion): sum of its log-probabilities}
+        self.server = Server(("127.0.0.1", 0), self.handler())
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def __enter__(self):
@@ -81,9 +86,13 @@ class Engine:
                 with engine.lock:
                     engine.log.append((self.path, body))
                     for fault in engine.faults:
-                        if fault(self, self.path, body):
+                        used = fault(self, self.path, body)
+                        if used:
                             engine.faults.remove(fault)
+                        if used == "answered":
                             return
+                        if used:
+                            break
                     getattr(engine, self.path.rsplit("/", 1)[1])(self, body)
         return Handler
 
@@ -128,6 +137,7 @@ class Engine:
         choices = []
         for j, row in enumerate(drawn.lists()[0]):
             ended = row[-1] in body["stop_token_ids"]
+            self.given[tuple(ids), tuple(row)] = sum(logps[j][:len(row)])
             choices.append({"index": j, "token_ids": row, "finish_reason": "stop" if ended else "length",
                             "logprobs": {"token_logprobs": logps[j][:len(row)]}})
         handler.answer(200, {"choices": choices[::-1]})
@@ -137,16 +147,16 @@ class Engine:
         what = self.policy, [ids], body["n"], [body["seed"]], T, body["max_tokens"]
         if not self.top:
             return common.sample(*what)
-        soft, draw = torch.log_softmax, common.draw
+        whole = torch.log_softmax
 
         def cut(logits, dim):
             least = logits.topk(self.top, dim).values[..., -1:]
-            return soft(logits.masked_fill(logits < least, -1e9), dim)
+            return whole(logits.masked_fill(logits < least, -1e9), dim)
         torch.log_softmax = cut
         try:
             return common.sample(*what)
         finally:
-            torch.log_softmax, common.draw = soft, draw
+            torch.log_softmax = whole
 
     @torch.no_grad()
     def take(self, folder):
@@ -162,14 +172,14 @@ def once(code=None, message="a fault", path="/v1/completions", change=None, wait
     def fault(handler, where, body):
         if where != path:
             return False
-        time.sleep(wait)
+        threading.Event().wait(wait)
         if change:
             answer = handler.answer
             handler.answer = lambda status, value: answer(status, change(value))
-            return False
+            return "changed"
         if code:
             handler.error(code, message)
         else:
             handler.hang_up()
-        return True
+        return "answered"
     return fault
