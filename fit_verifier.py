@@ -146,8 +146,7 @@ def main(argv=None):
     locate(args)
     if not args.task and not args.data:
         args.task = "countdown"
-    task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code,
-                           args.columns, args.skip_bad_rows)
+    task = tasks.task_of(args)
     if task.graded:
         raise UserError(f"task {task.name} has graded rewards: a verifier is fitted to right or wrong")
     args.task = args.task or task.name
@@ -175,7 +174,7 @@ def main(argv=None):
     # Judge, save.
     evaluate.add_scores(test, verifier, task.chat)
     found = evaluate.judge_verifier(test)
-    verifier.extra |= {"bits": args.bits, "task": task.name, "flags": vars(args)}
+    verifier.extra |= {"bits": args.bits, "task": task.name, "code": task.code, "flags": vars(args)}
     verifier.extra |= {"seconds": round(time.time() - started, 1), **found}
     verifier.save(folder)
     show(found, len(test))

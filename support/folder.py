@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from contextlib import contextmanager, suppress
 from itertools import accumulate
 
@@ -98,9 +97,9 @@ def step_of(line):
     return step if type(step) is int and line.endswith(b"\n") else None
 
 
-def log_until(data, step, name):
-    """What of a log (bytes) was written up to `step` -> (its size in bytes, number of its first broken line or None).
-    metrics.jsonl has one line per step, samples.jsonl some for some steps."""
+def broken_line(data, step, name):
+    """Number of the first line of a log (bytes) that is not what was written up to `step`, None if there is none to be
+    seen. metrics.jsonl has one line per step, samples.jsonl some for some steps."""
     lines = data.splitlines(keepends=True)
     steps = [step_of(line) for line in lines]
     if name == "metrics.jsonl":
@@ -109,8 +108,7 @@ def log_until(data, step, name):
         count = max((i for i, s in enumerate(steps, 1) if s is not None and s <= step), default=0)
         wanted = accumulate((s if s is not None and s <= step else 0 for s in steps[:count]), max)  # steps never fall
     found = (steps + [None] * count)[:count]
-    broken = next((i for i, (s, w) in enumerate(zip(found, wanted), 1) if s != w), None)
-    return len(b"".join(lines[:count])), broken
+    return next((i for i, (s, w) in enumerate(zip(found, wanted), 1) if s != w), None)
 
 
 def fits(action, value):
@@ -127,7 +125,7 @@ def fits(action, value):
 # folders move.
 LOGGED = ("metrics.jsonl", "samples.jsonl", "targets.json")
 PREVIOUS = "state.previous.pt"
-MAY_CHANGE = (*contents.PATHS, "out", "resume", "save_every", "rollouts", "rollouts_dir", "rollouts_timeout")
+MAY_CHANGE = ("out", "resume", "save_every", "reward_processes", "rollouts", "rollouts_dir", "rollouts_timeout")
 
 BEGUN = ("args.json", "checks.jsonl")  # what is in a folder before anything has been computed
 MADE = {}  # {folder of this process: those of it and the ones around it that it had to make}
@@ -272,11 +270,10 @@ class Folder:
         absent = object()  # parsed once more with this in the place of every default: what is left was given
         given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent))))
         given = {name: value for name, value in given.items() if value is not absent}
-        compared = found.get("contents") or {}  # a folder of older versions has none
+        compared = found.get("contents") or {}
         for name, value in given.items():
-            moved = name in contents.PATHS and compared.get(name) and value  # identify() looks what is there
-            free = name in MAY_CHANGE and name not in contents.PATHS
-            if not free and flags.get(name) != value and not moved:
+            moved = value and contents.moves(name, value) and compared.get(name)  # identify() looks what is there
+            if name not in MAY_CHANGE and flags.get(name) != value and not moved:
                 raise UserError(f"--resume continues with the flags of args.json, where --{name.replace('_', '-')} is "
                                 f"{flags.get(name)}, not {value}: leave the flag out, or start a new run (--adapter)")
         vars(args).update({k: v for k, v in flags.items() if k not in ("out", "resume") and k not in given})
@@ -303,7 +300,7 @@ class Folder:
             self.begun = {"script": self.script, "flags": flags, "chat": chat, "processes": processes.WORLD,
                           **self.begun, **versions()}
         else:
-            moved = {name: flags[name] for name in contents.PATHS if name in self.begun["flags"]}
+            moved = {name: flags[name] for name, then in self.begun["flags"].items() if contents.moves(name, then)}
             if moved.items() <= self.begun["flags"].items():
                 return
             self.begun["flags"] |= moved
@@ -353,9 +350,9 @@ class Folder:
     def put_back(self, state, policy, optimizer):
         """Put a checkpoint into policy, optimiser and this object.  Raises UserError if its flags or tensors are
         others."""
-        for name, value in json.loads(state.get("flags", "{}")).items():
+        for name, value in json.loads(state["flags"]).items():
             now = vars(self.args).get(name)
-            if name not in MAY_CHANGE and now != value:
+            if name not in MAY_CHANGE and not contents.moves(name, now) and now != value:
                 raise UserError(f"{name} is {json.dumps(now)} in {self.path('args.json')} and {json.dumps(value)} in "
                                 "the state.pt beside it, so one of them was changed: put it back")
         try:
@@ -372,9 +369,7 @@ class Folder:
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise Damage(f"{self.path('state.pt')} is of another run, its tensors do not fit ({error})") from error
         self.step, self.result = state["step"], json.loads(state["result"])
-        self.kept = json.loads(state.get("kept", "{}"))
-        if "recent" in self.result:  # where older versions put it
-            self.kept["recent"] = self.result.pop("recent")
+        self.kept = json.loads(state["kept"])
         self.started -= state["seconds"]
 
     def bytes_of(self, name):
@@ -392,29 +387,18 @@ class Folder:
         data = self.bytes_of(name)
         if data is None:
             return None
-        whole = hashlib.sha256(data[:-32]).digest() == data[-32:]
-        try:
-            if not whole and zipfile.ZipFile(io.BytesIO(data)).testzip():
-                raise ValueError("a record with another checksum")
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            if "files" in state and not whole:  # older versions wrote neither digest nor "files"
-                raise ValueError("another SHA-256")
-            state["step"] + state["seconds"], json.loads(state["result"])
-        except Exception as error:  # there is no end to what zipfile and the unpickler raise at damaged bytes
-            raise Damage(f"{self.path(name)} is damaged") from error
-        return state
+        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+            raise Damage(f"{self.path(name)} is damaged")
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
     def check_logs(self, state):
         """{file: its size in bytes at a checkpoint, None: at the start}.  Raises Damage if it changed up to there."""
         sizes = dict.fromkeys(LOGGED, 0)
         for name in LOGGED if state else ():
             data = self.bytes_of(name) or b""
-            sizes[name], broken = (len(data), None) if name == "targets.json" else log_until(data, state["step"], name)
-            whole = not broken
-            if "files" in state:
-                sizes[name], digest = state["files"][name]
-                whole = hashlib.sha256(data[:sizes[name]]).hexdigest() == digest
-            if not whole:
+            sizes[name], digest = state["files"][name]
+            if hashlib.sha256(data[:sizes[name]]).hexdigest() != digest:
+                broken = broken_line(data, state["step"], name) if name != "targets.json" else None
                 line = f" in line {broken}" if broken else ""
                 raise Damage(f"{self.path(name)} is damaged{line}, before the checkpoint of step {state['step']}")
         return sizes

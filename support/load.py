@@ -68,8 +68,11 @@ def put_prompts(policy, task, chat=None, system=None):
     (shown,), _ = policy.put([problem.prompt], task.chat)
     if isinstance(problem.prompt, text.Chat) and not task.chat:
         words += ", of chat messages their texts one after the other"
-    return (f"{words}\n{task.understood}\nthe first prompt is {in_short(shown)}, its gold "
-            f"{'completion' if problem.answer is None else 'answer'} {in_short(problem.answer or problem.solution)}")
+    words = f"{words}\n{task.understood}\nthe first prompt is {in_short(shown)}"
+    if not (problem.answer or problem.solution):  # what judges it needs none
+        return words
+    kind = "completion" if problem.answer is None else "answer"
+    return f"{words}, its gold {kind} {in_short(problem.answer or problem.solution)}"
 
 
 def in_short(words, most=300):

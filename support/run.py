@@ -106,8 +106,7 @@ def set_up(folder, default, label, binary=False, base=None):
     args = folder.args
     locate(args)
     args.task = args.task or (None if args.data else default)
-    task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code,
-                           args.columns, args.skip_bad_rows)
+    task = tasks.task_of(args)
     if args.eval_samples:
         task.check_can_verify()
     if not args.model:
@@ -120,7 +119,7 @@ def set_up(folder, default, label, binary=False, base=None):
     fast = chooser(args.plain)
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed,
                                 fast=fast)
-    folder.identify(task, generated=not args.data and args.task not in tasks.DATA_SETS)
+    folder.identify(task, generated=not args.data and args.task in tasks.EMBEDDED_TASKS)
     policy.note += f"\nprompts {load.put_prompts(policy, task, args.chat, args.system)}"
     resolve(folder, policy)
     if not args.max_new_tokens and not folder.resumed:
@@ -142,7 +141,7 @@ def problems_of(policy, task, args):
 def locate(args):
     """Have the flags that name files and folders do so from any working directory.  Raises UserError where there is
     none, before anything is loaded."""
-    for name in contents.PATHS:
+    for name in (*contents.PATHS, *contents.CODE):
         try:
             if name in args:
                 setattr(args, name, contents.located(getattr(args, name), f"--{name}"))
@@ -168,7 +167,7 @@ def resolve(folder, policy):
     args = folder.args
     size = policy.size
     why = "as asked"
-    if not folder.resumed:  # of an older run folder, which has none: what it began with
+    if not folder.resumed:
         args.bits = load.bits_of(policy) or args.bits or load.default_bits(policy.device)
     if args.lr is None:
         supervised = folder.script == "bon_sft" or getattr(args, "mode", "rl") == "sft"

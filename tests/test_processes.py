@@ -30,6 +30,7 @@ RUNS = {
     "contrastive": ("cat_majority", [*SMALL, "--mode", "sft", "--contrastive"]),
     "majority": ("cat_majority", SMALL),
     "fifo": ("cat_bon", [*SMALL, "--ranks", "fifo"]),
+    "reward": ("ppo_passk", [*SMALL, "--data", "DATA", "--reward", "REWARD", "--max-new-tokens", "4"]),
     "target": ("cat_bon", [*SMALL, "--mode", "sft", "--train-problems", "12"]),
 }
 FIT = ["--train-problems", "40", "--samples", "4", "--epochs", "1", "--eval-problems", "12"]
@@ -37,9 +38,11 @@ FIT = ["--train-problems", "40", "--samples", "4", "--epochs", "1", "--eval-prob
 
 def jobs(folder):
     verifier = os.path.join(folder, "verifier")
+    work = os.path.dirname(folder)
+    places = {"VERIFIER": verifier, "DATA": os.path.join(work, "p.jsonl"), "REWARD": os.path.join(work, "r.py:f")}
     return [("fit_verifier", [*FIT, "--out", verifier]),
             ("fit_verifier", [*FIT, "--bits", "16", "--out", verifier + "-16"]),
-            *((script, [verifier if a == "VERIFIER" else a for a in argv] + ["--out", os.path.join(folder, name)])
+            *((script, [places.get(a, a) for a in argv] + ["--out", os.path.join(folder, name)])
               for name, (script, argv) in RUNS.items()),
             ("evaluate", ["tiny", os.path.join(folder, "ppo"), "--samples", "4", "--k", "1,4", "--problems", "12",
                           "--out", os.path.join(folder, "evaluate")])]
@@ -56,6 +59,8 @@ def folders(tmp_path_factory):
     """Run folders of everything, by one process and by two."""
     work = tmp_path_factory.mktemp("processes")
     one, two = str(work / "one"), str(work / "two")
+    (work / "p.jsonl").write_text("".join(json.dumps({"prompt": f"c{a},2>", "least": 1}) + "\n" for a in range(40)))
+    (work / "r.py").write_text("def f(completion, least):\n    return completion.count('+') >= least\n")
     with ThreadPoolExecutor() as threads, pytest.MonkeyPatch.context() as patch:
         pair = threads.submit(torchrun, work, os.path.join(HERE, "processes.py"), json.dumps(jobs(two)))
         # test_house.py draws; here it would take a sixth of the time

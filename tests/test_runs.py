@@ -211,36 +211,6 @@ def test_the_state_of_another_run(whole, folder, tmp_path):
     same(whole, folder)
 
 
-def old(folder):
-    """What the versions before the digest left."""
-    state = torch.load(folder / "state.pt", weights_only=True)
-    torch.save({name: value for name, value in state.items() if name not in ("files", "flags")}, folder / "state.pt")
-    os.remove(folder / "state.previous.pt")
-
-
-def test_an_older_folder_resumes(whole, folder):
-    old(folder)
-    with open(folder / "samples.jsonl", "ab") as file:
-        file.write(b'{"step": 5}\n\xff')
-    code, out, err = run(ppo_passk.main, "--out", folder, "--resume")
-    assert code == 0 and not err, err
-    same(whole, folder)
-
-
-@pytest.mark.parametrize("name, line, words", [
-    ("state.pt", None, "state.pt is damaged"), ("metrics.jsonl", 1, "in line 2"), ("samples.jsonl", 0, "in line 1")])
-def test_damage_in_an_older_folder(name, line, words, whole, folder):
-    old(folder)
-    data = (folder / name).read_bytes()
-    if line is None:
-        (folder / name).write_bytes(flip(data, random.Random(0).sample(range(len(data)), 64)))
-    else:
-        lines = data.splitlines(keepends=True)
-        (folder / name).write_bytes(b"".join([*lines[:line], b"\xff\xfe\n", *lines[line + 1:]]))
-    go_on(refused(folder, words, "begin this run again"))
-    same(whole, folder)
-
-
 # ----------------------------------------------------------------------------------------------------------------- logs
 
 LINES = {"no UTF-8": b"\xff\xfe\n", "no JSON": b"{\n", "no object": b"[1]\n", "no step": b"{}\n", "gone": b"",
