@@ -22,12 +22,11 @@ import tempfile
 import time
 import warnings
 
-from support.flags import Parser, answer, plain_flag
+from support.flags import Help, Parser, answer, computing_flags
 
 
 def parse_args(argv=None):
-    parser = Parser(description=__doc__.split("\n")[0],
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__.split("\n")[0], formatter_class=Help)
     parser.add_argument("--shape", default="tiny", choices=["tiny", "0.1b", "0.5b", "1.5b", "7b"],
                         help="the embedded model, or random weights in the shape of Qwen2.5 0.5b, 1.5b, 7b (0.1b: a "
                              "small one)")
@@ -69,7 +68,7 @@ def parse_args(argv=None):
     parser.add_argument("--sandbox", type=int, default=0,
                         help="time this many verdicts of the sandbox instead; 0 = do not")
     parser.add_argument("--seed", type=int, default=0, help="weights, prompts and draws")
-    plain_flag(parser)
+    computing_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -88,7 +87,7 @@ from fast.choose import chooser
 from fast.folded import folded, lora_layers
 from support import load
 from support.errors import UserError
-from support.flags import cli, numbers
+from support.flags import cli, numbers, refuse
 from support.folder import versions
 from support.measure import (
     TINY_FOLDER,
@@ -98,6 +97,7 @@ from support.measure import (
     reset_peak,
     steps_of_trl,
     trl_trainer,
+    whole_bits,
     without_gradients,
 )
 from support.output import to_json
@@ -254,17 +254,15 @@ def bench_model(args):
             workload = Problems(tasks.load_task("countdown"), args.k)
         else:
             path = folder
-            build(args.shape, folder, args.seed, args.vocabulary)
+            build(args.shape, folder, args.seed, args.vocabulary, args.device)
         return [line for precision in precisions
                 for line in bench_precision(args, path, workload, sizes, precision, precision == precisions[0])]
 
 
 def bench_precision(args, path, workload, sizes, precision, first):
     """The lines of one precision; the first one says what is measured."""
-    bits = 16 if torch.cuda.is_available() else 32
-    if precision == "4bit":
-        bits = 4
-    policy = common.load_policy(path, bits, seed=args.seed, fast=chooser(args.plain))
+    bits = 4 if precision == "4bit" else whole_bits(args.device)
+    policy = common.load_policy(path, bits, seed=args.seed, device=args.device, fast=chooser(args.plain))
     if first:
         print(f"{args.model or args.shape}, {policy.note}; medians of {args.repeat}", flush=True)
     if precision == "base":
@@ -285,7 +283,8 @@ def bench_precision(args, path, workload, sizes, precision, first):
 def real_model(args, folder):
     """--model: (directory of the model as float32 weights with the adapter merged in, its task), written into folder.
     A copy, so that both sides of a comparison load the very same weights."""
-    policy = common.load_policy(args.model, 32, adapter=args.adapter, reference="base")  # only to be saved
+    policy = common.load_policy(args.model, 32, adapter=args.adapter, reference="base",
+                                device=args.device)  # only to be saved
     task = tasks.load_task(None, args.data or write_sums(folder, args.seed))
     task.max_new_tokens = args.new_tokens or 24
     load.put_prompts(policy, task, args.chat)
@@ -312,10 +311,10 @@ class Stepper:
     """One step of ppo_passk.py at a time, by its own `step`: B prompts x 8 samples, and as its users can ask, no KL
     measured, which TRL does not measure either."""
 
-    def __init__(self, objective, B=128, model="tiny", task=None, plain=False):
+    def __init__(self, objective, B=128, model="tiny", task=None, plain=False, device=None):
         flags = f"--objective {objective} --k 8 --samples 8 --prompts {B} --lr 1e-4 --kl-prompts 0 --steps 1000000"
         self.args = ppo_passk.parser().parse_args(flags.split())
-        self.policy = common.load_policy(model, 32, fast=chooser(plain))
+        self.policy = common.load_policy(model, 32, device=device, fast=chooser(plain))
         self.task = task or tasks.load_task("countdown")
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=self.args.lr, weight_decay=0.0)
         self.number = 0
@@ -355,7 +354,7 @@ def against_trl(args, alone=False):
             path, task = real_model(args, folder)
         ours = {}
         for objective in () if alone else ("mean", "passk"):
-            ours[objective] = Stepper(objective, B, path if args.model else "tiny", task, args.plain)
+            ours[objective] = Stepper(objective, B, path if args.model else "tiny", task, args.plain, args.device)
         lines = []
         for micro in sizes:
             lines += in_turns(args, ours, folder, path, task, B, micro)
@@ -371,8 +370,9 @@ def in_turns(args, ours, folder, path, task, B, micro, checkpointing=True):
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     problems = read_as(tokenizer, task)
     settings = {"num_generations": 8, "max_steps": args.repeat + 1, "learning_rate": 1e-4}
+    cpu = load.device_of(args.device).type == "cpu"
     trainer = trl_trainer(path, tokenizer, task, problems, os.path.join(folder, "trl"), rows=8 * B, micro=micro,
-                          gradient_checkpointing=checkpointing, **settings)
+                          cpu=cpu, gradient_checkpointing=checkpointing, **settings)
     load.set_threads(trainer.model.num_parameters())
     theirs = steps_of_trl(trainer, between=lambda: [step() for step in ours.values()])[1:]
     lines = []
@@ -408,12 +408,12 @@ SWEEPS = {
     "vocabulary": (512, 2048, 8192, 32768)}
 
 
-def point(k, prompts, length, vocabulary, seed=0, repeat=3, plain=False):
+def point(k, prompts, length, vocabulary, seed=0, repeat=3, plain=False, device=None):
     """Run in a process of its own: a step (sample k completions of exactly `length` tokens, update with all of them) on
     random weights -> (median seconds, peak memory in GB beyond what building and loading the model took)."""
     with tempfile.TemporaryDirectory() as folder:
-        build("micro", folder, seed, vocabulary)
-        policy = common.load_policy(folder, 16 if torch.cuda.is_available() else 32, seed=seed, fast=chooser(plain))
+        build("micro", folder, seed, vocabulary, device)
+        policy = common.load_policy(folder, whole_bits(device), seed=seed, device=device, fast=chooser(plain))
     policy.stop = []  # nothing ends before its length
     rng = random.Random(seed)
     xs = [[rng.randrange(vocabulary) for _ in range(16)] for _ in range(prompts)]
@@ -430,14 +430,14 @@ def point(k, prompts, length, vocabulary, seed=0, repeat=3, plain=False):
     return statistics.median(seconds for seconds, _ in runs), load.peak_memory(policy.device) - before
 
 
-def memory(micro, plain):
+def memory(micro, plain, device=None):
     """Run in a process of its own: peak memory in GB of two steps on countdown, ours (micro 0) or TRL's."""
     if micro:
-        args = argparse.Namespace(micro=str(micro), repeat=1, model=None, prompts=0, plain=plain)
+        args = argparse.Namespace(micro=str(micro), repeat=1, model=None, prompts=0, plain=plain, device=device)
         with contextlib.redirect_stdout(io.StringIO()):
             against_trl(args, alone=True)
-        return load.peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    step = Stepper("mean", plain=plain)
+        return load.peak_memory(load.device_of(device))
+    step = Stepper("mean", plain=plain, device=device)
     step()
     step()
     return load.peak_memory(step.policy.device)
@@ -470,7 +470,8 @@ def sweep(name, axes, args):
     """Seconds and memory of a step against one of its sizes -> a line and a picture for each."""
     import numpy as np
     values = SWEEPS[name]
-    found = [in_a_process(point, **{**POINT, name: value}, seed=args.seed, plain=args.plain) for value in values]
+    common_ones = {"seed": args.seed, "plain": args.plain, "device": args.device}
+    found = [in_a_process(point, **{**POINT, name: value}, **common_ones) for value in values]
     lines = []
     for axis, what, unit, ys in zip(axes, ("seconds", "memory_gb"), ("s", "GB"), zip(*found)):
         ys = [max(y, 1e-6) for y in ys]
@@ -492,7 +493,7 @@ def memories(args):
         return []
     lines = []
     for micro in (0, *numbers(args.micro or "8,64,128,256,512", int, "--micro")):
-        found = in_a_process(memory, micro, args.plain)
+        found = in_a_process(memory, micro, args.plain, args.device)
         lines.append({"what": "memory", "micro": micro, "memory_gb": found})
         whose = f"TRL, micro-batch {micro}" if micro else "ours"
         print(f"peak memory of the process, 128 prompts x 8 of countdown: {found:.2f} GB ({whose})", flush=True)
@@ -545,7 +546,11 @@ def main(argv=None):
     args = parse_args(argv)
     if args.sandbox < 0:
         raise UserError(f"--sandbox must not be negative, it is {args.sandbox}")
+    device = load.device_of(args.device)
+    if args.against and device.index:
+        raise UserError(f"--against: TRL takes the first GPU it sees, not {device}: give CUDA_VISIBLE_DEVICES instead")
     if args.gpu_report:
+        refuse(args, ["device"], "with --gpu-report, which measures the first GPU")
         from support import gpu_report
         gpu_report.prepare(args)
         (gpu_report.one_part if args.part else gpu_report.report)(args)
@@ -560,7 +565,7 @@ def main(argv=None):
     elif args.sandbox:
         lines = bench_sandbox(args.sandbox)
     else:
-        about = {"shape": args.model or args.shape, "device": "cuda" if torch.cuda.is_available() else "cpu"}
+        about = {"shape": args.model or args.shape, "device": device.type}
         lines = bench_model(args)
     print(to_json({**about, "lines": lines, **versions()}))
 

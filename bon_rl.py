@@ -2,6 +2,7 @@
 
 Paper: Chow et al. 2024, "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models", arXiv 2412.15287
 (as we read it).
+Page: docs/bon_rl.md
 
 At test time N samples are drawn and the one that a verifier scores highest is kept. Its distribution is modelled by a
 tilt of the policy (equations 10-11), and the expected reward under it is what is trained:
@@ -306,7 +307,7 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)
 
     line = {"loss": loss}
-    line |= sample_stats(task, drawn, rewards, args.n, gap, seconds)
+    line |= sample_stats(policy, task, drawn, rewards, args.n, gap, seconds)
     line["zero"] = zero
     line |= weights
     line["grad_norm"] = norm
@@ -354,7 +355,7 @@ def main(argv=None):
     check_flags(args)
     binary = args.variant in ("b", "bp", "star")
     task, policy, optimizer, problems = set_up(folder, "countdown", args.variant, binary)
-    verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
+    verifier = load_verifier(args.verifier, args.bits, device=args.device) if args.verifier else None
     run = Run(folder, task, policy, optimizer, problems, budget=args.n, verifier=verifier)
     start(run, f"variant {args.variant}, N {args.n}, M {args.samples}")
     evaluate_before(run)

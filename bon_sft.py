@@ -2,6 +2,7 @@
 
 Paper: Chow et al. 2024, "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models", arXiv 2412.15287
 (as we read it).
+Page: docs/bon_sft.md
 
 At test time N samples are drawn and the one that a verifier scores highest is kept. Its distribution is modelled by a
 tilt of the policy (equations 10-11), and the log-likelihood of the gold completion y* under it is what is trained:
@@ -234,7 +235,7 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
     took = time.time() - started
     line["samples_per_s"] = len(y) / took
     own_rewards = rewards[:, 1:]  # of the samples  [B, M]
-    line |= sample_stats(task, drawn, own_rewards, args.n, None, seconds)
+    line |= sample_stats(policy, task, drawn, own_rewards, args.n, None, seconds)
     line |= weight_stats(coefficients[:, 1:], "c")
     answers = [task.extract(text) for text in samples]
     line["diversity"] = evaluate.mean_diversity(samples, answers, M)
@@ -280,7 +281,7 @@ def main(argv=None):
     args = folder.args
     check_flags(args)
     task, policy, optimizer, problems = set_up(folder, "countdown", args.n, base="tiny_hasty")
-    verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
+    verifier = load_verifier(args.verifier, args.bits, device=args.device) if args.verifier else None
     train, golds = gold_completions(policy, task, problems.train, longest=task.max_new_tokens)
     words = f"N {args.n}, M {args.samples}, {len(train)} gold solutions"
     run = Run(folder, task, policy, optimizer, problems, budget=args.n, verifier=verifier)

@@ -721,13 +721,14 @@ def log1mexp(x: torch.Tensor) -> torch.Tensor:
     return torch.where(near, of_near, of_far)
 
 
-def standardise(rewards: torch.Tensor, pool: torch.Tensor | None = None) -> torch.Tensor:
+def standardise(rewards: torch.Tensor, pool: torch.Tensor | None = None, correction: int = 0) -> torch.Tensor:
     """(r - mean) / standard deviation of rewards [B, M], 0 where all are equal; by those of a pool [B or 1, R] if one
-    is given, else by each prompt's own."""
+    is given, else by each prompt's own. The deviation divides by their number less `correction`, 0 or 1."""
     if pool is None:
         pool = rewards
+    correction = min(correction, pool.shape[1] - 1)
     mean = pool.mean(1, keepdim=True)
-    std = pool.std(1, correction=0, keepdim=True)
+    std = pool.std(1, correction=correction, keepdim=True)
     spread = pool.amax(1, keepdim=True) - pool.amin(1, keepdim=True)
     equal = spread < 1e-6  # rounding would pass for a deviation
     r = (rewards - mean) / std.clamp_min(1e-6)

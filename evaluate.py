@@ -13,7 +13,6 @@ brings its base and precision, the first one the problems too; temperature and l
 result.json, curves.png and one pool-<n>.jsonl per model and temperature, which `--pool` rescores without sampling
 again. `--co-scaling` fits pass@N(T) = exp(a(T) N^b(T)) at each temperature (Chow et al. 2024, arXiv 2412.15287).
 """
-import argparse
 import gc
 import json
 import math
@@ -22,12 +21,11 @@ import time
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-from support.flags import Parser, answer, check_rollouts, plain_flag, prompt_flags, refuse, rollouts_flags
+from support.flags import Help, Parser, answer, check_rollouts, computing_flags, prompt_flags, refuse, rollouts_flags
 
 
 def parse_args(argv=None):
-    parser = Parser(description=__doc__.split("\n")[0],
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__.split("\n")[0], formatter_class=Help)
     parser.add_argument("models", nargs="*", default=[],
                         help="run folders, hub ids, local model directories, GGUF files or embedded models (tiny, "
                              "tiny_program, ...); BASE+ADAPTER: adapter on base; default that of the task")
@@ -51,7 +49,7 @@ def parse_args(argv=None):
     parser.add_argument("--bits", type=int, default=None, choices=[4, 8, 16, 32],
                         help="precision of the base; default that of the run, or 4 (NF4) on a GPU, 32 on a CPU")
     prompt_flags(parser)
-    plain_flag(parser)
+    computing_flags(parser)
     rollouts_flags(parser)
     parser.add_argument("--pool", nargs="+", default=None, help="rescore these pool files instead of sampling")
     parser.add_argument("--co-scaling", action="store_true", help="fit and plot pass@N(T) = exp(a(T) N^b(T))")
@@ -281,13 +279,19 @@ def metrics(pool: list[dict], ks: Sequence[int], graded: bool = False, score: st
     return values
 
 
+def majority(answers: list, rewards: list[float], k: int) -> float:
+    """Chance that a plurality vote of k of the n samples of a problem is right, ties shared.  answers: None = no vote;
+    rewards: 1 = right."""
+    keys = {a for a, r in zip(answers, rewards) if r == 1 and a is not None}
+    return sum(common.maj_at_k(answers, key, k) for key in keys)
+
+
 def metrics_of(entry, ks, graded, score):
     """Every metric of one problem -> {name: number}."""
     rewards = entry["rewards"]
     answers = entry["answers"]
     n = len(rewards)
     right = sum(r == 1 for r in rewards)
-    keys = {a for a, r in zip(answers, rewards) if r == 1 and a is not None}
     by = {"oracle": rewards, "logp": entry["logps"], "verifier": entry.get("scores")}[score]
     found = {}
     for k in ks:
@@ -295,7 +299,7 @@ def metrics_of(entry, ks, graded, score):
             found[f"max@{k}"] = common.bon_at_k(rewards, rewards, k)
         else:
             found[f"pass@{k}"] = common.pass_at_k(n, right, k)
-            found[f"maj@{k}"] = sum(common.maj_at_k(answers, key, k) for key in keys)
+            found[f"maj@{k}"] = majority(answers, rewards, k)
         found[f"bon@{k}"] = common.bon_at_k(by, rewards, k)
     found["reward"] = sum(rewards) / n
     found["length"] = sum(entry["lengths"]) / n
@@ -571,7 +575,8 @@ def draw_pools(args, task, parts, temperatures, verifier):
 def ready(args, task, model, base, adapter, flags):
     """A policy that is loaded, and the task set to its prompts and length; says how."""
     own = flags if flags and adapter == model else {}  # of a run folder; BASE+ADAPTER is put as asked here
-    policy = common.load_policy(base, args.bits or own.get("bits"), adapter=adapter, reference="base",
+    bits = args.bits or own.get("bits")
+    policy = common.load_policy(base, bits, adapter=adapter, reference="base", device=args.device,
                                 fast=chooser(args.plain))
     chat = args.chat
     system = args.system
@@ -673,7 +678,9 @@ def main(argv: list[str] | None = None) -> None:
     check_flags(args, ks, pools)
     args.verifier = contents.located(args.verifier, "--verifier")
     parts = {model: base_and_adapter(model) for model in args.models}  # all, before the first takes its time
-    verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
+    verifier = None
+    if args.verifier:
+        verifier = load_verifier(args.verifier, args.bits, device=args.device)
     args.score = args.score or ("verifier" if verifier else "logp")
     known = {}
     if pools:

@@ -88,7 +88,7 @@ def draw_pools(task, args):
     """Samples of the policy on training and on test problems, with rewards. Puts numbers in the place of defaults that
     depend on the model.  Returns (train, test), lists of {"prompt", "completions", "rewards", ...}."""
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, "base", args.seed,
-                                fast=chooser(args.plain))
+                                args.device, chooser(args.plain))
     load.put_prompts(policy, task, args.chat, args.system)
     args.max_new_tokens = args.max_new_tokens or evaluate.fit_length(policy, task)
     small = policy.size < load.SMALL
@@ -157,7 +157,7 @@ def main(argv=None):
 
     # Sample, and verify by the environment. The policy is gone after that: a large base would be in memory twice.
     train, test = draw_pools(task, args)
-    verifier = load_verifier(args.model, args.bits, args.lora_rank, args.seed)
+    verifier = load_verifier(args.model, args.bits, args.lora_rank, args.seed, args.device)
     print(f"{folder}: {args.model}, {task.name} ({len(train):,} train, {len(test):,} test problems)\n"
           f"{verifier.note}, learning rate {args.lr:g}\nsampled {len(train) * args.samples} completions in "
           f"{time.time() - started:.0f} s", flush=True)

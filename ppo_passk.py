@@ -2,12 +2,14 @@
 
 Paper: Tang, Zheng, Synnaeve, Munos 2025, "Optimizing Language Models for Inference Time Objectives using Reinforcement
 Learning", arXiv 2503.19595 (as we read it).
+Page: docs/ppo_passk.md
 
     J(theta) = E_{y_1..y_k ~ pi(.|x)} [ f(x, y_1..y_k) ]
 
     objective   f(x, y_1..y_k)
     mean        (1/k) sum_i r(x, y_i)
     passk       max_i r(x, y_i)                    pass@k for r in {0, 1}, max@k for real r
+    maxrl       sum_{j<=k} (1/j) max_{i<=j} r(x, y_i)
     majority    r of the answer with most votes; tied answers share equally; no votes: 0
 
 Leave-one-out gradient (Lemma 1), unbiased because f(y_{-i}) does not depend on y_i:
@@ -15,7 +17,12 @@ Leave-one-out gradient (Lemma 1), unbiased because f(y_{-i}) does not depend on 
     A_i = f(y_1..y_k) - f(y_{-i}),      grad J = E[ sum_i A_i grad log pi(y_i|x) ]
 
 With n > k samples per prompt the estimate is averaged over all k-subsets (majority: over n/k groups): still unbiased,
-less variance. The update is PPO: per-token ratios rho_t = pi(y_t) / pi_old(y_t), summed over tokens and samples,
+less variance. maxrl is MaxRL of order T = k (arXiv 2602.02710): the sum over j <= k of (1/j) pass@j, for the chance p
+of a right sample log p plus a constant as k grows; for real r, where that paper stops, the same of max@j. Its estimate
+is the sum of (1/j) times those of pass@j, unbiased for every k <= n; at k = n it is r_i/K, K right ones among n.
+--k 8:1 trains for 8 first and for 1 last, between them for the nearest whole number on a line (PKPO anneals k,
+arXiv 2505.15201); evaluation reports the 8. The update is PPO: per-token ratios rho_t = pi(y_t) / pi_old(y_t), summed
+over tokens and samples,
 
     loss = -(1/B) sum_prompts sum_i sum_t min(rho_t A_i, clip(rho_t, 1-eps, 1+eps) A_i),
 
@@ -26,10 +33,10 @@ temperature, beta the KL coefficient.
 
 Differences from the paper: 1) n > k by subsets; 2) no value function, the leave-one-out term is the baseline; 3) KL is
 in the reward, beta (log pi - log ref) with a leave-one-out baseline: its expected gradient is exactly that of
-KL(pi || ref) (differentiating a sampled KL estimate would give another one); 4) LoRA instead of all weights; 5) where
-an engine draws the samples from q (--rollouts), each counts with w = pi(y|x) / q(y|x). For the mean and the KL that is
-exact, for passk with loo there is an exact form, passk_reweighted, which says what w alone leaves biased. Majority and
-the other estimators have w alone. A bound on w (--rollouts-bound) biases all of them.
+KL(pi || ref) (differentiating a sampled KL estimate would give another one); 4) LoRA instead of all weights; 5) maxrl
+and --k 8:1. At k = 1 loo has no baseline: it is r_i/n, so that prompts which all samples solve move the policy too.
+6) Where an engine draws from q (--rollouts) a sample counts with w = pi(y|x) / q(y|x). For the mean and the KL that is
+exact; passk with loo has an exact form, passk_reweighted, which says what w alone leaves biased, as for all others here.
 
     CPU, embedded model:  python ppo_passk.py
     GPU, 4-bit LoRA:      python ppo_passk.py --model Qwen/Qwen2.5-1.5B-Instruct --task gsm8k --prompts 32 --lr 2e-5
@@ -37,15 +44,25 @@ the other estimators have w alone. A bound on w (--rollouts-bound) biases all of
 from support import flags
 
 
+def budget(text):
+    """--k: a whole number, or FIRST:LAST, which stays a text.  Raises ValueError."""
+    first, colon, last = text.partition(":")
+    if not colon:
+        return int(text)
+    return f"{int(first)}:{int(last)}"
+
+
 def parser():
     p = flags.parser(__doc__, "ppo_passk", samples=16, prompts=64, steps=200, exact=True)
-    p.add_argument("--objective", choices=["mean", "passk", "majority"], default="passk",
+    p.add_argument("--objective", choices=["mean", "passk", "maxrl", "majority"], default="passk",
                    help="what to train for")
-    p.add_argument("--k", type=int, default=8,
-                   help="test-time budget that is trained for, at most --samples")
-    p.add_argument("--estimator", choices=["loo", "centred", "plain"], default="loo",
+    p.add_argument("--k", type=budget, default=8,
+                   help="test-time budget that is trained for, at most --samples; the order T of maxrl; FIRST:LAST "
+                        "falls from one to the other over the steps (passk, maxrl)")
+    p.add_argument("--estimator", choices=["loo", "centred", "plain", "constant", "solved"], default="loo",
                    help="leave-one-out (the paper's; at k = 1 it has no baseline), centred (needs samples > k), or no "
-                        "baseline")
+                        "baseline; for maxrl with k = samples also loo minus 1/samples, `constant` for all prompts "
+                        "(unbiased), `solved` for those with a right sample (what it expects is of order k - 1)")
     p.add_argument("--epochs", type=int, default=1,
                    help="passes over the samples of a step; with 1 epoch and 1 minibatch the ratio is 1, up to what "
                         "sampler and scorer round differently")
@@ -102,18 +119,23 @@ def advantages(rewards, k, objective, answers=None, estimator="loo"):
 
     rewards    [B, n] tensor: float64 stays float64, integers and booleans become float32
     k          size of the sample that f judges, 1 <= k <= n
-    objective  "mean", "passk" (max@k for graded rewards) or "majority" (needs answers, and n a multiple of k)
+    objective  "mean", "passk" (max@k for graded rewards), "maxrl" or "majority" (needs answers, and n a multiple of k)
     answers    [B][n] hashables, None = no answer: it consumes a draw and casts no vote
     estimator  with means over the k-subsets I of the n samples (majority: over the n/k groups of k)
                "loo"      (k/n) (mean over I with i of f(I) - f(I without i)), f of nothing = 0
                "centred"  (k/n) (mean over I with i of f(I) - mean over I without i of f(I)); needs n > k
                "plain"    (k/n) mean over I with i of f(I): no baseline
+               of maxrl the sum over j <= k of (1/j) those of f = max of j; for k = n also
+               "constant" that of loo minus 1/n, for all prompts
+               "solved"   the same, but loo where no reward is above 0. Biased: its expectation is the gradient less
+                          (1/n) grad P(a reward is above 0), which for rewards 0 and 1 is that of order n - 1
     Returns [B, n].  Raises ValueError with one sentence for anything else.
 
     Why: grad pi = pi grad log pi, so grad E[f(I)] = E[f(I) sum_{i in I} grad log pi(y_i)]. A baseline that does not
     depend on y_i changes nothing, because E[grad log pi] = 0. The mean of this over all C(n,k) subsets gives sample i
     the weight C(n-1,k-1) / C(n,k) = k/n times its own mean over the subsets with it.
-    Source: arXiv 2503.19595, Lemma 1; all k-subsets: also PKPO (arXiv 2505.15201); centred: MaxPO (arXiv 2606.06080).
+    Source: arXiv 2503.19595, Lemma 1; all k-subsets: also PKPO (arXiv 2505.15201); centred: MaxPO (arXiv 2606.06080);
+    constant: MaxRL (arXiv 2602.02710); solved: (r - mean) / mean, as programs have it for MaxRL.
     """
     check_samples(rewards, k, objective, answers, estimator)
     r = rewards if rewards.is_floating_point() else rewards.float()  # [B, n]
@@ -121,9 +143,24 @@ def advantages(rewards, k, objective, answers=None, estimator="loo"):
         return majority_advantages(r, answers, k, estimator)
     if objective == "mean":
         return mean_advantages(r, k, estimator)
-    if estimator == "loo":
-        return passk_leave_one_out(r, k)
+    if objective == "maxrl":
+        return maxrl_advantages(r, k, estimator)
     return passk_advantages(r, k, estimator)
+
+
+def maxrl_advantages(r, k, estimator):
+    """MaxRL of order k for r [B, n]. Of loo, binary with K right ones, each of these gets
+    sum_{j<=k} C(n-K, j-1) / (j C(n, j)), which at k = n is 1/K, and the wrong ones 0."""
+    shifted = estimator in ("constant", "solved")
+    each = "loo" if shifted else estimator
+    A = torch.zeros_like(r)  # [B, n]
+    for j in range(1, k + 1):
+        A = A + passk_advantages(r, j, each) / j
+    if not shifted:
+        return A
+    solved = (r > 0).any(1, keepdim=True)  # [B, 1]
+    less = torch.where(solved | (estimator == "constant"), 1.0, 0.0).to(r)
+    return A - less / r.shape[1]
 
 
 def passk_leave_one_out(r, k):
@@ -211,8 +248,10 @@ def share_of_subsets(r, k, top, bottom):
 
 
 def passk_advantages(r, k, estimator):
-    """The centred and the plain estimate of pass@k for r [B, n]. Sorted ascending, the maximum of a subset is its last
-    member, so that subsets are counted by binomials."""
+    """The estimate of pass@k for r [B, n]. Sorted ascending, the maximum of a subset is its last member, so that
+    subsets are counted by binomials."""
+    if estimator == "loo":
+        return passk_leave_one_out(r, k)
     n = r.shape[1]
     s, order = r.sort(dim=1)  # [B, n]
     if estimator == "centred":
@@ -289,10 +328,10 @@ def vote_leave_one_out(answers, rewards):
 
 def check_samples(rewards, k, objective, answers, estimator):
     """Raises ValueError for what `advantages` has no meaning for."""
-    if objective not in ("mean", "passk", "majority"):
-        raise ValueError(f"unknown objective {objective!r}: choose mean, passk or majority")
-    if estimator not in ("loo", "centred", "plain"):
-        raise ValueError(f"unknown estimator {estimator!r}: choose loo, centred or plain")
+    if objective not in ("mean", "passk", "maxrl", "majority"):
+        raise ValueError(f"unknown objective {objective!r}: choose mean, passk, maxrl or majority")
+    if estimator not in ("loo", "centred", "plain", "constant", "solved"):
+        raise ValueError(f"unknown estimator {estimator!r}: choose loo, centred, plain, constant or solved")
     if rewards.dim() != 2:
         raise ValueError(f"rewards must be [prompts, samples], not of shape {tuple(rewards.shape)}")
     B, n = rewards.shape
@@ -301,6 +340,9 @@ def check_samples(rewards, k, objective, answers, estimator):
     if estimator == "centred" and n == k:
         raise ValueError("the centred estimator compares subsets with and without a sample: it needs more than k = "
                          f"{k} samples")
+    if estimator in ("constant", "solved") and (objective != "maxrl" or n > k):
+        raise ValueError(f"the estimator {estimator!r} is for maxrl, whose coefficients have a known mean at k = {n} "
+                         "samples")
     if objective != "majority":
         return
     if answers is None:
@@ -329,20 +371,40 @@ def check_flags(args):
     exact = args.objective == "passk" and args.estimator == "loo"
     if args.rollouts and exact and not args.rollouts_correction:
         args.rollouts_correction = "exact"
-    flags.check_common(args, positive=("k", "epochs", "minibatches"), not_negative=("clip",))
+    flags.check_common(args, positive=("epochs", "minibatches"), not_negative=("clip",))
     if args.rollouts_correction == "exact" and not exact:
         raise UserError("--rollouts-correction exact exists for --objective passk with --estimator loo")
-    if args.k > args.samples:
+    first, last = ends(args.k)
+    if not 1 <= last <= first:
+        raise UserError(f"--k must be at least 1, or fall from FIRST to LAST, not {args.k}")
+    if first > args.samples:
         raise UserError(f"--k {args.k} exceeds --samples {args.samples}: draw at least k samples per prompt")
+    if last < first and args.objective not in ("passk", "maxrl"):
+        raise UserError(f"--k {args.k} is for --objective passk and maxrl: {args.objective} trains for one k")
     if args.minibatches > args.prompts:
         raise UserError(f"--minibatches {args.minibatches} exceeds --prompts {args.prompts}")
-    if args.objective == "majority" and args.samples % args.k:
+    if args.objective == "majority" and args.samples % first:
         raise UserError("--objective majority needs --samples to be a multiple of --k, not "
                         f"{args.samples} for {args.k}")
     if args.epochs * args.minibatches == 1:
         flags.refuse(args, ["clip"], "with one epoch and one minibatch, where the ratio is 1")
-    if args.estimator == "centred" and args.samples == args.k:
+    if args.estimator == "centred" and args.samples == first:
         raise UserError("--estimator centred needs --samples greater than --k")
+    if args.estimator in ("constant", "solved") and (args.objective != "maxrl" or last < args.samples):
+        raise UserError(f"--estimator {args.estimator} needs --objective maxrl with --k equal to --samples")
+
+
+def ends(k):
+    """The first and the last k of --k: (8, 1) for "8:1", (8, 8) for 8."""
+    first, _, last = str(k).partition(":")
+    return int(first), int(last or first)
+
+
+def k_of(number, args):
+    """The k of training step `number` (1, 2, ...)."""
+    first, last = ends(args.k)
+    done = (number - 1) / max(1, args.steps - 1)
+    return round(first + (last - first) * done)
 
 
 def step(policy, task, optimizer, problems, number, args):
@@ -373,9 +435,10 @@ def step(policy, task, optimizer, problems, number, args):
         answers = [answers[b * n:b * n + n] for b in range(B)]
 
     # Weight.
-    coefficients = advantages(rewards, args.k, args.objective, answers, args.estimator)  # [B, n]
+    k = k_of(number, args)
+    coefficients = advantages(rewards, k, args.objective, answers, args.estimator)  # [B, n]
     if args.rollouts_correction == "exact":
-        coefficients = passk_reweighted(rewards, drawn.weights, args.k)
+        coefficients = passk_reweighted(rewards, drawn.weights, k)
     unused = coefficients == 0
     zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
@@ -392,7 +455,8 @@ def step(policy, task, optimizer, problems, number, args):
     loss, norm = ppo_update(policy, optimizer, prompts, y, old_logps, coefficients, args)
 
     line = {"loss": loss}
-    line |= sample_stats(task, drawn, rewards, args.k, gap, seconds)
+    first, _ = ends(args.k)
+    line |= sample_stats(policy, task, drawn, rewards, first, gap, seconds, answers)
     line["zero"] = zero
     line["grad_norm"] = norm
     took = time.time() - started
@@ -432,7 +496,8 @@ def main(argv=None):
     args = folder.args
     check_flags(args)
     task, policy, optimizer, problems = set_up(folder, "countdown", args.objective)
-    run = Run(folder, task, policy, optimizer, problems, budget=args.k)
+    first, _ = ends(args.k)
+    run = Run(folder, task, policy, optimizer, problems, budget=first)
     start(run, f"objective {args.objective}, k {args.k}, n {args.samples}")
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):

@@ -13,7 +13,6 @@ The last one, made in half a minute, is engineered: tiny has learned the distrib
 from, so imitating them teaches it nothing. tiny_hasty has gone on with a corpus of which 60 % of the lines are broken
 off (`7*3` for `7*3+2`). It can do what tiny can, and mostly stops too early: something that gold solutions teach.
 """
-import argparse
 import math
 import os
 import random
@@ -23,12 +22,11 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from support.flags import Parser, answer
+from support.flags import Help, Parser, answer
 
 
 def parse_args(argv=None):
-    parser = Parser(description=__doc__.split("\n")[0],
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__.split("\n")[0], formatter_class=Help)
     parser.add_argument("--out", default=os.path.join("models", "tiny"),
                         help="folder to write: model.safetensors, tokenizer, config, result.json")
     parser.add_argument("--tasks", default="countdown,routes",

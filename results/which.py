@@ -136,7 +136,8 @@ def page(found):
     text += [*paragraph("A point is an objective, its bars are 95 % intervals over seeds, cut at the panel; the grey "
                         "line is the frontier."),
              "![pass@32 against pass@1, with the frontier](figures/which.png)", "",
-             "![pass@32 against KL](figures/which-kl.png)", "", "## Learning rates", "",
+             "![pass@32 of each objective against its KL to the base](figures/which-kl.png)", "",
+             "## Learning rates", "",
              "On validation problems, seed 0; the chosen one is bold.", "",
              rates(found)]
     return "\n".join([*text, "", *robust_page(found)]) + "\n"

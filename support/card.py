@@ -7,7 +7,8 @@ import shlex
 from support.output import to_json
 
 PLACE = ("out", "resume")  # flags that say where a run is kept, and nothing about it
-OBJECTIVE = ("objective", "variant", "mode", "weight", "estimator", "target", "k", "n")  # of the scripts' own flags
+NEGATED = ("chat", "normalise")  # flags that are told --no-... where they are off
+OBJECTIVE = ("objective", "variant", "mode", "operator", "weight", "estimator", "target", "k", "n")  # own flags
 TRAINING = ("steps", "prompts", "samples", "lr", "temperature", "seed")
 LONGEST = 300  # characters of the example's prompt
 
@@ -127,7 +128,7 @@ def table(found):
         return ""
     model = flags.get("model") or ""
     base = model if is_hub_id(model) else os.path.basename(os.path.normpath(model))
-    objective = [f"{name} {flags[name]}" for name in OBJECTIVE if flags.get(name) is not None]
+    objective = [f"{name} {os.path.basename(str(flags[name]))}" for name in OBJECTIVE if flags.get(name) is not None]
     training = [f"{name} {flags.get(name)}" for name in TRAINING]
     rows = {"base": f"{base}, {flags.get('bits')} bits while trained",
             "script": f"`{found['script']}.py` of train-as-you-test",
@@ -143,6 +144,7 @@ def figures(found):
     if not rows:
         return ""
     budget = found["flags"].get("k") or found["flags"].get("n")
+    budget = str(budget).split(":")[0]  # of 8:1, which falls while training, the first
     names = [name for name in rows["before"] if name in {"pass@1", "max@1", "kl"} or name.endswith(f"@{budget}")]
     lines = ["| test problems | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for row, cells in rows.items():
@@ -157,20 +159,25 @@ def how(found):
 
 def command(script, flags):
     """The command that repeats a run: every flag that has a value, defaults too, so that later ones change nothing."""
-    words = ["python", f"{script}.py"]
+    return " ".join(["python", f"{script}.py", *words_of(flags)])
+
+
+def words_of(flags):
+    """Flags {name: value} as a command line has them, for a shell, but for those that say where a run is kept."""
+    words = []
     for name, value in flags.items():
         flag = f"--{name.replace('_', '-')}"
         if value is None or name in PLACE:
             continue
-        if name == "chat":
-            words.append(flag if value else "--no-chat")
-        elif isinstance(value, bool):
-            words += [flag] * value
+        if value is False:
+            words += [f"--no{flag[1:]}"] * (name in NEGATED)
+        elif value is True:
+            words.append(flag)
         elif str(value).startswith("-"):
             words.append(shlex.quote(f"{flag}={value}"))
         else:
             words += [flag, shlex.quote(str(value))]
-    return " ".join(words)
+    return words
 
 
 def sampling(found):

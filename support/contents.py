@@ -11,7 +11,7 @@ from support.errors import UserError
 
 EMBEDDED_MODELS = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
 PATHS = ("model", "data", "adapter", "verifier")  # flags whose value may be a path, and move
-CODE = ("task", "reward")  # flags whose value may be FILE.py or FILE.py:NAME, and move
+CODE = ("task", "reward", "operator")  # flags whose value may be FILE.py or FILE.py:NAME, and move
 
 MEGABYTE = 2 ** 20
 WEIGHTS = r"\.(?:safetensors|gguf|bin)$"
@@ -26,7 +26,7 @@ def located(text, flag):
     embedded model or a hub id as it is.  Raises UserError for what can only be a path and is not there: the hub would
     be asked for it first, for half a minute without a network."""
     text = text if text is None else os.fspath(text)
-    if text and flag in ("--task", "--reward"):
+    if text and flag in ("--task", "--reward", "--operator"):
         return located_code(text, flag)
     if text is None or text in EMBEDDED_MODELS and flag != "--adapter":
         return text

@@ -6,6 +6,7 @@ import argparse
 import ast
 import errno
 import functools
+import importlib.util
 import math
 import os
 import signal
@@ -16,6 +17,7 @@ from support import ROOT
 from support.errors import UserError
 from support.output import Console, consoles
 
+TRACKERS = "tensorboard", "wandb", "trackio"
 TASK_NAMES = "countdown, routes, program, peptide, gsm8k, math, humaneval, mbpp, codecontests, taco"
 
 
@@ -54,6 +56,16 @@ def examples():
     return f"\n{mark}{rest}\n"
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default once: the words that a help text has for it, else its value, nothing for a flag that is off."""
+
+    def _get_help_string(self, action):
+        off = action.default is None or action.default is False
+        if off or "default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Elsewhere(argparse.Action):
     """A flag in whose place there is something else, which `const` says: one sentence and exit code 2."""
 
@@ -76,7 +88,7 @@ def leave_at_once(number, frame):
 
 def base_parser(doc, task, train_problems):
     """A parser with the flags that say on which problems and with which base. doc: the script's docstring."""
-    p = Parser(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser(description=doc.split("\n")[0], formatter_class=Help)
     g = p.add_argument_group("problems, base and adapter")
     g.add_argument("--task", help=f"{TASK_NAMES}, or your own, FILE.py[:CLASS]; default {task}, or that of --data")
     g.add_argument("--data", help="your own problems: a file (JSON lines, Parquet, CSV, ...), a folder or ORG/NAME of "
@@ -94,7 +106,7 @@ def base_parser(doc, task, train_problems):
                    help="precision of the frozen base; default 4 (NF4) on a GPU, 32 on a CPU")
     g.add_argument("--lora-rank", type=int, default=16, help="rank of the LoRA adapter (alpha is twice that)")
     prompt_flags(g)
-    plain_flag(g)
+    computing_flags(g)
     return p
 
 
@@ -137,6 +149,9 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
     g.add_argument("--eval-every", type=int, default=0,
                    help="evaluate on validation problems every N steps; 0 = never")
     g.add_argument("--save-every", type=int, default=25, help="steps between checkpoints")
+    g.add_argument("--track", choices=["none", *TRACKERS], default="none",
+                   help="show the run on a dashboard too: step lines once a checkpoint holds them, results and "
+                        "curves.png. wandb sends them to its server, the others keep them on this machine")
     g.add_argument("--out", help=f"run folder; default runs/{script}-<task>-<what>-<number>")
     g.add_argument("--resume", action="store_true", help="continue the run in --out; --model, --data, "
                    "--adapter and --verifier may be given again where they have moved")
@@ -202,8 +217,10 @@ def check_rollouts(args):
         refuse(args, ["rollouts_bound"], "with --rollouts-correction none")
 
 
-def plain_flag(parser):
+def computing_flags(parser):
     """What every command has that samples or scores."""
+    parser.add_argument("--device", help="cpu, cuda or cuda:NUMBER; default the GPU where there is one, of several "
+                        "processes each its own")
     parser.add_argument("--plain", action="store_true",
                         help="sample and score by the loops of common.py alone: the same draws and figures within "
                              "rounding, more slowly")
@@ -228,6 +245,7 @@ def check_common(args, positive=(), not_negative=(), plotted=()):
             raise UserError(f"--{name.replace('_', '-')} must not be negative, and finite; it is {getattr(args, name)}")
     if not 0 < args.temperature < math.inf:
         raise UserError(f"--temperature must be positive, not {args.temperature}")
+    installed(getattr(args, "track", "none"))
     if getattr(args, "eval_every", 0) and not args.eval_samples:
         raise UserError("--eval-every needs --eval-samples of at least 1")
     if "rollouts" in args:
@@ -238,6 +256,15 @@ def check_common(args, positive=(), not_negative=(), plotted=()):
             refuse(args, args.given - {"plot_weights", "test_n", "out", *plotted}, "with --plot-weights")
         else:
             refuse(args, ["test_n"], "without --plot-weights")
+
+
+def installed(tracker):
+    """Raises UserError if the package of a dashboard is not there."""
+    if tracker == "none":
+        return
+    found = importlib.util.find_spec(tracker)
+    if found is None or found.origin is None:  # wandb keeps its files in a folder of its own name
+        raise UserError(f"--track {tracker} needs a package that is not installed: pip install {tracker}")
 
 
 def numbers(text, kind, flag):

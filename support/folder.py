@@ -117,6 +117,10 @@ def fits(action, value):
         return action.default is None
     if action.nargs == 0:
         return type(value) is bool
+    if action.type not in (None, int, float):  # a script's own
+        with suppress(ValueError):
+            return action.type(str(value)) == value
+        return False
     types = {int: (int,), float: (int, float)}.get(action.type, (str,))
     return type(value) in types and value in (action.choices or [value])
 
@@ -125,7 +129,9 @@ def fits(action, value):
 # folders move.
 LOGGED = ("metrics.jsonl", "samples.jsonl", "targets.json")
 PREVIOUS = "state.previous.pt"
-MAY_CHANGE = ("out", "resume", "save_every", "reward_processes", "rollouts", "rollouts_dir", "rollouts_timeout")
+# given again, they take effect
+MAY_CHANGE = ("out", "resume", "save_every", "device", "track", "reward_processes", "rollouts", "rollouts_dir",
+              "rollouts_timeout")
 
 BEGUN = ("args.json", "checks.jsonl")  # what is in a folder before anything has been computed
 MADE = {}  # {folder of this process: those of it and the ones around it that it had to make}
@@ -223,8 +229,10 @@ class Folder:
         self.training = False  # whether there are steps that can be saved
         self.asked_to_stop = False
         self.begun = {}  # what args.json holds, or will hold
+        self.defaults = {action.dest: action.default for action in parser._actions}
         self.result = {}  # what result.json will hold
         self.kept = {}  # what else a script wants to find again after a resume
+        self.code = {}  # {flag: contents} of files of one's own that a script has loaded
         if self.resumed:
             self.read_args(self.args, parser, argv)
 
@@ -281,7 +289,7 @@ class Folder:
     def identify(self, task, generated):
         """Keep for args.json what is in the files and rows that the run begins with; of a resumed run see that it is
         still the same.  generated: whether the task makes its problems itself.  Raises UserError with what differs."""
-        found = on_first(lambda: contents.of_run(self.args, task, generated))
+        found = on_first(lambda: contents.of_run(self.args, task, generated)) | self.code
         begun = self.begun.get("contents")
         if not self.resumed:
             self.begun["contents"] = found
@@ -297,14 +305,24 @@ class Folder:
         prompts go through the chat template."""
         flags = vars(self.args)
         if not self.resumed:
-            self.begun = {"script": self.script, "flags": flags, "chat": chat, "processes": processes.WORLD,
-                          **self.begun, **versions()}
+            first = {"script": self.script, "command": self.command(), "flags": flags, "chat": chat}
+            self.begun = {**first, "processes": processes.WORLD, **self.begun, **versions()}
         else:
             moved = {name: flags[name] for name, then in self.begun["flags"].items() if contents.moves(name, then)}
             if moved.items() <= self.begun["flags"].items():
                 return
             self.begun["flags"] |= moved
         on_first(lambda: write_atomic(self.path("args.json"), to_json(self.begun, indent=1)))
+
+    def command(self):
+        """The command that repeats this run where it was begun, by the commit that args.json names: all flags that are
+        not at their defaults, also those that the model or the machine has decided."""
+        script = os.path.relpath(os.path.join(ROOT, f"{self.script}.py"))
+        start = ["python", shlex.quote(script)]
+        if processes.WORLD > 1:
+            start = ["torchrun", "--nproc-per-node", str(processes.WORLD), "--", shlex.quote(script)]
+        flags = {name: value for name, value in vars(self.args).items() if value != self.defaults[name]}
+        return " ".join([*start, *card.words_of(flags)])
 
     def start(self, policy, optimizer, chat):
         """Write args.json, load the last checkpoint if resuming (which sets `step`), listen for Ctrl-C.  chat: whether

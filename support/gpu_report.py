@@ -109,7 +109,7 @@ def rates():
     """(bytes per second of a copy, reading and writing; floating-point operations per second of a matrix product) as
     this device reaches them, in the precision of the base."""
     gpu = device().type == "cuda"
-    dtype = torch.bfloat16 if gpu else torch.float32
+    dtype = torch.bfloat16 if measure.whole_bits() == 16 else torch.float32
     n = 8192 if gpu else 1024
     numbers = 2 ** 30 if gpu else 2 ** 24
     # random: a card multiplies ones faster, because it draws less power
@@ -260,7 +260,7 @@ def shape_part(folder, shape, args):
     record(folder, shape, what="device", bandwidth_gb_per_s=bandwidth / 1e9, matrix_tflops=rate / 1e12)
     with tempfile.TemporaryDirectory() as path:
         measure.build(shape, path, args.seed, args.vocabulary)
-        full = 16 if device().type == "cuda" else 32
+        full = measure.whole_bits()
         if shape == "7b":
             with attempt(folder, "7b on 24 GB"):
                 small_card(folder, path, args)
@@ -376,7 +376,7 @@ def trl_part(folder, shape, args):
 
 
 def our_steps(folder, path, tokenizer, task, rows, args):
-    policy = common.load_policy(path, 16 if device().type == "cuda" else 32, seed=args.seed, fast=chooser(args.plain))
+    policy = common.load_policy(path, measure.whole_bits(), seed=args.seed, fast=chooser(args.plain))
     policy.tokenizer = tokenizer
     policy.stop = [args.vocabulary]  # nothing ends early, as with TRL's least length
     for objective in ("mean", "passk"):
@@ -398,7 +398,7 @@ def steps_of_trl(folder, path, tokenizer, task, rows, micro, args):
     problems = {p.prompt: p for p in task.train}
     settings = {"num_generations": args.k, "max_steps": 2, "learning_rate": 1e-5}
     settings["generation_kwargs"] = {"min_new_tokens": args.new_tokens}
-    dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if measure.whole_bits() == 16 else torch.float32
     trainer = measure.trl_trainer(path, tokenizer, task, problems, os.path.join(path, "trl"), rows, micro, dtype,
                                   **settings)
     if device().type == "cuda":

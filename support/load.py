@@ -7,13 +7,14 @@ import io
 import logging
 import math
 import os
+import re
 import sys
 import warnings
 
 import torch
 import torch.utils.checkpoint
 
-from support import ROOT, checkpoint, contents, text
+from support import ROOT, checkpoint, contents, processes, text
 from support.contents import EMBEDDED_MODELS
 from support.errors import UserError
 
@@ -134,6 +135,7 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
     bits = default_bits(device) if asked is None else asked
     dtype = compute_dtype(bits, device)
     if device.type == "cuda":
+        torch.cuda.set_device(device)  # for what asks for no particular one
         torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, and keys grow with every token
         # peft computes the adapter in float32: beside a base in bfloat16 ten bits of its products are enough
         torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
@@ -158,13 +160,29 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
 
 
 def device_of(asked):
-    """The device asked for, else this process's own GPU, else the CPU.  Raises UserError if there is no such GPU."""
+    """The device asked for (cpu, cuda, cuda:1; None: a GPU where there is one), of several processes on GPUs the one
+    with this process's own number.  Raises UserError if there is no such device."""
     if asked is None:
-        asked = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    device = torch.device(asked)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device} was asked for but torch sees no GPU: check the driver or use the CPU")
-    return device
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = str(asked).partition(":")
+    if kind == "mps":
+        raise UserError(f"--device {asked}: mps lacks float64, in which tokens are drawn and sums are taken, and "
+                        "bitsandbytes, which keeps a base in 4 or 8 bits: give cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(asked)):
+        raise UserError(f"--device {asked}: choose cpu, cuda or cuda:NUMBER")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(f"--device {asked}: torch sees no GPU here: check the driver, or give cpu")
+    if number and processes.WORLD > 1:
+        raise UserError(f"--device {asked} would put all {processes.WORLD} processes on one GPU: give cuda, and each "
+                        "takes its own")
+    number = int(number or os.environ.get("LOCAL_RANK", 0))
+    count = torch.cuda.device_count()
+    if number >= count:
+        raise UserError(f"--device {asked}: there is no GPU {number}, torch sees {count}, counted from 0: choose one "
+                        "of those, start no more processes than there are GPUs, or give cpu")
+    return torch.device("cuda", number)
 
 
 def compute_dtype(bits, device):
@@ -174,11 +192,16 @@ def compute_dtype(bits, device):
         raise UserError(f"--bits {bits}: choose 4, 8, 16 or 32")
     bf16 = bits == 16
     if device.type == "cuda":
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        bf16 = has_bfloat16()
     if bits == 16 and not bf16:
         raise UserError(f"--bits 16 needs bfloat16, which {torch.cuda.get_device_name(device)} does not have: give 4, "
                         "8 or 32")
     return torch.bfloat16 if bf16 and bits != 32 else torch.float32
+
+
+def has_bfloat16():
+    """Whether the GPU computes in bfloat16 itself."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def quantisation(bits, dtype):
@@ -281,8 +304,14 @@ def note_on(lm, device, dtype, asked, method):
     elif method:
         again = " and quantised again" * (lm.bits < 16)
         why += f", de-quantised from {method.upper()}{again}"
-    hardware = torch.cuda.get_device_name(device) if gpu else f"{torch.get_num_threads()} thread(s)"
-    return f"{device.type} ({hardware}), {lm.bits}-bit base ({why}), compute {str(dtype).split('.')[-1]}"
+    hardware = f"{torch.get_num_threads()} thread(s)"
+    computed = str(dtype).split(".")[-1]
+    if gpu:
+        hardware = torch.cuda.get_device_name(device)
+        if lm.bits != 32 and dtype == torch.float32:
+            computed += ", because this GPU has no bfloat16 (float16 would lose small gradients)"
+    place = f"{device} ({hardware})" if device.index else f"{device.type} ({hardware})"
+    return f"{place}, {lm.bits}-bit base ({why}), compute {computed}"
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import time
 import torch
 
 import common
-from support import ROOT
+from support import ROOT, load
 
 TINY_FOLDER = ROOT + "/models/tiny"
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -22,16 +22,17 @@ SAME = {"temperature": 1.0, "beta": 0.0}  # what TRL is told, to do what the scr
 QUIET = {"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
 
 
-def build(shape, folder, seed, vocabulary=151936):
+def build(shape, folder, seed, vocabulary=151936, device=None):
     """Write a random model of a shape, with the embedded tokenizer, into `folder`, so that it loads like any other."""
     import transformers
     transformers.utils.logging.disable_progress_bar()
-    gpu = torch.cuda.is_available()
+    device = load.device_of(device)
+    gpu = device.type == "cuda"
     torch.manual_seed(common.torch_seed(seed))
     sizes = dict(zip(SIZES, SHAPES[shape]))
     config = transformers.Qwen2Config(**sizes, **IDS, vocab_size=vocabulary, tie_word_embeddings=shape != "7b",
                                       max_position_embeddings=8192)
-    with torch.device("cuda" if gpu else "cpu"):
+    with device:
         dtype = torch.bfloat16 if gpu else torch.float32
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.save_pretrained(folder)
@@ -39,6 +40,13 @@ def build(shape, folder, seed, vocabulary=151936):
     del model
     if gpu:
         torch.cuda.empty_cache()
+
+
+def whole_bits(device=None):
+    """Precision of a base that is not quantised: 16 on a GPU that has bfloat16, else 32."""
+    device = load.device_of(device)
+    half = device.type == "cuda" and load.has_bfloat16()
+    return 16 if half else 32
 
 
 def synchronise(policy):
@@ -87,9 +95,11 @@ def without_gradients(policy):
         p.grad = None
 
 
-def trl_trainer(path, tokenizer, task, problems, folder, rows, micro, dtype=torch.float32, **settings):
+def trl_trainer(path, tokenizer, task, problems, folder, rows, micro, dtype=torch.float32, cpu=None, **settings):
     """TRL's GRPOTrainer of a base with LoRA, for steps of `rows` samples in micro-batches, as close to the scripts as
-    it can be; but for `settings` what is left are its defaults.  problems: {prompt: problem of the task}."""
+    it can be; but for `settings` what is left are its defaults.  problems: {prompt: problem of the task}; cpu: whether
+    to leave a GPU alone, None: where there is none."""
+    cpu = not torch.cuda.is_available() if cpu is None else cpu
     import datasets
     import peft
     import transformers
@@ -99,7 +109,7 @@ def trl_trainer(path, tokenizer, task, problems, folder, rows, micro, dtype=torc
         return task.rewards([problems[x] for x in prompts], completions)
 
     batch = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": math.ceil(rows / micro)}
-    place = {"use_cpu": not torch.cuda.is_available(), "bf16": dtype == torch.bfloat16}
+    place = {"use_cpu": cpu, "bf16": dtype == torch.bfloat16}
     args = trl.GRPOConfig(output_dir=folder, max_completion_length=task.max_new_tokens, **batch, **place, **SAME,
                           **QUIET, **settings)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)

@@ -42,7 +42,8 @@ def k_curve(axis, result, kind, **style):
         cells = [result[f"{kind}@{k}"] for k in ks]
         means = [cell["mean"] for cell in cells]
         errors = [cell["se"] for cell in cells]
-        axis.errorbar(ks, means, errors, marker="o", ms=3, **style)
+        style = {"marker": "o", "ms": 3, **style}
+        axis.errorbar(ks, means, errors, **style)
         axis.set_xscale("log", base=2)
 
 
@@ -52,8 +53,8 @@ def plot(results, path, title=""):
     kinds = [kind for kind in KINDS if kind in names]
     figure, axes = canvas(len(kinds))
     for axis, kind in zip(axes, kinds):
-        for row, result in results.items():
-            k_curve(axis, result, kind, label=row)
+        for (row, result), width in zip(results.items(), widths(len(results))):
+            k_curve(axis, result, kind, label=row, linewidth=width)
         axis.set_xlabel("k")
         axis.set_title(KINDS[kind], fontsize=10)
         axis.grid(alpha=0.3)
@@ -62,16 +63,37 @@ def plot(results, path, title=""):
     save_figure(figure, path)
 
 
+# What curves.png shows of metrics.jsonl, in panels of one unit each: {title: beginnings of keys}.
+PANELS = {
+    "training batches": ("pass@", "max@", "maj@", "reward"),
+    "nats": ("kl", "gold"),
+    "shares": ("zero", "alike", "cut", "w_even")}
+# And of result.json: (kind, row, colour).
+TESTS = [
+    ("pass", "before", "tab:gray"), ("pass", "after", "tab:blue"), ("max", "before", "tab:gray"),
+    ("max", "after", "tab:blue"), ("maj", "before", "tab:olive"), ("maj", "after", "tab:orange")]
+
+
 def plot_run(folder, result):
     """curves.png of a run folder: training curves from metrics.jsonl, k-curves before and after, where they are, from
     the run's result."""
     if processes.RANK:
         return
     lines = read_metrics(os.path.join(folder, "metrics.jsonl"))
-    figure, axes = canvas(3, width=4)
-    plot_training(axes[0], lines)
-    plot_weights(axes[1], lines)
-    plot_tests(axes[2], result)
+    panels = {title: curves_of(lines, starts) for title, starts in PANELS.items()}
+    panels = {title: curves for title, curves in panels.items() if curves}
+    tests = [(kind, row, color) for kind, row, color in TESTS if f"{kind}@1" in result.get(row, {})]
+    columns = len(panels) + bool(tests)
+    figure, axes = canvas(columns, width=4)
+    for axis, (title, curves) in zip(axes, panels.items()):
+        plot_steps(axis, lines, curves)
+        axis.set(xlabel="step", title=f"{title} (smoothed)")
+        finish(axis)
+    if tests:
+        plot_tests(axes[-1], result, tests)
+    own = os.path.abspath(folder)
+    name = os.path.basename(own)
+    figure.suptitle(name, fontsize=10)
     save_figure(figure, os.path.join(folder, "curves.png"))
 
 
@@ -85,46 +107,55 @@ def read_metrics(path):
     return lines
 
 
-def plot_training(axis, lines):
-    """How well the samples of each step did, smoothed over a tenth of the steps."""
+def plot_steps(axis, lines, curves):
+    """{name: a value for each line} against the step."""
     steps = [line["step"] for line in lines]
-    width = max(1, len(lines) // 20)
-    for name in lines[0]:
-        if name.startswith(("pass@", "max@", "reward", "gold")):
-            values = [line[name] for line in lines]
-            smooth = []
-            for i in range(len(lines)):
-                window = values[max(0, i - width):i + width + 1]
-                smooth.append(sum(window) / len(window))
-            axis.plot(steps, smooth, label=name)
-    axis.set(xlabel="step", title="training batches (smoothed)")
-    finish(axis)
+    for (name, values), width in zip(curves.items(), widths(len(curves))):
+        axis.plot(steps, values, label=name, linewidth=width)
 
 
-def plot_weights(axis, lines):
-    """How far the policy has moved, and how much of the batch still teaches."""
-    steps = [line["step"] for line in lines]
-    labels = {"kl": "KL to the reference (nats)",
-              "zero": "share of zero coefficients",
-              "w_even": "share of weights within 5 % of their mean"}
-    for name, label in labels.items():
-        if name in lines[0]:
-            axis.plot(steps, [line[name] for line in lines], label=label)
-    axis.set(xlabel="step")
-    finish(axis)
+def curves_of(lines, starts):
+    """{key: its values, smoothed over a tenth of the steps} of the keys that begin in one of these ways."""
+    names = [name for name in shown_once(lines[0]) if name.startswith(starts)]
+    found = {}
+    for name in names:
+        values = [line.get(name, math.nan) for line in lines]
+        found[name] = smooth(values)
+    return found
 
 
-def plot_tests(axis, result):
+def shown_once(line):
+    """The keys of a line of metrics.jsonl without `reward` where pass@1 or max@1 is the same number."""
+    same = line.get("pass@1", line.get("max@1"))
+    twice = same is not None and math.isclose(line["reward"], same, rel_tol=1e-6, abs_tol=1e-9)
+    return [name for name in line if name != "reward" or not twice]
+
+
+def smooth(values):
+    """Means over a tenth of the steps around each."""
+    width = max(1, len(values) // 20)
+    found = []
+    for i in range(len(values)):
+        first = max(0, i - width)
+        window = values[first:i + width + 1]
+        mean = sum(window) / len(window)
+        found.append(mean)
+    return found
+
+
+def widths(count):
+    """Of lines in the order in which they are drawn, ever thinner: where they lie on one another all of them show."""
+    more = min(1.0, 4 / count)
+    return [1.2 + more * i for i in reversed(range(count))]
+
+
+def plot_tests(axis, result, tests):
     """k-curves before and after the run."""
-    styles = {"pass": "-", "max": "-", "maj": "--"}
-    colors = {"before": "tab:gray", "after": "tab:blue"}
-    for kind, style in styles.items():
-        for row, color in colors.items():
-            k_curve(axis, result.get(row, {}), kind, linestyle=style, color=color, label=f"{kind}@k {row}")
-    if axis.has_data():
-        axis.legend(fontsize=7)
-    axis.set(xlabel="k", title="test problems, before and after")
-    axis.grid(alpha=0.3)
+    for (kind, row, color), width in zip(tests, widths(len(tests))):
+        label = f"{kind}@k {row}"
+        k_curve(axis, result[row], kind, color=color, linewidth=width, label=label)
+    axis.set(xlabel="k", title="test problems")
+    finish(axis)
 
 
 def regions(mask):

@@ -20,8 +20,9 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 def init_processes():
     """Meet the other processes, if there are any.  Raises UserError if one cannot be reached."""
     if WORLD > 1 and not torch.distributed.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        own = int(os.environ.get("LOCAL_RANK", 0))
+        if own < torch.cuda.device_count():  # with --device cpu there may be more processes
+            torch.cuda.set_device(own)
         with lost():
             # Waiting for one that verifies programs or evaluates is not a fault; NCCL gives up after ten minutes.
             torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",

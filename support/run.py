@@ -17,7 +17,9 @@ from fast.choose import chooser
 from support import check, contents, load, rollouts
 from support.errors import UserError
 from support.folder import Folder
-from support.plots import plot_run
+from support.notes import Notes
+from support.plots import plot_run, shown_once
+from support.track import Tracker
 
 # Every key of a line of metrics.jsonl, and of a row of result.json (before, after, and `valid` in metrics.jsonl). <k>
 # is a budget. A script writes those that exist in it: without samples no reward, without weights no w_mean.
@@ -27,6 +29,8 @@ METRICS = {
     "reward": "mean reward of the samples",
     "pass@<k>": "chance that k samples hold a right one, exact over the samples of a prompt; mean over prompts",
     "max@<k>": "the same for graded rewards: expected maximum of k samples",
+    "alike": "share of prompts whose samples all have one reward, so that nothing tells them apart",
+    "cut": "share of completions cut at --max-new-tokens, before their end",
     "zero": "share of completions whose coefficient is exactly 0, so that they enter no forward pass",
     "kl": "mean of log pi(y) - log ref(y) over samples, nats: an estimate of KL(pi || reference)",
     "gold": "mean log pi of the gold completions, nats",
@@ -87,7 +91,10 @@ class Run:
     printed: float = 0.0
     pictured: float = 0.0
     checked: bool = False  # whether a finding of the check has been printed
-    idle: int = 0  # steps in a row that could teach nothing
+
+    def __post_init__(self):
+        self.notes = Notes(self.args, self.budget, self.task)
+        self.tracker = Tracker(self.args.track, self.folder)
 
     @property
     def args(self):
@@ -118,7 +125,7 @@ def set_up(folder, default, label, binary=False, base=None):
     folder.create(f"{task.name}-{label}")
     fast = chooser(args.plain)
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed,
-                                fast=fast)
+                                args.device, fast)
     folder.identify(task, generated=not args.data and args.task in tasks.EMBEDDED_TASKS)
     policy.note += f"\nprompts {load.put_prompts(policy, task, args.chat, args.system)}"
     resolve(folder, policy)
@@ -184,7 +191,9 @@ def start(run, words):
     run.folder.start(policy, run.optimizer, chat)
     policy.check = check.Check(functools.partial(report_check, run))
     rollouts.connect(policy, run.args, run.folder.name)
-    print(f"{run.folder.name}: {run.args.model}, {run.task.name} ({counts(run)}), {words}\n{policy.note}", flush=True)
+    print(f"{run.folder.name}: {run.args.model}, {run.task.name} ({counts(run)}), {words}\n{policy.note}\n"
+          f"to repeat it: {run.folder.command()}\nwhat the keys of a step mean: docs/logged.md", flush=True)
+    run.tracker.open(vars(run.args))
     run.mark = run.printed = run.pictured = time.time()
 
 
@@ -221,6 +230,7 @@ def evaluate_before(run):
     if run.args.eval_samples and "before" not in run.folder.result:
         run.folder.result["before"] = result_row(run, run.problems.test, "before")
         run.folder.save(run.policy, run.optimizer)
+    run.tracker.send()
     look_again(run)
     run.folder.training = True
     run.mark = time.time()
@@ -293,22 +303,36 @@ def batch_of(problems, size, step, seed):
     return batch
 
 
-def sample_stats(task, drawn, rewards, budget, gap, seconds):
+def sample_stats(policy, task, drawn, rewards, budget, gap, seconds, answers=None):
     """Keys of METRICS that samples have. rewards [B, n]; gap: log pi - log ref, None where not measured; seconds: what
-    sampling took."""
+    sampling took; answers [B][n]: where a vote is trained for."""
     B, n = rewards.shape
     tokens = int(drawn.lengths.sum())
     stats = {"reward": rewards.mean().item()}
     kind = "max" if task.graded else "pass"
-    for k in sorted({1, min(budget, n)}):
+    most = min(budget, n)
+    for k in sorted({1, most}):
         chances = [common.bon_at_k(r, r, k) for r in rewards.tolist()]
         stats[f"{kind}@{k}"] = sum(chances) / B
+    if answers and most > 1 and not task.graded:
+        chances = [evaluate.majority(a, r, most) for a, r in zip(answers, rewards.tolist())]
+        stats[f"maj@{most}"] = sum(chances) / B
+    alike = rewards.amax(1) == rewards.amin(1)  # [B]
+    stats["alike"] = alike.float().mean().item()
+    stats["cut"] = share_cut(policy, drawn)
     if gap is not None:
         stats["kl"] = gap.mean().item()
     stats["length"] = tokens / (B * n)
     stats["entropy"] = drawn.entropies.sum().item() / tokens
     stats["tokens_per_s"] = tokens / seconds
     return stats | drawn.notes
+
+
+def share_cut(policy, drawn):
+    """Share of samples that do not end with a token that ends a completion."""
+    rows = [row for rows in drawn.lists() for row in rows]
+    cut = [row[-1] not in policy.stop for row in rows]
+    return sum(cut) / len(cut)
 
 
 def weight_stats(weights, name):
@@ -354,7 +378,7 @@ def end_of_step(run, line, shown):
     run.folder.log("metrics.jsonl", **line)
     if step == 1 and not last:  # a new adapter changes nothing before its first update
         look_again(run)
-    notes(run, line)
+    run.notes.look(line)
     if step == 1 or step % 25 == 0 or last:
         for example in shown:
             run.folder.log("samples.jsonl", step=step, **example)
@@ -365,6 +389,7 @@ def end_of_step(run, line, shown):
     stopping = run.folder.stopping
     if step % args.save_every == 0 or last or stopping:
         run.folder.save(run.policy, run.optimizer)
+        run.tracker.send()
         if not last and time.time() - run.pictured > 60:  # a picture takes a second
             plot_run(run.folder.name, run.folder.result)
             run.pictured = time.time()
@@ -372,24 +397,6 @@ def end_of_step(run, line, shown):
         print(f"stopped after step {step}; continue with --out {run.folder.name} --resume", flush=True)
         raise SystemExit(130)
     run.mark = time.time()
-
-
-def notes(run, line):
-    """Say what a step shows that a user should know.  line: its keys of METRICS."""
-    first = line["step"] == 1
-    missed = getattr(run.task, "unanswered", None)
-    if first and missed:
-        print(f"note: no sample so far holds an answer; one is {missed[-300:]!r}. What counts is \\boxed{{...}}, what "
-              "follows '####', 'The answer is' or 'Answer:', and a completion that is one number; see --data in --help",
-              flush=True)
-    if first and run.budget > 1 and line.get("w_mean") and line["w_even"] > 0.95:
-        print("note: the weights are all alike, so they do nothing and this is the objective without them: shorter "
-              "targets, a smaller --n, or --probability success where there is one, tell prompts apart", flush=True)
-    run.idle = run.idle + 1 if line["zero"] == 1 else 0
-    if run.idle == 5:
-        print("note: for five steps no sample had a coefficient other than 0, as when all samples of a prompt have the "
-              "same reward, so nothing was learned. If earlier ones differed, the policy may have collapsed: take a "
-              "lower --lr; if not, more samples per prompt, other problems or a warm-up", flush=True)
 
 
 def print_example(example):
@@ -403,8 +410,12 @@ def print_line(line, steps, seconds):
     """The step line: the keys of metrics.jsonl, rounded, and the time left at `seconds` per step."""
     left = seconds * (steps - line["step"])
     hidden = ("step", "seconds", "samples_per_s", "grad_norm", "_min", "_small")  # in metrics.jsonl only
-    shown = {k: v for k, v in line.items() if not k.endswith(hidden) and isinstance(v, (int, float))}
-    text = "  ".join(f"{k} {v:,.0f}" if abs(v) >= 100 else f"{k} {v:.3g}" for k, v in shown.items())
+    parts = []
+    for name in shown_once(line):
+        value = line[name]
+        if not name.endswith(hidden) and isinstance(value, (int, float)):
+            parts.append(f"{name} {value:,.0f}" if abs(value) >= 100 else f"{name} {value:.3g}")
+    text = "  ".join(parts)
     print(f"step {line['step']}/{steps}  {text}  eta {left:.0f} s", flush=True)
 
 
@@ -420,4 +431,5 @@ def evaluate_after(run):
             found = run.folder.result[f"verifier {row}"]
             print(f"verifier on samples {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
     plot_run(run.folder.name, run.folder.result)
+    run.tracker.finish()
     print(f"{run.folder.result['seconds']:.0f} s; everything is in {run.folder.name}/", flush=True)

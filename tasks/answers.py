@@ -3,7 +3,6 @@ r"""Where the answer of a completion stands (`final_answer`) and how it is spell
 What it is as mathematics is the matter of `values.py`.
 """
 import functools
-import itertools
 import re
 import unicodedata
 from contextlib import suppress
@@ -12,34 +11,81 @@ from typing import NamedTuple
 
 MAX_ANSWER = 1000  # characters; anything longer is not an answer
 
-# Unicode mathematics as LaTeX. What is not in here goes by its Unicode decomposition: see `latex_of`.
-TABLE = r"""−–‐‑‒ - |×✕⨯ \times |·⋅∙•∗ \cdot |÷ \div |⁄∕ / |∶ : |± \pm |∞ \infty |≤⩽≦ \le |≥⩾≧ \ge |≠ \ne |
-≈≃≅ \approx |≡ \equiv |∪ \cup |∩ \cap |∈ \in |∉ \notin |∅ \emptyset |∖ \setminus |⊂ \subset |
-⊆ \subseteq |→ \to |∠ \angle |△ \triangle |∑ \sum |∫ \int |∛ √[3] |∜ √[4] |°º˚ ^\circ |′’ ' |″“” " |
-… \ldots |∣ \mid |⌊ \lfloor |⌋ \rfloor |⌈ \lceil |⌉ \rceil |€£¥₹ |ϕ \phi |ϵ \epsilon |ϑ \theta |
-∧ \land |∨ \lor |ℝ \mathbb{R} |ℤ \mathbb{Z} |ℕ \mathbb{N} |ℚ \mathbb{Q} |ℂ \mathbb{C}|¢ \text{cents} |
-ΑΒΕΖΗΙΚΜΝΟΡΤΧ ?"""
+# A sign, and all that is written for it. What is not in here goes by its Unicode normal form.
+SIGNS = r"""
+    - − – ‐ ‑ ‒ ⁻ ₋
+    * × ✕ ⨯ · ⋅ ∙ • ∗ \times \cdot \ast
+    / ÷ ∕ \div
+    : ∶ \colon
+    | ∣ \mid \vert \lvert \rvert
+    ( ⟨ \langle
+    ) ⟩ \rangle
+    < \lt
+    > \gt
+    ≤ ⩽ ≦ \le \leq \leqq \leqslant \lte <=
+    ≥ ⩾ ≧ \ge \geq \geqq \geqslant \gte >=
+    ≠ \ne \neq !=
+    ≈ ≃ ≅ \approx \simeq
+    ≡ \equiv
+    ± \pm
+    ∞ \infty \infinity \inf
+    ∪ \cup
+    ∩ \cap
+    ∈ \in
+    ∉ \notin
+    ∅ \emptyset \varnothing
+    ∖ \setminus \backslash \smallsetminus
+    ⊂ \subset
+    ⊆ \subseteq
+    ∧ \land \wedge
+    ∨ \lor \vee
+    → \to \rightarrow
+    ⇒ \Rightarrow \implies
+    ∠ \angle
+    △ \triangle
+    ∑ \sum
+    ∫ \int
+    Å \AA
+    ° º ˚ \degree \textdegree
+    ∘ \circ
+    ' ’ ′ \prime
+    " ″ “ ”
+    … \ldots \cdots \dots \dotsc \dotsb ...
+    √ \sqrt
+    √[3] ∛
+    √[4] ∜
+    ⌊ \lfloor
+    ⌋ \rfloor
+    ⌈ \lceil
+    ⌉ \rceil
+    \{ \lbrace
+    \} \rbrace
+    φ \varphi
+    ε \varepsilon
+    ℝ \mathbb{R}
+    ℤ \mathbb{Z}
+    ℕ \mathbb{N}
+    ℚ \mathbb{Q}
+    ℂ \mathbb{C}
+"""
 GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau "
          "upsilon phi chi psi omega").split()
-SYMBOLS = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"), "")
+SIGNS = {name: row.split()[0] for row in SIGNS.split("\n") for name in row.split()}
 for i, name in enumerate(GREEK):
-    SYMBOLS[ord("α") + i] = rf"\{name} "
-    SYMBOLS[ord("Α") + i] = rf"\{name.title()} "
-for row in TABLE.replace("\n", " ").split("|"):
-    chars, _, latex = row.strip().partition(" ")
-    for char in chars:
-        SYMBOLS[ord(char)] = char if latex == "?" else latex + " " * ("\\" in latex)  # ?: looks Latin
+    SIGNS |= {rf"\{name}": chr(ord("α") + i), rf"\{name.title()}": chr(ord("Α") + i)}
+LATEX = {ord(sign): f"{name} " for name, sign in reversed(SIGNS.items()) if name[0] == "\\" and "~" < sign}
 
 # What may follow a number without being a part of it, singular. Those of MEASURES differ in size: 5 km are not 5 m.
-MEASURES = {name: names.split()[0] for names in r"""mm millimeter millimetre|cm centimeter centimetre
+MEASURES = r"""mm millimeter millimetre|cm centimeter centimetre
     |dm decimeter decimetre|km kilometer kilometre|m meter metre|in inch inche|ft foot feet|yd yard|mi mile|mg milligram
     |g gm gram|kg kilogram|ton tonne|lb pound|oz ounce|ml milliliter millilitre|l liter litre L|gal gallon|quart|pint
     |cup|tablespoon|teaspoon|acre|hectare|ms millisecond|s sec second|min minute|h hr hour|day|week|month|year yr|decade
     |century centurie|dollar usd buck|cent penny pennie|euro eur|rupee|yen|peso|ruble|nickel|dime|quarter
     |deg degree|rad radian|kj kilojoule|joule|kcal|calorie|kb|mb|gb|byte|bit|mph|kph kmh kmph
-    |celsius|fahrenheit|kelvin""".split("|") for name in names.split()}
-UNITS = frozenset("""
-    old arcminute knot hz watt newton volt ampere amp ohm mol mole pa khz mhz kw kwh ev omega mu aa T K F C A
+    |celsius|fahrenheit|kelvin"""
+COUNTED = """
+    old arcminute knot hz watt newton volt ampere amp ohm mol mole pa khz mhz kw kwh ev Ω Å μ μm μs μg μl
+    erg dyne tesla farad henry lumen pc parsec atm torr psi arcsec arcsecond T K F C A
     N J W V coin square sq cubic cu squared cubed per linear unit each st nd rd th
     people person persons man men woman women child children boy girl student teacher worker player member friend
     guest apple orange egg cookie book page ticket marble ball card stamp sticker pencil pen toy car bike dog cat bird
@@ -48,31 +94,23 @@ UNITS = frozenset("""
     factor divisor side edge vertex vertices face triangle rectangle circle line word letter question problem answer
     mark vote combination permutation arrangement outcome subset pair team group set row column bottle can glass
     glasses slice pizza meal serving shirt shoe sock hat dress dresses gift candle candies candy chocolate cupcake
-    cake brownie banana pear peach peaches""".split()) | MEASURES.keys()
+    clip sandwich sandwiches crayon shell rock balloon necklace
+    bracelet puzzle video song movie photo picture flag sheet block brick board nail screw bolt wheel tire
+    bus buses train boat ship truck vehicle passenger driver nurse doctor customer visitor neighbor cousin
+    brother sister puppy puppies kitten duck goose geese pig goat rabbit hamster bee ant spider egg potato potatoes
+    tomato tomatoes carrot onion pepper grape cherry cherries strawberry strawberries lemon melon watermelon cracker
+    muffin donut doughnut bagel loaf loaves pancake waffle burger hot taco jar bucket basket crate carton packet pack
+    package envelope folder notebook magazine newspaper chapter paragraph essay test exam quiz class classes lesson
+    course game inning run goal yard medal prize trophy token chip dice die coupon receipt bill sweet
+    cake brownie banana pear peach peaches"""
+UNITS = dict.fromkeys(COUNTED.split(), "")
+UNITS |= {name: names.split()[0] for names in MEASURES.split("|") for name in names.split()}
+UNITS = {f"{name}s": unit for name, unit in UNITS.items()} | UNITS
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 # Names that are read as one symbol or function although they are made of letters.
 FUNCTIONS = "sinh cosh tanh asin acos atan sin cos tan cot sec csc ln log exp abs min max gcd lcm".split()
-UNICODE = {latex.strip(): chr(code) for code, latex in reversed(SYMBOLS.items())}
 NAMES = {*FUNCTIONS, *GREEK, "sqrt", "arcsin", "arccos", "arctan", "infinity", "inf"}
-
-
-def latex_of(text):
-    """Unicode mathematics as LaTeX: 5√2·x⁻¹ is 5√2\\cdot x^{-1}. Digits of other scripts stay what they are."""
-    def kind(char):  # of compatibility character: super, sub, fraction, font, wide, ...
-        decomposition = unicodedata.decomposition(char)
-        return decomposition[1:].split(">")[0] if decomposition[:1] == "<" and ord(char) not in SYMBOLS else ""
-
-    parts = []
-    for name, run in itertools.groupby(text, kind):
-        run = (" " if name == "fraction" else "").join(run)
-        plain = unicodedata.normalize("NFKC", run) if name else run
-        if name in ("super", "sub"):
-            plain = f"{'^' if name == 'super' else '_'}{{{plain}}}"
-        elif name == "fraction":
-            plain = re.sub("([0-9]+)\u2044([0-9]+)", r"\\frac{\1}{\2}", plain)
-        parts.append(plain)
-    return "".join(parts).translate(SYMBOLS)
 
 
 # ------------------------------------------------------------------------------------------------ how it is spelled
@@ -86,12 +124,12 @@ def repeating(match):
 
 def upright(match):
     r"""\text{...} around what stands in \text, \mbox or \mathrm, without the braces and commands inside."""
-    return rf"\text{{{re.sub(r'[{}]', '', re.sub(r'.cdot|.AA', ' ', match[1]))}}}"
+    return rf"\text{{{re.sub(r'[{}]', '', re.sub(r'[*]', ' ', match[1]))}}}"
 
 
-def unicode_of(match):
-    """The sign of a command that has one."""
-    return UNICODE.get(match[0], match[0])
+def sign(match):
+    """What SIGNS has for a command or character, else its Unicode normal form."""
+    return SIGNS.get(match[0], unicodedata.normalize("NFKC", match[0]))
 
 
 def scaled(match):
@@ -102,112 +140,107 @@ def scaled(match):
 
 # Pattern ==> replacement, applied in this order; of a replacement, ~ is a space. A line with # is a comment.
 SPELLING = r"""
+    # Signs of Unicode and commands
+    [\u200b-\u200d\u2060\ufeff€£¥₹] ==>
+    ¢ ==> \\text{cents}
+    ([⁰¹²³⁴-⁹⁺⁻⁼⁽⁾ⁿⁱᵃᵇᶜᵈᵏᵐᵗˣʸᵀ]+) ==> ^{\1}
+    ([₀-₉₊₋₌₍₎ₐₑₓᵢⱼₖₘₙ]+) ==> _{\1}
+    ([¼-¾⅐-⅞]) ==> ~\1
+    \\operatorname\*? ?\{([A-Za-z]+)\} ==> \\\1~
+    \\mathbb ?([A-Z]) ==> \\mathbb{\1}
+    \\mathbb\{[A-Z]\}|\\[A-Za-z]+|[^\x00-\x7f]|[<>!]=|\.\.\. ==> SIGN
+    ([0-9]+)⁄([0-9]+) ==> \\frac{\1}{\2}
     # Style, delimiters and spaces. \\( is the row break of a matrix followed by a bracket
     \{ *\\(?:bf|rm|it)(?![a-zA-Z]) * ==> \\mathrm{
-    \\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|bf|rm|it|limits|tiny|small|[lL]arge)(?![a-zA-Z]) ==>
+    \\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|bf|rm|it)(?![a-zA-Z]) ==>
+    \\(?:limits|tiny|small|[lL]arge|underline)(?![a-zA-Z]) ==>
+    \\(?:(?:text)?color|h?phantom) *\{[^{}]*\} ==>
     (?<!\\)\\[()\[\]]|(?<!\\)\$ ==>
-    \\not ?= ==> \\ne~
-    (?<![_^])\{ *([-+=<>.:,/]|\\(?:times|cdot|%)) *\} ==> \1
-    (?<!\\)\\[!,](?=[0-9]) ==>
+    \\not ?= ==> ≠
+    (?<![_^])\{ *([-+=<>.:,/*]|\\%) *\} ==> \1
+    (?<!\\)\\(?:! *|,)(?=[0-9]) ==>
     # '100, 200' is a list, '1,200' a number
     (?<=[0-9]),(?:(?<!\\)\\(?:[!,;: ]|q?quad(?![a-zA-Z]))|~|\s)+(?=[0-9]) ==> ;~
     \\(?:text(?:bf|rm|it|sf|tt|normal)?|mbox|mathrm) *\{((?:[^{}]|\{[^{}]*\})*)\} ==> UPRIGHT
     (?:(?<!\\)\\(?:[!,;: ]|q?quad(?![a-zA-Z]))|~|\s)+ ==> ~
     (?<=[0-9])\^\{? *(?:\\text\{ *)?(st|nd|rd|th) *\}{0,2} ==> \\text{\1}
-    \\(?:math(?:bf|it|sf|tt|normal)|boldsymbol|bm|pmb)(?![A-Za-z]) *\{(?= *[A-Za-z]{2}[A-Za-z ]*\}) ==> \\text{
     \\(?:math(?:bf|rm|it|sf|tt|normal)|boldsymbol|bm|pmb)(?![A-Za-z]) * ==>
-    \\mathbb ([A-Z]) ==> \\mathbb{\1}
     ^\\text\{ *([-+]?[0-9][^{}]*)\}$ ==> \1
     ^['"](.*)['"]$ ==> \1
     # Degrees, percent and units that are spelled in several ways
-    \^(?:\\circ(?![a-z])|\{ *\\circ *\})|\^?\\(?:text)?degree(?![a-z]) ==> \\degree~
-    \\degree *(?:\\text\{ *[CF] *\}|[CF](?![A-Za-z])|) ==> \\degree~
+    \^ ?[∘°]|\^ ?\{ ?[∘°] ?\} ==> °
+    \^ ?('+)|\^ ?\{ ?('+) ?\} ==> \1\2
+    ° ?(?:C(?![A-Za-z])|\\text\{ *C *\}) ==> \\text{~celsius}
+    ° ?(?:F(?![A-Za-z])|\\text\{ *F *\}) ==> \\text{~fahrenheit}
     \\?%|(?:\\text\{ *| )percent(?:\}|(?![a-z])) ==> %
     (?<=[0-9])(?: ?\\text\{ *| )(hundred|thousand|million|billion|trillion)(?![a-z])( *\})? ==> SCALED
     \\frac\{(\\text\{[^{}]*\})\}\{(\\text\{[^{}]*\}(?:\^\{?[0-9]\}?)?)\}$ ==> \1/\2
     (?<![A-Za-z])mph(?![a-z]) ==> mi/h
     (?<![A-Za-z])km?p?h(?![a-z]) ==> km/h
-    ^ ?(?:\\approx(?![a-z])|=) ==>
     # Qualifiers, and what separates the elements of a list
     (.[^{}]*)\\text\{[ ,(]*(?:for|where|with|when|if|because|since)(?![a-z]).* ==> \1
-    (?<=.)[;,] ?\(?[a-zA-Z] ?\\in ?\\mathbb\{[A-Z]\}.* ==>
+    (?<=.)[;,] ?\(?[a-zA-Z] ?∈ ?[ℝℤℕℚℂ].* ==>
     (?<=[^ ]) ?,? (?:for|where|with|when|if|because|since) .* ==>
     [ ,]*(?:\\text\{ *,? *and *\}|(?<![A-Za-z\\])and(?![A-Za-z])),? * ==> ;
-    [ ,]*(?:\\text\{ *,? *or *\}|(?<![A-Za-z\\])or(?![A-Za-z])),? * ==> \\orelse~
+    [ ,]*(?:\\text\{ *,? *or *\}|(?<![A-Za-z\\])or(?![A-Za-z])),? * ==> ⊔
     ^[A-Za-z] ?= ?(?=\\text\{ *[A-Za-z]) ==>
     # \text{5}, \text{i}, \text{(A)}, \text{IV}, and a choice
     (?<![0-9)}])(?<![0-9)}] )\\text\{([^{}a-z]*|[^{}A-Za-z]*[a-z][^{}A-Za-z]*)\} ==> ~\1~
-    \\text\{([^{}A-Za-z]*[iexyz]?[^{}A-Za-z]*)\} ==> ~\1~
+    \\text\{([^{}A-Za-zΩμÅ]*[iexyz]?[^{}A-Za-zΩμÅ]*)\} ==> ~\1~
     ^ *\(?([A-Z])\) *$ ==> \1
     # Spellings of one notation
     \\text\{ *mod *\}|\\[pb]?mod(?![a-z])|(?<![A-Za-z\\])mod(?![a-z]) ==> \\pmod
     \(? ?\\pmod ?\{? ?([0-9]+|[a-z])\}? ?\)? ==> \\pmod{\1}
-    \(\\text\{ *mod *([0-9]+) *\}\) ==> \\pmod{\1}
     \\[dtc]?frac\{d(\\?[A-Za-z]+)\}\{d(\\?[A-Za-z]+)\} ==> \\deriv_{\1/\2}
     (?<![A-Za-z\\])([fgh])\^\{-1\}(?=\() ==> \1_{-1}
-    \\(sin|cos|tan)\^\{-1\} ==> \\a\1~
+    \\(sin|cos|tan)\^\{-1\} ? ==> \\a\1~
     \\\\(?:\[[0-9.]+ *[a-z]+\])? *(?=\\end) ==>
     (\\\\)\[[0-9.]+ *[a-z]+\] ==> \1
     \(([0-9]+)\)_ ==> \1_
+    \{([^{}]*)\\choose(?![a-z])([^{}]*)\} ==> \\binom{\1}{\2}
+    \{([^{}]*)\\over(?![a-z])([^{}]*)\} ==> \\frac{\1}{\2}
     \^\{([0-9])\}√ ==> √[\1]
     (?<![A-Za-z0-9\\])([0-9]+) ([0-9]+)/([0-9]+)$ ==> \1\\frac{\2}{\3}
-    (?<=[0-9]) *[x*] *(?=10\^) ==> \\times~
+    (?<=[0-9]) *[x*] *(?=10\^) ==> *
     # e-notation, if it is one number as a whole or in a tuple
-    ^([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))[eE]([-+]?)0*([0-9]+)(?= |\\|%?$)(?!.*[-+*=,]) ==> \1\\times10^{\2\3}
-    (?<=[(\[;,])(?=1e|-1e|-?[0-9]*\.)([-+]?[0-9]*\.?[0-9]*)[eE]([-+]?)0*([0-9]+)(?=[)\];,]) ==> \1\\times10^{\2\3}
+    ^([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))[eE]([-+]?)0*([0-9]+)(?= |\\|%?$)(?!.*[-+*=,]) ==> \1*10^{\2\3}
+    (?<=[(\[;,])(?=1e|-1e|-?[0-9]*\.)([-+]?[0-9]*\.?[0-9]*)[eE]([-+]?)0*([0-9]+)(?=[)\];,]) ==> \1*10^{\2\3}
     (?<![0-9.])([0-9]{0,99})\.([0-9]{0,99})\\(?:overline|bar|dot)\{?([0-9]{1,99})\}?(?![0-9]) ==> REPEATING
-    (?<![A-Za-z0-9)}]) +| +(?![A-Za-z0-9\\(]) ==>
-    (\.[0-9]+)(?:\\[lc]?dots|\.\.\.)$|[.;:\\ ]+$|(?<!\.),$ ==> \1
+    (?<![A-Za-z0-9)}]) +| +(?![A-Za-z0-9\\(ΩμÅ]) ==>
+    (\.[0-9]+)…$|[.;:\\ ]+$|(?<!\.),$ ==> \1
 """
 
 
 # The same for `flatten`, applied until nothing changes. ATOM is an argument without brackets, BRACKET one with them.
 FLAT = r"""
-    (?<=[0-9])(?<![0-9]{4}),(?=(?:[0-9]{3},)*[0-9]{3}(?![0-9,]))(?![^(\[]*(?:[)\]]|\\\})) ==>
+    (?<![0-9.,])([1-9][0-9]{0,2}(?:[0-9]{3})*),(?=[0-9]{3}(?:,[0-9]{3})*(?!,?[0-9]))(?![^(\[]*(?:[)\]]|\\\})) ==> \1
     (?<=[0-9]) (?=[0-9]{3}(?: [0-9]{3})*(?![0-9])) ==>
     (?<![A-Za-z\\])(NAMES)(?![A-Za-z]) ==> \\\1~
-    \\(?:leq(?:q|slant)?|le|lt(?=e))(?![a-z])|<= ==> ≤
-    \\(?:geq(?:q|slant)?|ge)(?![a-z])|>= ==> ≥
-    \\neq?(?![a-z])|!= ==> ≠
-    \\lt(?![a-z]) ==> <
-    \\gt(?![a-z]) ==> >
-    \\(?:times|cdot|ast)(?![a-z]) ==> *
+    \\[A-Za-z]+ ==> SIGN
     \*\* ==> ^
-    \\div(?![a-z]) ==> /
-    \\degree ==> °
-    \\colon(?![a-z]) ==> :
-    \\varphi ==> φ
-    \\varepsilon ==> ε
-    \\varnothing ==> ∅
-    \\wedge(?![a-z]) ==> ∧
-    \\vee(?![a-z]) ==> ∨
-    \\(?:backslash|smallsetminus)(?![a-z]) ==> ∖
-    \\inf(?:inity)?(?![a-z]) ==> ∞
-    \\(?:[lc]?dots|dots[a-z])(?![a-z])|\.\.\. ==> …
-    \\orelse ==> ⊔
-    \\(?:mid|[lr]?vert)(?![a-z]) ==> |
-    \\lbrace(?![a-z]) ==> \\{
-    \\rbrace(?![a-z]) ==> \\}
-    \\(?:mathbb\{[A-Z]\}|[A-Za-z]+) ==> SYMBOL
-    \\begin\{[a-z]+\} ==> \\matrix([
-    \\end\{[a-z]+\} ==> ])
+    \\begin\{vmatrix\} ==> \\det(\\matrix([[
+    \\end\{vmatrix\} ==> ]]))
+    \\begin\{[a-z]+\} ==> \\matrix([[
+    \\end\{[a-z]+\} ==> ]])
     \\\\ ==> ],[
     & ==> ,
-    √|\\?sqrt(?![a-z]) ==> √
     \\arc(sin|cos|tan) ==> \\a\1
     \\[dtc]frac(?![a-z]) ==> \\frac
     \\[dt]binom(?![a-z]) ==> \\binom
-    \\(frac|binom) *([0-9A-Za-zα-ω]) ==> \\\1{\2}
-    (\\(?:frac|binom)\{[^{}]*\}) *([0-9A-Za-zα-ω]) ==> \1{\2}
-    \\(angle|triangle|overline|bar|vec|hat|overrightarrow|widehat) *(?:\{([A-Za-z]+)\}|([A-Z]+|[a-z])) ==> \\\1_⟨\2\3⟩
-    \\log *_ *(?:\{([^{}]*)\}|([0-9A-Za-z])) *(BRACKET|ATOM) ==> \\log(\3,\1\2)
-    _ *(?:\{\(?([^{}()]*)\)?\}|([0-9A-Za-z]+)) ==> _⟨\1\2⟩
-    \^ *\{([^{}]*)\} ==> ^(\1)
+    \\(frac|binom) *([0-9A-Za-zα-ω]) ==> \\\1(\2)
+    (\\(?:frac|binom) *BRACKET) *([0-9A-Za-zα-ω]) ==> \1(\2)
+    \\widehat ==> \\hat
+    (\\(?:overline|bar|d?dot|tilde|vec|hat|overrightarrow)|[∠△]) *(?:\{([A-Za-z]+)\}|([A-Z]+|[a-z])) ==> \1_⟨\2\3⟩
+    (\\(?:FUNCTIONS)(?: *_ *(?:\{[^{}]*\}|[0-9A-Za-z]))?) *\{([^{}]*)\} ==> \1(\2)
+    \\log *_ *(?:\{([^{}]*)\}|([0-9A-Za-z])) *(BRACKET|ATOM) ==> (\\ln(\3)/\\ln(\1\2))
+    \\log *(BRACKET|ATOM) ==> (\\ln(\1)/\\ln(10))
+    _ *(?:\{\(?([^{}()]*)\)?\}|([0-9]+|[A-Za-z])) ==> _⟨\1\2⟩
     √ *\[([^][]*)\] *(?:\{([^{}]*)\}|([0-9]+|[A-Za-z])) ==> \\root(\2\3,\1)
-    √ *(?:\{([^{}]*)\}|([0-9]+(?:\.[0-9]+)?|[A-Za-zα-ω])) ==> √(\1\2)
-    \\frac *\{([^{}]*)\} *\{([^{}]*)\} ==> ((\1)/(\2))
-    \\binom *\{([^{}]*)\} *\{([^{}]*)\} ==> \\binom(\1,\2)
+    √ *([0-9]+(?:\.[0-9]+)?|[A-Za-zα-ω]) ==> √(\1)
+    (\\(?:max|min|gcd|lcm)) *\\\{([^{}]*)\\\} ==> \1(\2)
     (?<!\\)\{((?:[^{}\\]|\\[^{}])*)\} ==> (\1)
+    \\frac *(BRACKET) *(BRACKET) ==> (\1/\2)
+    \\binom *(BRACKET) *(BRACKET) ==> \\binom(\1,\2)
     (?<![0-9)/.^])([0-9]+) *\(\(([0-9]+)\)/\(([0-9]+)\)\) ==> (\1+\2/\3)
     \|((?:[^|()]|BRACKET)*)\| ==> \\abs(\1)
     ⌊([^⌊⌋]*)⌋ ==> \\floor(\1)
@@ -216,6 +249,7 @@ FLAT = r"""
     \\(FUNCTIONS)(?![a-z]) *\^ *(\([^()]*\)|[0-9a-z]) *(BRACKET|ATOM) ==> (\\\1(\3))^\2
     \\(FUNCTIONS)(?![a-z]) *(ATOM) ==> \\\1(\2)
     \\(FUNCTIONS) +\( ==> \\\1(
+    \\cis *(BRACKET|ATOM) ==> (\\cos(\1)+i*\\sin(\1))
     (\\(?:sin|cos|tan|cot|sec|csc)\((?:[^()]|BRACKET)*)° ==> \1π/180
 """
 # And once after that.
@@ -223,24 +257,30 @@ LAST = r"""
     (?<![0-9]) | (?![0-9]) ==>
     \\([{}]) ==> \1
     ^\{\}$ ==> ∅
-    [°$] ==>
+    °|∘$ ==>
+    [∈≡≈] ==> =
+    ^\{[a-z](?:=ℝ)?[|:](.*)\}$ ==> \1
     √ ==> \\sqrt
     \^\(([0-9]+|[a-z])\)(?![0-9a-z.(]) ==> ^\1
     ; ==> ,
     \\pmod\(([0-9a-z]+)\)$ ==> ≢\1
     \(([^()|]*)\|([^()|]*)\) ==> (\1,\2)
     ^\((\([^()]*\))\)$ ==> \1
+    ^\]([^][,]*,[^][,]*[][])$ ==> (\1
+    ^([(\[][^][,]*,[^][,]*)\[$ ==> \1)
     ^([0-9A-F]+)_⟨([0-9]+)⟩$ ==> \\name_⟨\1;\2⟩
-    (?<![A-Za-z0-9\\⟨])([A-Z]{2,})(?=$|[,;)⊔]) ==> \\name_⟨\1⟩
+    (?:^|(?<=[,;⊔{=]))([A-Z]{2,})(?=$|[,;⊔}]) ==> \\name_⟨\1⟩
 """
 
 
 def rules(table):
     """The lines of a table as (pattern, replacement)."""
-    bracket = r"\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)"
+    bracket = r"\([^()]*\)"
+    for _ in range(6):
+        bracket = rf"\((?:[^()]|{bracket})*\)"
     atom = rf"(?:[0-9.A-Za-zα-ω°]|_⟨[^⟩]*⟩|\^[0-9a-z]|\^\([^()]*\)|(?:√|\\abs|\\root){bracket})+"
     macros = {"BRACKET": bracket, "ATOM": atom, "FUNCTIONS": "|".join(FUNCTIONS), "NAMES": "|".join(NAMES)}
-    functions = {"UPRIGHT": upright, "SCALED": scaled, "REPEATING": repeating, "SYMBOL": unicode_of}
+    functions = {"UPRIGHT": upright, "SCALED": scaled, "REPEATING": repeating, "SIGN": sign}
     for line in table.split("\n"):
         pattern, mark, replacement = line[4:].partition(" ==>")
         for name, text in macros.items():
@@ -271,8 +311,6 @@ def clean(answer):
     text = find(answer) or EMPHASIS.sub(r"\2", answer.strip())
     if len(text) > MAX_ANSWER:
         return None
-    if not text.isascii():
-        text = latex_of(text)
     for pattern, replacement in SPELLING:
         text = pattern.sub(replacement, text)
     return text or None
@@ -286,60 +324,56 @@ def has_answer(text):
     return len(text) <= MAX_ANSWER if PLAIN.fullmatch(text) else clean(text) is not None
 
 
-COMMAND_UNIT = r"\\(?:text\{[^{}]*\}|(?:Omega|mu|AA|cdot)(?![A-Za-z]))"
+SIGNED = {r"\$": "dollar", "%": "percent", "°": "deg"}
+TEXT_UNIT = r"\\text\{[^{}]*\}"
 POWER = r"(?:\^(?:\{-?[0-9]\}|[0-9]))?"
 UNIT = re.compile(
-    rf"(?:(?<=[0-9A-Za-z)}}!]) ?(?={COMMAND_UNIT})|(?<=[0-9)}}!]) ?|(?<=\\pi) ?)(?:{COMMAND_UNIT}|[A-Za-z]+\.?){POWER}"
-    rf"(?:[ /*]*{COMMAND_UNIT}{POWER}|[ /*]+[A-Za-z]+\.?{POWER})*(?=$|[.,;])")
+    rf"(?:(?<=[0-9A-Za-zπ)}}!]) ?(?={TEXT_UNIT})|(?<=[0-9π)}}!]) ?)(?:{TEXT_UNIT}|[A-Za-zΩμÅ]+\.?){POWER}"
+    rf"(?:[ /*]*{TEXT_UNIT}{POWER}|[ /*]+[A-Za-zΩμÅ]+\.?{POWER})*(?=$|[.,;])")
 NO_POWER = re.compile(r"^[ {]*(?:squared|cubed)|[04-9]|(?<![-{])1|(?<![A-Za-z^{.-])[23]")
 LONE = re.compile(r"(?:[A-Za-z]=)?[-+]?[0-9.,]+")
-
-
-def singular(word):
-    """The word of UNITS that a word is, or None."""
-    plain = word if len(word) == 1 else word.lower()
-    return next((unit for unit in (plain, plain.removesuffix("s")) if unit in UNITS), None)
 
 
 def split_unit(text):
     r"""(what is left without units, tuple of the MEASURES among them). One letter is a unit within \text{...}, or
     apart from a number: 5 m has one, 5m and 2x m have none."""
-    found = ["dollar"] if r"\$" in text else []
+    found = [unit for sign, unit in SIGNED.items() if sign in text]
 
     def without(match):
-        tail = re.sub(r"\\(?:text|cdot)", " ", match[0])
-        words = re.findall("[A-Za-z]+", tail)
-        units = [singular(word) for word in words]
+        tail = re.sub(r"\\text", " ", match[0])
+        words = re.findall("[A-Za-zΩμÅ]+", tail)
+        units = [UNITS.get(word if len(word) == 1 else word.lower()) for word in words]
         lone = match[0][0] == " " and LONE.fullmatch(text[:match.start()])
-        letter = match[0].strip(" ")[:5] != r"\text" and (len(words[0]) == 1 or match[0][0] == "\\")
-        if not all(units) or NO_POWER.search(tail) or letter and not lone:
+        letter = match[0].strip(" ")[:5] != r"\text" and len(words[0]) == 1
+        if None in units or NO_POWER.search(tail) or letter and not lone:
             return match[0]
-        found.extend(MEASURES[unit] for unit in units if unit in MEASURES)
+        found.extend(filter(None, units))
         return ""
     bare = UNIT.sub(without, text.replace(r"\$", ""))
-    return re.sub(r"(?<=[0-9])['\"]$", "", bare), tuple(found)
+    return bare, tuple(found)
 
 
 TRUTHS = "yes|no|on|true|false|none|even|odd|am|pm|do|not"
 WORDS = re.compile(rf"\\text\{{[^{{}}]*[A-Za-z]{{2}}|(?<![A-Za-z0-9\\_])(?i:{TRUTHS})(?![A-Za-z])"
                    r"|[0-9] ?(?i:[ap]\.?m(?![a-z]))")
+WORD = re.compile(r"(?<![A-Za-z\\])(?=[A-Za-z]*[aeiouAEIOU])(?:[A-Z][a-z]{2,}|[a-z]{3,}|[A-Z]{3,})(?![A-Za-z])")
 LETTERS = re.compile(rf"(?!(?i:{TRUTHS})$)(?!.*[0-9] ?[AP])[^a-z]*")  # as in IV, which is a name
 
 
 def words_of(text):
     """The key of an answer in words, or None if it is none: no case, no points, its pieces in any order."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
-    found = set(re.findall(r"(?<![A-Za-z\\])[A-Za-z]{3,}", plain)) - NAMES
+    found = set(WORD.findall(plain)) - NAMES
     if not (found or WORDS.search(text) or WORDS.search(plain)):
         return None
-    if LETTERS.fullmatch(plain) or re.search(r"[_^={}+*<>]", plain):
+    if LETTERS.fullmatch(plain) or re.search(r"[_^={}+*/<>]", plain):
         return None
-    parts = re.split(r"[;,]|\\orelse|(?<=[a-z])\s*(?=[0-9])", re.sub(r"[.\"']", "", plain.lower()))
+    parts = re.split(r"[;,⊔]|(?<=[a-z])\s*(?=[0-9])", re.sub(r"[.\"']", "", plain.lower()))
     parts = sorted(filter(None, (re.sub(r"\s", "", part) for part in parts)))
     return rf"\text{{{';'.join(parts)}}}" if parts else None
 
 
-NUMERIC = re.compile(r"(?:(?<![0-9.])10\^(?:[0-9](?![0-9])|\(-?[0-9]{1,2}\))|[-+*/()0-9.])+")
+NUMERIC = re.compile(r"(?:([A-Za-zα-ω])=)?((?:(?<![0-9.])10\^(?:[0-9](?![0-9])|\(-?[0-9]{1,2}\))|[-+*/()0-9.])+)")
 
 
 class Glance(NamedTuple):
@@ -359,12 +393,14 @@ def glance(text):
     flat = ""
     if not key:
         flat = bare if len(text) > 300 else flatten(bare)
-    name, _, number = flat.rpartition("=")
-    if not key and len(text) < 300 and NUMERIC.fullmatch(number) and (not name or name.isalpha()) and len(name) < 2:
-        code = re.sub(r"[0-9.]+", r"F('\g<0>')", number.replace("^", "**"))
+    name = ""
+    number = NUMERIC.fullmatch(flat) if len(text) < 300 else None
+    if number:
+        code = re.sub(r"[0-9.]+", r"F('\g<0>')", number[2].replace("^", "**"))
         with suppress(SyntaxError, TypeError, ArithmeticError, MemoryError, ValueError):
             key = str(eval(code, {"__builtins__": {}, "F": Fraction}))
-    return Glance(key, name if key else "", units, flat)
+            name = number[1] or ""
+    return Glance(key, name, units, flat)
 
 
 # --------------------------------------------------------------------------------------------------- where it stands
@@ -373,17 +409,16 @@ def boxes(text):
     r"""[(start, end, inside)] of the \boxed{...} and \fbox{...} whose braces balance, outer ones only, in order. One
     pass over the text."""
     stack, found = [], []  # of open braces: (start of its \boxed or -1, where its inside starts)
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|([-+]?[0-9][^\s{}$\\]*))|\\[{}]|[{}]", text):
-        if match[1]:  # '\boxed 5', without braces
-            found.append((match.start(), match.end(), match[1]))
-        elif match[0] == "}":
-            start, begin = stack.pop() if stack else (-1, 0)
-            if start >= 0:
-                while found and found[-1][0] > start:
-                    found.pop()
-                found.append((start, match.end(), text[begin:match.start()]))
-        elif match[0] not in (r"\{", r"\}"):
+    text = re.sub(r"\\boxed\s*([-+]?[0-9][^\s{}$\\]*)", r"\\boxed{\1}", text)  # '\boxed 5', without braces
+    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|(?<!\\)[{}]", text):
+        if match[0] != "}":
             stack.append((-1 if match[0] == "{" else match.start(), match.end()))
+        elif stack:
+            start, begin = stack.pop()
+            while start >= 0 and found and found[-1][0] > start:
+                found.pop()
+            if start >= 0:
+                found.append((start, match.end(), text[begin:match.start()]))
     return found
 
 
@@ -402,12 +437,11 @@ def last_box(text):
 
 
 MARK = re.compile(r"####|<answer>|(?<!this )\banswer(?:\s+is(?: therefore| thus)?\b|\W{0,4}:)", re.IGNORECASE)
-WEAK = re.compile(r"(?:our|my|your|whether|if|that) (?:the )?$", re.IGNORECASE)
-PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}|[a-z]{3,}ly\b")
+PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}|[a-z]{3,}ly\b|^(?:in)?correct|^right|^wrong")
 EMPHASIS = re.compile(r"(?<![\w)\]}*])(\*\*?|__|`)(?=\S)(.*?\S)\1(?![\w*])")
 LEAD = re.compile(r"(?:[:\s>]|[*_`]+(?=\s)|(?<=\n)[-*•]\s)*")
 DISPLAY = re.compile(r"(?:\$\$|\\\[)(.*?)(?:\$\$|\\\])", re.DOTALL)
-END = re.compile(r"\n|</answer|\.[*_`]*(?:\s|$)| (?:because|since|which)\b")
+END = re.compile(r"\n|</answer|<\||\.[*_`]*(?:\s|$)|,? (?:because|since|which)\b|, (?:so|as|in|not|but)\b")
 NUMBER = r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|[-+]?\.[0-9]+"
 WHOLE = re.compile(  # a completion that is one number, or one short sentence with one
     rf"(?:[A-Za-z][A-Za-z ]{{0,30}}[:=] *)?\$?({NUMBER})%?(?: [a-z]+)?\.?|[A-Z][A-Za-z, ']* \$?({NUMBER})%?"
@@ -437,15 +471,13 @@ def find(text):
     inside = last_box(text)
     if inside is not None:
         return inside
-    found = []
-    for place, match in enumerate(list(MARK.finditer(text))[-30:]):
+    best = (False, "")
+    for match in list(MARK.finditer(text))[-30:]:
         said = sentence(text[match.end():match.end() + 3 * MAX_ANSWER])
-        if said and not MARK.search(said):
-            prose = bool(PROSE.search(said)) and len(said) > 1
-            weak = bool(WEAK.search(text[:match.start()][-20:]))
-            found.append((not prose, not weak, place, said))
-    said = max(found)[-1] if found else None
-    return said if said and r"\boxed" not in said else None  # a box that was cut off
+        plain = not PROSE.search(said) or len(said) == 1
+        if said and not MARK.search(said) and plain >= best[0]:
+            best = (plain, said)
+    return best[1] if best[1] and r"\boxed" not in best[1] else None  # a box that was cut off
 
 
 def final_answer(completion):

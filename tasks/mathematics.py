@@ -1,7 +1,8 @@
 r"""Answers compared as mathematics: what the answer of a completion is, and which answers are the same.
 
 `answers.py` finds an answer and spells it in one way; `values.py` brings it to a normal form by its kind, with sympy,
-in a child process. What neither reads (sums, integrals, limits) is left to math-verify.
+in a child process. Sums, products, integrals and limits are left to math-verify. What cannot be read is equal only to
+the same text.
 
 What is debatable, decided once (gold | equal to it | not equal; in tests/test_tasks_math.py too):
 
@@ -15,13 +16,16 @@ What is debatable, decided once (gold | equal to it | not equal; in tests/test_t
     a decimal stands for what rounds to it, with six  \frac13 | 0.333333 | 0.33; 0.33333349
         decimal places and four digits
     ratios up to a factor; of two also the quotient   2:3 | 4:6; \frac23 | 3:2;  1:2:3 | 2:4:6 | \frac16
-    capitals alone are a name, other letters factors  AB | \text{AB} | BA;  xy | yx |
+    capitals alone are a name, other letters factors, AB | \text{AB} | BA;  xy | yx |;  mgh | ghm | Mgh
+        if they have no vowel or are fewer than three
     words: no case, no points, pieces in any order    \text{Paris, France} | paris, france. | \text{Paris}
     a name before = is needed on no side, but two     y=3 | 3 | x=3
-        different ones differ
+        different ones differ; one of several letters x+y=3 | y+x=3 | 3;  204 | m+n=204 |
+        may be missing in the gold answer only
     an equation of a number is not that number        5 | 2+3=5 | n^2=5; -x=5
     a unit is needed on no side, but units of         5\text{ km} | 5; 5\text{ kilometers} | 5\text{ m}; 5000\text{ m}
-        another size differ, and none is converted
+        another size differ, and none is converted;   45^\circ | 45 | 45\%
+        so do percent, degrees and dollars
     percent is the number or its hundredth            50\% | 0.5; 50 | 0.05
     degrees are their number, but angles in functions 60^\circ | 60 | \frac{\pi}{3};  \sin 30^\circ | \frac12 |
     (a,b) is also an interval, if the other side is   (0,7) | 0<x<7 | 0\le x\le 7
@@ -30,7 +34,8 @@ What is debatable, decided once (gold | equal to it | not equal; in tests/test_t
 
 A reward compares two normal forms, a vote counts one. They agree but where being equal is not transitive: what lacks
 a name or a unit votes with what has one (x=3, 3 and y=3; 5 km, 5 and 5 m), and these have keys of their own: 50\%
-apart from 0.5 and 50, 0.333333 apart from 1/3, the equation y-2x=3 apart from y=2x+3, which votes as 2x+3.
+apart from 0.5 and 50, 0.333333 apart from 1/3, the equation y-2x=3 apart from y=2x+3, which votes as 2x+3. x+y=3
+votes as 3.
 """
 import importlib.util
 import json
@@ -45,7 +50,7 @@ from contextlib import suppress
 
 from support.errors import UserError
 
-from .answers import clean, final_answer, glance, has_answer
+from .answers import LATEX, clean, final_answer, glance, has_answer
 from .embedded import Task
 from .workers import WorkerPool
 
@@ -109,9 +114,9 @@ def at_once(gold, answer=""):
     a, b = glance(gold), glance(answer)
     if any(map(operator.ne, a.units, b.units)):
         return False
-    if "\\" in (a.key or "") + (b.key or ""):
-        return a.key == b.key
-    same = a.key == b.key if a.key else a.flat == b.flat
+    same = (a.key or a.flat) == (b.key or b.flat)
+    if "\\" in f"{a.key}{b.key}":
+        return same
     return True if same and (a.name == b.name or "" in (a.name, b.name)) else None
 
 
@@ -173,7 +178,7 @@ def strict_math_verify():
 
     def compare(*texts):
         for pattern, replacement in READING:
-            texts = [re.sub(pattern, replacement, text) for text in texts]
+            texts = [re.sub(pattern, replacement, text.translate(LATEX)) for text in texts]
         found = [parse(f"${text}$", [config], parsing_timeout=None) or [""] for text in texts]
         return bool(verify(*found, timeout_seconds=None))
     return compare

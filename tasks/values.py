@@ -1,33 +1,35 @@
-r"""What a `clean` answer is: its normal form by its kind, of sympy's objects, and whether two of them are the same.
+r"""What a `clean` answer is: its normal form by its kind, and whether two of them are the same.
 
 The grammar is a table: FLAT rewrites LaTeX as a line of operators and calls, which is split at its loosest sign; what
-is left, an expression, becomes Python for sympy. Only for child processes that can be killed.
+is left, an expression, becomes Python for sympy. A normal form is a line again, of numbers and brackets. Only for child
+processes that can be killed.
 """
 import functools
 import itertools
 import random
 import re
 import sys
+from contextlib import suppress
 from fractions import Fraction
 from typing import NamedTuple
 
 import sympy
-from sympy.solvers.inequalities import reduce_rational_inequalities
 
 from .answers import FUNCTIONS, glance
 
 sys.set_int_max_str_digits(0)
+DIGITS = 150  # of which a number is known; the last thirty may be rounding errors
 TURNED = {">": "<", "≥": "≤"}
-INEQUALITY = {"<": sympy.Lt, ">": sympy.Gt, "≤": sympy.Le, "≥": sympy.Ge, "≠": sympy.Ne}
-EQUAL = set("=∈≡≈")
-RELATIONS = "=∈≡≈<>≤≥≠∉⊂⊆⇒"
+RELATION = {"≤": "<=", "≥": ">=", "≠": "!="}
+RELATIONS = "=<>≤≥≠"
 SEPARATORS = ",⊔"
+SETS = re.compile("[<>≤≥≠∪∩∖ℝ∅]")
 TOKEN = re.compile(r"(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)"
                    r"|(?P<call>\\[a-z]+(?=\()|[fgh]'*(?:_⟨-1⟩)?(?=\()|[PE](?=\([A-Z]))"
-                   r"|(?P<symbol>(?:\\[a-z]+|[^\W\d_]|…)(?:_⟨[^⟩]*⟩)?'*|[∞∅])|(?P<open>[(\[])|(?P<close>[)\]])"
-                   r"|(?P<sign>[-+*/^,|∪∩∖∧∨])")
+                   r"|(?P<symbol>(?:\\[a-z]+|[^\W\d_]|[…∠△])(?:_⟨[^⟩]*⟩)?'*|[∞∅])|(?P<open>[(\[])|(?P<close>[)\]])"
+                   r"|(?P<sign>[-+*/^,∪∩∖∧∨])")
 PYTHON = {"^": "**", "∪": "|", "∩": "&", "∖": "-", "∧": "&", "∨": "|"}
-CONSTANTS = {
+KNOWN = {  # what sympy calls them
     "e": "E",
     "i": "I",
     "π": "pi",
@@ -37,45 +39,34 @@ CONSTANTS = {
     "ℤ": "Integers",
     "ℕ": "Naturals",
     "ℚ": "Rationals",
-    "ℂ": "Complexes"}
-CONSTANTS = {sign: getattr(sympy, name) for sign, name in CONSTANTS.items()}
-CALLED = {  # what sympy calls them otherwise
-    "ln": "log",
-    "abs": "Abs",
-    "min": "Min",
-    "max": "Max",
-    "ceil": "ceiling",
-    "binom": "binomial",
-    "root": "real_root"}
-SAME = ["floor", "factorial", "sqrt"]
-
-
-def logarithm(x, base=10):
-    return sympy.log(x, base)
-
-
-def interval(low, high, *ends):
-    return sympy.Interval(low, high, *map(bool, ends))
-
-
-def matrix(*rows):
-    return sympy.Matrix(rows)
-
-
-CALLS = {rf"\{name}": getattr(sympy, CALLED.get(name, name), None) for name in [*FUNCTIONS, *CALLED, *SAME]}
-CALLS |= {r"\log": logarithm, r"\interval": interval, r"\matrix": matrix}
-
-
-class Unreadable(ValueError):
-    """A text that is no expression."""
+    "ℂ": "Complexes",
+    "⊔": "Union",
+    ",": "Intersection",
+    "∪": "Union",
+    "∩": "Intersection",
+    "∖": "Complement",
+    "\\ln": "log",
+    "\\abs": "Abs",
+    "\\min": "Min",
+    "\\max": "Max",
+    "\\floor": "floor",
+    "\\ceil": "ceiling",
+    "\\factorial": "factorial",
+    "\\binom": "binomial",
+    "\\root": "real_root",
+    "\\sqrt": "sqrt",
+    "\\det": "det",
+    "\\matrix": "Matrix"}
+KNOWN = {rf"\{name}": name for name in FUNCTIONS} | KNOWN
 
 
 def symbol(name):
-    return CONSTANTS.get(name) or sympy.Symbol(name)
+    return getattr(sympy, KNOWN[name]) if name in KNOWN else sympy.Symbol(name)
 
 
 def call(name):
-    return CALLS.get(name) or sympy.Function(name)
+    """A function of sympy; f(x+1) of an unknown f is a symbol called so."""
+    return symbol(name) if name in KNOWN else lambda *inputs: sympy.Symbol(f"{name}({','.join(map(line, inputs))})")
 
 
 NAMED = {"number": sympy.Rational, "symbol": symbol, "call": call}
@@ -83,21 +74,17 @@ NAMED = {"number": sympy.Rational, "symbol": symbol, "call": call}
 
 def evaluate(text):
     """sympy's object for an expression. Its Python consists of numbers, quoted names and signs, and of nothing else."""
-    code = []
-    last = "sign"
-    place = 0
+    if TOKEN.sub("", text):
+        raise ValueError(text)
+    code = ""
+    last = ""
     for match in TOKEN.finditer(text):
         kind, token = match.lastgroup, match[0]
-        if match.start() != place or kind == last == "number":
-            raise Unreadable(text)
         if last in ("number", "symbol", "close") and kind not in ("sign", "close"):
-            code.append("*")
-        code.append(f"{kind}({token!r})" if kind in NAMED else PYTHON.get(token, token))
+            code += " " if kind == last == "number" else "*"
+        code += f"{kind}({token!r})" if kind in NAMED else PYTHON.get(token, token)
         last = kind
-        place = match.end()
-    if place != len(text) or not text:
-        raise Unreadable(text)
-    return sympy.sympify(eval("".join(code), {"__builtins__": {}, **NAMED}))
+    return sympy.sympify(eval(code, {"__builtins__": {}, **NAMED}))
 
 
 def split(text, signs):
@@ -118,241 +105,184 @@ def split(text, signs):
 # ------------------------------------------------------------------------------------------------------ normal forms
 
 def point(expression, shift):
-    """Where an expression is evaluated: at a number for each symbol; a third of the letters are negative."""
+    """A number for each of its symbols; of three points each letter is negative at one."""
     chosen = {}
     for name in expression.free_symbols:
         draw = random.Random(f"{name} {shift}")
-        factor = -3 if (ord(str(name)[-1]) + shift) % 3 == 0 else 1
+        factor = (1, 1, -3)[(ord(str(name)[-1]) + shift) % 3]
         chosen[name] = sympy.Rational(factor * draw.randint(1000, 3000), draw.randint(500, 999))
     return chosen
 
 
-def values(expression, digits=30):
-    """Its values at three points."""
-    found = [expression.evalf(digits, subs=point(expression, shift), maxn=400) for shift in range(3)]
-    for value in found:
-        if value.has(sympy.nan, sympy.zoo) or value.free_symbols:
-            raise Unreadable("no values")
-    return found
-
-
-def zero(difference):
-    """Whether an expression is 0: with symbols at several points, with exact numbers to many digits."""
-    if difference.is_Rational:
-        return difference == 0
-    if difference.atoms(sympy.core.function.AppliedUndef):
-        return sympy.simplify(difference) == 0
-    for value in values(difference):
-        for part in value.as_real_imag():
-            small = not part.is_Rational and part._prec <= 20 and abs(part) < 1e-100
-            if not (part == 0 or small):
-                return False
-    return True
-
-
-def show(form):
-    """A normal form as text, the key of votes."""
-    if isinstance(form, tuple):
-        kind, *inner = form
-        *left, right = kind if len(kind) == 2 else kind + "()"
-        return "".join(left) + ",".join(map(show, inner)) + right
-    if not isinstance(form, sympy.Expr) or form.is_Rational or form.is_infinite:
-        return str(form)
-    if form.atoms(sympy.core.function.AppliedUndef):
-        return str(sympy.expand(form))
-    found = values(form, 50)
-    if not form.free_symbols:
-        del found[1:]
-    texts = []
-    for value in found:
-        real, imaginary = map(rounded, value.as_real_imag())
-        texts.append(real if imaginary == "0" else f"{real}+{imaginary}i")
-    return texts[0] if len(set(texts)) == 1 else f"f({','.join(texts)})"
-
-
-def rounded(number):
-    """A real number of 50 digits as a fraction if it is one, else with 30."""
-    exact = Fraction(str(number)) if abs(number) > 1e-90 else Fraction(0)
+def number(value):
+    """A real number of sympy as a fraction if it is near one, else with 100 digits."""
+    if getattr(value, "_prec", 99) < 20:  # nothing is left of it: it is the difference of equal numbers
+        return "0"
+    exact = Fraction(str(value))
     near = exact.limit_denominator(10 ** 12)
-    return str(near) if abs(near - exact) <= abs(exact) / 10 ** 40 else str(number.evalf(30))
+    return str(near if abs(near - exact) * 10 ** (DIGITS - 30) <= abs(exact) else value.evalf(100))
+
+
+def line(expression):
+    """An expression as text: its value, or f and its values at three points."""
+    if not isinstance(expression, sympy.Expr) or expression.is_Rational or expression in (sympy.oo, -sympy.oo):
+        return str(expression)
+    texts = []
+    for shift in range(3 if expression.free_symbols else 1):
+        value = expression.evalf(DIGITS, subs=point(expression, shift), maxn=500)
+        if not value.is_finite:
+            raise ValueError(expression)
+        texts.append("+".join(map(number, value.as_real_imag())).removesuffix("+0"))
+    return texts[0] if len(set(texts)) == 1 else f"f({','.join(texts)})"
 
 
 def collection(forms):
     """Elements in any order, those of collections among them too."""
     flat = []
     for form in forms:
-        nested = isinstance(form, tuple) and form[0] == "{}"
-        flat += form[1:] if nested else [form]
-    return flat[0] if len(flat) == 1 else ("{}", *sorted(flat, key=show))
+        flat += split(form[1:-1], ",")[::2] if form[0] == "{" else [form]
+    return flat[0] if len(flat) == 1 else f"{{{','.join(sorted(flat))}}}"
 
 
-def solution(relation, name):
-    """The real numbers for which an inequality holds."""
-    x = sympy.Symbol("x", real=True)
-    relation = relation.subs(name, x)
-    if relation.lhs.is_polynomial(x) and relation.rhs.is_polynomial(x):
-        return reduce_rational_inequalities([[relation]], x, relational=False)
-    return relation.as_set()
+def inequality(left, sign, right):
+    """The real numbers for which it holds."""
+    found = sympy.Rel(evaluate(left), evaluate(right), RELATION.get(sign, sign))
+    name, = found.free_symbols
+    return found.subs(name, sympy.Symbol("x", real=True)).as_set()
 
 
 def as_set(text):
     """A set of real numbers. Raises what sympy raises if a text is none."""
-    parts = split(text, SEPARATORS)
-    if len(parts) > 1:
-        together = sympy.Union if "⊔" in parts else sympy.Intersection
-        return together(*map(as_set, parts[::2]))
-    parts = split(text.strip("{}"), "|")
-    if len(parts) == 3:
-        return as_set(parts[2])
-    if text[:1] == "{":
-        return sympy.FiniteSet(*map(evaluate, split(text[1:-1], ",")[::2]))
+    for sign in "⊔,∪∩∖":
+        parts = split(text, sign)[::2]
+        if len(parts) > 1:
+            return symbol(sign)(*map(as_set, parts))
     parts = split(text, RELATIONS)
-    if parts[1:2] == ["∈"]:
-        return as_set(parts[2])
     if len(parts) > 1:
-        sides = list(map(evaluate, parts[::2]))
-        name, = set().union(*(side.free_symbols for side in sides))
-        found = []
-        for left, sign, right in zip(sides, parts[1::2], sides[1:]):
-            inequality = INEQUALITY[sign]
-            found.append(solution(inequality(left, right), name))
-        return sympy.Intersection(*found)
-    for left, right in itertools.product("([", ")]"):
-        ends = rf"\{left}([^()\[\],]*),([^()\[\],]*)\{right}"
-        open_left = int(left == "(")
-        open_right = int(right == ")")
-        text = re.sub(ends, rf"\\interval{{\1,\2,{open_left},{open_right}}}", text)
-    found = evaluate(text.replace("{", "(").replace("}", ")"))
-    if not isinstance(found, sympy.Set):
-        raise Unreadable(text)
-    return found
+        return sympy.Intersection(*map(inequality, parts[::2], parts[1::2], parts[2::2]))
+    inside = split(text[1:-1], ",")[::2]
+    if text[0] == "{":
+        return sympy.FiniteSet(*map(evaluate, inside))
+    if len(inside) == 2:
+        return sympy.Interval(*map(evaluate, inside), text[0] == "(", text[-1] == ")")
+    return evaluate(text)
 
 
 def pieces(numbers):
-    """A set of reals as intervals and points."""
-    if numbers == sympy.Reals:
-        numbers = sympy.Interval(-sympy.oo, sympy.oo)
+    """A set of real numbers as intervals and points."""
     if isinstance(numbers, sympy.Interval):
         left = "(" if numbers.left_open else "["
         right = ")" if numbers.right_open else "]"
-        return (left + right, numbers.start, numbers.end)
+        return f"{left}{line(numbers.start)},{line(numbers.end)}{right}"
     if isinstance(numbers, (sympy.Union, sympy.FiniteSet)):
-        return collection(pieces(part) if isinstance(part, sympy.Set) else part for part in numbers.args)
-    return str(numbers)
+        return collection(map(pieces, numbers.args))
+    return line(numbers)
 
 
 def assigned(text):
-    """(what a value is called or None, the value) of x=3, f(x)=3, x=y=3 and 1+2=3, but not of -x=3."""
-    parts = split(text, RELATIONS)
-    if len(split(text, SEPARATORS)) > 1 or len(parts) < 3 or not set(parts[1::2]) <= EQUAL:
-        return None, text
-    if re.fullmatch(r"[-+*/^().0-9]*", parts[0]):
-        return None, parts[-1]
-    if re.search(r"(?<!_⟨)[0-9^](?!⟩)|^-", parts[0]):
-        return None, text
-    return parts[0], parts[-1]
+    """(what a value is called or "", the value) of x=3, f(x)=3, x=y=3 and 1+2=3, but not of -x=3."""
+    name, *rest = split(text, SEPARATORS + RELATIONS)
+    if set(rest[::2]) != {"="}:
+        return "", text
+    if re.fullmatch(r"[-+*/^().0-9]*", name):
+        return "", rest[-1]
+    if re.search(r"(?<!_⟨)[0-9^](?!⟩)|^-", name):
+        return "", text
+    return name, rest[-1]
 
 
-def relation(text):
+def relation(parts):
     """Equations up to a factor, inequalities up to a positive one and turned to <."""
-    parts = split(text, RELATIONS)
     found = []
     for left, sign, right in zip(parts[::2], parts[1::2], parts[2::2]):
         if sign in TURNED:
             left, sign, right = right, TURNED[sign], left
-        if sign in "∈∉⊂⊆⇒":
-            found.append((sign, form(left), form(right)))
-            continue
-        at_points = values(evaluate(left) - evaluate(right))
-        scale = at_points[0]
-        if sign in "<≤":
-            scale = abs(scale)
-        found.append((sign, *(show(value / scale) for value in at_points)))
+        difference = evaluate(left) - evaluate(right)
+        scale = difference.subs(point(difference, 0))
+        found.append(sign + line(difference / (abs(scale) if sign in "<≤" else scale)))
     return collection(found)
 
 
-def listed(texts):
+def ordered(texts, brackets="()"):
+    return f"{brackets[0]}{','.join(map(form, texts))}{brackets[1]}"
+
+
+def listed(parts):
     """The elements of a list, in order as a tuple if they are called by different names: x=1, y=2."""
-    pairs = [assigned(text) for text in texts]
+    pairs = [assigned(text) for text in parts[::2]]
     names = {name for name, _ in pairs}
-    if len(names) > 1 and None not in names:
-        return ("()", *(form(value) for _, value in sorted(pairs)))
+    if len(names) > 1 and "" not in names:
+        return ordered(value for _, value in sorted(pairs))
     return collection(form(value) for _, value in pairs)
 
 
+def remainder(parts):
+    value, modulus = map(evaluate, parts[::2])
+    return f"{line(value % modulus)}≢{line(modulus)}"
+
+
+def ratio(parts):
+    first, *rest = map(evaluate, parts[::2])
+    return ":".join(line(first / part) for part in rest)
+
+
+KINDS = {SEPARATORS: listed, "≢": remainder, RELATIONS: relation, ":": ratio}  # from the loosest sign to the tightest
+
+
 def form(text):
-    """The normal form of a text by its kind: a sympy object, or a tuple of forms, which `close` compares."""
+    """The normal form of a text by its kind."""
     if "±" in text:
         return collection(form(text.replace("±", sign)) for sign in "+-")
-    if re.search("[<>≤≥≠∈∪∩∖ℝ∅]", text):
-        try:
-            return pieces(as_set(text))
-        except Exception:  # sympy's are of many types
-            pass
-    parts = split(text, SEPARATORS)
-    if len(parts) > 1:
-        return listed(parts[::2])
-    parts = split(text, "≢")
-    if len(parts) > 1:
-        modulus = evaluate(parts[2])
-        return ("≢", evaluate(parts[0]) % modulus, modulus)
-    if len(split(text, RELATIONS)) > 1:
-        return relation(text)
-    parts = split(text, ":")
-    if len(parts) > 1:
-        first, *rest = map(evaluate, parts[::2])
-        return first / rest[0] if len(rest) == 1 else (":", *(part / first for part in rest))
+    for signs, read in KINDS.items():
+        parts = split(text, signs)
+        if len(parts) > 1:
+            return read(parts)
     inside = split(text[1:-1], ",")
-    if text[:1] in "([" and text[-1:] in ")]" and len(inside) > 1:
-        return (text[0] + text[-1], *map(form, inside[::2]))
     if text[:1] == "{":
-        return listed(inside[::2])
+        return listed(inside)
+    if text[:1] in "([" and text[-1:] in ")]" and len(inside) > 1:
+        return ordered(inside[::2], text[0] + text[-1])
     if text[-1:] == "%":
-        return ("%", form(text[:-1]))
+        return form(text[:-1]) + "%"
     found = evaluate(text.replace("%", "/100"))
     if isinstance(found, sympy.MatrixBase):
-        return ("matrix", str(found.shape), *found)
-    return found
-
-
-def close(gold, answer, digits):
-    """Whether two forms are equal; a decimal of at least six places and four digits is equal to what rounds to it."""
-    if isinstance(gold, tuple) and isinstance(answer, tuple):
-        return len(gold) == len(answer) and all(close(a, b, digits) for a, b in zip(gold, answer))
-    if gold == answer or not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
-        return gold == answer
-    if zero(gold - answer):
-        return True
-    if digits < 6 or gold.free_symbols or answer.free_symbols:
-        return False
-    off = abs((gold - answer).evalf(30))
-    return bool(off <= sympy.Rational(1, 2 * 10 ** digits) and 10_000 * off < abs(gold.evalf(30)))
+        return f"matrix{found.shape}({','.join(map(line, found))})"
+    return line(found)
 
 
 # ------------------------------------------------------------------------------------------------------- two answers
 
 class Meaning(NamedTuple):
     """What an answer says. key: votes are counted by it.  name: what x=3 calls it.  forms: the normal form and others
-    that it may stand for, none if it is words or unreadable.  digits: decimal places."""
+    that it may stand for; none if it is unreadable, None if that is a question for math-verify.  digits: decimal
+    places, 99 if it is exact."""
     key: str
-    name: str | None = None
-    forms: tuple = ()
-    digits: int = 0
+    name: str = ""
+    forms: list | None = None
+    digits: int = 99
 
 
-def other_forms(text, value, main):
-    """What a text may stand for besides its main form."""
+def readings(text):
+    """(what a value is called or "", its normal form and those of what else it may stand for)."""
+    name, value = assigned(text)
+    letters = "".join(set(LETTER.findall(value)))
+    if SETS.search(value) and len(letters) < 2:
+        with suppress(Exception):  # sympy's are of many types
+            return name or letters, [pieces(as_set(value))]
+    forms = [form(value)]
     parts = split(value, SEPARATORS)
     if len(parts) > 1:
-        return [("()", *(form(assigned(part)[1]) for part in parts[::2]))]
-    if value[-1:] == "%":
-        return [main[1], main[1] / 100]
-    named = text != value and "=" in text and isinstance(main, sympy.Expr)
-    return [relation(text)] if named and re.match("[^0-9]", text) else []
+        forms.append(ordered(assigned(part)[1] for part in parts[::2]))
+    elif value[-1:] == "%":
+        forms += [forms[0][:-1], form(f"({value[:-1]})/100")]
+    elif name and forms[0][0] not in "([{" and "≢" not in value:
+        forms.append(relation(split(text, RELATIONS)))
+    return name, forms
 
 
-HARD = re.compile(r"\\(?:sum|prod|int|lim)(?![a-z])")  # what math-verify is asked about
+HARD = re.compile(r"[∑∫]|\\(?:prod|lim)(?![a-z])")  # what math-verify is asked about
 LETTER = re.compile(r"(?<![\w\\⟨])[a-zA-Z](?![\w⟩(])")
+PLAIN_NAME = re.compile(r"[A-Z]*|\\\w+|[^-+*/]?_?'*")  # without what is in brackets
 HUGE = re.compile(r"\^\(*-?[0-9]{5,}|\^\(*[0-9]+\^|factorial\(+(?:[0-9]{5,}|\\factorial)")  # takes for ever
 
 
@@ -362,28 +292,37 @@ def understand(text):
     key, _, _, flat = glance(text)
     if not flat or len(text) > 300 or HARD.search(text) or HUGE.search(flat):
         return Meaning(key or text)
-    name, value = assigned(flat)
-    if not name and re.search("[<>≤≥]", value):
-        name = "".join(set(LETTER.findall(value)))
     decimals = re.findall(r"\.([0-9]+)", flat)
     try:
-        main = form(value)
-        forms = (main, *other_forms(flat, value, main))
-        return Meaning(show(main), name, forms, min(map(len, decimals), default=0))
+        name, forms = readings(flat)
     except Exception:  # sympy's are of many types
-        return Meaning(text)
+        return Meaning(text, forms=[])
+    return Meaning(forms[0], name, forms, min(map(len, decimals), default=99))
+
+
+NUMBER = re.compile(r"(-?[0-9][0-9./]*(?:e[-+][0-9]+)?)")
+
+
+def close(gold, answer, digits):
+    """Whether two forms are equal; a decimal of at least six places and four digits is equal to what rounds to it."""
+    if gold == answer or not 6 <= digits < 99 or "f" in gold:
+        return gold == answer
+    gold, answer = NUMBER.split(gold), NUMBER.split(answer)
+    near = gold[::2] == answer[::2]
+    for right, given in zip(gold[1::2], answer[1::2]):
+        right = Fraction(right)
+        near &= abs(right - Fraction(given)) <= min(Fraction(1, 2 * 10 ** digits), abs(right) / 10_000)
+    return near
 
 
 def same(gold, answer):
     """Whether two `clean` answers are the same, or None if that is a question for math-verify."""
     a, b = understand(gold), understand(answer)
-    if not (a.forms and b.forms):
+    if None in (a.forms, b.forms):
         return None
-    digits = min(filter(None, (a.digits, b.digits)), default=0)
-    named_alike = a.name == b.name or not (a.name and b.name)
+    named_alike = a.name in (b.name, "") or not b.name and PLAIN_NAME.fullmatch(re.sub(r"[(⟨].*[)⟩]", "", a.name))
     for x, y in itertools.product(a.forms, b.forms):
         main = named_alike and (x is a.forms[0] or y is b.forms[0])
-        equation = isinstance(x, tuple) and x[0] == "="
-        if (main or equation) and close(x, y, digits):
+        if (main or x[0] == "=") and close(x, y, min(a.digits, b.digits)):
             return True
     return False

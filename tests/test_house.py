@@ -1,24 +1,21 @@
-"""The house stays as it is: sizes, names and keys, what is copied, what is read, what can be copied out."""
+"""The house stays as it is: sizes, names and keys, what is copied, what is read."""
 import ast
 import difflib
-import functools
 import importlib
 import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
-import torch
 from conftest import ROOT
-from test_scripts import read_lines, readme, run
+from references import SCRIPTS, definitions, source
+from test_scripts import read_lines, run
 
 from support.run import METRICS
 
-SCRIPTS = ["ppo_passk", "bon_sft", "bon_rl", "cat_passk", "cat_majority", "cat_bon"]
 SMALL = ["--steps", 1, "--prompts", 4, "--samples", 4, "--eval-samples", 4, "--eval-problems", 4]
 RUNS = [("ppo_passk", ["--k", 4]), ("bon_sft", ["--n", 4]), ("bon_rl", ["--n", 4]),
         ("cat_passk", ["--n", 4, "--eval-every", 1]), ("cat_passk", ["--n", 4, "--mode", "sft"]),
@@ -31,22 +28,9 @@ def small(script, flags):
     return SMALL[:4] + SMALL[6:] if "sft" in flags and script != "cat_bon" else SMALL
 
 
-def source(path):
-    with open(os.path.join(ROOT, path)) as file:
-        return file.read()
-
-
 def files(*endings):
     listed = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True).stdout.split()
     return [path for path in listed if path.endswith(endings)]
-
-
-def definitions(path):
-    """{name: its lines} of the functions and classes at the top level of a file, decorators included."""
-    text = source(path)
-    lines = text.split("\n")
-    return {node.name: lines[min(d.lineno for d in [*node.decorator_list, node]) - 1:node.end_lineno]
-            for node in ast.parse(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
 def test_top_level():
@@ -56,10 +40,11 @@ def test_top_level():
 
 
 def test_lines_are_short():
-    """120 characters at most; in results/ all but rows of tables, which cannot be broken."""
+    """120 characters at most; in results/ and docs/ all but rows of tables, which cannot be broken."""
     for path in files(".py", ".sh", ".toml", ".md"):
         for number, line in enumerate(source(path).split("\n"), 1):
-            assert len(line) <= 120 or path.startswith("results/") and line.startswith("|"), (path, number)
+            row = path.startswith(("results/", "docs/")) and line.startswith("|")
+            assert len(line) <= 120 or row, (path, number)
 
 
 def test_loops_are_alike():
@@ -269,201 +254,9 @@ def assert_close(a, b, skipped):
         assert a == b
 
 
-# ---------------------------------------------------------------------------------------------------------- copying out
-
-def copying_out():
-    """The rows of the README's list -> [(script, functions of the weight, their lines, of the loss, their lines)]."""
-    section = readme().split("## Copying out")[1].split("\n## ")[0]
-    names = r"((?: +[\w.]+|\n {20,}[\w.]+)+)\n"
-    rows = re.findall(rf"^(\w+)\.py +weight +(\d+){names}(?: +loss +(\d+){names})?", section, re.MULTILINE)
-    return [(script, weight.split(), int(n), loss.split(), int(m or 0)) for script, n, weight, m, loss in rows]
-
-
-def taken(script, names):
-    """The source of functions, `common.name` from common.py, as somebody would paste them -> (text, lines)."""
-    parts = [definitions("common.py" if name.startswith("common.") else f"{script}.py")[name.split(".")[-1]]
-             for name in names]
-    return "\n\n\n".join("\n".join(part) for part in parts), sum(map(len, parts))
-
-
-CALLS = {  # what the pasted functions are called with, and which function of the script must say the same
-    "ppo_passk": ("advantages(r, 2, 'passk'), advantages(r, 2, 'majority', answers)",
-                  "ppo_loss(r, r - .1, torch.ones(2, 4), r[:, 0], .2), kl_coefficients(r)"),
-    "bon_sft": ("bon_sft_coefficients(r, r[:, 1], 4)",),
-    "bon_rl": ("bon_rl_coefficients(r, r, 4), bon_rlb_coefficients(r, 4, 'minus')", "kl_coefficients(r)"),
-    "cat_passk": ("rl_coefficients(r, 4), rl_coefficients(r, 4, 'raw', 'sequence', p.log().expand(2, 4))",
-                  "passn_sft_loss(p.log(), 4), kl_coefficients(r)"),
-    "cat_majority": ("rl_coefficients(r, answers, 5), rl_coefficients(r, answers, 5, 'log', 3)",
-                     "majority_sft_loss(p.log(), 5, 3), kl_coefficients(r)"),
-    "cat_bon": ("rl_coefficients(r, 3), rl_coefficients(r, 3, 'exact'), rl_coefficients(r, 3, 'rank', [0., 1., 1.])",
-                "passn_sft_loss(p.log(), 4), kl_coefficients(r)")}
-
-
-def pasted(script, names):
-    """What is there after a list was pasted into an empty file."""
-    namespace = {}
-    exec("import math\nimport torch\nfrom collections import Counter\nfrom math import comb\n"
-         + taken(script, names)[0], namespace)
-    return namespace
-
-
-def test_copying_out_the_weight_and_the_loss():
-    """Each list of the README, pasted below its imports, runs with torch alone and says what the script says."""
-    rows = copying_out()
-    assert [script for script, *_ in rows] == SCRIPTS
-    values = {"r": torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1]]), "p": torch.tensor([1e-9, 0.1, 0.5, 0.99]),
-              "answers": [["a", "b", "a", None], ["c", "c", "b", "a"]]}
-    for script, weight, n, loss, m in rows:
-        assert (taken(script, weight)[1], taken(script, loss)[1]) == (n, m), script
-        for call, names in zip(CALLS[script], (weight, weight + loss)):
-            found = eval(call, {**pasted(script, names), **values})
-            wanted = eval(call, {**vars(importlib.import_module(script)), **values})
-            for a, b in zip(found if isinstance(found, tuple) else [found],
-                            wanted if isinstance(wanted, tuple) else [wanted], strict=True):
-                assert torch.equal(torch.as_tensor(a), torch.as_tensor(b)), (script, call)
-
-
-# A newcomer's file: five completions, of which the second is right; the README's line of each script for the
-# coefficients, and its loss. M samples and budget N = 3.
-RIGHT, ANSWERS, N, M = [0.0, 1.0, 0.0, 0.0, 0.0], ["a", "b", "c", "c", None], 3, 4
-
-
-def calls_of_the_readme():
-    """{script: the call that gives the coefficients}."""
-    calls = readme().split("## Copying out")[1].split("```")[1]
-    return dict(re.findall(r"^(\w+)\.py +(.+)$", calls, re.MULTILINE))
-
-
-def coefficients_by_readme(script, namespace, rewards, answers):
-    line = calls_of_the_readme()[script]
-    scores = torch.cat([torch.ones(len(rewards), 1), rewards], 1)  # the gold completion goes first
-    values = {"rewards": rewards, "answers": answers, "n": N, "k": N, "scores": scores}
-    return eval(line, {**namespace, **values})
-
-
-def expected_step(coefficients, theta):
-    """Exact expectation over all V^M draws of minus the gradient of the README loss, -(coefficients * logp).sum() / B,
-    for one prompt and softmax(theta). coefficients(rewards [R, M], answers [R][M]) -> [R, M]."""
-    draws = torch.tensor(list(itertools.product(range(len(theta)), repeat=M)))  # [R, M]
-    theta = theta.clone().requires_grad_()
-    logp = torch.log_softmax(theta, 0)
-    chance = logp.detach()[draws].sum(1).exp()
-    rewards = torch.tensor(RIGHT, dtype=torch.float64)[draws]
-    c = coefficients(rewards, [[ANSWERS[y] for y in row] for row in draws.tolist()])
-    rows = logp[draws]
-    if c.shape[1] == M + 1:  # the gold completion goes first
-        rows = torch.cat([logp[1].expand(len(draws), 1), rows], 1)
-    loss = -(chance[:, None] * c * rows).sum()
-    return -torch.autograd.grad(loss, theta)[0]
-
-
-def gradient(J, theta):
-    theta = theta.clone().requires_grad_()
-    return torch.autograd.grad(J(torch.softmax(theta, 0)), theta)[0]
-
-
-def vote_of(count, pi):
-    """Chance that the right answer wins a vote of so many, ties shared, None casting no vote."""
-    total = 0.0
-    for ys in itertools.product(range(5), repeat=count):
-        votes = [ANSWERS[y] for y in ys if y != 4]
-        top = max(map(votes.count, votes), default=0)
-        winners = {a for a in votes if votes.count(a) == top}
-        if "b" in winners:
-            total = total + pi[list(ys)].prod() / len(winners)
-    return total
-
-
-def log_bon_of_gold(pi):
-    """log of the tilted policy at the right completion, scores = rewards: it beats all, the others all but it."""
-    from bon_sft import lambda_n
-    Q = torch.ones(5, dtype=torch.float64) * (1 - pi[1]) + torch.tensor(RIGHT) * pi[1]
-    return (pi.log() + lambda_n(N) * Q).log_softmax(0)[1]
-
-
-THETA = torch.tensor([0.3, -0.5, 0.2, -0.2, 0.2], dtype=torch.float64)
-PASS = lambda pi: 1 - (1 - pi[1]) ** N  # pass@N, and the best of N
-STATED = {  # another call of the pasted list, the gradient that its docstring states, and whether exactly
-    "ppo_passk": [("advantages(rewards, 3, 'passk')", PASS, True),
-                  ("advantages(rewards, 4, 'majority', answers)", functools.partial(vote_of, 4), True)],
-    "bon_sft": [("sft_coefficients(torch.cat([torch.ones(len(rewards), 1), rewards], 1), 3)", log_bon_of_gold, False)],
-    "bon_rl": [("bon_rlb_coefficients(rewards, 3, 'positive', 'pool')", PASS, True),
-               ("bon_rl_coefficients(rewards, rewards, 3)", PASS, False)],
-    "cat_passk": [("rl_coefficients(rewards, 3, 'pool', standardised=False, normalised=False)", PASS, True),
-                  ("rl_coefficients(rewards, 3, normalised=False)", PASS, False)],
-    "cat_majority": [("rl_coefficients(rewards, answers, 3, normalised=False)", functools.partial(vote_of, 3), False)],
-    "cat_bon": [("rl_coefficients(rewards, 3, 'exact', standardised=False)", PASS, True),
-                ("rl_coefficients(rewards, 3)", PASS, False)]}
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_pasted_list_gives_the_step_that_it_states(script):
-    """The expected step of the README's loss is the gradient stated, or where the docstring says biased it points
-    where that does. The right completion gets likelier and no wrong one does, from an even policy."""
-    weight = {name: row for name, row, *_ in copying_out()}[script]
-    namespace = pasted(script, weight)
-    for call, objective, exact in STATED[script]:
-        step = expected_step(lambda r, answers: eval(call, {**namespace, "rewards": r, "answers": answers}), THETA)
-        wanted = gradient(objective, THETA)
-        if exact:
-            assert torch.allclose(step, wanted, atol=1e-12), call
-        cosine = step @ wanted / (step.norm() * wanted.norm())
-        assert cosine > 0.9, (call, cosine)
-    even = torch.zeros(5, dtype=torch.float64)
-
-    def by_readme(r, answers):  # batch by batch: normalising would tie all draws together
-        if script != "cat_passk" and script != "cat_majority":
-            return coefficients_by_readme(script, namespace, r, answers)
-        return torch.cat([coefficients_by_readme(script, namespace, r[i:i + 1], answers[i:i + 1])
-                          for i in range(len(r))])
-    step = expected_step(by_readme, even)
-    moved = step - step.mean()  # of log pi, from an even policy
-    assert moved[1] > 0.01 and moved[[0, 2, 3, 4]].max() < 0, (script, moved)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_pasted_list_trains(script):
-    """200 steps of the newcomer's file, sampled, 8 prompts a step that share a policy of five completions."""
-    weight = {name: row for name, row, *_ in copying_out()}[script]
-    namespace, generator = pasted(script, weight), torch.Generator().manual_seed(0)
-    theta = torch.zeros(5, requires_grad=True)
-    for _ in range(200):
-        logp = torch.log_softmax(theta, 0)
-        y = torch.multinomial(logp.detach().exp(), 8 * M, replacement=True, generator=generator).view(8, M)
-        answers = [[ANSWERS[i] for i in row] for row in y.tolist()]
-        c = coefficients_by_readme(script, namespace, torch.tensor(RIGHT)[y], answers)
-        if c.shape[1] == M + 1:
-            y = torch.cat([torch.ones(8, 1, dtype=torch.long), y], 1)
-        loss = -(c * logp[y]).sum() / 8
-        gradient, = torch.autograd.grad(loss, theta)
-        theta = (theta - 0.5 * gradient).detach().requires_grad_()
-    p = torch.softmax(theta, 0)
-    print(script, p[1].item())
-    assert p[1] > 0.6 and p[[0, 2, 3, 4]].max() < 0.2, (script, p)
-
-
-def test_copying_out_the_whole(tmp_path):
-    """The scripts run with the files that the README lists beside them, and nothing else of this project. (That none
-    needs another one is in test_copies_are_identical.)"""
-    section = readme().split("## Copying out")[1].split("\n## ")[0]
-    listed = re.search(r"The whole algorithm is the script with (.*?) beside\s+it", section, re.DOTALL)[1]
-    for name in [*(f"{script}.py" for script in SCRIPTS), *re.findall(r"`([\w./]+)`", listed)]:
-        if name.endswith("/"):
-            shutil.copytree(os.path.join(ROOT, name), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(os.path.join(ROOT, name), tmp_path / name)
-    flags = [*map(str, SMALL), "--task", "countdown"]
-    program = "import importlib, json, sys\nfor script, flags in json.loads(sys.argv[1]):\n" \
-              "    importlib.import_module(script).main(flags)"
-    runs = [[script, [*flags, "--k" if script == "ppo_passk" else "--n", "4", "--out", script]] for script in SCRIPTS]
-    done = subprocess.run([sys.executable, "-c", program, json.dumps(runs)], cwd=tmp_path, capture_output=True,
-                          text=True, env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    assert all(os.path.exists(tmp_path / script / "result.json") for script in SCRIPTS)
-
-
 def test_requirements():
-    """Whatever is imported is listed, or comes with what is listed; TRL is for a comparison that asks for it."""
+    """Whatever is imported is listed, or comes with what is listed; TRL is for a comparison that asks for it, and the
+    converter of Markdown for pages that are looked at."""
     modules = set()
     for path in files(".py"):
         for node in ast.walk(ast.parse(source(path))):
@@ -475,5 +268,5 @@ def test_requirements():
     listed = {line.split("==")[0].replace("-", "_") for line in source("requirements.txt").split()}
     with_them = {"safetensors", "tokenizers", "accelerate", "huggingface_hub", "pyarrow", "psutil", "sympy",
                  "latex2sympy2_extended"}
-    assert modules - own - listed - with_them - sys.stdlib_module_names <= {"trl"}
+    assert modules - own - listed - with_them - sys.stdlib_module_names <= {"trl", "markdown_it"}
     assert {"numpy", "mpmath"} <= listed & modules

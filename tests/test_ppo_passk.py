@@ -2,11 +2,12 @@
 import itertools
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ppo_passk import advantages, kl_coefficients, ppo_loss, vote
+from ppo_passk import advantages, budget, ends, k_of, kl_coefficients, ppo_loss, vote
 
 # A tabular policy over V completions is softmax(theta). Each completion has a reward and an answer.
 
@@ -39,6 +40,8 @@ def brute_f(rewards, answers, objective):
 
 def exact_gradient(theta, rewards, answers, k, objective):
     """Autograd gradient of the exact objective: sum over all V^k tuples."""
+    if objective == "maxrl":
+        return sum(exact_gradient(theta, rewards, answers, j, "passk") / j for j in range(1, k + 1))
     theta = theta.clone().requires_grad_()
     logp = torch.log_softmax(theta, 0)
     J = sum(torch.stack([logp[y] for y in ys]).sum().exp()
@@ -63,7 +66,7 @@ CASES = [(k, n) for k in (1, 2, 3, 4) for n in (k, k + 1, k + 2, 2 * k) if n <= 
 
 
 @pytest.mark.parametrize("estimator", ["loo", "centred", "plain"])
-@pytest.mark.parametrize("objective", ["mean", "passk", "majority"])
+@pytest.mark.parametrize("objective", ["mean", "passk", "maxrl", "majority"])
 def test_expectation_is_the_exact_gradient(objective, estimator):
     generator, tried = torch.Generator().manual_seed(0), 0
     for name, rewards, answers in instances():
@@ -82,7 +85,8 @@ def test_scale_across_prompts():
     """Two prompts that share theta: with binary rewards one prompt alone cannot show a wrong scale."""
     theta = torch.tensor([0.3, -0.8, 0.1], dtype=torch.float64)
     p = torch.softmax(theta, 0)
-    for objective, k, n in (("passk", 2, 3), ("passk", 3, 3), ("mean", 2, 3), ("majority", 3, 3)):
+    for objective, k, n in (("passk", 2, 3), ("passk", 3, 3), ("mean", 2, 3), ("majority", 3, 3), ("maxrl", 2, 3),
+                            ("maxrl", 3, 3)):
         easy, hard = ([1, 1, 0], ["a", "a", "b"]), ([0, 1, 0], ["a", "b", "c"])
         exact = sum(exact_gradient(theta, *task, k, objective) for task in (easy, hard))
         found = torch.zeros(3, dtype=torch.float64)
@@ -101,6 +105,8 @@ def test_scale_across_prompts():
 def brute_advantages(r, k, objective, answers, estimator):
     """The docstring's definitions, literally, for one prompt."""
     n = len(r)
+    if objective == "maxrl":
+        return sum(brute_advantages(r, j, "passk", answers, estimator) / j for j in range(1, k + 1))
     f = lambda I: brute_f([r[i] for i in I], [answers[i] for i in I], objective)
     subsets = (list(itertools.combinations(range(n), k)) if objective != "majority"
                else [tuple(range(g, g + k)) for g in range(0, n, k)])
@@ -117,7 +123,7 @@ def brute_advantages(r, k, objective, answers, estimator):
 
 
 @pytest.mark.parametrize("estimator", ["loo", "centred", "plain"])
-@pytest.mark.parametrize("objective", ["mean", "passk", "majority"])
+@pytest.mark.parametrize("objective", ["mean", "passk", "maxrl", "majority"])
 def test_single_draws_match_the_definition(objective, estimator):
     rng = random.Random(1)
     for trial in range(60):
@@ -143,6 +149,58 @@ def test_closed_form_of_binary_passk():
             assert torch.allclose(
                 A[:c], torch.full((c,), math.comb(n - c, k - 1) / math.comb(n, k), dtype=torch.float64))
             assert (A[c:] == 0).all()
+
+
+def success(theta, rewards):
+    """-sum_{j<=T} (1-p)^j / j as the paper has it, with p the chance of a right completion -> its gradient, by T."""
+    theta = theta.clone().requires_grad_()
+    p = torch.softmax(theta, 0) @ torch.tensor(rewards, dtype=torch.float64)
+    return lambda T: torch.autograd.grad(-sum((1 - p) ** j / j for j in range(1, T + 1)), theta, retain_graph=True)[0]
+
+
+def test_maxrl():
+    """At k = n each of K right samples gets 1/K and no wrong one anything; less 1/n for all prompts it stays unbiased;
+    where none is right it may stay 0, and what is expected is then of order n - 1. The objective is the paper's."""
+    theta = torch.tensor([0.3, -0.8, 0.1], dtype=torch.float64)
+    for n in (1, 3, 16):
+        right = torch.ones(n, n, dtype=torch.float64).tril()  # 1 to n right ones
+        r = torch.cat([torch.zeros(1, n), right])
+        share = r / r.sum(1, keepdim=True).clamp(min=1)
+        found = {name: advantages(r, n, "maxrl", estimator=name) for name in ("loo", "constant", "solved")}
+        assert torch.allclose(found["loo"], share, atol=1e-14) and (found["loo"][r == 0] == 0).all()
+        assert torch.allclose(found["constant"], share - 1 / n, atol=1e-14)
+        assert torch.equal(found["solved"][1:], found["constant"][1:])
+        assert (found["solved"][[0, n]] == 0).all()  # none right, all right: never scored
+    for rewards in ([1, 0, 0], [1, 0, 1]):
+        wanted = success(theta, rewards)
+        for n in (1, 2, 4):
+            estimate = lambda name: expected_estimate(theta, rewards, "abc", n, n, "maxrl", name)
+            assert torch.allclose(estimate("loo"), wanted(n), atol=1e-12)
+            assert torch.allclose(estimate("constant"), wanted(n), atol=1e-12)
+            less = wanted(n - 1) if n > 1 else torch.zeros(3, dtype=torch.float64)
+            assert torch.allclose(estimate("solved"), less, atol=1e-12)
+            assert not torch.allclose(less, wanted(n), rtol=1e-3)
+    graded = [0.3, -1.2, 2.5]
+    for n in (2, 3):
+        exact = exact_gradient(theta, graded, "abc", n, "maxrl")
+        above = exact_gradient(theta, [1, 0, 1], "abc", n, "passk") / n
+        for name, bias in (("constant", 0), ("solved", above)):
+            found = expected_estimate(theta, graded, "abc", n, n, "maxrl", name)
+            assert torch.allclose(found, exact - bias, atol=1e-12)
+
+
+def test_k_that_falls():
+    """From the first to the last, both reached, each in between about equally often."""
+    budgets = lambda k, steps: [k_of(number, SimpleNamespace(k=k, steps=steps)) for number in range(1, steps + 1)]
+    assert budgets(8, 3) == [8, 8, 8] and ends(8) == (8, 8) and ends("8:1") == (8, 1)
+    assert budgets("8:1", 8) == [8, 7, 6, 5, 4, 3, 2, 1] and budgets("4:1", 1) == [4]
+    found = budgets("8:1", 200)
+    assert found == sorted(found, reverse=True) and found[0] == 8 and found[-1] == 1
+    assert all(28 <= found.count(k) <= 29 for k in range(2, 8)) and 14 <= found.count(8) <= 15
+    assert [budget(text) for text in ("8", "8:1")] == [8, "8:1"]
+    for text in ("8:", ":1", "8:x", "8.5", ""):
+        with pytest.raises(ValueError):
+            budget(text)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -173,7 +231,9 @@ def test_types_and_limits():
     lambda r: advantages(r, 0, "passk"), lambda r: advantages(r, 5, "passk"), lambda r: advantages(r, 2, "best"),
     lambda r: advantages(r, 2, "passk", estimator="ppo"), lambda r: advantages(r, 2, "majority"),
     lambda r: advantages(r, 3, "majority", [["a"] * 4]), lambda r: advantages(r, 2, "majority", [["a"] * 3]),
-    lambda r: advantages(r, 4, "passk", estimator="centred"), lambda r: advantages(r[0], 2, "passk")])
+    lambda r: advantages(r, 4, "passk", estimator="centred"), lambda r: advantages(r[0], 2, "passk"),
+    lambda r: advantages(r, 4, "maxrl", estimator="centred"), lambda r: advantages(r, 3, "maxrl", estimator="constant"),
+    lambda r: advantages(r, 4, "passk", estimator="solved"), lambda r: advantages(r, 0, "maxrl")])
 def test_bad_arguments(call):
     with pytest.raises(ValueError):
         call(torch.tensor([[1.0, 0.0, 0.0, 1.0]]))

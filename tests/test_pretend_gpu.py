@@ -1,6 +1,7 @@
 """The path of a GPU on a CPU that obeys CUDA's rules about devices (pretend_gpu.py): no tensor on the wrong one."""
 import importlib
 import json
+import math
 import types
 
 import architectures
@@ -12,13 +13,16 @@ import transformers
 from conftest import load_policy
 from pretend_gpu import PretendGPU
 from test_common import folder_of, shaken  # noqa: F401, a fixture
-from test_scripts import read_lines, run
+from test_scripts import read_lines, run, untimed
 
 import bench
 import common
+import evaluate
+import fit_verifier
+import ppo_passk
 from fast import captured
 from fast.choose import Fast
-from support import gpu_report, load, measure
+from support import gpu_report, load, measure, processes
 from support.errors import UserError
 
 SCRIPTS = {"ppo_passk": ["--k", 4], "bon_sft": ["--n", 4], "bon_rl": ["--n", 4],
@@ -314,8 +318,69 @@ def test_a_gpu_without_bfloat16(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
         with pytest.raises(UserError, match="--bits 16 needs bfloat16, which Pretend H100 does not have"):
             load_policy("tiny", bits=16)
-        assert "4-bit base (default on a GPU), compute float32" in load_policy("tiny").note
+        assert "8-bit base (as asked), compute float32, because this GPU has no bf" in load_policy("tiny", bits=8).note
         monkeypatch.undo()
+
+
+def test_a_run_on_a_gpu_without_bfloat16(tmp_path, monkeypatch):
+    """As on a T4: in 4 bits by default, all that is not quantised in float32, captured too; and it says so."""
+    with PretendGPU() as gpu:
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+        code, out, error = run(ppo_passk.main, *SCRIPTS["ppo_passk"], *SMALL, "--eval-samples", 0, "--out",
+                               tmp_path / "run")
+        assert measure.whole_bits() == 32
+        monkeypatch.undo()
+    assert code == 0 and not gpu.mismatches, error
+    assert "4-bit base (default on a GPU), compute float32, because this GPU has no bfloat16" in out
+    assert "in CUDA graphs, weights de-quantised for rollouts" in out
+    lines = read_lines(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 2] and all(math.isfinite(line["loss"]) for line in lines)
+
+
+def test_the_cpu_of_a_machine_with_a_gpu(tmp_path):
+    """--device cpu: nothing touches the card, and the numbers are those of a machine without one."""
+    training = [*SCRIPTS["ppo_passk"], *SMALL, "--eval-samples", 0]
+    assert run(ppo_passk.main, *training, "--out", tmp_path / "without")[0] == 0
+    fitting = ["--train-problems", 4, "--eval-problems", 2, "--epochs", 1, "--samples", 2]
+    judging = ["tiny", "--problems", 3, "--samples", 2, "--k", 1]
+    words = "cpu (1 thread(s)), 32-bit base"
+    with PretendGPU() as gpu:
+        for main, flags, said in ((ppo_passk.main, [*training, "--out", tmp_path / "with"], words),
+                                  (evaluate.main, [*judging, "--out", tmp_path / "e"], words),
+                                  (fit_verifier.main, [*fitting, "--out", tmp_path / "v"], words)):
+            code, out, error = run(main, *flags, "--device", "cpu")
+            assert code == 0 and said in out and "Pretend" not in out, error
+    assert not gpu.tags and not any(gpu.kernels.values())
+    assert untimed(read_lines(tmp_path / "with")) == untimed(read_lines(tmp_path / "without"))
+    assert (tmp_path / "with" / "adapter" / "adapter_model.safetensors").read_bytes() == (
+        tmp_path / "without" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_which_gpu(monkeypatch):
+    """The one asked for; of several processes each its own; one sentence for what there is not."""
+    chosen = []
+    with PretendGPU():
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        assert [load.device_of(asked).index for asked in (None, "cuda", "cuda:0")] == [0, 0, 0]
+        refused("cuda:1", "there is no GPU 1, torch sees 1, counted from 0")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        assert "cuda:1 (Pretend H100), 4-bit" in load.load_base("tiny", 4, "cuda:1")[2]
+        assert "cuda (Pretend H100), 4-bit" in load.load_base("tiny")[2]
+        assert chosen == [torch.device("cuda", 1), torch.device("cuda", 0)]
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        monkeypatch.setattr(processes, "WORLD", 2)
+        assert [load.device_of(asked) for asked in (None, "cuda", "cpu")] == [
+            torch.device("cuda", 1), torch.device("cuda", 1), torch.device("cpu")]
+        refused("cuda:0", "would put all 2 processes on one GPU: give cuda, and each takes its own")
+        monkeypatch.setenv("LOCAL_RANK", "2")
+        refused(None, "start no more processes than there are GPUs, or give cpu")
+        monkeypatch.undo()
+
+
+def refused(asked, words):
+    with pytest.raises(UserError) as error:
+        load.device_of(asked)
+    assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_16_bits_are_not_offered_where_they_do_not_fit(monkeypatch):

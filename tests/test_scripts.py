@@ -14,6 +14,7 @@ import sys
 import time
 
 import pytest
+import references
 import safetensors.torch
 import torch
 from conftest import ROOT, load_policy
@@ -390,7 +391,12 @@ def test_continue_from_an_adapter(whole, tmp_path):
     (["--model", "no/such-model"], "no/such-model"), (["--task", "chess"], "chess"),
     (["--data", "no-such.jsonl"], "no-such.jsonl"), (["--k", "9", "--samples", "8"], "--k 9"), (["--k", "0"], "--k"),
     (["--temperature", "0"], "--temperature"), (["--lr", "x"], "--lr"), (["--clip", "0.2"], "--clip"),
-    (["--objective", "majority", "--k", "3", "--samples", "8"], "multiple"),
+    (["--objective", "majority", "--k", "3", "--samples", "8"], "multiple"), (["--k", "8:x"], "--k"),
+    (["--k", "1:8"], "FIRST to LAST"), (["--k", "8:0"], "FIRST to LAST"), (["--k", "9:1", "--samples", "8"], "--k 9:1"),
+    (["--objective", "majority", "--k", "4:1"], "majority trains for one k"),
+    (["--objective", "maxrl", "--estimator", "solved"], "equal to --samples"),
+    (["--k", "16", "--estimator", "constant"], "--objective maxrl"),
+    (["--objective", "maxrl", "--k", "16:8", "--estimator", "constant"], "equal to --samples"),
     (["--out", "/proc/no/run"], "/proc/no/run"), (["--resume"], "--out"),
     (["--resume", "--out", "no-such-run"], "no-such-run"), (["--adapter", "no-such-adapter"], "no-such-adapter"),
     (["--estimator", "centred", "--k", "8", "--samples", "8"], "centred"), (["--temperature", "nan"], "--temperature"),
@@ -405,6 +411,29 @@ def test_errors_are_one_sentence(flags, words, tmp_path, monkeypatch):
     assert len(err.strip().split("\n")[-1]) < 600
     if "usage" not in err:
         assert err.count("\n") == 1
+
+
+def test_k_that_falls(tmp_path, monkeypatch):
+    """Each step has its k, the first is reported everywhere, and the run resumes."""
+    seen, advantages = [], ppo_passk.advantages
+    monkeypatch.setattr(ppo_passk, "advantages", lambda *given: seen.append(given[1:3]) or advantages(*given))
+    code, out, err = run(ppo_passk.main, *SMALL, "--steps", 3, "--k", "4:1", "--objective", "maxrl", "--out",
+                         tmp_path / "r")
+    assert code == 0, err
+    assert seen == [(4, "maxrl"), (2, "maxrl"), (1, "maxrl")] and "objective maxrl, k 4:1, n 8" in out
+    assert json.load(open(tmp_path / "r" / "args.json"))["flags"]["k"] == "4:1"
+    assert all("pass@4" in line for line in read_lines(tmp_path / "r"))
+    assert "pass@4" in (tmp_path / "r" / "adapter" / "README.md").read_text()
+    assert run(ppo_passk.main, "--out", tmp_path / "r", "--resume", "--k", "4:1")[0] == 0
+    for k, message in (("4:2", "--k is 4:1, not 4:2"), (4, "--k is 4:1, not 4")):
+        code, _, err = run(ppo_passk.main, "--out", tmp_path / "r", "--resume", "--k", k)
+        assert code == 2 and message in err
+    for damaged in ("4:", 4.0, True, "4"):
+        found = json.load(open(tmp_path / "r" / "args.json"))
+        found["flags"]["k"] = damaged
+        (tmp_path / "r" / "args.json").write_text(json.dumps(found))
+        code, _, err = run(ppo_passk.main, "--out", tmp_path / "r", "--resume")
+        assert code == 2 and f"has --k {damaged}, which this script does not take" in err
 
 
 def test_a_full_folder_is_not_overwritten(whole):
@@ -713,13 +742,13 @@ def test_readme_commands_parse():
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser
     parsers = {name: importlib.import_module(name).parse_args for name in ("evaluate", "bench", "make_tiny")}
-    parsers["words"] = lambda argv: [].index(argv) if argv else None  # it takes no flags
+    parsers["words"] = parsers["references"] = lambda argv: [].index(argv) if argv else None  # they take no flags
     parsers["claims"] = lambda argv: argv == ["NAME"] or importlib.import_module("claims").parse_args(argv)
     parsers["table"] = lambda argv: importlib.import_module("table").parser().parse_args(argv)
     for name in ("ppo_passk", "bon_sft", "bon_rl", "cat_passk", "cat_majority", "cat_bon", "fit_verifier"):
         module = importlib.import_module(name)
         parsers[name] = lambda argv, module=module: module.check_flags(module.parser().parse_args(argv))
-    text = readme() + "".join(open(os.path.join(ROOT, "results", name)).read() for name in ("README.md", "speed.md"))
+    text = "".join(map(references.source, [*references.pages(), "results/README.md", "results/speed.md"]))
     text = text.replace("\\\n", " ")
     text = re.sub(r"(?<!`)`(?!`)[^`]+`", lambda match: " ".join(match[0].split()), text)  # a span may go over two lines
     commands = re.findall(r"(python|torchrun|accelerate launch) ([^\n`|&;#>]*?\.py\b)([^\n`|&;#>]*)", text)
@@ -736,16 +765,6 @@ def test_readme_commands_parse():
             parsers[os.path.basename(script)[:-3]](shlex.split(flags.replace("...", "")))
     assert len(commands) >= 30 and {launcher for launcher, _ in found} == {"python", "torchrun", "accelerate launch"}
     assert ("python", "results/table.py") in found and ("python", "models/make_tiny.py") in found
-
-
-def test_readme_table_of_equations():
-    """script -> paper -> equation -> `function` (line N): the line is where the function is defined."""
-    rows = re.findall(r"`(\w+\.py):(\d+)` `(\w+)`", readme())
-    assert len(rows) >= 6
-    for script, line, function in rows:
-        with open(os.path.join(ROOT, script)) as file:
-            text = file.read().split("\n")[int(line) - 1]
-        assert re.match(rf"\s*(def|class) {function}\b", text), (script, line, function, text)
 
 
 def test_a_run_prints_its_own_lines_only(tmp_path):

@@ -344,6 +344,35 @@ x\ne2: x≠2 x\neq2 x\not=2 | 2 x=2 x≠3
 1/3: ⅓ 0.\overline{3} 0.\bar3 3⁻¹ | 0.33 0 0.\overline{31} | 0.333333
 1/70: | 0.0143 | 0.014286
 1024: 2^10 2¹⁰ 32² | 210 20 2
+GM/r^2: \frac{GM}{r^2} GMr^{-2} | \frac{gm}{r^2} GM/r \frac{GM}{R^2}
+m~g~h: mgh ghm hgm | Mgh mgH mg+h
+k_B~T: k_BT k_{B}T Tk_B | k_b~T kBT
+AB+BC: BC+AB | AC CB+BA+1 AB-BC
+10,~20,~300: 300,20,10 10,20,300 10,~20~and~300 | 10,20300 10,20,30
+11,\!~111,\!~100: 11111100 11,111,100 | 11,~111,~100 11
+\frac{1}{1+\frac{1}{x}}: \frac{x}{x+1} \frac{1}{1+1/x} | 1+x \frac{x+1}{x}
+\frac{\frac{1}{2}}{3}: \frac16 1/6 | \frac32 \frac23
+{8~\choose~3}: 56 \binom83 | \frac83 \binom82
+[0,\infty[: [0,\infty) x\ge0 | ]0,\infty[ x>0
+]2,5]: (2,5] 2<x\le5 | [2,5] 3
+\{x:x>3\}: x>3 (3,\infty) \{x\mid~x>3\} | \{x:x\ge3\} x<3
+\begin{vmatrix}1&2\\3&4\end{vmatrix}: -2 | 2 \begin{pmatrix}1&2\\3&4\end{pmatrix}
+2\operatorname{cis}30^\circ: \sqrt3+i 2\cos30^\circ+2i\sin30^\circ | 2\operatorname{cis}30 1+\sqrt3i
+\langle3,-1\rangle: (3,-1) | (3,1) (-1,3)
+\max\{a,b\}: \max(a,b) \max(b,a) | \min(a,b)
+\log_{2}{3}: \log_2~3 \frac{\ln~3}{\ln~2} | \log_3~2 \log_{23}
+\tan^{-1}~x: \arctan~x | \cot~x
+f\circ~g: f~\circ~g | g\circ~f fg
+a\mid~b: a|b | b|a
+5:0: 5:0 | 6:0 0:5 0
+x>1,~y<2: y<2,~x>1 | y>1,~x<2
+x+y=3: y+x=3 | x+y=4 | y=3-x 2x+2y=6 | 3
+xy=1: yx=1 | 2 |  | 1 x+y=1
+20^\circ\mathrm{C}: 20 20°C 20^\circ~C | 21 | | 20^\circ\text{F}
+45^\circ: 45 45\text{~degrees} | \frac{\pi}{4} 45\%
+4.5e33: 4.5\times10^{33}\text{~erg} 4.5\cdot10^{33} | 4.5e32
+3\,\mu\text{m}: 3 3\text{~μm} | 4
+\textcolor{red}{7}: 7 \color{blue}7 \underline{7} 7\phantom{0} | \textcolor{red}{8} 70
 """
 
 
@@ -440,6 +469,9 @@ def test_kinds(task, gold, right, wrong):
     ("The answer is 7.\nI hope this answer helps!", "7"), ("Answer: 7\nConfidence in this answer: 90%", "7"),
     ("The answer is 7, because 3+4=7.", "7"), ("**26**", "26"), ("Total: 26", "26"), ("She has 26 apples.", "26"),
     ("She has 26 apples", None), ("She has 26 apples. Then", None), ("The answer is -7", "-7"),
+    ("The answer is 7, in total.", "7"), ("The answer is 7<|im_end|>", "7"), ("The answer is 7, not 8.", "7"),
+    ("The answer is 7, 8.", "{7,8}"), ("So our answer is 7.", "7"),
+    ("The answer is 7.\nSo our answer is correct.", "7"),
 ])
 def test_where_the_answer_stands(task, completion, answer):
     assert task.extract(completion) == answer
