@@ -382,10 +382,8 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     rewards = rewards.float().view(B, M)
 
     # Weight.
-    against = None
+    against = recent if args.ranks == "past" else None
     pool = None
-    if args.ranks == "past":
-        against = recent
     if args.ranks != "prompt":
         recent = recent + rewards.flatten().tolist()
         recent = recent[-args.fifo:]

@@ -36,7 +36,7 @@ in the reward, beta (log pi - log ref) with a leave-one-out baseline: its expect
 KL(pi || ref) (differentiating a sampled KL estimate would give another one); 4) LoRA instead of all weights; 5) maxrl
 and --k 8:1. At k = 1 loo has no baseline: it is r_i/n, so that prompts which all samples solve move the policy too.
 6) Where an engine draws from q (--rollouts) a sample counts with w = pi(y|x) / q(y|x). For the mean and the KL that is
-exact; passk with loo has an exact form, passk_reweighted, which says what w alone leaves biased, as for all others here.
+exact; passk with loo has an exact form, passk_reweighted, which says what w alone leaves biased, as it does elsewhere.
 
     CPU, embedded model:  python ppo_passk.py
     GPU, 4-bit LoRA:      python ppo_passk.py --model Qwen/Qwen2.5-1.5B-Instruct --task gsm8k --prompts 32 --lr 2e-5
