@@ -46,7 +46,8 @@ def connect(policy, args, folder):
         correction = getattr(args, "rollouts_correction", None)  # an evaluation has none
         policy.rollouts = Rollouts(server, place, folder, correction, getattr(args, "rollouts_bound", 1))
         policy.rollouts.begin(policy)
-        policy.note += f"\nrollouts by {server.url}, correction {correction}"
+        words = f", correction {correction}" * bool(correction)
+        policy.note += f"\nrollouts by {server.url}{words}"
 
 
 def leave():
