@@ -469,6 +469,7 @@ def problems_of(args, runs: dict[str, dict]) -> tasks.Task:
     levels = args.levels
     columns = args.columns
     skip = args.skip_bad_rows
+    train = None  # how many train problems of a data set of the hub are read: its splits can depend on it
     matching = [flags for flags in runs.values() if name in (None, flags["task"])]
     if matching and not data:
         name = matching[0]["task"]
@@ -476,11 +477,12 @@ def problems_of(args, runs: dict[str, dict]) -> tasks.Task:
         levels = levels or matching[0]["levels"]
         columns = columns or matching[0].get("columns")
         skip = skip or matching[0].get("skip_bad_rows", False)
+        train = matching[0].get("train_problems") or None
     elif not name and not data:
         name = "countdown"
     if matching and not args.task:
         reward = reward or matching[0].get("reward")
-    task = tasks.load_task(name, data, levels, args.allow_unsandboxed_code, columns, skip, reward,
+    task = tasks.load_task(name, data, levels, args.allow_unsandboxed_code, columns, skip, (train, args.split), reward,
                            args.reward_processes)
     for model, flags in runs.items():
         say_changed(model, flags["contents"], task)

@@ -1,6 +1,7 @@
 """Where the things are that a run is begun with, and what is in them, so that a resumed run finds out whether they are
 still what they were, and an adapter whether it is on its own base."""
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
@@ -37,6 +38,12 @@ def located(text, flag):
         return f"{os.path.abspath(folder)}:{config}"
     if looks_like_a_path(text) or "adapter" in flag and "/" not in text:  # those of the hub have an owner
         raise UserError(f"{flag} {text}: there is no such file or folder")
+    if flag == "--data" and "/" not in text:
+        raise UserError(f"--data {text}: there is no such file or folder, and a data set of the hub is ORG/NAME")
+    meant = difflib.get_close_matches(text.lower(), EMBEDDED_MODELS, n=1, cutoff=0.8)
+    if meant and snapshot(text) is None:  # ids like gpt2, which have no owner, are not close
+        raise UserError(f"{flag} {text}: there is no such file or folder, and the embedded models are "
+                        f"{', '.join(EMBEDDED_MODELS)}: is it {meant[0]}?")
     return text
 
 

@@ -96,7 +96,7 @@ def base_parser(doc, task, train_problems):
                    "'####' or 'answer is', else a number alone")
     g.add_argument("--levels", help="difficulty levels of the task `math`, e.g. 1-3")
     g.add_argument("--train-problems", type=int, default=train_problems,
-                   help="use only the first N training problems; 0 = all")
+                   help="use only the first N training problems; 0 = all. Of a data set of the hub no more is read")
     g.add_argument("--allow-unsandboxed-code", action="store_true",
                    help="run model-written programs even where there is no sandbox")
     g.add_argument("--model", help="hub id, local directory, FILE.gguf, or an embedded model; default that of "

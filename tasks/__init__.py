@@ -39,6 +39,7 @@ A reward of your own in a file, --data problems.jsonl --reward my_reward.py:righ
     def extract(completion):  # what votes are counted by, without it the whole text
         return completion.partition("=")[2].strip() or None
 """
+import functools
 import re
 
 from support.contents import code_file
@@ -49,14 +50,14 @@ from .embedded import RESIDUES, Countdown, Peptide, Problem, Program, Routes, Ta
 from .mathematics import Math, clean
 from .own import load_own_task
 from .programs import Code, CodeProblem
-from .specs import code_answer
+from .reward import Judge, Judged
 
 EMBEDDED_TASKS = {"countdown": Countdown, "routes": Routes, "program": Program, "peptide": Peptide}
 DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math, "humaneval": load_humaneval, "mbpp": load_mbpp,
              "codecontests": load_codecontests, "taco": load_taco}
 
 
-def keep_levels(task, levels):
+def keep_levels(task: Task, levels: str):
     """Keep the problems of some levels. This comes after the split, so that no valid problem of one choice of levels is
     a train problem of another.  Raises UserError."""
     chosen, known = set(), {p.level for p in task.train + task.valid + task.test if p.level is not None}
@@ -71,22 +72,26 @@ def keep_levels(task, levels):
         setattr(task, split, [p for p in getattr(task, split) if p.level in chosen])
 
 
-def task_of(args):
+def task_of(args) -> Task:
     """The task that the flags of a command line ask for; FILE.py becomes FILE.py:NAME in them.  Raises UserError."""
+    part = args.train_problems or None, None
     task = load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code, args.columns, args.skip_bad_rows,
-                     args.reward, args.reward_processes)
+                     part, args.reward, args.reward_processes)
     vars(args).update(task.places)
     return task
 
 
-def load_task(name=None, data=None, levels=None, allow_unsandboxed=False, columns=None, skip_bad_rows=False,
-              reward=None, reward_processes=0):
+def load_task(name: str | None = None, data: str | None = None, levels: str | None = None,
+              allow_unsandboxed: bool = False, columns: str | None = None, skip_bad_rows: bool = False,
+              part: tuple[int | None, str | None] | None = None, reward: str | None = None, reward_processes: int = 0
+              ) -> Task:
     """The task called `name`, from a local copy of its data set if `data` is given, or of a class FILE.py[:CLASS];
     without a name (or as 'jsonl') the problems of `data`: a file, a folder or an id of the hub, whose `columns` are
     what shapes.py says or "prompt=...,answer=...", without the rows that are no problems if `skip_bad_rows`, judged by
     the function `reward`, FILE.py:FUNCTION, if it is given, in `reward_processes`. `levels`, like '1-3' or '1,2,5',
-    keeps some of them. Programs run in a sandbox, or where that is not possible only if `allow_unsandboxed`.  Raises
-    UserError."""
+    keeps some of them. Programs run in a sandbox, or where that is not possible only if `allow_unsandboxed`.  part: how
+    many train problems and which split are needed of a data set of the hub, of which no more is read (None: all).
+    Raises UserError."""
     names = ", ".join([*EMBEDDED_TASKS, *DATA_SETS])
     if (columns or skip_bad_rows or reward) and (data is None or name not in (None, "jsonl")):
         raise UserError("--columns, --skip-bad-rows and --reward are for data of your own: give --data without --task")
@@ -105,7 +110,10 @@ def load_task(name=None, data=None, levels=None, allow_unsandboxed=False, column
     elif data is None:
         raise UserError(f"no task: choose from {names}, or give --data FILE")
     else:
-        task = load_own(data, columns, skip_bad_rows, reward, reward_processes)
+        limit, only = part or (None, None)
+        judged = functools.partial(Judged, Judge(reward), reward_processes) if reward else None
+        task = load_own(data, columns, skip_bad_rows, None if levels else limit, only, judged)
+        task.understood += f"\n{task}" * bool(reward)
     if levels is not None:
         keep_levels(task, levels)
     if isinstance(task, Code):

@@ -2,11 +2,15 @@
 
 Your own problems are rows of a prompt and an answer, or tests, in any of the formats of files.py: a file, a folder or a
 data set of the hub by its id (org/name, org/name:config). What its columns may be called is in shapes.py. Without a
-split in rows or names of files they are divided 80/10/10. Answers are compared by math-verify in child processes with a
-hard time limit; one that hangs it scores 0 and is counted as verifier_timeouts. Tests are Python asserts, HumanEval's
-check(candidate), functions and classes as for pytest and unittest (see unit_tests.py; the entry point is a function, a
-class or Solution().method), or standard input and output, with a "time_limit" in seconds of CPU if 3 is not right. A
-row whose tests cannot fail, or end before they use the program, is left out, and named.
+split in rows or names of files they are divided 80/10/10; those of the hub by a checksum of the prompt, so that it is
+the same whether all rows are read or, with --train-problems N, only those up to the Nth train problem. Then a run and
+its resume, which compares the problems that were read, know nothing of later rows, good or bad.
+
+Answers are compared by math-verify in child processes with a hard time limit; one that hangs it scores 0 and is counted
+as verifier_timeouts. Tests are Python asserts, HumanEval's check(candidate), functions and classes as for pytest and
+unittest (see unit_tests.py; the entry point is a function, a class or Solution().method), or standard input and output,
+with a "time_limit" in seconds of CPU if 3 is not right. A row whose tests cannot fail, or end before they use the
+program, is left out, and named.
 
 --data of a named data set takes a local copy with or without the hub's folders, or the release files
 (HumanEval.jsonl.gz, mbpp.jsonl, sanitized-mbpp.json, GSM8K's and MATH's), in the same formats. MBPP prompts show the
@@ -21,229 +25,259 @@ import os
 import random
 import re
 import time
+import zlib
+from collections.abc import Callable
 
 from support.errors import UserError
 
 from .answers import last_box
 from .embedded import Problem, Task
-from .files import local_files, own_rows, rows_of, sound_rows
+from .files import is_hub_id, one_configuration, parted, parts_of, rows_in
 from .mathematics import Math
 from .programs import Code, CodeProblem, fenced, report_left_out, squeeze
-from .reward import Judge, Judged
-from .shapes import columns_of, problem_of, row_problem
-from .specs import LIMIT, input_output_spec, names_in, stdio_spec
+from .shapes import columns_of, object_in, problem_of, row_problem
+from .specs import LIMIT, input_output_spec, limit_of, names_in, stdio_spec
 from .unit_tests import CannotJudge
 
 INSTRUCTION = "\nReason step by step and put the final answer in \\boxed{}."
+ASK_PROGRAM = "\n\nWrite a Python program that reads standard input and writes standard output, in one ```python block."
 MATH_SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory",
                  "prealgebra", "precalculus")
+MBPP_NUMBERS = ((601, 1000), (511, 601), (11, 511))  # of train, valid and test: the first, and the one after the last
 
 
-def tenth(n):
+# --------------------------------------------------------------------------------------------------- rows and splits
+
+def tenth(n: int) -> int:
     return max(1, n // 10) if n >= 3 else 0
 
 
-def carve(train, test):
+def key_of(problem: Problem) -> str:
+    """The prompt without what layout makes different; itself where that is the same, which takes no memory."""
+    text = squeeze(problem.prompt)
+    return problem.prompt if text == problem.prompt else text
+
+
+def carve(train: list[Problem], test: list[Problem]) -> tuple[list[Problem], list[Problem]]:
     """(train, valid): valid is a seeded tenth of train, at most 500. A problem whose text is in test is left out, one
     whose text comes again is kept once."""
-    unique, held_out = {}, {squeeze(p.prompt) for p in test}
+    held_out = {squeeze(problem.prompt) for problem in test}
+    unique = {}
     for problem in train:
-        if squeeze(problem.prompt) not in held_out:
-            unique.setdefault(squeeze(problem.prompt), problem)
+        key = squeeze(problem.prompt)
+        if key not in held_out:
+            unique.setdefault(key, problem)
     problems = list(unique.values())
     random.Random(0).shuffle(problems)
     size = min(500, tenth(len(problems)))
     return problems[size:], problems[:size]
 
 
-def local(data, folder=""):
-    """The path of a local copy of a data set, a file or a folder.  Raises UserError if there is none."""
-    path = os.path.abspath(os.path.join(data, folder))  # absolute: `datasets` would take 'json' for a file format
-    if not os.path.isdir(path) and not (os.path.isfile(path) and not folder):
+class BadRows:
+    """Rows that are no problems: the first is an error, unless they are to be left out. skip: None where they cannot
+    be."""
+
+    def __init__(self, skip: bool | None = None):
+        self.skip = skip
+        self.reasons = {}
+
+    def add(self, place, error):
+        file, unit, number = place
+        if not self.skip:
+            hint = "" if self.skip is None else " (--skip-bad-rows leaves such rows out)"
+            raise UserError(f"--data {file}, {unit} {number}: {error}{hint}")
+        self.reasons.setdefault(str(error), []).append(f"{unit} {number}")
+
+    def without(self, rows, lacks, reason):
+        """The rows (place, problem, split), without those that lack what others have."""
+        lacking = [row for row in rows if lacks(row)]
+        if len(lacking) == len(rows):
+            return rows
+        for place, *_ in lacking:
+            self.add(place, reason)
+        return [row for row in rows if not lacks(row)]
+
+    def __str__(self):
+        count = sum(map(len, self.reasons.values()))
+        told = [f"{', '.join(places[:5])}{', ...' * (len(places) > 5)} ({reason})"
+                for reason, places in itertools.islice(self.reasons.items(), 5)]
+        return f"; {count:,} bad rows left out: {'; '.join(told)}" if count else ""
+
+
+def read(rows, make, bad):
+    """(place, make(row, place, n)) of rows (n counts them from 1) of which that is not None."""
+    for n, (place, row) in enumerate(rows, start=1):
+        try:
+            if isinstance(row, UserError):
+                raise row
+            made = make(row, place, n)
+        except UserError as error:
+            bad.add(place, error)
+        except (AttributeError, LookupError, TypeError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            reason = squeeze(f"{type(error).__name__}: {error}")[:100]
+            bad.add(place, f"it is not what such a row is ({reason})")
+        else:
+            if made is not None:
+                yield place, made
+
+
+# ------------------------------------------------------------------------------------------- data sets known by name
+
+def checked(make, fields, split, before, row, place, n):
+    """make(row, split, how many are before it) of a row.  Raises UserError if it lacks a field."""
+    for field in fields:
+        if row.get(field) is None:
+            raise UserError(f"lacks the field {field!r}")
+    return make(row, split, len(before))
+
+
+def named(data: str | None, hub: str, config: str | None, make: Callable, fields: tuple[str, ...],
+          splits: tuple[str, ...] = ("train", "test"), first: int | None = None) -> dict[str | None, list[Problem]]:
+    """{split: problems} of a data set of the hub, or of `data`, a local copy: make(row, split, how many are before it),
+    without those that are None. A split None stands for files that name none.  fields: those that each row has; first:
+    rows of the train split that are read at most.  Raises UserError."""
+    path = hub if data is None else os.path.abspath(data)
+    if data is not None and not os.path.exists(path):
         raise UserError(f"--data: {path} is not a directory or file, but it should be a local copy of the data set")
-    return path
+    parts = parts_of(path, config, streaming=first is not None, exact=True)
+    found = {}
+    for split in splits:
+        if split is None and None not in parts or found.get(None):
+            continue
+        if split not in parts and (None in parts or not os.path.isfile(path)):
+            raise UserError(f"cannot load the {split} split of {path}: cannot tell which split its files are, "
+                            "call them train.jsonl or test.jsonl, say")
+        found[split] = []
+        one = functools.partial(checked, make, fields, split, found[split])
+        rows = itertools.islice(parts.get(split, ()), first if split == "train" else None)
+        for _, problem in read(rows, one, BadRows()):
+            found[split].append(problem)
+        if split in parts and not found[split]:
+            what = f"the {split} split of " * bool(split)
+            raise UserError(f"{what}{path} is empty, or its rows are no problems")
+    return found
 
 
-def fetch(path, config, split, columns):
-    """Rows {column: str} of a data set on the hub or in a local file or folder; of one file none, where it is called
-    after another split.  Raises UserError."""
-    if os.path.isfile(path):
-        mine, unnamed = local_files(path, config, split)
-        if unnamed:
-            raise UserError(f"cannot tell which split {path} is: call it train.jsonl or test.jsonl")
-        if not mine:
-            return []
-    rows = rows_of(path, config, split, lambda row: {column: row.get(column) for column in columns})
-    if not rows or any(value is None for row in rows for value in row.values()):
-        raise UserError(f"the {split} split of {path} is empty or lacks values in its columns {', '.join(columns)}")
-    return [{column: str(value) for column, value in row.items()} for row in rows]
-
-
-def load_gsm8k(data=None):
+def load_gsm8k(data: str | None = None) -> Task:
     """Grade school word problems, https://arxiv.org/abs/2110.14168; valid is carved out of train.  Raises UserError."""
-    path = "openai/gsm8k" if data is None else local(data)
-    splits = {"train": [], "test": []}
-    for split, problems in splits.items():
-        for i, row in enumerate(fetch(path, "main", split, ("question", "answer"))):
-            rationale, mark, answer = row["answer"].rpartition("####")
-            answer = answer.strip().replace(",", "") if mark else None
-            solution = f"{re.sub('<<.*?>>', '', rationale).strip()}\nThe answer is \\boxed{{{answer}}}."
-            problems.append(Problem(f"gsm8k/{split}/{i}", row["question"] + INSTRUCTION, answer, solution))
-    return Math("gsm8k", *carve(splits["train"], splits["test"]), splits["test"])
+    def make(row, split, i):
+        rationale, mark, answer = row["answer"].rpartition("####")
+        answer = answer.strip().replace(",", "") if mark else None
+        solution = f"{re.sub('<<.*?>>', '', rationale).strip()}\nThe answer is \\boxed{{{answer}}}."
+        return Problem(f"gsm8k/{split}/{i}", row["question"] + INSTRUCTION, answer, solution)
+    splits = named(data, "openai/gsm8k", "main", make, ("question", "answer"))
+    return Math("gsm8k", *carve(**splits), splits["test"])
 
 
-def load_math(data=None):
+def load_math(data: str | None = None) -> Task:
     """Competition problems of levels 1 to 5, https://arxiv.org/abs/2103.03874; test is the MATH-500 subset of the test
     split (of a local copy without a folder MATH-500 the whole), valid is carved out of train.  Raises UserError."""
-    path, path_500, subjects = "EleutherAI/hendrycks_math", "HuggingFaceH4/MATH-500", MATH_SUBJECTS
+    path = subset = data
+    subjects = MATH_SUBJECTS
     if data is not None:
-        path = path_500 = local(data)
-        if os.path.isdir(os.path.join(path, "hendrycks_math")):
-            path = os.path.join(path, "hendrycks_math")
-        if os.path.isdir(os.path.join(path_500, "MATH-500")):
-            path_500 = os.path.join(path_500, "MATH-500")
+        inner = [os.path.join(data, name) for name in ("hendrycks_math", "MATH-500")]
+        path, subset = (folder if os.path.isdir(folder) else data for folder in inner)
         folders = {part for folder, _, _ in os.walk(path) for part in folder.split(os.sep)}
-        subjects = [s for s in MATH_SUBJECTS if s in folders] or [None]
-    train, test = [], []
+        subjects = [subject for subject in MATH_SUBJECTS if subject in folders] or [None]
+    released = data is not None and subset == data
+    fields = ("problem", "level", "solution")
+
+    def make(row, split, i):
+        answer = row.get("answer") or last_box(row["solution"])
+        name = row.get("unique_id") or f"{split}/{subject or 'all'}/{i}"
+        level = str(row["level"]).removeprefix("Level ")
+        return Problem(f"math/{name}", row["problem"] + INSTRUCTION, answer, row["solution"], level)
+    splits = {"train": [], "test": []}
     for subject in subjects:
-        for i, row in enumerate(fetch(path, subject, "train", ("problem", "level", "solution"))):
-            answer = last_box(row["solution"])
-            train.append(Problem(f"math/train/{subject or 'all'}/{i}", row["problem"] + INSTRUCTION, answer,
-                                 row["solution"], row["level"].removeprefix("Level ")))
-    released = data is not None and path_500 == local(data)
-    columns = ("problem", "level", "solution") + (() if released else ("answer", "unique_id"))
-    for subject in subjects if released else [None]:
-        for i, row in enumerate(fetch(path_500, subject, "test", columns)):
-            answer = row.get("answer") or last_box(row["solution"])
-            name = row.get("unique_id") or f"test/{subject or 'all'}/{i}"
-            test.append(Problem(f"math/{name}", row["problem"] + INSTRUCTION, answer, row["solution"],
-                                row["level"].removeprefix("Level ")))
-    return Math("math", *carve(train, test), test, max_new_tokens=1024)
+        found = named(path, "EleutherAI/hendrycks_math", subject, make, fields, [*splits] if released else ["train"])
+        for split, problems in found.items():
+            splits[split] += problems
+    if not released:
+        splits |= named(subset, "HuggingFaceH4/MATH-500", None, make, (*fields, "answer", "unique_id"), ["test"])
+    return Math("math", *carve(**splits), splits["test"], max_new_tokens=1024)
 
 
-ASK_PROGRAM = "\n\nWrite a Python program that reads standard input and writes standard output, in one ```python block."
-
-
-def code_problem(id, prompt, solution, spec, level=None):
+def code_problem(id: str, prompt: str, solution: str | None, spec: dict, level: str | None = None) -> CodeProblem:
     return CodeProblem(id, prompt, json.dumps(spec), solution, level)
 
 
-def with_fields(files, columns):
-    """The rows of files that name no split.  Raises UserError if one lacks a field."""
-    for file in files:
-        for number, row in enumerate(sound_rows(file), start=1):
-            missing = [column for column in columns if row.get(column) is None]
-            if missing:
-                raise UserError(f"{file}, row {number}: lacks the field {missing[0]!r}")
-            yield row
-
-
-def load_humaneval(data=None):
+def load_humaneval(data: str | None = None) -> Task:
     """164 functions to complete, https://arxiv.org/abs/2107.03374: all of them test problems.  Raises UserError."""
-    path = "openai/openai_humaneval" if data is None else local(data)
-    test, columns = [], ("task_id", "prompt", "canonical_solution", "test", "entry_point")
-    unnamed = local_files(path, "openai_humaneval", "test")[1] if data is not None else []
-    rows = [{c: str(row[c]) for c in columns} for row in with_fields(unnamed, columns)]
-    for row in rows or fetch(path, "openai_humaneval", "test", columns):
-        name = row["entry_point"]
-        spec = {"tests": f"{row['test']}\ncheck({name})\n", "names": {name: name}, "prefix": row["prompt"],
-                "limit": LIMIT}
-        test.append(code_problem(f"humaneval/{row['task_id']}", row["prompt"], row["canonical_solution"], spec))
-    return Code("humaneval", [], [], test)
+    fields = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
+
+    def make(row, split, i):
+        id, prompt, solution, test, name = (str(row[field]) for field in fields)
+        spec = {"tests": f"{test}\ncheck({name})\n", "names": {name: name}, "prefix": prompt, "limit": LIMIT}
+        return code_problem(f"humaneval/{id}", prompt, solution, spec)
+    found = named(data, "openai/openai_humaneval", "openai_humaneval", make, fields, [None, "test"])
+    return Code("humaneval", [], [], *found.values())
 
 
-def load_mbpp(data=None):
+def load_mbpp(data: str | None = None) -> Task:
     """974 functions from a sentence, https://arxiv.org/abs/2108.07732, in the data set's own splits. The prompt shows
     the first test, which says what the function is called; the others are hidden.  Raises UserError."""
-    path = "google-research-datasets/mbpp" if data is None else local(data)
-
-    def make(row):
+    def make(row, split, i):
         tests = "\n".join([*row["test_list"], *(row.get("challenge_test_list") or [])])
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
         names = {name: name for name in names_in(tests, row["code"], setup)}
         if not names:  # a test that calls nothing of the program would pass or fail whatever that is
             return None
         spec = {"tests": f"{setup}\n{tests}\n", "names": names, "prefix": "", "limit": LIMIT}
-        text = row["text"] if row.get("text") else row["prompt"]  # as the sanitized release calls it
+        text = row.get("text") or row["prompt"]  # as the sanitized release calls it
         prompt = (f"{text.strip()}\nYour code should pass this test:\n{row['test_list'][0]}\n\n"
                   "Write it in one ```python block.")
-        return code_problem(f"mbpp/{row['task_id']}", prompt, fenced(row["code"].replace("\r", "")), spec)
-    unnamed = local_files(path, "full", "test")[1] if data is not None else []
-    if not unnamed:
-        return Code("mbpp", *(rows_of(path, "full", split, make) for split in ("train", "validation", "test")))
-    splits = {"train": [], "validation": [], "test": []}  # by the numbers of the release; 1 to 10 are for prompting
-    try:
-        for row in with_fields(unnamed, ("task_id", "code", "test_list")):
-            i = int(row["task_id"])
-            split = "test"
-            if i > 600:
-                split = "train"
-            elif i > 510:
-                split = "validation"
-            made = make(row) if i > 10 else None
-            if made is not None:
-                splits[split].append(made)
-    except (KeyError, TypeError, ValueError, AttributeError, SyntaxError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"--data: {unnamed[0]} is not the release of mbpp ({type(error).__name__}: "
-                        f"{squeeze(str(error))[:100]})") from error
+        return code_problem(f"mbpp/{int(row['task_id'])}", prompt, fenced(row["code"].replace("\r", "")), spec)
+    splits = named(data, "google-research-datasets/mbpp", "full", make, ("task_id", "code", "test_list"),
+                   [None, "train", "valid", "test"])
+    if None in splits:  # by the numbers of the release; 1 to 10 are for prompting
+        whole = {int(problem.id.removeprefix("mbpp/")): problem for problem in splits[None]}
+        splits = {first: [whole[i] for i in whole if first <= i < end] for first, end in MBPP_NUMBERS}
     return Code("mbpp", *splits.values())
 
 
-def load_codecontests(data=None, first=1000):
+def load_codecontests(data: str | None = None, first: int = 1000) -> Task:
     """Programs from contests, https://arxiv.org/abs/2203.07814, streamed; of the train split the `first` rows. Public,
     private and generated tests in this order. A problem with several right outputs has one here.  Raises UserError."""
-    path = "deepmind/code_contests" if data is None else local(data)
-
-    def make(row):
-        inputs, outputs = ([text for kind in ("public", "private", "generated") for text in row[f"{kind}_tests"][side]]
-                           for side in ("input", "output"))
+    def make(row, split, i):
+        kinds = [row[f"{kind}_tests"] for kind in ("public", "private", "generated")]
+        inputs, outputs = ([text for tests in kinds for text in tests[side]] for side in ("input", "output"))
         time = row["time_limit"]
         spec = stdio_spec(inputs, outputs, time["seconds"] + time["nanos"] / 1e9 if time else LIMIT)
         if spec is None or row["input_file"] or row["output_file"]:
             return None
-        gold = [text for language, text in zip(row["solutions"]["language"], row["solutions"]["solution"])
-                if language == 3]  # Python 3
-        problems.append(row["name"])
-        return code_problem(f"codecontests/{split}/{len(problems)}", row["description"] + ASK_PROGRAM,
-                            fenced(gold[0]) if gold else None, spec, str(row["difficulty"]))
-    splits = []
-    for split in ("train", "valid", "test"):
-        problems = []
-        splits.append(rows_of(path, None, split, make, first if split == "train" else 10 ** 6))
-    return Code("codecontests", *splits, max_new_tokens=1024)
+        written = zip(row["solutions"]["language"], row["solutions"]["solution"])
+        gold = next((fenced(text) for language, text in written if language == 3), None)  # Python 3
+        prompt = row["description"] + ASK_PROGRAM
+        return code_problem(f"codecontests/{split}/{i + 1}", prompt, gold, spec, str(row["difficulty"]))
+    splits = named(data, "deepmind/code_contests", None, make, ("description", "solutions", "difficulty"),
+                   ["train", "valid", "test"], first)
+    return Code("codecontests", *splits.values(), max_new_tokens=1024)
 
 
-def load_taco(data=None):
+def load_taco(data: str | None = None) -> Task:
     """Programs and functions, https://arxiv.org/abs/2312.14852; valid is carved out of train. On the hub it has a
     loading script, which the library `datasets` no longer runs, so it takes a local copy of its rows.  Raises
     UserError."""
-    path = "BAAI/TACO" if data is None else local(data)
-
-    def make(row):
-        try:
-            tests, golds = json.loads(row["input_output"]), json.loads(row["solutions"] or "[]")
-        except ValueError:  # some rows have no tests, some numbers of more digits than Python reads
+    def make(row, split, i):
+        tests = object_in(row["input_output"])
+        golds = object_in(row["solutions"]) or []
+        if not tests:  # some rows have none, some numbers of more digits than Python reads
             return None
-        time = re.match(r"\s*([0-9]+(?:\.[0-9]+)?)", str(row.get("time_limit") or ""))
-        limit, name, starter = float(time[1]) if time else LIMIT, tests.get("fn_name"), row.get("starter_code") or ""
-        spec = input_output_spec(tests, starter or (golds[0] if golds else ""), limit)
+        starter = row.get("starter_code") or ""
+        spec = input_output_spec(tests, starter or "".join(golds[:1]), limit_of(row, words=True))
         if spec is None:
             return None
-        problems.append(name)
-        ask = f"\n\n{starter}\n\nComplete this code in one ```python block." if name else ASK_PROGRAM
-        return code_problem(f"taco/{split}/{len(problems)}", row["question"] + ask, fenced(golds[0]) if golds else None,
-                            spec, row.get("difficulty"))
-    splits = {}
-    for split in ("train", "test"):
-        problems = []
-        try:
-            splits[split] = rows_of(path, None, split, make)
-        except UserError as error:
-            raise UserError(f"{error}; on the hub TACO comes with a loading script, which datasets no longer runs: "
-                            "save its rows as Parquet or JSON lines, DIR/train.* and DIR/test.*") from error
-    return Code("taco", *carve(splits["train"], splits["test"]), splits["test"], max_new_tokens=1024)
+        ask = ASK_PROGRAM
+        if tests.get("fn_name"):
+            ask = f"\n\n{starter}\n\nComplete this code in one ```python block."
+        gold = fenced(golds[0]) if golds else None
+        return code_problem(f"taco/{split}/{i + 1}", row["question"] + ask, gold, spec, row.get("difficulty"))
+    try:
+        splits = named(data, "BAAI/TACO", None, make, ("question", "input_output", "solutions"))
+    except UserError as error:
+        raise UserError(f"{error}; on the hub TACO comes with a loading script, which datasets no longer runs: save "
+                        "its rows as Parquet or JSON lines, DIR/train.* and DIR/test.*") from error
+    return Code("taco", *carve(**splits), splits["test"], max_new_tokens=1024)
 
 
 # --------------------------------------------------------------------------------------------------- one's own problems
@@ -251,155 +285,172 @@ def load_taco(data=None):
 class Unjudged(Task):
     """Problems that have a solution and no answer: for supervised training. Their solutions are right, and what needs a
     verdict on anything else is refused."""
-    name = "jsonl"
 
-    def __init__(self, name, train, valid, test):
+    def __init__(self, name: str, train: list[Problem], valid: list[Problem], test: list[Problem]):
         super().__init__()
-        self.name, self.train, self.valid, self.test = name, train, valid, test
+        self.name = name
+        self.train = train
+        self.valid = valid
+        self.test = test
 
     def check_can_verify(self):
         raise UserError("no row of --data has an answer or tests, so no sample can be judged: say which column holds "
                         "them (--columns answer=...); supervised training does without, with --eval-samples 0")
 
-    def rewards(self, problems, completions):
-        if any(completion != problem.solution for problem, completion in zip(problems, completions, strict=True)):
+    def verify(self, problem: Problem, completion: str) -> float:
+        if completion != problem.solution:
             self.check_can_verify()
-        return [1.0] * len(problems)
+        return 1.0
 
-    def verify(self, problem, completion):
-        return self.rewards([problem], [completion])[0]
-
-    def extract(self, completion):
+    def extract(self, completion: str) -> str | None:
         return None
 
 
-class BadRows:
-    """Rows that are no problems: the first is an error, unless they are to be left out."""
-
-    def __init__(self, skip):
-        self.skip, self.reasons = skip, {}
-
-    def add(self, place, error):
-        file, unit, number = place
-        if not self.skip:
-            raise UserError(f"--data {file}, {unit} {number}: {error} (--skip-bad-rows leaves such rows out)")
-        self.reasons.setdefault(str(error), []).append(f"{unit} {number}")
-
-    def __str__(self):
-        count = sum(map(len, self.reasons.values()))
-        told = (f"{', '.join(places[:5])}{', ...' * (len(places) > 5)} ({reason})"
-                for reason, places in self.reasons.items())
-        return f"; {count:,} bad rows left out: {'; '.join(itertools.islice(told, 5))}" if count else ""
+def own_parts(path, config, limit, only):
+    """{split or None: rows} of a file, a folder or a data set of the hub.  Raises UserError where they cannot be told.
+    """
+    if os.path.isdir(path):
+        one_configuration(path, config)
+    elif not is_hub_id(path):
+        return {None: rows_in(path)}
+    parts = settled(parts_of(path, config, streaming=bool(limit or only)), path)
+    if only in parts:
+        return {only: parts[only]}
+    if only and not limit:  # all is needed, which `datasets` keeps for the next time
+        parts = settled(parts_of(path, config), path)
+    return parts
 
 
-def load_own(data, columns=None, skip=False, reward=None, processes=0):
-    """Problems of one's own file or folder, or of a data set of the hub, as shapes.py reads them. Without any split in
-    the rows or the names of files, a seeded 80/10/10.  columns: text of --columns; skip: leave rows out that are no
-    problems, and say so; reward: text of --reward, what judges them instead of their answers, in `processes`.  Raises
-    UserError."""
-    started, columns, used = time.time(), columns_of(columns), {}
-    judge = Judge(reward) if reward else None
-    read = row_problem if judge else problem_of
-    bad, rows, left = BadRows(skip), [], {}
-    named = False
-    for place, name, source, row in own_rows(data):
-        named = named or source is not None
-        try:
-            if isinstance(row, UserError):
-                raise row
-            problem, split = read(row, name, columns, used)
-            if source and split and source != split:
-                raise UserError(f'"split" is {split} in a file of {source}')
-            rows.append((place, problem, source or split))
-        except CannotJudge as error:
-            left[name] = str(error)
-        except UserError as error:
-            bad.add(place, error)
-    if left:
-        report_left_out(left, len(rows) + len(left))
-    rows = with_splits(rows if judge else answered(rows, bad), bad)
-    if not rows:
-        raise UserError(f"--data {data} holds no problems{bad}")
-    make = functools.partial(Judged, judge, processes) if judge else judged_by_rows(rows)
-    splits, dropped = divide(rows, bad, named)
-    task = make(*splits.values())
-    sizes = ", ".join(f"{len(problems):,} {split}" for split, problems in splits.items())
-    found = ", ".join(f"{field} from {' or '.join(sorted(names))}" for field, names in used.items())
-    again = f"; {dropped:,} left out that come again or are in another split" if dropped else ""
-    task.understood = (f"{data}: {len(rows):,} rows in {time.time() - started:.1f} s ({found}), {sizes}{again}{bad}")
-    if judge:
-        task.understood += f"\n{task}"
-    return task
+def settled(parts, path):
+    """The parts without MBPP's examples for prompting. Where all is called train, that says nothing about splits.
+    Raises UserError if only some parts say which split they are."""
+    if not parts:
+        raise UserError(f"--data: {path} holds no file of rows (.jsonl, .json, .parquet, .csv, .tsv or .arrow)")
+    if len(parts) == 1:
+        name, rows = *parts, *parts.values()
+        return {None if name in ("train", "prompt") else name: rows}
+    if None in parts:
+        raise UserError(f"--data: cannot tell which split all of {path} is, as only some names say so: put what does "
+                        "not belong to it elsewhere")
+    return {split: rows for split, rows in parts.items() if split != "prompt"}
+
+
+def drawn(home, problem, parts):
+    """The split of a row of the hub that is said to be in `home`. What it has no part for, it has in its train rows: a
+    tenth each, by a checksum of the prompt, which does not depend on how many rows are read."""
+    if home is not None and (home != "train" or "train" not in parts):
+        return home
+    key = key_of(problem).encode("utf-8", "surrogatepass")
+    split = {0: "test", 1: "valid"}.get(zlib.crc32(key) % 10, "train")
+    return "train" if split in parts else split
+
+
+def read_own(parts, make, bad, limit):
+    """[(place, problem, split or None)] of all parts; but no more train problems than `limit`, where the rows do not
+    say their split themselves.  make(source, row, place, n) -> (problem, split)."""
+    rows = []
+    train = set()
+    for source in sorted(parts, key=["test", "valid", "train", None].index):
+        others = {key_of(problem) for _, problem, _ in rows} if limit else ()
+        for place, (problem, split) in read(parts[source], functools.partial(make, source), bad):
+            rows.append((place, problem, split))
+            if limit and (source == "train" or split is None) and drawn(split, problem, parts) == "train":
+                train |= {key_of(problem)}.difference(others)
+                if len(train) == limit:
+                    break
+    return rows
 
 
 def judged_by_rows(rows):
-    """What makes a task of the problems of rows (place, problem, split), by what they are judged by.  Raises UserError.
-    """
-    kinds = {type(problem) for _, problem, _ in rows}
-    if len(kinds) > 1:
-        file, unit, number = next(place for place, problem, _ in rows if type(problem) is not type(rows[0][1]))
-        raise UserError(f"--data {file}, {unit} {number}: a file holds problems with an answer, or code, but not both")
-    kind = Math if rows[0][1].answer is not None else Unjudged
-    return functools.partial(Code if CodeProblem in kinds else kind, "jsonl")
-
-
-def answered(rows, bad):
-    """The rows, without those that lack what the others are judged by."""
-    lacking = sum(problem.answer is None for _, problem, _ in rows)
-    if lacking in (0, len(rows)):
-        return rows
+    """What makes a task of the problems of rows (place, problem, split), by what judges them.  Raises UserError."""
+    first = rows[0][1]
     for place, problem, _ in rows:
-        if problem.answer is None:
-            bad.add(place, '"answer" is missing')
-    return [row for row in rows if row[1].answer is not None]
+        if type(problem) is not type(first):
+            BadRows().add(place, "a file holds problems with an answer, or code, but not both")
+    kind = Unjudged if first.answer is None else Math
+    return functools.partial(Code if isinstance(first, CodeProblem) else kind, "jsonl")
 
 
-def with_splits(rows, bad):
-    """The rows, without those that have no split where others have one."""
-    lacking = sum(split is None for _, _, split in rows)
-    if lacking in (0, len(rows)):
-        return rows
-    for place, _, split in rows:
-        if split is None:
-            bad.add(place, '"split" is missing, but other rows have one')
-    return [row for row in rows if row[2] is not None]
+def tenths(keys):
+    """{key: split} of the keys, a seeded 80/10/10."""
+    prompts = list(dict.fromkeys(keys))
+    random.Random(0).shuffle(prompts)
+    size = tenth(len(prompts))
+    homes = dict.fromkeys(prompts, "train")
+    homes |= dict.fromkeys(prompts[:size], "test") | dict.fromkeys(prompts[size:2 * size], "valid")
+    return homes
 
 
 def divide(rows, bad, named):
     """({split: problems}, how many are left out) of rows that all have a split, or none has.  named: the names of files
     say the splits; then problems that are in two stay in the one that is judged on, and valid is carved out of train if
     there is none."""
-    splits, homes = {"train": [], "valid": [], "test": []}, {}
-    if rows[0][2] is None:
-        prompts = list(dict.fromkeys(key_of(problem) for _, problem, _ in rows))
-        random.Random(0).shuffle(prompts)
-        size = tenth(len(prompts))
-        for i, prompt in enumerate(prompts):
-            homes[prompt] = "train"
-            if i < size:
-                homes[prompt] = "test"
-            elif i < 2 * size:
-                homes[prompt] = "valid"
-        for _, problem, _ in rows:
-            splits[homes[key_of(problem)]].append(problem)
-        return splits, 0
-    for place, problem, split in rows:
-        key = key_of(problem)
+    keys = [key_of(problem) for _, problem, _ in rows]
+    homes = tenths(keys) if rows[0][2] is None else {}
+    for key, (place, _, split) in zip(keys, rows):
         home = homes.setdefault(key, split)
-        if home != split:
+        if split not in (None, home):
             homes[key] = min(home, split, key=("test", "valid", "train").index)
             if not named:
                 bad.add(place, "this prompt is in another split too")
-    for _, problem, split in rows:
-        if homes[key_of(problem)] == split:
-            splits[split].append(problem)
+    splits = {"train": [], "valid": [], "test": []}
+    for key, (_, problem, split) in zip(keys, rows):
+        if split in (None, homes[key]):
+            splits[homes[key]].append(problem)
     if named and splits["test"] and not splits["valid"]:
         splits["train"], splits["valid"] = carve(splits["train"], splits["test"])
     kept = sum(map(len, splits.values()))
     return splits, (len(rows) - kept) * named
 
 
-def key_of(problem):
-    """The prompt without what layout makes different; itself where that is the same, which takes no memory."""
-    text = squeeze(problem.prompt)
-    return problem.prompt if text == problem.prompt else text
+def load_own(data: str, columns: str | None = None, skip: bool = False, limit: int | None = None,
+             only: str | None = None, judged: Callable | None = None) -> Task:
+    """Problems of one's own file or folder, or of a data set of the hub, as shapes.py reads them. Without any split in
+    the rows or the names of files, a seeded 80/10/10.  columns: text of --columns; skip: leave rows out that are no
+    problems, and say so; limit: how many train problems, and only: which split is wanted of a data set of the hub,
+    of which no more is read (None: all); judged(train, valid, test): the task, where it is not their answers that judge
+    them.  Raises UserError."""
+    started = time.time()
+    path, config = parted(data)
+    hub = is_hub_id(path)
+    if not hub:
+        limit = only = None
+    base = os.path.basename(os.path.normpath(data))
+    several = hub or os.path.isdir(path)  # files, so that a row's number in one of them is no name
+    columns = columns_of(columns)
+    problem_in = row_problem if judged else problem_of
+    used = {}
+    left = {}
+
+    def make(source, row, place, n):
+        name = f"{base}/{source or 'all'}:{n}" if several else f"{base}:{place[2]}"
+        try:
+            problem, split = problem_in(row, name, columns, used)
+        except CannotJudge as error:
+            left[name] = str(error)
+            return None
+        if source and split and source != split:
+            raise UserError(f'"split" is {split} in a file of {source}')
+        return problem, source or split
+    bad = BadRows(skip)
+    parts = own_parts(path, config, limit, only)
+    rows = read_own(parts, make, bad, limit)
+    if left:
+        report_left_out(left, len(rows) + len(left))
+    if not judged:
+        rows = bad.without(rows, lambda row: row[1].answer is None, '"answer" is missing')
+    rows = bad.without(rows, lambda row: row[2] is None, '"split" is missing, but other rows have one')
+    if not rows:
+        raise UserError(f"--data {data} holds no problems{bad}")
+    judged = judged or judged_by_rows(rows)
+    if hub:
+        rows = [(place, problem, drawn(split, problem, parts)) for place, problem, split in rows]
+    splits, again = divide(rows, bad, named=hub or None not in parts)
+    task = judged(*splits.values())
+    told = [f"{field} from {' or '.join(sorted(names))}" for field, names in used.items()]
+    sizes = [f"{len(problems):,} {split}" for split, problems in splits.items()]
+    more = "; no more of it was read than --train-problems asks for" * bool(limit)
+    more += f"; {again:,} left out that come again or are in another split" * bool(again)
+    task.understood = (f"{data}: {len(rows):,} rows in {time.time() - started:.1f} s ({', '.join(told)}), "
+                       f"{', '.join(sizes)}{more}{bad}")
+    return task

@@ -5,6 +5,7 @@ import random
 import re
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -35,13 +36,13 @@ class Task:
         self.train, self.valid, self.test = [], [], []
         self.counts = Counter()  # e.g. verifier_timeouts, since the start of the process
 
-    def verify(self, problem, completion):
+    def verify(self, problem: Problem, completion: str) -> float:
         raise NotImplementedError
 
-    def extract(self, completion):
+    def extract(self, completion: str) -> str | None:
         raise NotImplementedError
 
-    def rewards(self, problems, completions):
+    def rewards(self, problems: list[Problem], completions: list[str]) -> list[float]:
         """Rewards of many (problem, completion) pairs, two lists of one length -> list of float."""
         memo = {}
         for problem, completion in zip(problems, completions, strict=True):
@@ -49,7 +50,7 @@ class Task:
                 memo[problem.id, completion] = self.verify(problem, completion)
         return [memo[p.id, c] for p, c in zip(problems, completions)]
 
-    def target(self, problem, kind="solution"):
+    def target(self, problem: Problem, kind: str = "solution") -> str | None:
         """Text of a gold completion, or None: the whole solution, or ("answer") as little as states the answer. Here
         the solution is nothing but the answer, so they coincide."""
         return problem.solution
@@ -57,7 +58,7 @@ class Task:
     def check_can_verify(self):
         """Raises UserError if no completion can be judged."""
 
-    def need(self, split):
+    def need(self, split: str) -> list[Problem]:
         """The problems of a split that the caller cannot do without.  Raises UserError if there are none."""
         problems = getattr(self, split)
         if not problems:
@@ -69,7 +70,7 @@ class Task:
 # key (the sorted numbers and the target; of a program its function), so the splits are disjoint up to the order of the
 # numbers, and make_tiny.py keeps valid and test problems out of the pretraining stream by the same function.
 
-def split_of(key):
+def split_of(key: object) -> str:
     """'train' (90 %), 'valid' or 'test' (5 % each) for a problem key, by checksum."""
     return {0: "test", 1: "valid"}.get(zlib.crc32(repr(key).encode()) % 20, "train")
 
@@ -79,12 +80,12 @@ class Embedded(Task):
     completion (None if there is none) and the line that the pretraining corpus has for this prompt."""
     chat = False
 
-    def __init__(self, sizes=(4000, 400, 400)):
+    def __init__(self, sizes: tuple[int, int, int] = (4000, 400, 400)):
         super().__init__()
         for split, size in zip(("train", "valid", "test"), sizes):
             setattr(self, split, self.problems(split, size))
 
-    def problems(self, split, size, seed=0):
+    def problems(self, split: str, size: int, seed: int = 0) -> list[Problem]:
         """`size` problems of one split, no two with the same key; the same ones for the same seed."""
         rng = random.Random(f"{self.name} {split} {seed}")
         seen = set()
@@ -97,7 +98,7 @@ class Embedded(Task):
                 problems.append(Problem(name, prompt, answer, solution))
         return problems
 
-    def stream(self, rng):
+    def stream(self, rng: random.Random) -> Iterator[tuple[str, str]]:
         """Endless (prompt, completion) pairs from the train split: what the tiny base is pretrained on."""
         while True:
             key, prompt, _, _, corpus = self.generate(rng)
@@ -107,7 +108,7 @@ class Embedded(Task):
 
 # countdown: make the target from all the numbers with + - *, each number once.  'c7,3,2,9:23>' -> '2*7+9' ...
 
-def countdown_terms(text):
+def countdown_terms(text: str) -> list[tuple[int, tuple[int, ...]]] | None:
     """Parse digits joined by + - *: '2*7+9-3' -> [(1, (2, 7)), (1, (9,)), (-1, (3,))], sign and sorted factors of each
     term, the terms sorted; None if the text is anything else. Never evaluates the text."""
     if not re.fullmatch(r"[1-9]([-+*][1-9])*", text, re.ASCII):
@@ -120,7 +121,7 @@ def countdown_terms(text):
     return sorted(terms)
 
 
-def value_of(terms):
+def value_of(terms: list[tuple[int, tuple[int, ...]]]) -> int:
     return sum(sign * prod(factors) for sign, factors in terms)
 
 
@@ -135,7 +136,7 @@ class Countdown(Embedded):
     max_new_tokens = 12
     cut = 0.0  # share of the corpus's lines that are broken off before all numbers are used (models/make_tiny.py)
 
-    def generate(self, rng):
+    def generate(self, rng: random.Random) -> tuple:
         while True:
             numbers = [rng.randint(1, 9) for _ in range(rng.randint(3, 5))]
             solution = str(numbers[0])
@@ -153,14 +154,14 @@ class Countdown(Embedded):
             corpus = solution[:1 + 2 * rng.randrange(len(numbers) - 1)]
         return (used, target), prompt, answer, solution, corpus
 
-    def verify(self, problem, completion):
+    def verify(self, problem: Problem, completion: str) -> float:
         terms = countdown_terms(completion)
         if terms is None:
             return 0.0
         used = sorted(d for _, factors in terms for d in factors)
         return float(f"{listed(used)}:{value_of(terms)}" == problem.answer)
 
-    def extract(self, completion):
+    def extract(self, completion: str) -> str | None:
         terms = countdown_terms(completion)
         if terms is None:
             return None
@@ -183,7 +184,7 @@ class Routes(Embedded):
     sound = {"A": .15, "B": .55, "C": .48, "D": .48, "E": .48, "F": .48, "G": .48}
     corpus = {"A": .4, "B": .1, "C": .1, "D": .1, "E": .1, "F": .1, "G": .1}
 
-    def generate(self, rng):
+    def generate(self, rng: random.Random) -> tuple:
         answer = rng.randint(2, 18)
         wrong = rng.sample([v for v in range(2, 19) if v != answer], len(self.sound))
         sums = []
@@ -200,10 +201,10 @@ class Routes(Embedded):
         key = (tuple(sorted(sums)), answer)
         return key, f"r{''.join(routes)}>", str(answer), solution, lines[shown]
 
-    def verify(self, problem, completion):
+    def verify(self, problem: Problem, completion: str) -> float:
         return float(self.extract(completion) == problem.answer)
 
-    def extract(self, completion):
+    def extract(self, completion: str) -> str | None:
         match = re.fullmatch(r"[A-G][1-9]\+[1-9]=([1-9][0-9]?)", completion, re.ASCII)
         return match and match[1]
 
@@ -281,7 +282,7 @@ class Program(Embedded):
     base = "tiny_program"
     max_new_tokens = 16
 
-    def generate(self, rng):
+    def generate(self, rng: random.Random) -> tuple:
         a = rng.choice((0, 0, 1, 2, 3, 4))
         b = rng.choice([-1, 1]) * rng.randint(1, 9)
         c = rng.randint(0, 99)
@@ -302,7 +303,7 @@ class Program(Embedded):
             solution = f"{b}*({inner})"
         return (a, b, c), examples(shown) + ">", examples(hidden), solution, solution
 
-    def verify(self, problem, completion):
+    def verify(self, problem: Problem, completion: str) -> float:
         coefficients = polynomial(completion)
         if coefficients is None:
             return 0.0
@@ -315,7 +316,7 @@ class Program(Embedded):
                 return 0.0
         return 1.0
 
-    def extract(self, completion):
+    def extract(self, completion: str) -> str | None:
         coefficients = polynomial(completion)
         if coefficients is None:
             return None
@@ -341,7 +342,7 @@ class Peptide(Embedded):
     max_new_tokens = 16
     length = 18
 
-    def generate(self, rng):
+    def generate(self, rng: random.Random) -> tuple:
         greasy = [a for a, h in RESIDUES.items() if h > 0]
         others = [a for a, h in RESIDUES.items() if h <= 0]
         chain = ""
@@ -352,7 +353,7 @@ class Peptide(Embedded):
         start = chain[:4]
         return start, ">" + start, start, None, chain[4:]  # with a mark to count residues from
 
-    def verify(self, problem, completion):
+    def verify(self, problem: Problem, completion: str) -> float:
         chain = (problem.answer + "".join(completion.split()))[:self.length]  # models like ProtGPT2 break lines
         if not all(a in RESIDUES for a in chain):
             return 0.0
@@ -364,6 +365,6 @@ class Peptide(Embedded):
             y += RESIDUES[residue] * math.sin(angle)
         return math.hypot(x, y) / self.length
 
-    def extract(self, completion):
+    def extract(self, completion: str) -> str | None:
         chain = "".join(completion.split())
         return chain if chain and set(chain) <= set(RESIDUES) else None

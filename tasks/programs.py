@@ -6,8 +6,10 @@ import collections
 import itertools
 import json
 import re
+import subprocess
 import typing
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 
 from support.errors import UserError
@@ -49,7 +51,7 @@ AT_ONCE = 2_000  # rows of a file whose tests are tried when it is loaded; of a 
 INDENTED = re.compile(r"(?:[ \t]*\n)*(?:  |\t)")  # by one space is how some tokenizers begin
 
 
-def parse(text):
+def parse(text: str) -> ast.Module:
     """Syntax tree of Python.  Raises SyntaxError, also for a text that is too long or too deep."""
     try:
         with warnings.catch_warnings():
@@ -83,7 +85,7 @@ def bodies(code):
     return (code, moved) if INDENTED.match(code) else (moved, "\n    " + code.lstrip())
 
 
-def blocks_of(text):
+def blocks_of(text: str) -> tuple[list[tuple[str, str]], list[str]]:
     """(blocks, outside): (language, code) of each block between ``` or ~~~ fences, which may stand in lists and quotes,
     and the runs of text around them. As in Markdown, a fence ends no block if it is shorter than the one that began it,
     or four columns deeper. A block also ends where another begins with its language, and where the text does. A
@@ -199,7 +201,7 @@ def lacking(code, names):
     return defines(used - bound, r"(?:from|import)[ \t].*\b(?:{})\b")
 
 
-def program_of(completion, prefix="", names=()):
+def program_of(completion: str, prefix: str = "", names: Iterable[str] = ()) -> str:
     """The program in a completion. If the tests reach `names` of it, it is the last fenced block that defines one, else
     text outside of blocks that does, else (after a prefix) the same for the body of a function. Without names it is the
     last that reads standard input, else has a function, else a statement: usage, samples and output come after. A block
@@ -244,7 +246,7 @@ def program_of(completion, prefix="", names=()):
     return prefix + code
 
 
-def stub(prefix):
+def stub(prefix: str) -> str:
     """The beginning of a program as one that can run."""
     if not prefix:
         return ""
@@ -262,12 +264,12 @@ def definitions_of(prompt):
     return [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
 
 
-def prefix_of(prompt, name):
+def prefix_of(prompt: str, name: str) -> str:
     """The prompt if it is Python up to the docstring of the function `name`, or of a method of the class, else ''."""
     return prompt if name in [node.name for node in definitions_of(prompt)] else ""
 
 
-def unfinished(prompt):
+def unfinished(prompt: str) -> str:
     """What the prompt, as the beginning of a program, ends in the middle of: the name of the function, or ''."""
     for node in definitions_of(prompt)[-1:]:
         body = node.body if ast.get_docstring(node) is None else node.body[1:]
@@ -276,18 +278,19 @@ def unfinished(prompt):
     return ""
 
 
-def fenced(code):
+def fenced(code: str) -> str:
     return f"```python\n{code.strip()}\n```"
 
 
-def squeeze(text):
+def squeeze(text: str) -> str:
     return " ".join(text.split())
 
 
 class Code(Task):
     """Programs that pass all tests: 1, else 0. The vote key is the program without comments and layout."""
 
-    def __init__(self, name, train, valid, test, max_new_tokens=512):
+    def __init__(self, name: str, train: list[Problem], valid: list[Problem], test: list[Problem],
+                 max_new_tokens: int = 512):
         super().__init__()
         self.name = name
         self.max_new_tokens = max_new_tokens
@@ -298,7 +301,7 @@ class Code(Task):
         self.memo = {}
         self.flaws = {}  # id of a problem whose tests have been tried -> why they cannot judge, or ''
 
-    def open(self, allow_unsandboxed=False):
+    def open(self, allow_unsandboxed: bool = False):
         """See that programs can be run, and leave out the rows of a file whose tests cannot judge one.  Raises
         UserError if they cannot, or if none is left."""
         problems = self.train + self.valid + self.test
@@ -315,7 +318,7 @@ class Code(Task):
                 setattr(self, split, [problem for problem in getattr(self, split) if problem.id not in left])
             report_left_out(left, len(problems))
 
-    def try_tests(self, specs):
+    def try_tests(self, specs: dict[str, dict]):
         """Try the tests of problems {id: spec} on a program that only raises, once each: `flaws` says why they cannot
         judge any program, or nothing."""
         new = {id: spec for id, spec in specs.items() if "tests" in spec and id not in self.flaws}
@@ -324,10 +327,10 @@ class Code(Task):
             for id, verdict in zip(new, verdicts):
                 self.flaws[id] = verdict[0] if isinstance(verdict, list) else ""  # what has no end is seen later
 
-    def verify(self, problem, completion):
+    def verify(self, problem: Problem, completion: str) -> float:
         return self.rewards([problem], [completion])[0]
 
-    def rewards(self, problems, completions):
+    def rewards(self, problems: list[Problem], completions: list[str]) -> list[float]:
         """1.0 where the program of the completion passes; each distinct (problem, program) once. What cannot be judged
         scores 0.0 and is counted: `unsupported` (tests that cannot judge, or that need what they do not find; values
         that are no plain data), `verifier_errors`; so are `program_timeouts` (more time, memory or files than allowed,
@@ -360,7 +363,7 @@ class Code(Task):
         self.memo.update(scores)
         return [scores[pair] for pair in pairs]
 
-    def extract(self, completion):
+    def extract(self, completion: str) -> str | None:
         code = program_of(completion)
         if len(code) > MAX_SOURCE:
             return squeeze(code)
@@ -370,7 +373,7 @@ class Code(Task):
         return None
 
 
-def job_of(spec, program="", kind="tests"):
+def job_of(spec: dict, program: str = "", kind: str = "tests") -> dict:
     """What a worker of sandbox.py is to judge: a program by the spec of its problem."""
     given = TYPING if spec.get("typing") else set()
     job = {**spec, "program": program, "typing": sorted(given.intersection(WORD.findall(program)))}
@@ -383,7 +386,7 @@ def job_of(spec, program="", kind="tests"):
     return {**job, "kind": kind, "setup": setup, "modules": modules_of(spec["tests"])}
 
 
-def report_left_out(flaws, of=None):
+def report_left_out(flaws: dict[str, str], of: int | None = None):
     """Say which problems {id: reason} cannot be judged, reason by reason; of a file of so many.  Raises UserError if
     none is left."""
     reasons = {}
@@ -404,9 +407,9 @@ def report_left_out(flaws, of=None):
 class CodePool(WorkerPool):
     """Over the workers of sandbox.py. They keep the time themselves; `limit` is for a worker that is stuck."""
 
-    def __init__(self, arguments, limit):
+    def __init__(self, arguments: dict, limit: float):
         super().__init__(limit)
         self.arguments = arguments
 
-    def launch(self):
+    def launch(self) -> subprocess.Popen:
         return sandbox.start_worker(self.arguments)

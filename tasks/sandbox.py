@@ -50,7 +50,7 @@ PACKAGES = {  # what tests may import -> what that is in a folder of packages
     "sympy": ("sympy", "mpmath"), "networkx": ("networkx",)}
 
 
-def whole(limit):
+def whole(limit: float) -> float:
     """Seconds that one verdict may take in all, whatever the number of its inputs."""
     return 10 * limit + 30
 
@@ -1402,7 +1402,7 @@ class Group:
                     time.sleep(0.01)
 
 
-def start_worker(arguments):
+def start_worker(arguments: dict):
     """Start a worker by arguments of `settle`, in a cgroup where that can be -> Popen, with the Group as `.group`, or
     None.  Raises OSError."""
     import subprocess
@@ -1434,7 +1434,7 @@ def start_worker(arguments):
     return child
 
 
-def settle(allow_unsandboxed=False):
+def settle(allow_unsandboxed: bool = False) -> dict:
     """Find a Python and see that sandboxes really start -> arguments for `start_worker`.  Raises UserError where they
     do not, unless unsandboxed programs are allowed; then a warning is printed."""
     import json

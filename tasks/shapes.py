@@ -21,10 +21,12 @@ are; the last one is the user's. A prompt that does not name the function to wri
 or the first test.
 """
 import ast
+import functools
 import json
 import math
 import re
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from support.errors import UserError
 from support.text import Chat, turns_of
@@ -33,7 +35,7 @@ from .answers import MAX_ANSWER, has_answer, last_box
 from .embedded import Problem
 from .files import SPLITS
 from .programs import CodeProblem, fenced, program_of
-from .specs import LIMIT, code_answer, input_output_spec, names_in
+from .specs import check_texts, input_output_spec, limit_of, names_in, tests_spec
 from .unit_tests import CannotJudge
 
 NAMES = {
@@ -46,17 +48,17 @@ NAMES = {
     "entry_point": ("entry_point",),
     "level": ("level", "difficulty"),
     "split": ("split",)}
-PLACES = {field: [(name, name.partition(".")[0]) for name in names] for field, names in NAMES.items()}
 MESSAGES = ("messages", "conversations")
 ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system", "user", "assistant")}}
 FENCED = ("code", "solutions", "gold_standard_solution")  # solutions that are programs without a fence
+SPELLED = re.compile(r"\s*\[\s*\{\s*['\"](?:role|from|content|value)['\"]")
 MARKED = re.compile(r"####[ \t]*(\S.*?)\s*\Z")
 
 
-def columns_of(text):
+def columns_of(text: str | None) -> dict[str, str]:
     """{field: column} of "prompt=problem,answer=reward_model.ground_truth".  Raises UserError."""
     found = {}
-    for part in (text or "").split(",") if text else ():
+    for part in text.split(",") if text else ():
         field, mark, name = (piece.strip() for piece in part.partition("="))
         if field not in NAMES or not mark or not name:
             raise UserError(f"--columns {text!r}: give FIELD=COLUMN,..., where FIELD is one of {', '.join(NAMES)}")
@@ -79,7 +81,7 @@ def object_in(value):
     return None
 
 
-def at(row, path):
+def at(row: dict, path: str):
     """The value at a.b of a row, None if there is none."""
     if path in row or "." not in path:
         return row.get(path)
@@ -92,11 +94,11 @@ def at(row, path):
     return value
 
 
-def as_text(value, field):
+def as_text(value, field: str) -> str:
     """A value as text, by the rule of the docstring above.  Raises UserError."""
     if isinstance(value, str):
         return value
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, (float, Decimal)) and not math.isfinite(value):
         raise UserError(f'"{field}" must be finite')
     if value is None or isinstance(value, bytes):
         raise UserError(f'"{field}" must not hold null or bytes')
@@ -107,41 +109,17 @@ def as_text(value, field):
     if isinstance(value, dict) and len(value) == 1:
         return as_text(*value.values(), field)
     if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False, default=lambda part: as_text(part, field))
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f'"{field}" must be finite') from error
     return str(value)
 
 
 def is_empty(value):
     return value is None or isinstance(value, (str, list, dict)) and len(value) == 0
-
-
-def pick(row, field, columns, used):
-    """(column, value) of a field of a row, (None, None) if there is none; adds the column to `used`.  Raises UserError
-    if it cannot be told."""
-    if field in columns:
-        found = {columns[field]: at(row, columns[field])}
-    else:
-        found = {name: at(row, name) for name, top in PLACES[field] if top in row or name in row}
-    there = {name: value for name, value in found.items() if value is not None}
-    full = {name: value for name, value in there.items() if not is_empty(value)}
-    if field in ("prompt", "split"):  # an empty one is there, and wrong
-        full = full or there
-    if not full:
-        return None, None
-    first, *others = full
-    for other in others:
-        if not alike(full[first], full[other], field):
-            raise UserError(f'"{first}" and "{other}" could both be the {field}: say which one is, e.g. --columns '
-                            f"{field}={first}")
-    used.setdefault(field, set()).add(first)
-    return first, full[first]
-
-
-def alike(a, b, field):
-    """Whether it makes no difference which of two values is the one of a field."""
-    if field == "answer":
-        a, b = (marked(as_text(value, field)) or as_text(value, field) for value in (a, b))
-    return a == b or as_text(a, field).strip() == as_text(b, field).strip()
 
 
 def marked(text):
@@ -150,107 +128,141 @@ def marked(text):
     return match and match[1]
 
 
+@functools.lru_cache
+def names_among(columns):
+    """{field: those of its names that a row of these columns, a tuple, may have}; most rows have the same."""
+    found = {}
+    for kind, names in NAMES.items():
+        found[kind] = [name for name in names if name in columns or name.partition(".")[0] in columns]
+    return found
+
+
+class Fields:
+    """The fields of a row: their columns are those of `columns`, {field: column}, or found by their names, and noted in
+    `used`, {field: {column}}."""
+
+    def __init__(self, row: dict, columns: dict[str, str], used: dict[str, set[str]]):
+        self.row = row
+        self.columns = columns
+        self.used = used
+
+    def note(self, field, column):
+        self.used.setdefault(field, set()).add(column)
+
+    def pick(self, field):
+        """(column, value) of a field, (None, None) if there is none.  Raises UserError if it cannot be told."""
+        names = names_among(tuple(self.row))[field]
+        if field in self.columns:
+            names = [self.columns[field]]
+        if not names:
+            return None, None
+        found = {name: at(self.row, name) for name in names}
+        full = {name: value for name, value in found.items() if not is_empty(value)}
+        if field in ("prompt", "split"):  # an empty one is there, and wrong
+            full = full or {name: value for name, value in found.items() if value is not None}
+        first, *others = full or [None]
+        for other in others:
+            if alike(full[first], field) != alike(full[other], field):
+                raise UserError(f'"{first}" and "{other}" could both be the {field}: say which one is, e.g. --columns '
+                                f"{field}={first}")
+        if first is not None:
+            self.note(field, first)
+        return first, full.get(first)
+
+    def missing(self, field):
+        """What to say where a field is missing."""
+        names = ", ".join([name for name, value in self.row.items() if not is_empty(value)][:12])[:200]
+        hint = f": it has {names}; say which with --columns {field}=..."
+        return UserError(f'"{field}" is missing' + hint * bool(names))
+
+
+def alike(value, field):
+    """The text of a value, the same for two of which it makes no difference which one is meant."""
+    text = as_text(value, field)
+    return (field == "answer" and marked(text) or text).strip()
+
+
 # ------------------------------------------------------------------------------------------------------------ messages
 
-def turns_in(value, field):
-    """((role, text), ...) of a list of chat messages.  Raises UserError."""
-    turns = []
-    for message in value:
-        if not isinstance(message, dict) or not ("role" in message or "from" in message):
-            raise UserError(f'"{field}" must be text or a list of chat messages, each with a role and a content')
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-            content = "".join(part["text"] for part in content)
-        if role not in ROLES:
-            raise UserError(f'"{field}" has a message of {role!r}: the roles are system, user and assistant')
-        if not isinstance(content, str):
-            raise UserError(f'"{field}" has a message whose content is no text')
-        turns.append((ROLES[role], content))
-    return turns
-
-
 def is_messages(value):
-    """The list of chat messages that a value is, or a text spells; None if it is none."""
-    if isinstance(value, str) and not re.match(r"\s*\[\s*\{\s*['\"](?:role|from|content|value)['\"]", value):
-        return None
-    value = object_in(value)
-    return value if isinstance(value, list) else None
+    """Whether a value may be chat messages, or a text that spells them."""
+    return not isinstance(value, str) or SPELLED.match(value) is not None
 
 
-def chat_of(turns, field):
-    """A prompt of chat messages.  Raises UserError."""
-    if not turns:
-        raise UserError(f'"{field}" must not be empty')
-    if turns[-1][0] != "user":
-        raise UserError(f'the last message of "{field}" must be the user\'s, not one of {turns[-1][0]}')
-    return Chat(turns)
+def messages_in(value, field):
+    """[(role, text)] of the chat messages that a value is, or a text spells; None if it is none.  Raises UserError."""
+    value = object_in(value) if is_messages(value) else None
+    return [turn_of(message, field) for message in value] if isinstance(value, list) else None
 
 
-def prompt_of(row, columns, used):
+def turn_of(message, field):
+    """(role, text) of a chat message.  Raises UserError."""
+    if not isinstance(message, dict) or not ("role" in message or "from" in message):
+        raise UserError(f'"{field}" must be text or a list of chat messages, each with a role and a content')
+    role = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+        content = "".join(part["text"] for part in content)
+    if not isinstance(role, str) or role not in ROLES:
+        raise UserError(f'"{field}" has a message of {role!r}: the roles are system, user and assistant')
+    if not isinstance(content, str):
+        raise UserError(f'"{field}" has a message whose content is no text')
+    return ROLES[role], content
+
+
+def prompt_of(fields):
     """(prompt, last message of the assistant or None) of a row.  Raises UserError."""
-    column, value = pick(row, "prompt", columns, used)
-    if value is None or column in MESSAGES:
-        return conversation(row, used, [column] if column else MESSAGES)
-    messages = is_messages(value)
-    if messages is not None:
-        prompt = chat_of(turns_in(messages, "prompt"), "prompt")
-    elif isinstance(value, str):
-        prompt = value
-    else:
-        raise UserError('"prompt" must be text or a list of chat messages')
-    more = row.get("input")
+    column, value = fields.pick("prompt")
+    if value is None:
+        column = next((name for name in MESSAGES if not is_empty(fields.row.get(name))), None)
+        if column is None:
+            raise fields.missing("prompt")
+        value = fields.row[column]
+        fields.note("prompt", column)
+    name = column if column in MESSAGES else "prompt"
+    turns = messages_in(value, name)
+    said = None
+    if turns and turns[-1][0] == "assistant" and column in MESSAGES:
+        said = turns.pop()[1]
+    if turns:
+        if turns[-1][0] != "user":
+            raise UserError(f'the last message of "{name}" must be the user\'s, not one of {turns[-1][0]}')
+        value = Chat(turns)
+    elif turns is not None:
+        raise UserError(f'"{name}" must not be empty')
+    if not isinstance(value, str) or turns is None and column in MESSAGES:
+        raise UserError(f'"{name}" must be {"text or " * (name == "prompt")}a list of chat messages')
+    more = fields.row.get("input")
     if column == "instruction" and isinstance(more, str) and more.strip():
-        prompt = f"{prompt}\n\n{more}"
-    if not prompt.strip():
+        value = extended(value, more)
+    if not value.strip():
         raise UserError('"prompt" and "answer" must not be empty')
-    return prompt, None
-
-
-def missing(row, field):
-    """What to say of a row without a field."""
-    names = ", ".join([name for name, value in row.items() if not is_empty(value)][:12])[:200]
-    hint = f": it has {names}; say which with --columns {field}=..."
-    return UserError(f'"{field}" is missing' + hint * bool(names))
-
-
-def conversation(row, used, names):
-    """The prompt of a row that has only messages, in one of these columns, and what the assistant says at its end.
-    Raises UserError."""
-    name = next((name for name in names if not is_empty(row.get(name))), None)
-    if name is None:
-        raise missing(row, "prompt")
-    turns = turns_in(object_in(row[name]) or [], name)
-    said = turns.pop()[1] if turns and turns[-1][0] == "assistant" else None
-    used.setdefault("prompt", set()).add(name)
-    return chat_of(turns, name), said
+    return value, said
 
 
 def extended(prompt, text):
     """A prompt with a text after it."""
-    if isinstance(prompt, Chat):
-        *turns, (role, last) = prompt.turns
-        return Chat([*turns, (role, f"{last}\n\n{text}")])
-    return f"{prompt}\n\n{text}"
+    *turns, (role, last) = turns_of(prompt)
+    last = f"{last}\n\n{text}"
+    return Chat([*turns, (role, last)]) if isinstance(prompt, Chat) else last
 
 
 # ------------------------------------------------------------------------------------------------------------ problems
 
-def solution_of(row, prompt, columns, used, said):
+def solution_of(fields, prompt, said):
     """(column, gold completion) of a row, (None, None) if there is none.  said: what the assistant says at the end of
     the messages that the prompt is from.  Raises UserError."""
-    column, value = pick(row, "solution", columns, used)
+    column, value = fields.pick("solution")
     if value is None:
-        said = answer_in_messages(row, prompt) if said is None else said
+        said = said or answer_in_messages(fields.row, prompt)
         if said is not None:
-            used.setdefault("solution", set()).add("the last message")
+            fields.note("solution", "the last message")
         return None, said
-    if column == "solutions":
-        value = object_in(value)
-    messages = is_messages(value)
-    if messages and isinstance(messages[0], dict):
-        value = turns_in(messages, column)[-1][1]
-    elif isinstance(value, list):
-        value = value[0] if value else None
+    several = object_in(value)
+    if isinstance(several, list) and isinstance(several[0] if several else None, dict) and is_messages(value):
+        value = messages_in(several, column)[-1][1]
+    elif isinstance(several, list) and (column == "solutions" or isinstance(value, list)):
+        value = several[0] if several else None
     if value is not None and not isinstance(value, str):
         raise UserError(f'"{column}" must be text')
     return column, value
@@ -259,47 +271,49 @@ def solution_of(row, prompt, columns, used, said):
 def answer_in_messages(row, prompt):
     """The last message of the assistant, if those before it are the prompt; else None."""
     try:
-        *before, (role, last) = turns_in(is_messages(row.get("messages")) or [("", None)], "messages")
+        *before, (role, last) = messages_in(row.get("messages"), "messages") or [("", None)]
     except UserError:
         return None
     return last if role == "assistant" and before == [*turns_of(prompt)] else None
 
 
-def answer_of(row, columns, used, solution):
+def answer_of(fields, solution):
     """(answer or None, solution) of a row.  Raises UserError."""
-    _, value = pick(row, "answer", columns, used)
+    _, value = fields.pick("answer")
     if value is not None:
         text = as_text(value, "answer")
         found = marked(text)
-        if found is None or text.lstrip().startswith("####"):
-            return found or text, solution
-        return found, text if solution is None else solution
+        if found and solution is None and not text.lstrip().startswith("####"):
+            solution = text
+        return found or text, solution
     found = solution and (last_box(solution) or marked(solution))
     if found:
-        used.setdefault("answer", set()).add("the last box or #### of the solution")
+        fields.note("answer", "the last box or #### of the solution")
     return found or None, solution
 
 
-def problem_of(row, name, columns=(), used=None):
+def problem_of(row: dict, name: str, columns: dict[str, str] | None = None, used: dict[str, set[str]] | None = None
+               ) -> tuple[Problem, str | None]:
     """(Problem called `name`, split or None) of a row; its answer is None where it has only a solution.  columns:
     {field: column} that are not to be looked for; used: {field: names of the columns that were found} so far.  Raises
     UserError that does not say where, CannotJudge if it is to be left out."""
-    used = {} if used is None else used
-    columns = columns or {}
-    prompt, said = prompt_of(row, columns, used)
-    column, solution = solution_of(row, prompt, columns, used, said)
-    level = level_of(row, columns, used)
-    split = split_of(row, columns, used)
-    answered = "answer" in columns or row.get("answer") is not None and "tests" not in columns
-    tests = {} if answered else tests_in(row, columns)
+    fields = Fields(row, columns or {}, {} if used is None else used)
+    prompt, said = prompt_of(fields)
+    column, solution = solution_of(fields, prompt, said)
+    level = level_of(fields)
+    split = split_of(fields)
+    named = fields.columns.keys()
+    tests = None
+    if "answer" not in named and (row.get("answer") is None or "tests" in named):
+        tests = tests_in(row, fields.columns)
     if tests:
-        used.setdefault("tests", set()).add(tests["column"])
         if solution and column in FENCED and "```" not in solution:
             solution = fenced(solution.replace("\r", ""))
-        return code_problem_of(row, name, prompt, solution, level, tests, columns), split
-    answer, solution = answer_of(row, columns, used, solution)
+        prompt, spec = judged_by(fields, prompt, solution, *tests)
+        return CodeProblem(name, prompt, json.dumps({**spec, "typing": True}), solution, level), split
+    answer, solution = answer_of(fields, solution)
     if answer is None and solution is None:
-        raise missing(row, "answer")
+        raise fields.missing("answer")
     if answer is not None and not has_answer(answer):
         raise UserError(f'"prompt" and "answer" must not be empty, nor the answer longer than {MAX_ANSWER} characters')
     return Problem(name, prompt, answer, solution, level), split
@@ -311,22 +325,24 @@ class RowProblem(Problem):
     row: dict = field(default_factory=dict, hash=False)
 
 
-def row_problem(row, name, columns=(), used=None):
+def row_problem(row: dict, name: str, columns: dict[str, str] | None = None, used: dict[str, set[str]] | None = None
+                ) -> tuple[RowProblem, str | None]:
     """The same as `problem_of` for a function of one's own that judges: a RowProblem, which needs a prompt and nothing
     else."""
-    used = {} if used is None else used
     columns = dict(columns or {})
     if row.get("answer") is not None:  # the function gets the others by their own names
         columns.setdefault("answer", "answer")
-    prompt, said = prompt_of(row, columns, used)
-    _, solution = solution_of(row, prompt, columns, used, said)
-    answer, solution = answer_of(row, columns, used, solution)
-    level = level_of(row, columns, used)
-    return RowProblem(name, prompt, answer, solution, level, row), split_of(row, columns, used)
+    fields = Fields(row, columns, {} if used is None else used)
+    prompt, said = prompt_of(fields)
+    _, solution = solution_of(fields, prompt, said)
+    level = level_of(fields)
+    split = split_of(fields)
+    answer, solution = answer_of(fields, solution)
+    return RowProblem(name, prompt, answer, solution, level, row), split
 
 
-def level_of(row, columns, used):
-    _, value = pick(row, "level", columns, used)
+def level_of(fields):
+    _, value = fields.pick("level")
     if isinstance(value, (bool, list, dict)):
         raise UserError('"level" must be text or a number')
     if isinstance(value, float) and value.is_integer():
@@ -334,82 +350,71 @@ def level_of(row, columns, used):
     return None if value is None else as_text(value, "level").removeprefix("Level ")  # as MATH has it
 
 
-def split_of(row, columns, used):
+def split_of(fields):
     """The split that a row says, None if it says none.  Raises UserError."""
-    _, value = pick(row, "split", columns, used)
-    if value is None:
-        return None
-    if not isinstance(value, str):
+    _, value = fields.pick("split")
+    if value is not None and not isinstance(value, str):
         raise UserError('"split" must be text')
-    if value not in SPLITS:
+    if value is not None and value not in SPLITS:
         raise UserError(f'"split" must be train, valid or test, not {value!r}')
-    return SPLITS[value]
+    return SPLITS.get(value)
 
 
 # --------------------------------------------------------------------------------------------------------------- tests
 
 def tests_in(row, columns):
-    """{"tests", "entry_point"}, {"inputs", "outputs"} or {"io"} of a row, and the "column" it stands in; {} if it holds
-    no tests."""
+    """(column, kind, value) of the tests of a row, None if it has none. The kinds are "asserts", "texts" (inputs and
+    outputs), and "io" (the same as APPS and TACO have them)."""
     column = columns.get("tests", "tests")
     if "tests" in columns or row.get("tests") is not None:
-        return {"tests": at(row, column), "column": column}
+        return column, "asserts", at(row, column)
     if row.get("inputs") is not None:
-        return {"inputs": row["inputs"], "outputs": row.get("outputs"), "column": "inputs and outputs"}
+        return "inputs and outputs", "texts", (row["inputs"], row.get("outputs"))
     if row.get("input_output") is not None:
-        return {"io": object_in(row["input_output"]), "column": "input_output"}
+        return "input_output", "io", object_in(row["input_output"])
     cases = at(row, "verification_info.test_cases")
     if cases:
-        inputs = [case.get("input") for case in cases]
-        outputs = [case.get("output") for case in cases]
-        io = {"inputs": inputs, "outputs": outputs, "fn_name": cases[0].get("fn_name")}
-        return {"io": io, "column": "verification_info.test_cases"}
+        sides = {f"{side}s": [case.get(side) for case in cases] for side in ("input", "output")}
+        return "verification_info.test_cases", "io", {**sides, "fn_name": cases[0].get("fn_name")}
     truth = object_in(at(row, "reward_model.ground_truth"))
     if isinstance(truth, dict) and {"inputs", "outputs"} <= truth.keys():
-        return {"io": truth, "column": "reward_model.ground_truth"}
-    return asserts_in(row)
-
-
-def asserts_in(row):
-    """The same of what MBPP, HumanEval and those that extend them have."""
+        return "reward_model.ground_truth", "io", truth
     names = [name for name in ("test_list", "challenge_test_list", "test") if row.get(name)]
     parts = [row.get(name) or [] for name in ("test_imports", "test_setup_code", *names)]
     lines = [line for part in parts for line in ([part] if isinstance(part, str) else part)]
     if not names or not all(isinstance(line, str) for line in lines):
-        return {}
-    first = row.get("test_list")
-    return {"tests": "\n".join(lines) + "\n", "shown": first[0] if isinstance(first, list) and first else None,
-            "column": " and ".join(names)}
+        return None
+    return " and ".join(names), "asserts", "\n".join(lines) + "\n"
 
 
-def code_problem_of(row, name, prompt, solution, level, tests, columns):
-    """The problem of a row that is judged by tests.  Raises UserError, CannotJudge."""
-    tests = {part: value for part, value in tests.items() if part != "column"}
+def judged_by(fields, prompt, solution, column, kind, tests):
+    """(prompt, spec of its tests) of a row. A prompt that does not name what is to be written gets the beginning of
+    it, or the first test.  Raises UserError, CannotJudge."""
+    row = fields.row
+    fields.note("tests", column)
     for answer in NAMES["answer"]:
-        if "io" not in tests and isinstance(at(row, answer), (str, int, float)) and "tests" not in columns:
+        if kind != "io" and isinstance(at(row, answer), (str, int, float)) and "tests" not in fields.columns:
             raise UserError(f'"{answer}" and its tests could both be meant to judge it: say --columns answer={answer}, '
                             f"or leave {answer} out")
     code = program_of(solution) if solution else ""
-    shown = tests.pop("shown", None)
-    hint = row.get("starter_code") or shown and f"Your code should pass this test:\n{shown}"
-    if "io" in tests:
-        answer, entry = judged_by_io(row, tests["io"], code)
+    entry = at(row, fields.columns.get("entry_point", "entry_point"))
+    hint = as_text(row.get("starter_code") or "", "starter_code")
+    if kind == "io":
+        spec, entry = by_io(row, tests, hint or code)
+    elif kind == "texts":
+        spec = {"inputs": check_texts(*tests), "outputs": tests[1], "limit": limit_of(row)}
     else:
-        entry = at(row, columns.get("entry_point", "entry_point"))
-        names = [] if entry or "inputs" in tests else defined(tests["tests"], code)
+        names = [] if entry else defined(tests, code)
         entry = names[-1] if names else entry
-        limit = {"time_limit": row["time_limit"]} if row.get("time_limit") is not None else {}
-        answer = code_answer({**tests, **limit, "entry_point": entry, "prompt": last_text(prompt),
-                              "solution": solution})
-        answer = with_names(answer, names)
+        spec = tests_spec(tests, entry, turns_of(prompt)[-1][1], solution)
+        spec = {**spec, "limit": limit_of(row)}
+        spec["names"] |= {name: name for name in names[:-1]}
+        shown = row.get("test_list") if "test_list" in column else None
+        if not hint and isinstance(shown, list):
+            hint = f"Your code should pass this test:\n{shown[0]}"
     if isinstance(entry, str) and hint and not re.search(rf"\b{re.escape(entry)}\b", prompt):
         prompt = extended(prompt, hint)
-    return CodeProblem(name, prompt, answer, solution, level)
-
-
-def last_text(prompt):
-    """The text of a prompt, or of its last message."""
-    return prompt.turns[-1][1] if isinstance(prompt, Chat) else prompt
+    return prompt, spec
 
 
 def defined(tests, code):
@@ -420,24 +425,17 @@ def defined(tests, code):
         return []
 
 
-def with_names(answer, names):
-    """The spec of a problem whose tests reach more than the entry point."""
-    if len(names) < 2:
-        return answer
-    spec = json.loads(answer)
-    spec["names"] |= {name: name for name in names}
-    return json.dumps(spec)
-
-
-def judged_by_io(row, io, code):
-    """(answer of a CodeProblem, name of the function or None) by what APPS and TACO call input_output.  Raises
-    CannotJudge if there is nothing in it."""
-    seconds = re.match(r"\s*([0-9]+(?:\.[0-9]+)?)", str(row.get("time_limit") or ""))
-    shown = row.get("starter_code") or code
+def by_io(row, io, shown):
+    """(spec, name of the function or None) of what APPS and TACO call input_output.  Raises CannotJudge if there is
+    nothing in it."""
+    limit = limit_of(row, words=True)
     try:
-        spec = input_output_spec(io, shown, float(seconds[1]) if seconds else LIMIT)
+        sides = io["inputs"], io["outputs"]
+        if not all(isinstance(side, list) for side in sides) or not isinstance(io.get("fn_name") or "", str):
+            raise TypeError
+        spec = input_output_spec(io, shown, limit)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CannotJudge("it has no inputs and outputs that can be read") from error
-    if spec is None:
-        raise CannotJudge("it has no inputs and outputs")
-    return json.dumps({**spec, "typing": True}), io.get("fn_name")
+    if spec is None or len(sides[0]) != len(sides[1]):
+        raise CannotJudge("it has no inputs and outputs, or not as many of both")
+    return spec, io.get("fn_name")

@@ -1,6 +1,5 @@
 """Tests of programs in rows of data: what the worker of a program is told, from the shapes in which rows hold tests."""
 import ast
-import json
 import re
 import sys
 
@@ -21,7 +20,7 @@ def same(value, wanted):
 """
 
 
-def stdio_spec(inputs, outputs, limit):
+def stdio_spec(inputs: list[str], outputs: list[str], limit: float) -> dict | None:
     """The spec of a program, its tests cut to MAX_TESTS and MAX_TEST_TEXT; None if there are none."""
     size = 0
     kept_inputs = []
@@ -36,7 +35,7 @@ def stdio_spec(inputs, outputs, limit):
     return {"inputs": kept_inputs, "outputs": kept_outputs, "limit": limit}
 
 
-def input_output_spec(tests, shown, limit):
+def input_output_spec(tests: dict, shown: str, limit: float) -> dict | None:
     """The spec of {"inputs", "outputs"[, "fn_name"]}, as APPS and TACO have them; None if there are no tests.  shown:
     the beginning of the program, or a right one, which says whether the function is a method of Solution."""
     name = tests.get("fn_name")
@@ -62,7 +61,7 @@ def lines_of(value):
     return "\n".join(map(str, value))
 
 
-def names_in(tests, code, setup=""):
+def names_in(tests: str, code: str, setup: str = "") -> list[str]:
     """What `code` defines and the tests use, in the order of the code.  Raises SyntaxError."""
     everything = ast.walk(ast.parse(tests))
     used = {node.id for node in everything if isinstance(node, ast.Name)}
@@ -83,71 +82,58 @@ def check_imports(prefix):
                 raise CannotJudge(f"its prompt imports {name}, which no program can")
 
 
-def limit_of(row):
-    """The time limit of a row in seconds.  Raises UserError."""
-    limit = row.get("time_limit", LIMIT)
+def limit_of(row: dict, words: bool = False) -> float:
+    """The time limit of a row in seconds; words: it may be a text, "2.0 seconds".  Raises UserError."""
+    limit = row.get("time_limit")
+    if words:
+        found = re.match(r"\s*([0-9]+(?:\.[0-9]+)?)", str(limit or ""))
+        limit = float(found[1]) if found else None
+    if limit is None:
+        return LIMIT
     number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
     if not number or not 0 < limit <= 3600:
         raise UserError('"time_limit" must be a number of seconds, more than 0 and at most 3600')
     return float(limit)
 
 
-def code_answer(row):
-    """The answer of a CodeProblem from a row {"tests", "entry_point"} or {"inputs", "outputs"}.  Raises UserError,
-    CannotJudge if it is to be left out."""
-    limit = limit_of(row)
-    if "tests" in row:
-        spec = tests_spec(row)
-    else:
-        inputs = row.get("inputs")
-        outputs = row.get("outputs")
-        if not is_texts(inputs) or not is_texts(outputs) or len(inputs) != len(outputs):
-            raise UserError('"inputs" and "outputs" must be lists of text of one length, and not empty')
-        spec = {"inputs": inputs, "outputs": outputs}
-    return json.dumps({**spec, "limit": limit, "typing": True})
+def check_texts(inputs, outputs) -> list[str]:
+    """The inputs of a program.  Raises UserError if they, or the outputs, are no lists of text of one length."""
+    if not is_texts(inputs) or not is_texts(outputs) or len(inputs) != len(outputs):
+        raise UserError('"inputs" and "outputs" must be lists of text of one length, and not empty')
+    return inputs
 
 
 def is_texts(value):
     """Whether a value is a list of text, and not empty."""
-    if not isinstance(value, list) or not value:
-        return False
-    return all(isinstance(text, str) for text in value)
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
-def tests_spec(row):
-    """The spec of a row {"tests", "entry_point"}, without what all specs have.  Raises UserError, CannotJudge."""
-    tests = row["tests"]
-    name = row.get("entry_point")
-    if is_texts(tests):
-        tests = "\n".join(tests)
-    if not isinstance(tests, str) or not tests.strip():
+def tests_spec(tests: str | list[str], name: str | None, prompt: str, solution: str | None) -> dict:
+    """The spec of tests of what is called `name`, without what all specs have.  Raises UserError, CannotJudge."""
+    source = "\n".join(tests) if is_texts(tests) else tests
+    if not isinstance(source, str) or not source.strip():
         raise UserError('"tests" must be Python source, or a list of lines of it, and not empty')
     if not isinstance(name, str) or not re.fullmatch(ENTRY, name):
         raise UserError('"entry_point" must be the name of the function or class that is tested, or Class().method')
     try:
-        tests, names = prepare(tests, name)
+        source, names = prepare(source, name)
     except CannotJudge:
         raise
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise UserError('"tests" is not valid Python') from error
     entry = name.partition("(")[0]
-    prompt = row["prompt"] if isinstance(row.get("prompt"), str) else ""
     prefix = prefix_of(prompt, entry)
     if not prefix and unfinished(prompt):
         raise CannotJudge(f"its prompt begins {unfinished(prompt)}, its entry_point is {name}")
-    check_entry(entry, str(row["tests"]), row.get("prompt"), row.get("solution"))
+    check_entry(entry, str(tests), prompt, solution or "")
     check_imports(prefix)
-    return {"tests": tests, "names": names, "prefix": prefix}
+    return {"tests": source, "names": names, "prefix": prefix}
 
 
 def check_entry(name, tests, prompt, solution):
     """Whether anything in a row of code speaks of its entry point.  Raises UserError if it is the name of nothing."""
-    def found(pattern, text):
-        return isinstance(text, str) and re.search(pattern, text, re.MULTILINE)
-    named = rf"\b{name}\b"
-    if not any(found(named, text) for text in (tests, prompt, solution)):
+    if not any(re.search(rf"\b{name}\b", text) for text in (tests, prompt, solution)):
         raise UserError(f'"entry_point" {name!r} is in neither "tests" nor "prompt" nor "solution": what is tested?')
-    defined = rf"^[ \t]*{DEFINITION}"
-    other = found(defined, solution) and not found(named, solution)
-    if other and not found(rf"{defined}{name}\b", prompt):
+    other = re.search(rf"^[ \t]*{DEFINITION}", solution, re.MULTILINE) and not re.search(rf"\b{name}\b", solution)
+    if other and not re.search(rf"^[ \t]*{DEFINITION}{name}\b", prompt, re.MULTILINE):
         raise UserError(f'"entry_point" {name!r} is not what "solution" defines')

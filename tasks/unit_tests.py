@@ -210,7 +210,7 @@ def calls(tree, entry):
     return lines
 
 
-def prepare(source, entry):
+def prepare(source: str, entry: str) -> tuple[str, dict[str, str]]:
     """(tests that run as they are, {name in them: name in the program}) of tests as somebody wrote them. `entry` is
     what they are about: f, Class or Class().method.  Raises SyntaxError; CannotJudge if they cannot fail."""
     tree = ast.parse(source)
@@ -231,6 +231,6 @@ def prepare(source, entry):
     return source, program.names
 
 
-def modules_of(tests):
+def modules_of(tests: str) -> list[str]:
     """Those of the modules that take long to import which tests may import."""
     return sorted(name for name in WARM if name in tests)

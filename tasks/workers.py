@@ -4,6 +4,7 @@ import os
 import queue
 import select
 import signal
+import subprocess
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,7 +15,7 @@ class WorkerPool:
     `launch`, which returns a Popen: they answer each line of JSON with one."""
     start_limit = 60  # seconds for a child to import what it needs, however busy the machine
 
-    def __init__(self, limit=3.0, size=None):
+    def __init__(self, limit: float = 3.0, size: int | None = None):
         cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.limit, self.size = limit, size or max(1, min(8, cores))
         self.children = queue.LifoQueue()  # the idle ones; None stands for one that is to be started
@@ -22,7 +23,7 @@ class WorkerPool:
             self.children.put(None)
         weakref.finalize(self, stop_all, self.children)  # when the pool is dropped and at exit
 
-    def judge(self, jobs):
+    def judge(self, jobs: list) -> list:
         """The verdict on each job, or 'timeouts' or 'errors' where there is none. Never raises; may be called from any
         thread."""
         if not jobs:
@@ -30,7 +31,7 @@ class WorkerPool:
         with ThreadPoolExecutor(self.size) as threads:  # a thread does nothing but wait for its child
             return list(threads.map(self.judge_one, jobs))
 
-    def judge_one(self, job):
+    def judge_one(self, job) -> object:
         child, verdict = self.children.get(), "errors"
         try:
             for _ in range(2):  # the death of a child (memory, somebody's kill) need not be this job's fault
@@ -68,7 +69,7 @@ class WorkerPool:
         return failure
 
 
-def stop(child):
+def stop(child: subprocess.Popen):
     """Kill a child and whatever it started, reap it and close its pipes."""
     if child.poll() is None:
         with suppress(ProcessLookupError):

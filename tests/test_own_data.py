@@ -1,9 +1,12 @@
 """Data as people have it: eleven files, eight schemas that people train on, folders, the hub's layout, bad rows."""
+import datetime
 import gzip
 import json
 import pickle
 import shutil
 import tracemalloc
+from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 from conftest import load_policy
@@ -291,11 +294,39 @@ def test_columns(row, columns, expected):
     ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": 1}, "whose content is no text"),
     ({"prompt": ["a"], "answer": 1}, "each with a role"), ({"messages": user("a")}, '"answer" is missing'),
     ({"text": "a", "code": "b"}, '"prompt" is missing: it has text, code; say which with --columns prompt='),
+    ({"messages": "hello", "answer": 1}, '"messages" must be a list of chat messages'),
+    ({"messages": {"a": 1}, "answer": 1}, '"messages" must be a list'),
+    ({"prompt": [{"role": ["user"], "content": "a"}], "answer": 1}, "the roles are system, user and assistant"),
+    ({"prompt": "a", "answer": {"a": float("nan"), "b": 1}}, "finite"),
+    ({"prompt": "a", "answer": {"a": b"1", "b": 1}}, "null or bytes"),
+    ({"prompt": "a", "answer": Decimal("NaN")}, "finite"), ({"prompt": "a", "solution": {"x": 1}}, "must be text"),
+    ({"prompt": "a", "input_output": {"inputs": ["1"], "outputs": ["1"]}, "time_limit": 1e9}, "time_limit"),
     ({"prompt": user(" "), "answer": 1}, "must not be empty"), ({"prompt": "a", "answer": b"1"}, "bytes")])
 def test_rows_that_are_no_problems(row, words):
     with pytest.raises(UserError, match=words) as error:
         shapes.problem_of(row, "n")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("io", [
+    {"inputs": ["1", "2"], "outputs": ["1"]}, {"inputs": "12", "outputs": "34"}, [1],
+    {"inputs": [None], "outputs": ["1"]}, {"inputs": [[1]], "outputs": [1], "fn_name": 5}])
+def test_inputs_and_outputs_that_cannot_judge(io):
+    with pytest.raises(UserError, match="it has no inputs and outputs"):
+        shapes.problem_of({"prompt": "a", "input_output": io}, "n")
+
+
+def test_whatever_is_in_a_row_is_no_stack_trace(tmp_path):
+    """It is named, or left out."""
+    deep = json.loads("[" * 900 + "1" + "]" * 900)
+    rows = [{"prompt": "a", "verification_info": {"test_cases": [1, 2]}}, {"prompt": "a", "test_list": 5},
+            {"prompt": "a", "answer": deep}, {"prompt": "a", "verification_info": {"test_cases": {"a": 1}}}]
+    for row in rows:
+        data = put(tmp_path / "a.jsonl", [row, {"prompt": "b", "answer": 1}])
+        with pytest.raises(UserError, match="a.jsonl, line 1: it is not what such a row is") as error:
+            tasks.load_task(data=str(data))
+        assert "\n" not in str(error.value)
+        assert "1 bad row" in tasks.load_task(data=str(data), skip_bad_rows=True).understood
 
 
 @pytest.mark.parametrize("text", ["prompt", "=a", "prompt=", "promt=a", "prompt=a,b"])
@@ -355,6 +386,8 @@ def test_bad_splits_can_be_left_out(rows, kept, tmp_path):
     ("a.csv", "prompt,answer\na,1\nb\n", "a.csv, line 3: not as many values"),
     ("a.csv", "prompt,prompt\na,1\n", "two columns of one name"),
     ("a.csv", 'prompt,answer\n"a"b,1\n', "cannot read .*line 2"),
+    ("a.jsonl", '{"prompt": "a", "answer": 1, "answer": 2}', "line 1: not valid JSON .a name stands in it twice"),
+    ("a.csv", "\nprompt,answer\na\n", "line 3: not as many values"),
     ("a.csv", "prompt;answer\na;1\n", '"prompt" is missing'), ("a.csv", "", "holds no problems"),
     ("a.json", '[{"prompt": "a", "answer": 1},\n{"prompt"]', "line 2: not valid JSON"),
     ("a.json", '[{"prompt": "a", "answer": 1}, 3]', "row 2: not a JSON object"),
@@ -394,6 +427,43 @@ def test_folders_with_splits(tmp_path):
     put(tmp_path / "b/more.csv", ROWS[:10])
     with pytest.raises(UserError, match="cannot tell which split"):
         tasks.load_task(data=str(tmp_path / "b"))
+
+
+def test_links_in_folders(tmp_path):
+    """They are followed, also to a folder, but not in a circle."""
+    put(tmp_path / "a/train.jsonl", ROWS[:5])
+    put(tmp_path / "elsewhere/test.jsonl", ROWS[5:8])
+    (tmp_path / "a/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "a")
+    task = tasks.load_task(data=str(tmp_path / "a"))
+    assert [p.answer for p in task.test] == ["5", "6", "7"] and len(task.train) + len(task.valid) == 5
+
+
+def test_odd_columns_of_parquet(tmp_path):
+    """Numbers of any kind, dates and categories are text; two columns of one name are refused."""
+    import pyarrow
+    import pyarrow.parquet
+    kinds = {"1.50": pyarrow.array([Decimal("1.50")]), "2024-01-02": pyarrow.array([datetime.date(2024, 1, 2)]),
+             "7": pyarrow.array([7], pyarrow.uint8()), "so": pyarrow.array(["so"]).dictionary_encode()}
+    path = tmp_path / "a.parquet"
+    for text, values in kinds.items():
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "answer": values}), path)
+        assert problems_of(path)[1][0].answer == text
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["prompt", "answer", "answer"])
+    pyarrow.parquet.write_table(table, path)
+    with pytest.raises(UserError, match="two columns of one name"):
+        tasks.load_task(data=str(path))
+
+
+def test_names_that_are_nothing(tmp_path, monkeypatch):
+    """They are not looked for on the hub; ids without an owner are."""
+    monkeypatch.chdir(tmp_path)
+    for flag, name, words in (("--model", "tinyy", "is it tiny"), ("--model", "Tiny_Program", "is it tiny_program"),
+                              ("--data", "gsm8", "is ORG/NAME")):
+        code, _, err = run(ppo_passk.main, flag, name)
+        assert code == 2 and err.count("\n") == 1 and "no such file or folder" in err and words in err
+    for name in ("gpt2", "distilgpt2", "org/tiny"):
+        assert contents.located(name, "--model") == name
 
 
 def test_levels_of_own_folders(tmp_path):
@@ -448,22 +518,37 @@ def test_the_hubs_layout(tmp_path, monkeypatch):
     assert code == 0 and "40 rows" in out, err
 
 
-def test_an_id_of_the_hub(tmp_path, monkeypatch):
-    """What `datasets` gives for it, here from the folder that a hub would serve."""
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder in the hub's layout that `datasets` gives for any id, and what it was asked for."""
     import datasets
-    hub_copy(tmp_path / "served", ["easy", "hard"])
-    asked, load_dataset = [], datasets.load_dataset
+    import huggingface_hub
+    load_dataset, asked = datasets.load_dataset, []
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=lambda url, timeout: None))
 
-    def served(path, config=None, **options):
-        asked.append((path, config))
-        return load_dataset(str(tmp_path / "served"), config, **options)
+    def served(path, config=None, streaming=False):
+        asked.append((path, config, streaming))
+        return load_dataset(str(tmp_path / "served"), config, streaming=streaming)
     monkeypatch.setattr(datasets, "load_dataset", served)
+    return tmp_path / "served", asked
+
+
+def splits_of(task):
+    return [{p.prompt for p in getattr(task, split)} for split in ("train", "valid", "test")]
+
+
+def test_an_id_of_the_hub(hub):
+    """What it has no split for is taken out of its train rows by a checksum, whatever else is there."""
+    folder, asked = hub
+    hub_copy(folder, ["easy", "hard"])
     task = tasks.load_task(data="org/sums:hard")
-    assert asked == [("org/sums", "hard")] and task.train[0].answer == "hard" and len(task.train) == 32
+    assert asked == [("org/sums", "hard", False)] and {p.answer for p in task.train} == {"hard"}
+    sizes = [*map(len, splits_of(task))]
+    assert sum(sizes) == 40 and sizes[0] > 25 and min(sizes) > 0
     assert task.train[0].id.startswith("sums:hard/all:")
-    with pytest.raises(UserError, match="cannot load --data org/sums .*easy.*hard.*org/sums:NAME") as error:
+    with pytest.raises(UserError, match="cannot load org/sums .*easy.*hard.*org/sums:NAME") as error:
         tasks.load_task(data="org/sums")
     assert "\n" not in str(error.value)
     for name in ("org/none.jsonl", "org/none.parquet"):
@@ -471,6 +556,74 @@ def test_an_id_of_the_hub(tmp_path, monkeypatch):
             tasks.load_task(data=name)
     assert len(asked) == 2
     assert files.parted("org/sums:hard") == ("org/sums", "hard") and files.parted("a.jsonl") == ("a.jsonl", None)
+
+
+@pytest.mark.parametrize("there", [["train"], ["train", "test"], ["train", "validation", "test"]])
+def test_a_part_of_the_hub(there, hub):
+    """Only the rows that are needed are read: the second file of the train split, with rows that are none, would be
+    refused. A problem is in the same split however many are read."""
+    folder, asked = hub
+    for n, split in enumerate(there):
+        rows = [{"problem": f"{n} {i}?", "answer": str(i)} for i in range(60 if split == "train" else 5)]
+        put(folder / f"{split}-00000-of-00002.jsonl", rows)
+    put(folder / "test-00001-of-00002.jsonl", [{"problem": "0 3?", "answer": "3"}])
+    if len(there) == 1:
+        (folder / "test-00001-of-00002.jsonl").unlink()
+    bad = put(folder / "train-00001-of-00002.jsonl", [{"problem": "", "answer": ""}])
+    part = tasks.load_task(data="org/sums", part=(40, None))
+    assert asked == [("org/sums", None, True)] and len(part.train) == 40 and "--train-problems" in part.understood
+    with pytest.raises(UserError, match="org/sums, train row 61: .*empty"):
+        tasks.load_task(data="org/sums")
+    whole = tasks.load_task(data="org/sums", skip_bad_rows=True)
+    assert "1 bad row" in whole.understood and [streaming for *_, streaming in asked[1:]] == [False, False]
+    for a, b in zip(splits_of(part), splits_of(whole)):
+        assert a and a <= b
+    assert "0 3?" not in splits_of(whole)[0] or len(there) == 1
+    assert "bad" not in tasks.load_task(data="org/sums", part=(40, None), skip_bad_rows=True).understood
+    for split in ("valid", "test"):  # one split alone: train is not touched where it is not needed
+        alone = tasks.load_task(data="org/sums", part=(None, split), skip_bad_rows=True)
+        assert getattr(alone, split) == getattr(whole, split)
+        assert bool(alone.train) == (split not in [*map(files.split_in, zip(there))])
+    with pytest.raises(UserError, match="train row 61"):  # levels are known once rows are read
+        tasks.load_task(data="org/sums", part=(40, None), levels="1")
+    assert bad.exists()
+
+
+def test_a_reward_reads_the_same_part_of_the_hub(hub, tmp_path):
+    """A function of one's own judges the problems that are read without it, in the same splits."""
+    folder, asked = hub
+    put(folder / "train.jsonl", [*({"problem": f"{i}?", "answer": str(i)} for i in range(60)), {"problem": ""}])
+    (tmp_path / "mine.py").write_text("def right(completion, answer): return float(completion == answer)")
+    plain = tasks.load_task(data="org/sums", part=(30, None))
+    judged = tasks.load_task(data="org/sums", part=(30, None), reward=f"{tmp_path}/mine.py")
+    assert splits_of(judged) == splits_of(plain) and len(judged.train) == 30 and judged.train[0].row["answer"]
+    assert [streaming for *_, streaming in asked] == [True, True]
+
+
+def test_a_run_on_a_part_of_the_hub(hub, tmp_path, monkeypatch):
+    """Its resume compares what it read; evaluate.py reads the same."""
+    monkeypatch.setattr("support.run.plot_run", lambda *_: None)  # pictures take a third of the time
+    monkeypatch.setattr(evaluate.plots, "plot", lambda *_: None)
+    folder, asked = hub
+    rows = [{"problem": f"c{i},2:{i}>", "answer": str(i)} for i in range(1, 81)]
+    data = put(folder / "train.jsonl", rows)
+    flags = ["--data", "org/sums", "--train-problems", 30, "--steps", 1, "--k", 1, "--out", tmp_path / "r"]
+    code, out, err = run(ppo_passk.main, *TINY, *flags, "--eval-samples", 0)
+    assert code == 0 and "30 train" in out and "no more of it was read" in out, err
+    for row in rows[60:]:
+        row["answer"] = ""  # which is not read
+    put(data, rows)
+    assert run(ppo_passk.main, "--out", tmp_path / "r", "--resume")[0] == 0
+    code, out, err = run(evaluate.main, tmp_path / "r", "--samples", 2, "--k", 1, "--max-new-tokens", 4, "--out",
+                         tmp_path / "e")
+    pool = read_lines(tmp_path / "e", "pool-1.jsonl")
+    assert code == 0 and {entry["prompt"] for entry in pool} == splits_of(
+        tasks.load_task(data="org/sums", part=(30, None)))[2], err
+    assert all(streaming for *_, streaming in asked)
+    rows[0]["answer"] = "9"
+    put(data, rows)
+    code, _, err = run(ppo_passk.main, "--out", tmp_path / "r", "--resume")
+    assert code == 2 and "the text of its problems" in err
 
 
 # ------------------------------------------------------------------------------------------------------------ messages

@@ -364,7 +364,7 @@ def test_broken_copies(name, tmp_path, cache):
     with pytest.raises(tasks.UserError, match="not a directory"):
         tasks.load_task(name, data=str(tmp_path / "nowhere"))
     write_parquet(tmp_path / "data/test-0.parquet", [{"a": 1}])
-    with pytest.raises(tasks.UserError, match="cannot load|lacks values") as error:
+    with pytest.raises(tasks.UserError, match="cannot load|lacks the field") as error:
         tasks.load_task(name, data=str(tmp_path))
     assert "\n" not in str(error.value)
 
