@@ -58,7 +58,7 @@ class Check:
         mean = max(average for _, average in gaps.values())
         refuse_gap(policy, gaps, largest, mean)
         if self.report and not processes.RANK:
-            self.report({"longest": longest, "largest": largest, "mean": mean})
+            self.report({"longest": longest, "largest": largest, "mean": mean, **drawn.notes})
 
 
 def draw(policy, prompts, seeds, temperature, max_new_tokens):
@@ -148,5 +148,8 @@ def refuse_gap(policy, gaps, largest, mean):
 
 def words(found):
     """A finding in a line."""
+    engine = ""
+    if "engine_gap" in found:
+        engine = f"; the engine's own: largest {found['engine_gap_max']:.1g}, mean {found['engine_gap']:.1g}"
     return (f"the first samples, scored by the sampler, by the update and by one unpadded forward: largest gap "
-            f"{found['largest']:.1g}, mean {found['mean']:.1g} nats per token")
+            f"{found['largest']:.1g}, mean {found['mean']:.1g} nats per token{engine}")
