@@ -743,7 +743,7 @@ def test_readme_commands_parse(monkeypatch):
     from torch.distributed.run import get_args_parser
     monkeypatch.setattr("support.flags.installed", lambda tracker: None)  # a dashboard's package need not be there
     parsers = {name: importlib.import_module(name).parse_args for name in ("evaluate", "bench", "make_tiny")}
-    for name in ("words", "references", "page_tables"):  # they take no flags
+    for name in ("words", "references", "page_tables", "architectures"):  # they take no flags
         parsers[name] = lambda argv: [].index(argv) if argv else None
     parsers["claims"] = lambda argv: argv == ["NAME"] or importlib.import_module("claims").parse_args(argv)
     parsers["table"] = lambda argv: importlib.import_module("table").parser().parse_args(argv)
