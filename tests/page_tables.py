@@ -64,9 +64,9 @@ def schemas():
     for name, row in rows():
         problem, used = understood(row)
         judge = used.get("answer") or used.get("tests")
-        judged = problem.answer if "answer" in used else "tests"
+        judged = f"`{problem.answer}`" if "answer" in used else "(tests)"
         cells = [" and ".join(sorted(columns)) for columns in (used["prompt"], judge, used.get("solution", ()))]
-        found.append([name, *cells, f"`{judged}`"])
+        found.append([name, *cells, judged])
     return table(["data set", "prompt from", "judged by", "solution from", "answer"], found)
 
 
