@@ -212,9 +212,10 @@ def passk_reweighted(r, w, k):
     s, order = r.sort(dim=1)  # [B, n]
     w = w.to(s).gather(1, order)
     gap = s[:, :, None] - s[:, None, :]  # s_i - s_j  [B, i, j]
+    subsets = share_of_subsets(r, k, range(n), k - 2)
     products = w * mean_products(w, k - 2)  # [B, j]
-    weighted = products * share_of_subsets(r, k, range(n), k - 2)
-    parts = gap * weighted[:, None]
+    share = subsets * products
+    parts = gap * share[:, None]
     A = parts.tril(-1).sum(-1)  # [B, n], in sorted order
     return torch.zeros_like(r).scatter(1, order, A)
 

@@ -292,7 +292,7 @@ def test_a_wrong_answer(name, engine, tmp_path):
         assert torch.equal(common.sample(policy, *what).tokens, wanted.tokens)
     engine.faults += [fault() for _ in range(99)]
     sentence(lambda: common.sample(policy, *what), f"--rollouts {engine.url}: no samples", words, "--resume")
-    asked = len(engine.asked(DRAW))
+    asked = sum(body["model"] in policy.rollouts.names for body in engine.asked(DRAW))  # threads of others may go on
     assert asked < 20 and (how != 400 or asked < 9)
 
 
