@@ -37,6 +37,8 @@ What to know:
 5) rl is (M-1)/M times the exact gradient, because the baseline contains the sample itself.
 Differences from the paper: 1) LoRA instead of all weights; 2) M plain samples, where the paper draws best-of-N samples
 and discards the others; 3) one on-policy step per batch; 4) KL is in the reward, with a leave-one-out baseline.
+Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
+on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
 
     CPU, embedded model:  python bon_rl.py
     a verifier, then v:   python fit_verifier.py --out runs/verifier
@@ -158,7 +160,7 @@ def bon_rl_coefficients(scores: torch.Tensor, rewards: torch.Tensor, n: int) -> 
     lam = lambda_n(n)
     M = r.shape[1]
     wins = (scores[:, :, None] >= scores[:, None, :]).to(r)  # 1{s_i >= s_j}  [B, i, j]
-    w = torch.softmax(lam * wins.mean(2), 1)  # [B, M]
+    w = torch.softmax(lam * wins.mean(2), 1)  # wins.mean(2) is Q^  [B, M]
     d = r - r.amin(1, keepdim=True)  # a shift of r changes nothing; equal rewards give exactly 0
     gain = w * (d - (w * d).sum(1, keepdim=True))  # w_i (r_i - b)  [B, M]
     return gain + lam / M * (gain[:, :, None] * wins).sum(1)
@@ -186,7 +188,7 @@ def rlb_weights(f: torch.Tensor | float, n: int, variant: str) -> tuple[torch.Te
         raise ValueError("f must be a probability")
     if variant != "positive" and (values == 1).any():
         raise ValueError("f must be a probability below 1: at 1 the weights are infinite")
-    first = n * f ** (n - 1)
+    first = n * f ** (n - 1)  # N f^{N-1}, the slope of J
     if variant == "positive":
         return first, 0 * first
     sign = -1 if variant == "minus" else 1
@@ -236,11 +238,11 @@ def variant_coefficients(variant: str, rewards: torch.Tensor, scores: torch.Tens
     if variant == "s":
         return bon_rl_coefficients(rewards, rewards, n)
     if variant == "rl":
-        return bon_rl_coefficients(rewards, rewards, 1)
+        return bon_rl_coefficients(rewards, rewards, 1)  # no tilt: (r - mean r) / M
     if variant == "b":
         return bon_rlb_coefficients(rewards, n, negatives)
     if variant == "star":
-        return bon_rlb_coefficients(rewards, 1, "positive")
+        return bon_rlb_coefficients(rewards, 1, "positive")  # r / M
     return bon_rlb_coefficients(rewards, n, "positive", estimate)
 
 
@@ -279,7 +281,7 @@ def step(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, pr
     seconds = time.time() - started
 
     # Verify.
-    owners = [p for p in problems for _ in range(M)]
+    owners = [p for p in problems for _ in range(M)]  # B M, the problem of each completion
     texts = policy.texts(y, prompts)
     rewards = processes.rewards(task, owners, texts).float().view(B, M)
     scores = None
@@ -303,6 +305,7 @@ def step(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, pr
     if args.entropy_coef:
         logp = drawn.logps.sum(-1).cpu()  # log pi(y|x)  [B, M]
         coefficients = coefficients - args.entropy_coef * kl_coefficients(logp)
+    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)
@@ -317,7 +320,7 @@ def step(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, pr
     took = time.time() - started
     line["samples_per_s"] = len(y) / took
     if verifier:
-        line |= verifier_stats(scores, rewards, min(args.n, M))
+        line |= verifier_stats(scores, rewards, min(args.n, M))  # best-of-N from the M samples at hand
     return line, examples(policy, problems, prompts, y, reward=rewards)
 
 

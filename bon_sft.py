@@ -32,6 +32,8 @@ dropping it loses about 20 % of the gradient at N = 2 and 80 % at N = 32 (in enu
 of best-of-N on hard prompts with a binary verifier (failure rate f = .99, N = 128: the tilted policy is right with
 probability .035, true best-of-128 with .724). Differences from the paper: 1) LoRA instead of all weights; 2) the M
 samples of a step serve both expectations.
+Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
+on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
 
     CPU, embedded model:  python bon_sft.py
     plain fine-tuning:    python bon_sft.py --n 1
@@ -137,7 +139,7 @@ def bon_sft_coefficients(sample_scores: torch.Tensor, gold_scores: torch.Tensor,
     lam = lambda_n(n)
     M = s.shape[1]
     wins = (s[:, :, None] >= s[:, None, :]).to(s)  # 1{s_i >= s_j}  [B, i, j]
-    w = torch.softmax(lam * wins.mean(2), 1)  # [B, M]
+    w = torch.softmax(lam * wins.mean(2), 1)  # wins.mean(2) is Q^  [B, M]
     beaten = (target[:, None] >= s).to(s)  # 1{s* >= s_j}  [B, M]
     of_gold = lam / M * beaten
     expected = (w[:, :, None] * wins).sum(1)  # sum_i w_i 1{s_i >= s_j}  [B, M]
@@ -194,15 +196,14 @@ def step(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, pr
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
     drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
     sampled = [row for rows in drawn.lists() for row in rows]  # B M
-    gold = [golds[p.id] for p in problems]
-    y = gold_first(gold, sampled)  # B (1 + M)
+    gold_ids = [golds[p.id] for p in problems]  # B
+    y = gold_first(gold_ids, sampled)  # B (1 + M), each gold completion followed by its samples
     seconds = time.time() - started
 
     # Verify gold completions and samples alike.
     samples = policy.texts(sampled, prompts)
-    solutions = [p.solution for p in problems]
-    texts = gold_first(solutions, samples)
-    owners = [p for p in problems for _ in range(1 + M)]
+    texts = gold_first([p.solution for p in problems], samples)
+    owners = [p for p in problems for _ in range(1 + M)]  # B (1 + M), the problem of each text
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, 1 + M)
     scores = rewards
@@ -212,6 +213,7 @@ def step(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, pr
 
     # Weight.
     coefficients = sft_coefficients(scores, args.n)  # [B, 1 + M]
+    coefficients[:, 1:] *= drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update. Samples whose coefficient is 0 never enter a forward pass. The divisor counts every prompt.
     loss = 0.0
@@ -236,7 +238,7 @@ def step(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, pr
     line["samples_per_s"] = len(y) / took
     own_rewards = rewards[:, 1:]  # of the samples  [B, M]
     line |= sample_stats(policy, task, drawn, own_rewards, args.n, None, seconds)
-    line |= weight_stats(coefficients[:, 1:], "c")
+    line |= weight_stats(coefficients[:, 1:], "c")  # of the samples
     answers = [task.extract(text) for text in samples]
     line["diversity"] = evaluate.mean_diversity(samples, answers, M)
     return line, examples(policy, problems, prompts, sampled, gold=True, reward=own_rewards)

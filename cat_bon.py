@@ -29,6 +29,8 @@ Differences from the paper: 1) the exact form: for M >= N it is the gradient of 
 2) KL is in the reward, with a leave-one-out baseline; 3) the embedded task is a synthetic stand-in for its protein
 design, with a base of its own. A sequence of 18 residues has p << 1/N, where Pass@N SFT is cross-entropy on the best
 target: the step line shows the weights (w_even = 1: no effect).
+Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
+on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
 
     CPU, embedded model:  python cat_bon.py
     weights, no training: python cat_bon.py --n 8 --plot-weights
@@ -385,7 +387,7 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
     seconds = time.time() - started
 
     # Verify.
-    owners = [p for p in problems for _ in range(M)]
+    owners = [p for p in problems for _ in range(M)]  # B M, the problem of each completion
     texts = policy.texts(y, prompts)
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, M)
@@ -400,7 +402,7 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
     standardised = args.rewards == "standardised"
     coefficients = rl_coefficients(  # [B, M]
         rewards, args.n, args.form, against, standardised, pool, args.correction)
-    w = M * coefficients  # to watch them
+    w = M * coefficients  # only for the log: exact has no weight apart from the reward
     if args.form == "rank":
         w = rank_weight(rewards, args.n, against)  # [B, M]
     unused = coefficients == 0
@@ -413,6 +415,7 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
     elif args.kl_prompts:  # only for the log: one sample of each of the first prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
+    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)

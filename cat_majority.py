@@ -34,6 +34,8 @@ vote itself).
 Differences from the paper: 1) --normalise divides by the mean weight over all samples of the batch; 2) KL is in the
 reward, with a leave-one-out baseline; 3) rivals are drawn from the policy without the gold token. If p << k/N for every
 gold completion, w is k and sft is cross-entropy: the step line shows the weights (w_even = 1: no effect).
+Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
+on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
 
     CPU, embedded model:  python cat_majority.py
     supervised:           python cat_majority.py --mode sft --train-problems 50
@@ -298,8 +300,8 @@ def rl_weights(rewards: torch.Tensor, answers: list[list], n: int, form: str = "
     p = (c + 1) / (M + 2)
     w = []
     thresholds = thresholds_of(rewards, answers, n, threshold)
-    for x, k in zip(p, thresholds):
-        weight = majority_weight(x, n, k, form)
+    for p_b, k in zip(p, thresholds):
+        weight = majority_weight(p_b, n, k, form)
         w.append(weight)
     w = torch.stack(w)  # [B]
     if clip:
@@ -498,7 +500,7 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
     seconds = time.time() - started
 
     # Verify.
-    owners = [p for p in problems for _ in range(M)]
+    owners = [p for p in problems for _ in range(M)]  # B M, the problem of each completion
     texts = policy.texts(y, prompts)
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, M)
@@ -508,12 +510,10 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
     answers = [answers[b * M:b * M + M] for b in range(B)]
     threshold = None if args.threshold == "auto" else fixed_threshold(args)
     standardised = args.rewards == "standardised"
-    weighing = answers, args.n, args.form, threshold
-    clip = args.clip_weight
-    coefficients = rl_coefficients(  # [B, M]
-        rewards, *weighing, standardised, args.all_wrong,
-        args.normalise, clip, args.correction)
-    w = rl_weights(rewards, *weighing, args.normalise, clip)  # [B, M], to watch them
+    weighing = {"form": args.form, "threshold": threshold, "normalised": args.normalise, "clip": args.clip_weight}
+    shaping = {"standardised": standardised, "all_wrong": args.all_wrong, "correction": args.correction}
+    coefficients = rl_coefficients(rewards, answers, args.n, **weighing, **shaping)  # [B, M]
+    w = rl_weights(rewards, answers, args.n, **weighing)  # [B, M], only for the log
     unused = coefficients == 0
     zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
@@ -524,6 +524,7 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
     elif args.kl_prompts:  # only for the log: one sample of each of the first prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
+    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)

@@ -38,6 +38,8 @@ Differences from the paper: 1) the pool form; 2) --normalise divides by the mean
 3) KL is in the reward, with a leave-one-out baseline. If p << 1/N for every gold completion, w is 1 and sft is
 cross-entropy: short targets (--target answer) keep p larger, and the step line shows the weights (w_even = 1: no
 effect).
+Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
+on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
 
     CPU, embedded model:  python cat_passk.py
     supervised:           python cat_passk.py --mode sft --train-problems 50
@@ -439,7 +441,7 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
     seconds = time.time() - started
 
     # Verify.
-    owners = [p for p in problems for _ in range(M)]
+    owners = [p for p in problems for _ in range(M)]  # B M, the problem of each completion
     texts = policy.texts(y, prompts)
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, M)
@@ -447,10 +449,11 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
     # Weight.
     logp = drawn.logps.double().sum(-1).cpu()  # log pi(y|x)  [B, M]
     standardised = args.rewards == "standardised"
-    weighing = args.n, args.form, args.probability, logp
+    weighing = {"form": args.form, "probability": args.probability, "logp": logp, "normalised": args.normalise,
+                "clip": args.clip_weight, "operator": operator}
     coefficients = rl_coefficients(  # [B, M]
-        rewards, *weighing, standardised, args.normalise, args.clip_weight, args.correction, operator)
-    w = rl_weights(rewards, *weighing, args.normalise, args.clip_weight, operator)  # [B, M], to watch them
+        rewards, args.n, standardised=standardised, correction=args.correction, **weighing)
+    w = rl_weights(rewards, args.n, **weighing)  # [B, M], only for the log
     unused = coefficients == 0
     zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
@@ -461,6 +464,7 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
     elif args.kl_prompts:  # only for the log: one sample of each of the first prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
+    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)

@@ -2,6 +2,7 @@
 import statistics
 from collections import deque
 
+PAGE = "docs/troubleshooting.md"  # where each of them stands, with what to look at
 STEPS = 10  # that are looked back on
 MANY = 50  # for gradients, which are often large at first
 MUCH = 5  # times the limit: to clip a little is usual, and does no harm
@@ -36,7 +37,7 @@ class Notes:
     def say(self, name, words):
         """Print words, if there are any, unless those of this name have been printed."""
         if words and name not in self.said:
-            print(f"note: {words}", flush=True)
+            print(f"note: {words} ({PAGE})", flush=True)
             self.said.add(name)
 
     def recent(self, name):
@@ -52,8 +53,7 @@ class Notes:
         missed = getattr(self.task, "unanswered", None)
         if missed:
             return (f"no sample so far holds an answer; one is {missed[-300:]!r}. What counts is \\boxed{{...}}, what "
-                    "follows '####', 'The answer is' or 'Answer:', and a completion that is one number; see --data in "
-                    "--help")
+                    "follows '####', 'The answer is' or 'Answer:', and a completion that is one number: docs/data.md")
 
     def even(self, line):
         if self.budget > 1 and line.get("w_mean") and line["w_even"] > 0.95:

@@ -18,7 +18,6 @@ from conftest import ROOT
 from references import SCRIPTS, blocks, pages, source, taken
 from test_house import SMALL
 
-WRITTEN = [script for script in SCRIPTS if os.path.exists(os.path.join(ROOT, references.page_of(script)))]
 OTHERS = ["results/README.md", "results/claims.md", "results/elsewhere.md", "results/which.md"]
 HEADINGS = ["The question", "The objective", "From the definition to the coefficient",
             "From equation to line, test and result", "A first run", "Where this leaves the paper",
@@ -37,7 +36,7 @@ def part(script, heading):
 
 # ----------------------------------------------------------------------------------------------------------- the pages
 
-@pytest.mark.parametrize("script", WRITTEN)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_page_is_short_and_built_like_the_others(script):
     assert 700 <= len(references.prose(page(script))) <= 1200, len(references.prose(page(script)))
     headings = re.findall(r"^## (.+)$", page(script), re.MULTILINE)
@@ -112,7 +111,7 @@ def test_links(path):
             assert 1 <= int(anchor.removeprefix("L")) <= source(file).count("\n"), target
 
 
-@pytest.mark.parametrize("script", WRITTEN)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_equations_are_numbered_and_found(script):
     """Each number has a row with a line of the code and a test; tests and claims are named by what they are."""
     numbers = [int(n) for tex, _ in references.formulas(page(script)) for n in re.findall(r"\\tag\{(\d+)\}", tex)]
@@ -143,7 +142,7 @@ def test_formulas_survive_markdown(path):
     assert "$" not in re.sub(r"`[^`]*`", "", left), re.findall(r".*\$.*", left)
 
 
-@pytest.mark.parametrize("script", WRITTEN)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_figures_with_an_interval_are_those_of_the_records(script):
     number = r"[+-]\.\d{3}"
     records = " ".join("".join(map(source, OTHERS)).split())
@@ -152,7 +151,7 @@ def test_figures_with_an_interval_are_those_of_the_records(script):
         assert figure in records, figure
 
 
-@pytest.mark.parametrize("script", WRITTEN)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_flags_exist(script):
     """Those named outside of commands, too. (Commands are in test_readme_commands_parse.)"""
     known = importlib.import_module(script).parser().format_help()
@@ -164,9 +163,53 @@ def test_flags_exist(script):
             assert re.search(rf"{flag}\b(?!-)", text), (span, flag)
 
 
+def shown(table):
+    """[(first cell, [the numbers of each other cell])] of the rows of a table that hold numbers alone."""
+    rows = [line.strip("|").split("|") for line in table.split("\n") if re.fullmatch(r"[| .,\d-]*\d[| .,\d-]*", line)]
+    return [(row[0].strip(), [cell.strip().split(", ") for cell in row[1:]]) for row in rows]
+
+
+def as_printed(value, text):
+    """Whether a value, rounded as the text is, is that text."""
+    return abs(value - float(text)) <= 0.501 * 10.0 ** -len(text.partition(".")[2])
+
+
+def test_the_coefficients_shown_for_bon_rl():
+    from bon_rl import variant_coefficients
+    rows = shown(part("bon_rl", HEADINGS[2]).split("**What it does.**")[1])
+    assert len(rows) == 4
+    for right, cells in rows:
+        r = torch.tensor([[1.0] * int(right) + [0.0] * (16 - int(right))])
+        for variant, texts in zip(("bp", "b", "s", "rl"), cells, strict=True):
+            c = variant_coefficients(variant, r, None, 8)[0]
+            values = [c[0], c[-1]][:len(texts)]
+            assert all(map(as_printed, values, texts)), (right, variant, values)
+
+
+def test_the_coefficients_shown_for_cat_bon():
+    from cat_bon import rl_coefficients
+    table = part("cat_bon", HEADINGS[2]).split("**What it does.**")[1]
+    places = [int(x) for x in re.search(r"\| place from the top \|(.*)\|\n", table)[1].split("|")]
+    rewards = torch.arange(16.0).flip(0)[None]
+    for name, call in (("`--n 1`", (1,)), ("`rank`", (8,)), ("`exact`", (8, "exact"))):
+        texts = re.search(rf"^\| {re.escape(name)} \|(.*)\|$", table, re.MULTILINE)[1].split("|")
+        c = rl_coefficients(rewards, *call)[0]
+        for place, text in zip(places, texts, strict=True):
+            assert as_printed(c[place - 1].item(), text.strip()), (name, place)
+
+
 def test_docstrings_link_the_pages():
     for script in SCRIPTS:
         assert f"\nPage: {references.page_of(script)}" in importlib.import_module(script).__doc__, script
+
+
+def test_readme_is_one_screen_and_a_little():
+    """At most 1,000 words, the first command in the first 15 lines, and a way to every page."""
+    text = source("README.md")
+    assert len(text.split()) <= 1000
+    assert "\npython ppo_passk.py " in "\n".join(text.split("\n")[:15])
+    for path in pages():
+        assert path == "README.md" or f"]({path}" in text or f"]({os.path.basename(path)}" in source("docs/running.md")
 
 
 @pytest.mark.parametrize("path", [*pages(), *OTHERS])
@@ -180,22 +223,14 @@ def test_pages_render(path):
 
 # --------------------------------------------------------------------------------------------------------- copying out
 
-HEAD = "from collections import Counter\nfrom math import comb\nimport math\nimport torch\n"
 MARK = "# paste here\n"
 
 
 def copying_out(script):
     """What a page says of pasting -> (its lists, the code above the functions, the code below them)."""
-    if script in WRITTEN:
-        block, = blocks(part(script, "Copy it out"), "python")
-        above, below = block.split(MARK)
-        return references.lists(script), above, below
-    section = source("README.md").split("## Copying out")[1].split("\n## ")[0]
-    names = r"((?: +[\w.]+|\n {20,}[\w.]+)+)\n"
-    row, = re.findall(rf"^{script}\.py +weight +(\d+){names}(?: +loss +(\d+){names})?", section, re.MULTILINE)
-    call = re.search(rf"^{script}\.py +(\w+\(.+\))$", section, re.MULTILINE)[1]
-    found = {"weight": (row[1].split(), int(row[0])), "loss": (row[3].split(), int(row[2] or 0))}
-    return found, HEAD, f"coefficients = {call}\nloss = -(coefficients * logp).sum() / B\n"
+    block, = blocks(part(script, "Copy it out"), "python")
+    above, below = block.split(MARK)
+    return references.lists(script), above, below
 
 
 CALLS = {  # what the pasted functions are called with, and which function of the script must say the same
@@ -357,7 +392,7 @@ def test_copying_out_the_whole(tmp_path):
     """The scripts run with the files that the pages list beside them, and nothing else of this project. (That none
     needs another one is in test_copies_are_identical.)"""
     lists = {" ".join(re.search(r"take the script whole, with (.*?) beside\s+it", part(script, "Copy it out"),
-                                re.DOTALL)[1].split()) for script in WRITTEN}
+                                re.DOTALL)[1].split()) for script in SCRIPTS}
     listed, = lists
     for name in [*(f"{script}.py" for script in SCRIPTS), *re.findall(r"`([\w./]+)`", listed)]:
         if name.endswith("/"):
@@ -377,7 +412,9 @@ def test_copying_out_the_whole(tmp_path):
 # ------------------------------------------------------------------------------------------------------------------ TRL
 
 OURS = {  # the coefficients of a budget of 3, rewards [B, M]; in bon_sft.py the first of them is of the gold completion
-    "ppo_passk": "advantages(rewards, 3, 'passk')", "bon_sft": "sft_coefficients(rewards, 3)"}
+    "ppo_passk": "advantages(rewards, 3, 'passk')", "bon_sft": "sft_coefficients(rewards, 3)",
+    "bon_rl": "bon_rlb_coefficients(rewards, 3, 'positive')", "cat_bon": "rl_coefficients(rewards, 3)",
+    "cat_passk": "rl_coefficients(rewards, 3)", "cat_majority": "rl_coefficients(rewards, answers, 3)"}
 
 
 def snippet(script):
@@ -387,7 +424,7 @@ def snippet(script):
 
 
 def trl_trainer(script, folder, n, **settings):
-    """A trainer of the page's class on the embedded model, and the rewards that it will have asked for."""
+    """A trainer of the page's class on the embedded model, the rewards that it will have asked for, and the texts."""
     import datasets
     import peft
     import transformers
@@ -396,8 +433,10 @@ def trl_trainer(script, folder, n, **settings):
     exec(snippet(script), namespace)
     kind, = (x for x in namespace.values() if isinstance(x, type) and x.__module__ == "builtins")
     rewards = []
+    texts = []
 
     def reward(completions, **_):
+        texts.extend(completions)
         rewards.extend(float(zlib.crc32(text.encode()) % 4 == 0) for text in completions)
         return rewards[-len(completions):]
     path = os.path.join(ROOT, "models", "tiny")
@@ -412,7 +451,7 @@ def trl_trainer(script, folder, n, **settings):
     lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = kind(model=model, processing_class=tokenizer, reward_funcs=reward, peft_config=lora, args=args,
                    train_dataset=datasets.Dataset.from_list(rows))
-    return trainer, rewards, [row for row in rows for _ in range(n)]
+    return trainer, rewards, texts, [row for row in rows for _ in range(n)]
 
 
 def gradient_of(loss, model):
@@ -437,14 +476,14 @@ def test_a_wrapped_reward_is_biased():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("script", WRITTEN)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_the_gradient_in_trl_is_ours(script, tmp_path):
     """One batch of TRL's own samples: its loss with the page's class, and minus the sum of coefficient times log pi
     over the number of prompts, have one gradient. A step of its trainer runs."""
     pytest.importorskip("trl")
     assert len(snippet(script).strip().split("\n")) <= 25
     n = 8
-    trainer, rewards, batch = trl_trainer(script, tmp_path, n)
+    trainer, rewards, texts, batch = trl_trainer(script, tmp_path, n)
     trainer.budget = 3
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
@@ -454,7 +493,9 @@ def test_the_gradient_in_trl_is_ours(script, tmp_path):
         first = trainer.processing_class.batch_decode(inputs["completion_ids"][::n], skip_special_tokens=True)
         assert first == [row["gold"] for row in batch[::n]]
     r = torch.tensor(rewards).view(2, n)
-    coefficients = eval(OURS[script], {**vars(importlib.import_module(script)), "rewards": r})
+    answers = [[text.strip() or None for text in texts[:n]], [text.strip() or None for text in texts[n:]]]
+    names = {"rewards": r, "answers": answers}
+    coefficients = eval(OURS[script], {**vars(importlib.import_module(script)), **names})
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
     position = (mask.cumsum(1) - 1).clamp(min=0)
