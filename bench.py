@@ -63,7 +63,7 @@ def parse_args(argv=None):
                         help="GPU tests, sampler, update and whole steps of 1.5b, 0.5b and 7b, or of --shape; written "
                              "to DIR after every figure")
     parser.add_argument("--parts", default=None, help="of --gpu-report: shape,tests,step,ppo; default all")
-    parser.add_argument("--part", default=None, help=argparse.SUPPRESS)  # one of it, in a process of its own
+    parser.add_argument("--part", default=None, help=argparse.SUPPRESS)  # one of these, in its own process
     parser.add_argument("--vocabulary", type=int, default=151936, help="vocabulary of random shapes")
     parser.add_argument("--sandbox", type=int, default=0,
                         help="time this many verdicts of the sandbox instead; 0 = do not")

@@ -5,9 +5,9 @@ them at once, but repeats them exactly: the same kernels on the same memory. So 
 size, and everything that changes from token to token, where to write included, is a value on the device. Every
 SEGMENT tokens finished rows leave, memory is made for those that are left, and the step is captured again.
 
-In bfloat16 any sampler is off the scorer by rounding, this one as the plain one: on the embedded model by .0006 ±.0010
-nats per completion on average, with a standard deviation of .022. That is noise in a KL gap, not a bias, and PPO's
-ratio, whose denominator is what was drawn from, corrects for it.
+In bfloat16 every sampler differs from the scorer by rounding, this one like the plain one: on the embedded model by
+.0006 ±.0010 nats per completion on average, with a standard deviation of .022. That is noise in a KL gap, not a bias,
+and PPO's ratio, whose denominator is what was drawn from, corrects for it.
 """
 import functools
 import warnings
@@ -125,7 +125,7 @@ class Decoder:
         self.logits.copy_(out.logits[:, -1])
 
     def run(self, steps):
-        """Decode a number of tokens, fewer where most rows have ended -> how many."""
+        """Decode up to `steps` tokens, fewer if most rows have ended -> how many."""
         step = self.step
         for t in range(1, steps + 1):
             if t == 2 and self.done.is_cuda:  # the first one has made ready what kernels need before they are captured
@@ -142,7 +142,7 @@ class Decoder:
         return alive < (len(self.done) + 1) // 2
 
     def capture(self):
-        """What repeats a step that is captured here. It computes nothing yet."""
+        """Capture a step -> the function that replays it. Nothing is computed yet."""
         device = self.done.device
         self.graph = torch.cuda.CUDAGraph()  # kept until the device has been waited for
         here = torch.cuda.current_stream(device)
@@ -262,7 +262,7 @@ def dequantised(layer, dtype):
 
 
 def near(x, y, exact):
-    """Whether two ways give the same log-probabilities: in bfloat16 a logit of 20 moves by .125 at a time."""
+    """Whether two methods give the same log-probabilities: in bfloat16 logits around 20 are multiples of .125."""
     if exact:
         return torch.allclose(x, y, atol=1e-4)
     gap = (x - y).abs()
@@ -283,7 +283,7 @@ def never_waits(policy, prompts, u):
 
 
 def completions(draws):
-    """The tokens of what a loop has drawn, without padding, prompt by prompt."""
+    """The tokens drawn by a loop, without padding, prompt by prompt."""
     tokens, _, _, lengths = draws
     rows = tokens.flatten(0, 1).tolist()
     return [row[:n] for row, n in zip(rows, lengths.flatten().tolist(), strict=True)]

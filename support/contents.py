@@ -77,7 +77,7 @@ def looks_like_a_path(text):
 
 
 def snapshot(name):
-    """The folder of a hub id in the cache of this machine, None if it is not there."""
+    """The folder of a hub id in this machine's cache, None if it is not cached."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
     try:
@@ -161,7 +161,7 @@ def of_rows(task, data):
         for p in problems:
             prompt = getattr(p.prompt, "turns", p.prompt)  # of chat messages also who says what
             values = [split, prompt, p.answer, p.solution, p.level]
-            if hasattr(p, "row"):  # which a function of one's own judges by
+            if hasattr(p, "row"):  # which the user's own reward function judges by
                 values.append(p.row)
             found.update(json.dumps(values, default=str).encode())
     return {**counts, "sha256": found.hexdigest(), "name": data and os.path.basename(data)}

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def examples():
-    """The end of the docstring of tasks/: a task and a reward of one's own, ten lines each."""
+    """The end of the docstring of tasks/: how to write your own task and reward, ten lines each."""
     with open(os.path.join(ROOT, "tasks", "__init__.py"), encoding="utf-8") as file:
         words = ast.get_docstring(ast.parse(file.read()))
     _, mark, rest = words.partition("A task of your own in a file")

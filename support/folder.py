@@ -231,7 +231,7 @@ class Folder:
         self.defaults = {action.dest: action.default for action in parser._actions}
         self.result = {}  # what result.json will hold
         self.kept = {}  # what a script keeps across a resume
-        self.code = {}  # {flag: contents} of files of one's own that a script has loaded
+        self.code = {}  # {flag: contents} of the user's own files that a script has loaded
         if self.resumed:
             self.read_args(self.args, parser, argv)
 
@@ -315,7 +315,7 @@ class Folder:
 
     def command(self):
         """The command that repeats this run where it was begun, by the commit that args.json names: all flags that are
-        not at their defaults, also those that the model or the machine has decided."""
+        not at their defaults, including those set by the model or the machine."""
         script = os.path.relpath(os.path.join(ROOT, f"{self.script}.py"))
         start = ["python", shlex.quote(script)]
         if processes.WORLD > 1:

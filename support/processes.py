@@ -1,7 +1,7 @@
 """Several processes, started by torchrun or accelerate launch (one process is a group of one and takes the same path).
 
-They hold the same adapter and the same batch. Each samples, verifies and updates with its own prompts; sums over the
-processes put the shares together. The first one writes the run folder, and only it prints.
+All hold the same adapter and the same batch. Each samples, verifies and updates with its own prompts; sums over the
+processes combine the shares. Only the first one writes the run folder and prints.
 """
 import datetime
 import os

@@ -105,7 +105,7 @@ class BadRows:
 
 
 def read(rows, make, bad):
-    """(place, make(row, place, n)) of rows (n counts them from 1) of which that is not None."""
+    """(place, make(row, place, n)) for the rows for which make gives something; n counts rows from 1."""
     for n, (place, row) in enumerate(rows, start=1):
         try:
             if isinstance(row, UserError):
@@ -405,10 +405,10 @@ def divide(rows, bad, named):
 
 def load_own(data: str, columns: str | None = None, skip: bool = False, limit: int | None = None,
              only: str | None = None, judged: Callable | None = None) -> Task:
-    """Problems of one's own file or folder, or of a data set of the hub, as shapes.py reads them. Without any split in
+    """Problems of your own file or folder, or of a data set of the hub, as shapes.py reads them. Without any split in
     the rows or the names of files, a seeded 80/10/10.  columns: text of --columns; skip: leave rows out that are no
-    problems, and say so; limit: how many train problems, and only: which split is wanted of a data set of the hub,
-    of which no more is read (None: all); judged(train, valid, test): the task, where it is not their answers that judge
+    problems, and say so; limit: how many train problems, and only: which split is wanted of a data set of the hub, of
+    which no more is read (None: all); judged(train, valid, test): the task, where it is not their answers that judge
     them.  Raises UserError."""
     started = time.time()
     path, config = parted(data)

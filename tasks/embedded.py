@@ -28,7 +28,7 @@ class Task:
     max_new_tokens = 512  # long enough for the gold solutions
     base = "tiny"  # the embedded model that the scripts take where no --model is given
     chat = True  # prompts go through the tokenizer's chat template where the model has one
-    places = {}  # {flag: FILE.py:NAME} of a class or function of one's own
+    places = {}  # {flag: FILE.py:NAME} of the user's own class or function
     code = {}  # {flag: {file: SHA-256}} of its file and of the modules beside it
     understood = ""  # for your own data: how its columns were read, and the number of problems
 

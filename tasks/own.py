@@ -26,13 +26,13 @@ from .programs import squeeze
 
 OURS = ("bench", "common", "evaluate", "fast", "support", "tasks")  # modules of this project that a file may import
 SPLITS = ("train", "valid", "test")
-LOADED = []  # names of the modules that a file of one's own has imported from its folder
+LOADED = []  # names of the modules that the user's file has imported from its folder
 
 
 # ------------------------------------------------------------------------------------------------------------ the file
 
 class File:
-    """A Python file of one's own, imported.  flag: that names it; text: FILE.py or FILE.py:NAME.  Raises UserError."""
+    """The user's own Python file, imported.  flag: that names it; text: FILE.py or FILE.py:NAME.  Raises UserError."""
 
     def __init__(self, flag, text):
         found = code_file(text)

@@ -256,7 +256,7 @@ def stub(prefix: str) -> str:
 
 
 def definitions_of(prompt):
-    """The functions and classes in the beginning of a program, none if the prompt is no such thing."""
+    """The functions and classes in the beginning of a program; none if the prompt is not one."""
     try:
         tree = ast.parse(stub(prompt))
     except (ValueError, SyntaxError, RecursionError, MemoryError):

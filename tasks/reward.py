@@ -41,7 +41,7 @@ OF_SAMPLES = ("prompt", "prompts", "completion", "completions")  # columns of th
 
 
 class Judge:
-    """A function of one's own: FILE.py:FUNCTION, or the only one in FILE.py.  Raises UserError."""
+    """The user's own function: FILE.py:FUNCTION, or the only one in FILE.py.  Raises UserError."""
 
     def __init__(self, text):
         file = File("--reward", text)
