@@ -415,7 +415,8 @@ def test_copying_out_the_whole(tmp_path):
 
 OURS = {  # the coefficients of a budget of 3, rewards [B, M]; in bon_sft.py the first of them is of the gold completion
     "ppo_passk": "advantages(rewards, 3, 'passk')", "bon_sft": "sft_coefficients(rewards, 3)",
-    "bon_rl": "bon_rlb_coefficients(rewards, 3, 'positive')", "cat_bon": "rl_coefficients(rewards, 3)"}
+    "bon_rl": "bon_rlb_coefficients(rewards, 3, 'positive')", "cat_bon": "rl_coefficients(rewards, 3)",
+    "cat_passk": "rl_coefficients(rewards, 3)", "cat_majority": "rl_coefficients(rewards, answers, 3)"}
 
 
 def snippet(script):
@@ -425,7 +426,7 @@ def snippet(script):
 
 
 def trl_trainer(script, folder, n, **settings):
-    """A trainer of the page's class on the embedded model, and the rewards that it will have asked for."""
+    """A trainer of the page's class on the embedded model, the rewards that it will have asked for, and the texts."""
     import datasets
     import peft
     import transformers
@@ -434,8 +435,10 @@ def trl_trainer(script, folder, n, **settings):
     exec(snippet(script), namespace)
     kind, = (x for x in namespace.values() if isinstance(x, type) and x.__module__ == "builtins")
     rewards = []
+    texts = []
 
     def reward(completions, **_):
+        texts.extend(completions)
         rewards.extend(float(zlib.crc32(text.encode()) % 4 == 0) for text in completions)
         return rewards[-len(completions):]
     path = os.path.join(ROOT, "models", "tiny")
@@ -450,7 +453,7 @@ def trl_trainer(script, folder, n, **settings):
     lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = kind(model=model, processing_class=tokenizer, reward_funcs=reward, peft_config=lora, args=args,
                    train_dataset=datasets.Dataset.from_list(rows))
-    return trainer, rewards, [row for row in rows for _ in range(n)]
+    return trainer, rewards, texts, [row for row in rows for _ in range(n)]
 
 
 def gradient_of(loss, model):
@@ -482,7 +485,7 @@ def test_the_gradient_in_trl_is_ours(script, tmp_path):
     pytest.importorskip("trl")
     assert len(snippet(script).strip().split("\n")) <= 25
     n = 8
-    trainer, rewards, batch = trl_trainer(script, tmp_path, n)
+    trainer, rewards, texts, batch = trl_trainer(script, tmp_path, n)
     trainer.budget = 3
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
@@ -492,7 +495,9 @@ def test_the_gradient_in_trl_is_ours(script, tmp_path):
         first = trainer.processing_class.batch_decode(inputs["completion_ids"][::n], skip_special_tokens=True)
         assert first == [row["gold"] for row in batch[::n]]
     r = torch.tensor(rewards).view(2, n)
-    coefficients = eval(OURS[script], {**vars(importlib.import_module(script)), "rewards": r})
+    answers = [[text.strip() or None for text in texts[:n]], [text.strip() or None for text in texts[n:]]]
+    names = {"rewards": r, "answers": answers}
+    coefficients = eval(OURS[script], {**vars(importlib.import_module(script)), **names})
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
     position = (mask.cumsum(1) - 1).clamp(min=0)
