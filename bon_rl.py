@@ -37,6 +37,8 @@ What to know:
 5) rl is (M-1)/M times the exact gradient, because the baseline contains the sample itself.
 Differences from the paper: 1) LoRA instead of all weights; 2) M plain samples where the paper draws best-of-N ones and
 throws the others away; 3) one on-policy step per batch; 4) KL is in the reward, with a leave-one-out baseline.
+Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
+on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
 
     CPU, embedded model:  python bon_rl.py
     a verifier, then v:   python fit_verifier.py --out runs/verifier
@@ -299,6 +301,7 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     if args.entropy_coef:
         logp = drawn.logps.sum(-1).cpu()  # log pi(y|x)  [B, M]
         coefficients = coefficients - args.entropy_coef * kl_coefficients(logp)
+    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)

@@ -32,6 +32,8 @@ What to know: with finite M the estimate is biased, by O(1/M). Q depends on the 
 it a large part is lost (in enumerated cases about 20 % at N = 2, 80 % at N = 32). The tilt is a poor model of best-of-N
 on hard prompts with a binary verifier (f = .99, N = 128: it is right with probability .035, true best-of-128 .724).
 Differences from the paper: 1) LoRA instead of all weights; 2) the M samples of a step serve both expectations.
+Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
+on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
 
     CPU, embedded model:  python bon_sft.py
     plain fine-tuning:    python bon_sft.py --n 1
@@ -209,6 +211,7 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
 
     # Weight.
     coefficients = sft_coefficients(scores, args.n)  # [B, 1 + M]
+    coefficients[:, 1:] *= drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update. Samples whose coefficient is 0 never enter a forward pass. The divisor counts every prompt.
     loss = 0.0

@@ -27,6 +27,8 @@ Differences from the paper: 1) the exact form; the rank form is no gradient of E
 2) KL is in the reward, with a leave-one-out baseline; 3) the embedded task is a synthetic stand-in for its protein
 design, with a base of its own. A sequence of 18 residues has p << 1/N, where Pass@N SFT is cross-entropy on the best
 target: the step line shows the weights (w_even = 1: no effect).
+Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
+on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
 
     CPU, embedded model:  python cat_bon.py
     weights, no training: python cat_bon.py --n 8 --plot-weights
@@ -380,10 +382,8 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     rewards = rewards.float().view(B, M)
 
     # Weight.
-    against = None
+    against = recent if args.ranks == "past" else None
     pool = None
-    if args.ranks == "past":
-        against = recent
     if args.ranks != "prompt":
         recent = recent + rewards.flatten().tolist()
         recent = recent[-args.fifo:]
@@ -406,6 +406,7 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     elif args.kl_prompts:  # to watch it: one sample of each of some prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
+    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)

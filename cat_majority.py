@@ -31,6 +31,8 @@ no threshold is the plurality vote itself (ppo_passk.py --objective majority est
 Differences from the paper: 1) --normalise divides by the mean weight over all samples of the batch; 2) KL is in the
 reward, with a leave-one-out baseline; 3) rivals are drawn from the policy without the gold token. If p << k/N for every
 gold completion, w is k and sft is cross-entropy: the step line shows the weights (w_even = 1: no effect).
+Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
+on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
 
     CPU, embedded model:  python cat_majority.py
     supervised:           python cat_majority.py --mode sft --train-problems 50
@@ -514,6 +516,7 @@ def step_rl(policy, task, optimizer, problems, number, args):
     elif args.kl_prompts:  # to watch it: one sample of each of some prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
+    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)

@@ -35,6 +35,8 @@ tau the temperature.
 Differences from the paper: 1) the pool form; 2) --normalise divides by the mean weight over all samples of the batch;
 3) KL is in the reward, with a leave-one-out baseline. If p << 1/N for every gold completion, w is 1 and sft is
 cross-entropy: short targets (--target answer) keep p up, and the step line shows the weights (w_even = 1: no effect).
+Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
+on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
 
     CPU, embedded model:  python cat_passk.py
     supervised:           python cat_passk.py --mode sft --train-problems 50
@@ -451,6 +453,7 @@ def step_rl(policy, task, optimizer, problems, number, args, operator=None):
     elif args.kl_prompts:  # to watch it: one sample of each of some prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
+    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)

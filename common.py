@@ -16,7 +16,7 @@ import random
 import warnings
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import support
 
@@ -63,6 +63,7 @@ class Policy:
     size: int = 0  # parameters of the base
     check: object = None  # support/check.py, Check: called with what was drawn; None: nothing is checked
     fast: object = None  # fast/choose.py, Fast: the fast paths it takes; None: `sample` and `score` as below
+    rollouts: object = None  # support/rollouts.py, Rollouts: has an engine draw; None: `sample` as below
 
     @property
     def lm(self):
@@ -279,6 +280,8 @@ class Samples:
     logps: torch.Tensor  # [B, k, T] float32, log softmax(logits / temperature) of each token, 0 in the padding
     lengths: torch.Tensor  # [B, k] int64
     entropies: torch.Tensor  # [B, k, T] float32, nats: entropy of what each token was drawn from, 0 in the padding
+    weights: torch.Tensor  # [B, k] float32 on the CPU: pi(y|x) / q(y|x) where an engine drew y from q, else 1
+    notes: dict = field(default_factory=dict)  # keys of support/run.py METRICS that say how far an engine is off
 
     def lists(self) -> list[list[list[int]]]:
         """Token ids as nested lists [B][k], without the padding."""
@@ -342,6 +345,8 @@ def sample(policy: Policy, prompts: list[list[int]], k: int, seeds: list[int], t
     if width > policy.positions:
         raise UserError(f"a prompt of {longest} tokens and --max-new-tokens {max_new_tokens} do not fit the model's "
                         f"{policy.limit}: lower --max-new-tokens or take a model with more")
+    if policy.rollouts:
+        return policy.rollouts.sample(policy, prompts, k, seeds, temperature, max_new_tokens)
     loop = policy.fast.decode if policy.fast else decode
     loop = decoding.halving(loop)
     max_rows = max_rows or load.most_rows(policy.lm, width)
@@ -375,7 +380,8 @@ def sample(policy: Policy, prompts: list[list[int]], k: int, seeds: list[int], t
     tokens = tokens[..., :T]
     logps = logps[..., :T]
     entropies = entropies[..., :T]
-    drawn = Samples(tokens, logps, lengths, entropies)
+    weights = torch.ones(shape[:2])
+    drawn = Samples(tokens, logps, lengths, entropies, weights)
     if policy.check:
         policy.check(policy, prompts, drawn, temperature)
     return drawn

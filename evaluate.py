@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-from support.flags import Help, Parser, answer, computing_flags, prompt_flags
+from support.flags import Help, Parser, answer, check_rollouts, computing_flags, prompt_flags, refuse, rollouts_flags
 
 
 def parse_args(argv=None):
@@ -50,6 +50,7 @@ def parse_args(argv=None):
                         help="precision of the base; default that of the run, or 4 (NF4) on a GPU, 32 on a CPU")
     prompt_flags(parser)
     computing_flags(parser)
+    rollouts_flags(parser)
     parser.add_argument("--pool", nargs="+", default=None, help="rescore these pool files instead of sampling")
     parser.add_argument("--co-scaling", action="store_true", help="fit and plot pass@N(T) = exp(a(T) N^b(T))")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
@@ -63,7 +64,7 @@ if __name__ == "__main__":
 import common
 import tasks
 from fast.choose import chooser
-from support import contents, load, plots, processes
+from support import contents, load, plots, processes, rollouts
 from support.check import Check
 from support.check import words as check_words
 from support.errors import UserError
@@ -585,6 +586,7 @@ def ready(args, task, model, base, adapter, flags):
         chat = own.get("chat")
         system = system or own.get("system")
     how = load.put_prompts(policy, task, chat, system)
+    rollouts.connect(policy, args, args.out)
     print(f"{model}: {policy.note}, prompts {how}", flush=True)
     if not args.max_new_tokens:
         fit_length(policy, task)
@@ -632,6 +634,9 @@ def check_flags(args, ks, pools):
         raise UserError("--problems must not be negative")
     if args.max_new_tokens < 0:
         raise UserError("--max-new-tokens must not be negative")
+    check_rollouts(args)
+    if args.pool:
+        refuse(args, ["rollouts"], "with --pool, which samples nothing")
     if args.co_scaling and (args.pool or len(ks) < 2):
         raise UserError("--co-scaling needs to sample, and at least two budgets --k")
     entries = [entry for pool in pools.values() for entry in pool]

@@ -1,7 +1,10 @@
 """Fit the learned verifier by which best-of-N selects: which samples of a policy are right.
 
 Paper: Chow et al. 2024, "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models", arXiv 2412.15287
-(as we read it). Its BoN-RL-V selects by a verifier s(x, y) that is trained before the policy is:
+(as we read it).
+Page: docs/bon_rl.md
+
+Its BoN-RL-V selects by a verifier s(x, y) that is trained before the policy is:
 
     loss = -(1/R) sum_j [ r_j log sigmoid(s_j) + (1 - r_j) log(1 - sigmoid(s_j)) ]
 

@@ -35,6 +35,8 @@ Differences from the paper: 1) n > k by subsets; 2) no value function, the leave
 in the reward, beta (log pi - log ref) with a leave-one-out baseline: its expected gradient is exactly that of
 KL(pi || ref) (differentiating a sampled KL estimate would give another one); 4) LoRA instead of all weights; 5) maxrl
 and --k 8:1. At k = 1 loo has no baseline: it is r_i/n, so that prompts which all samples solve move the policy too.
+6) Where an engine draws from q (--rollouts) a sample counts with w = pi(y|x) / q(y|x). For the mean and the KL that is
+exact; passk with loo has an exact form, passk_reweighted, which says what w alone leaves biased, as it does elsewhere.
 
     CPU, embedded model:  python ppo_passk.py
     GPU, 4-bit LoRA:      python ppo_passk.py --model Qwen/Qwen2.5-1.5B-Instruct --task gsm8k --prompts 32 --lr 2e-5
@@ -51,7 +53,7 @@ def budget(text):
 
 
 def parser():
-    p = flags.parser(__doc__, "ppo_passk", samples=16, prompts=64, steps=200)
+    p = flags.parser(__doc__, "ppo_passk", samples=16, prompts=64, steps=200, exact=True)
     p.add_argument("--objective", choices=["mean", "passk", "maxrl", "majority"], default="passk",
                    help="what to train for")
     p.add_argument("--k", type=budget, default=8,
@@ -177,6 +179,62 @@ def passk_leave_one_out(r, k):
     share = share_of_subsets(r, k, range(n), k - 2)  # C(j, k-2) / C(n, k)  [j]
     A = (gap * share).tril(-1).sum(-1)  # [B, n], in sorted order
     return torch.zeros_like(r).scatter(1, order, A)
+
+
+def passk_reweighted(r, w, k):
+    """`passk_leave_one_out` for samples that an engine drew from q, r [B, n]; with w = pi(y|x) / q(y|x) [B, n], w_i
+    times this has the gradient as its expectation: a subset counts with the product of its weights.
+
+    For r in {0, 1} it is r_i e_{k-1}(w of the wrong ones) / C(n, k), e the elementary symmetric polynomial. In general
+    A_i = sum_{j<i} (s_i - s_j) w_j e_{k-2}(w_0..w_{j-1}) / C(n, k), and e_{k-2} is C(j, k-2) times its mean.
+    With w_i on `passk_leave_one_out` alone each prompt's gradient keeps its direction, but is
+    ((1 - q) / (1 - p))^(k-1) times as long, p and q the chances of success by pi and by q. Of n = k samples, two right
+    completions and two wrong ones, pi = .14 .08 .44 .34 (p = .22), q = .10 .10 .36 .44 (q = .20), against the gradient:
+        k 2, no weights               cosine 0.970, scale 0.917
+        k 2, w_i alone                cosine 1.000, scale 1.026
+        k 2, w_i alone, w at most 1.2 cosine 0.998, scale 0.923
+        k 2, this                     cosine 1.000, scale 1.000
+        k 2, this, w at most 1.2      cosine 0.998, scale 0.891
+        k 8, no weights               cosine 0.970, scale 1.067
+        k 8, w_i alone                cosine 1.000, scale 1.194
+        k 8, w_i alone, w at most 1.2 cosine 0.998, scale 1.074
+        k 8, this                     cosine 1.000, scale 1.000
+        k 8, this, w at most 1.2      cosine 0.998, scale 0.837
+        k 32, no weights              cosine 0.970, scale 1.960
+        k 32, w_i alone               cosine 1.000, scale 2.192
+        k 32, w_i alone, w at most 1.2 cosine 0.998, scale 1.973
+        k 32, this                    cosine 1.000, scale 1.000
+        k 32, this, w at most 1.2     cosine 0.998, scale 0.654
+    """
+    n = r.shape[1]
+    if k == 1:
+        return r / n
+    s, order = r.sort(dim=1)  # [B, n]
+    w = w.to(s).gather(1, order)
+    gap = s[:, :, None] - s[:, None, :]  # s_i - s_j  [B, i, j]
+    subsets = share_of_subsets(r, k, range(n), k - 2)
+    products = w * mean_products(w, k - 2)  # [B, j]
+    share = subsets * products
+    parts = gap * share[:, None]
+    A = parts.tril(-1).sum(-1)  # [B, n], in sorted order
+    return torch.zeros_like(r).scatter(1, order, A)
+
+
+def mean_products(w, m):
+    """Mean over the m-subsets of w_0..w_{j-1} of their product, for each j, of weights [B, n] -> [B, n]; 0 where j < m.
+    Of j + 1 weights, a share of size / (j + 1) of the subsets of a size has the last one."""
+    size = torch.arange(m + 1).to(w)
+    mean = torch.zeros(len(w), m + 1).to(w)  # over subsets of 0..m weights
+    mean[:, 0] = 1
+    found = []
+    for j in range(w.shape[1]):
+        found.append(mean[:, m])
+        own = w[:, j:j + 1]
+        shorter = mean.roll(1, 1)
+        without = mean * (j + 1 - size)
+        joined = own * shorter * size
+        mean = (without + joined) / (j + 1)
+    return torch.stack(found, 1)
 
 
 def share_of_subsets(r, k, top, bottom):
@@ -311,7 +369,12 @@ def ppo_loss(logps, old_logps, mask, A, clip):
 
 def check_flags(args):
     """Flags that argparse cannot judge.  Raises UserError."""
+    exact = args.objective == "passk" and args.estimator == "loo"
+    if args.rollouts and exact and not args.rollouts_correction:
+        args.rollouts_correction = "exact"
     flags.check_common(args, positive=("epochs", "minibatches"), not_negative=("clip",))
+    if args.rollouts_correction == "exact" and not exact:
+        raise UserError("--rollouts-correction exact exists for --objective passk with --estimator loo")
     first, last = ends(args.k)
     if not 1 <= last <= first:
         raise UserError(f"--k must be at least 1, or fall from FIRST to LAST, not {args.k}")
@@ -375,6 +438,8 @@ def step(policy, task, optimizer, problems, number, args):
     # Weight.
     k = k_of(number, args)
     coefficients = advantages(rewards, k, args.objective, answers, args.estimator)  # [B, n]
+    if args.rollouts_correction == "exact":
+        coefficients = passk_reweighted(rewards, drawn.weights, k)
     unused = coefficients == 0
     zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
@@ -385,6 +450,7 @@ def step(policy, task, optimizer, problems, number, args):
     elif args.kl_prompts:  # to watch it: one sample of each of some prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
+    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
 
     # Update.
     loss, norm = ppo_update(policy, optimizer, prompts, y, old_logps, coefficients, args)

@@ -5,7 +5,7 @@
     python results/claims.py NAME --again runs/again    the same from nothing, beside the recorded number
     python results/claims.py which robust               the runs of the tables of all objectives, which.md
     python results/claims.py --json                     the list for programs, nothing else
-    python results/claims.py --draw                     README.md's list, claims.md, which.md, figures/ from records/
+    python results/claims.py --draw                     claims.md, which.md, figures/ from records/
 
 A claim is a list of parts: the metric of one row minus that of another (nothing: of the row itself) is above, or below,
 a bound, nearly always 0. Rows are sets of runs, one per seed, in results/runner.py. A part is right if the 95 %
@@ -37,7 +37,6 @@ from pages import spread, table, wrapped
 from runner import interval, known, per_problem, runs_of
 
 SEEDS = 5  # with fewer a claim is open
-MARKS = "<!-- claims -->", "<!-- end of claims -->"  # in README.md
 TANG, CHOW, CAT = "arXiv 2503.19595", "arXiv 2412.15287", "arXiv 2604.24957"
 
 
@@ -347,28 +346,6 @@ TABLES = {
 TABLED = list(dict.fromkeys(row for rows, _ in TABLES.values() for row in rows if row in runner.ROWS))
 
 
-def readme(found):
-    """The lines of README.md: each claim, its verdict, the main number with its interval, and where the rest is."""
-    lines = []
-    for paper in dict.fromkeys(claim.paper for claim in CLAIMS.values()):
-        lines += ["", f"{paper}:", ""]
-        for name, claim in CLAIMS.items():
-            if claim.paper == paper:
-                said, seeds, ((mean, low, high), *_) = verdict_of(found, name)
-                link = f"[`{name}`](results/claims.md#{name}-{said.replace(' ', '-')})"
-                what = f"**{said}**" if said != "open" else f"open, {seeds} of {SEEDS} seeds"
-                what += f", {with_interval(mean, low, high)}" if low is not None else ""
-                lines += wrapped(f"- {link} {claim.sentence}: {what}", "  ")
-    return "\n".join(lines[1:]) + "\n"
-
-
-def between(text, new):
-    """README.md with other lines between the two marks."""
-    before, _, rest = text.partition(MARKS[0] + "\n")
-    _, mark, after = rest.partition(MARKS[1])
-    return before + MARKS[0] + "\n" + new + mark + after
-
-
 def write(name, text):
     with open(os.path.join(runner.ROOT, name), "w", encoding="utf-8") as file:
         file.write(text)
@@ -395,13 +372,10 @@ def page(found):
 
 
 def draw(found):
-    """README.md's lines, results/claims.md, which.md and figures/ from the records -> what is said of each figure."""
+    """results/claims.md, which.md and figures/ from the records -> what is said of each figure."""
     import draw as figures
     write("results/claims.md", page(found))
     write("results/which.md", which.page(found))
-    with open(os.path.join(runner.ROOT, "README.md"), encoding="utf-8") as file:
-        front = file.read()
-    write("README.md", between(front, readme(found)))
     return [figures.save(found, name) for name in figures.FIGURES]
 
 

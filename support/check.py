@@ -58,7 +58,7 @@ class Check:
         mean = max(average for _, average in gaps.values())
         refuse_gap(policy, gaps, largest, mean)
         if self.report and not processes.RANK:
-            self.report({"longest": longest, "largest": largest, "mean": mean})
+            self.report({"longest": longest, "largest": largest, "mean": mean, **drawn.notes})
 
 
 def draw(policy, prompts, seeds, temperature, max_new_tokens):
@@ -143,10 +143,13 @@ def refuse_gap(policy, gaps, largest, mean):
     hint = "give --plain, or try another --bits" if policy.fast else "try another --bits"
     raise UserError(f"log-probabilities of the same sample: {who}, by up to {largest:.3g} nats for a token and "
                     f"{mean:.2g} on average, where {most:g} and {most_mean:g} are the limits in {kind}, so training "
-                    f"would be wrong: {hint} or another model")
+                    f"would be wrong: {hint} or another model (docs/troubleshooting.md)")
 
 
 def words(found):
     """A finding in a line."""
+    engine = ""
+    if "engine_gap" in found:
+        engine = f"; the engine's own: largest {found['engine_gap_max']:.1g}, mean {found['engine_gap']:.1g}"
     return (f"the first samples, scored by the sampler, by the update and by one unpadded forward: largest gap "
-            f"{found['largest']:.1g}, mean {found['mean']:.1g} nats per token")
+            f"{found['largest']:.1g}, mean {found['mean']:.1g} nats per token{engine}")

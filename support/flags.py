@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import urllib.parse
 
 from support import ROOT
 from support.errors import UserError
@@ -109,10 +110,12 @@ def base_parser(doc, task, train_problems):
     return p
 
 
-def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, train_problems=0, kl=True, test_n=None):
+def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, train_problems=0, kl=True, test_n=None,
+           exact=False):
     """A parser for a training script, with the flags that all of them share and this script's defaults; the script adds
     its paper's. doc: the script's docstring.  kl: whether it can penalise KL, which needs sampled completions.
-    test_n: budgets that its weight can be plotted against, None where it has no weight."""
+    test_n: budgets that its weight can be plotted against, None where it has no weight.
+    exact: whether it knows an exact correction for samples of an engine."""
     p = base_parser(doc, task, train_problems)
     g = p.add_argument_group("training")
     g.add_argument("--samples", type=int, default=samples, help="samples per prompt, where the policy is sampled")
@@ -136,6 +139,7 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
         g.add_argument("--plot-weights", action="store_true",
                        help="no training: picture and numbers of the weight against test budgets")
         g.add_argument("--test-n", default=test_n, help="test budgets of --plot-weights, comma-separated")
+    correction_flags(rollouts_flags(p), exact)
     g = p.add_argument_group("evaluation and run folder")
     g.add_argument("--eval-samples", type=int, default=64,
                    help="samples per test problem before and after; 0 = no evaluation")
@@ -157,7 +161,7 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
 def prompt_flags(parser):
     """What evaluate.py has too: what one's own rows are, what judges them, and how a prompt is put to a model."""
     parser.add_argument("--columns", help="which columns of --data are what, e.g. prompt=problem,answer="
-                        "reward_model.ground_truth; default by their names (tasks/shapes.py)")
+                        "reward_model.ground_truth; default by their names (docs/data.md)")
     parser.add_argument("--skip-bad-rows", action="store_true", help="leave rows of --data out that are no problems, "
                         "and count them")
     parser.add_argument("--reward", help="what judges the samples of --data instead of its answers, your own "
@@ -169,6 +173,48 @@ def prompt_flags(parser):
                         help="put prompts through the tokenizer's chat template, or not; default what the task says, "
                              "where there is one. A clock in it stands at 26 Jul 2024")
     parser.add_argument("--system", help="text of a system message before the prompt, for a chat template")
+
+
+def rollouts_flags(parser):
+    """What every command has that may have an engine sample. Returns the group."""
+    g = parser.add_argument_group("rollouts by an engine (support/rollouts.py)")
+    g.add_argument("--rollouts", metavar="URL", help="vLLM server that draws the samples, e.g. http://127.0.0.1:8000")
+    g.add_argument("--rollouts-dir", metavar="DIR",
+                   help="where adapters are written for the server to read; default rollouts/ in the run folder")
+    g.add_argument("--rollouts-timeout", type=float, default=600,
+                   help="seconds that an answer may take, and that the server may be away")
+    return g
+
+
+def correction_flags(group, exact):
+    """What a training script has of it too. exact: whether the script knows an exact form."""
+    forms = ["none", "weights", "exact"] if exact else ["none", "weights"]
+    default = ", default exact for passk, else weights" if exact else ", default weights"
+    group.add_argument("--rollouts-correction", choices=forms,
+                       help="what samples of an engine that differs from the policy are weighed with: nothing, pi / q "
+                            "of each completion (exact for the mean of the rewards)" + ", or the exact form" * exact
+                            + default)
+    group.add_argument("--rollouts-bound", type=float, default=3.0, help="largest weight pi / q; larger ones are cut")
+
+
+def check_rollouts(args):
+    """What argparse cannot judge about them; sets the default of the correction.  Raises UserError."""
+    names = [name for name in vars(args) if name.startswith("rollouts_")]
+    if not args.rollouts:
+        refuse(args, names, "without --rollouts")
+        return
+    parts = urllib.parse.urlsplit(args.rollouts)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"--rollouts {args.rollouts}: give the address of a server, like http://127.0.0.1:8000")
+    if not 0 < args.rollouts_timeout < math.inf:
+        raise UserError(f"--rollouts-timeout must be positive, not {args.rollouts_timeout}")
+    if "rollouts_correction" not in names:
+        return
+    if not 1 <= args.rollouts_bound < math.inf:
+        raise UserError(f"--rollouts-bound must be at least 1, not {args.rollouts_bound}")
+    args.rollouts_correction = args.rollouts_correction or "weights"
+    if args.rollouts_correction == "none":
+        refuse(args, ["rollouts_bound"], "with --rollouts-correction none")
 
 
 def computing_flags(parser):
@@ -202,6 +248,8 @@ def check_common(args, positive=(), not_negative=(), plotted=()):
     installed(getattr(args, "track", "none"))
     if getattr(args, "eval_every", 0) and not args.eval_samples:
         raise UserError("--eval-every needs --eval-samples of at least 1")
+    if "rollouts" in args:
+        check_rollouts(args)
     if "test_n" in args:
         numbers(args.test_n, int, "--test-n")
         if args.plot_weights:
@@ -243,7 +291,7 @@ def cli(main):
 def guarded(main, argv):
     import torch
 
-    from support import folder, processes
+    from support import folder, processes, rollouts
     if signal.getsignal(signal.SIGINT) is leave_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -252,7 +300,8 @@ def guarded(main, argv):
     except UserError as error:
         message = error
     except torch.OutOfMemoryError:
-        message = "out of GPU memory: lower --max-new-tokens, load the base with --bits 4, or take a smaller model"
+        message = ("out of GPU memory: lower --max-new-tokens, load the base with --bits 4, or take a smaller model "
+                   "(docs/troubleshooting.md)")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -261,6 +310,7 @@ def guarded(main, argv):
     except KeyboardInterrupt as error:
         message, way_on = None, str(error)
     finally:
+        rollouts.leave()
         processes.leave()
     folder.remove_unused()
     script = os.path.basename(sys.argv[0])

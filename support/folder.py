@@ -129,7 +129,9 @@ def fits(action, value):
 # folders move.
 LOGGED = ("metrics.jsonl", "samples.jsonl", "targets.json")
 PREVIOUS = "state.previous.pt"
-MAY_CHANGE = ("out", "resume", "save_every", "device", "track", "reward_processes")  # given again, they take effect
+# given again, they take effect
+MAY_CHANGE = ("out", "resume", "save_every", "device", "track", "reward_processes", "rollouts", "rollouts_dir",
+              "rollouts_timeout")
 
 BEGUN = ("args.json", "checks.jsonl")  # what is in a folder before anything has been computed
 MADE = {}  # {folder of this process: those of it and the ones around it that it had to make}

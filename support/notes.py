@@ -53,8 +53,7 @@ class Notes:
         missed = getattr(self.task, "unanswered", None)
         if missed:
             return (f"no sample so far holds an answer; one is {missed[-300:]!r}. What counts is \\boxed{{...}}, what "
-                    "follows '####', 'The answer is' or 'Answer:', and a completion that is one number; see --data in "
-                    "--help")
+                    "follows '####', 'The answer is' or 'Answer:', and a completion that is one number: docs/data.md")
 
     def even(self, line):
         if self.budget > 1 and line.get("w_mean") and line["w_even"] > 0.95:

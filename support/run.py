@@ -14,7 +14,7 @@ import common
 import evaluate
 import tasks
 from fast.choose import chooser
-from support import check, contents, load
+from support import check, contents, load, rollouts
 from support.errors import UserError
 from support.folder import Folder
 from support.notes import Notes
@@ -32,6 +32,7 @@ METRICS = {
     "score_wrong": "logit", "bon_gap": "reward", "w_mean": "weight", "w_min": "weight", "w_median": "weight",
     "w_max": "weight", "w_even": "share", "w_small": "share", "c_mean": "coefficient", "c_min": "coefficient",
     "c_median": "coefficient", "c_max": "coefficient", "c_even": "share", "c_small": "share",
+    "engine_gap": "nats per token", "engine_gap_max": "nats", "engine_cut": "share",
     "tokens_per_s": "tokens per s", "samples_per_s": "completions per s", "memory_gb": "GB", "seconds": "s",
     "valid": "row", "verifier_timeouts": "number", "verifier_errors": "number", "program_timeouts": "number",
     "unsupported": "number", "<split>_without_answer": "number"}
@@ -159,6 +160,7 @@ def start(run, words):
     chat = bool(run.task.chat and policy.tokenizer.chat_template)
     run.folder.start(policy, run.optimizer, chat)
     policy.check = check.Check(functools.partial(report_check, run))
+    rollouts.connect(policy, run.args, run.folder.name)
     print(f"{run.folder.name}: {run.args.model}, {run.task.name} ({counts(run)}), {words}\n{policy.note}\n"
           f"to repeat it: {run.folder.command()}\nwhat the keys of a step mean: docs/logged.md", flush=True)
     run.tracker.open(vars(run.args))
@@ -293,7 +295,7 @@ def sample_stats(policy, task, drawn, rewards, budget, gap, seconds, answers=Non
     stats["length"] = tokens / (B * n)
     stats["entropy"] = drawn.entropies.sum().item() / tokens
     stats["tokens_per_s"] = tokens / seconds
-    return stats
+    return stats | drawn.notes
 
 
 def share_cut(policy, drawn):

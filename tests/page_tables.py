@@ -15,7 +15,7 @@ from references import ROOT
 
 sys.path[:0] = [ROOT]  # also where this file is a program
 
-PLACE = re.compile(r"(<!-- table (\w+) -->\n\n).*?(\n\n<!-- end of table -->)", re.DOTALL)
+PLACE = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end of table -->", re.DOTALL)
 SAMPLE = 700  # tokens, of prompt and completion
 RANK = 16  # of the adapter
 MAKERS = ["openr1", "dapo", "deepscaler", "numina", "gsm8k_verl", "trl", "apps", "mbpp_plus"]  # of test_own_data.py
@@ -64,32 +64,19 @@ def schemas():
     for name, row in rows():
         problem, used = understood(row)
         judge = used.get("answer") or used.get("tests")
-        judged = problem.answer if "answer" in used else "tests"
+        judged = f"`{problem.answer}`" if "answer" in used else "(tests)"
         cells = [" and ".join(sorted(columns)) for columns in (used["prompt"], judge, used.get("solution", ()))]
-        found.append([name, *cells, f"`{judged}`"])
+        found.append([name, *cells, judged])
     return table(["data set", "prompt from", "judged by", "solution from", "answer"], found)
 
 
 def examples():
-    """A row of each data set, a line for each column."""
+    """A row of each data set: a table of its columns, with their values in JSON."""
     parts = []
     for name, row in rows():
-        fields = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in row.items()]
-        joined = "{" + ",\n ".join("\n  ".join(broken(field)) for field in fields) + "}"
-        assert json.loads(joined) == json.loads(json.dumps(row))
-        parts.append(f"{name}:\n\n```json\n{joined}\n```")
+        fields = [[f"`{column}`", f"`{json.dumps(value, ensure_ascii=False)}`"] for column, value in row.items()]
+        parts.append(f"**{name}**\n\n{table(['column', 'value'], fields)}")
     return "\n\n".join(parts)
-
-
-def broken(field, most=116):
-    """The text of a field in lines, cut between its parts."""
-    lines = [""]
-    for part in re.split(r'(?<=[,:]) (?="|\{|\[)', field):
-        if lines[-1] and len(lines[-1]) + len(part) + 1 > most:
-            lines.append(part)
-        else:
-            lines[-1] = f"{lines[-1]} {part}".strip()
-    return lines
 
 
 def models():
@@ -144,7 +131,9 @@ TABLES = {"names": names, "schemas": schemas, "examples": examples, "models": mo
 
 def mended(page):
     """The text of a page with its tables as the code has them."""
-    return PLACE.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], references.source(page))
+    def made(match):
+        return f"<!-- table {match[1]} -->\n\n{TABLES[match[1]]()}\n\n<!-- end of table -->"
+    return PLACE.sub(made, references.source(page))
 
 
 def main():

@@ -17,6 +17,7 @@ SCRIPTS = ["ppo_passk", "bon_sft", "bon_rl", "cat_passk", "cat_majority", "cat_b
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DISPLAY = re.compile(r"^\$\$\n(.*?)^\$\$$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"\$`([^`]+)`\$|(?<![\\$`\w])\$(?=[^\s$`])([^$`\n]*[^\s$`\\])\$(?![\w$])")
+SPAN = re.compile(r"\$`[^`]+`\$|`[^`]+`")  # code in a sentence, or what only looks like it
 LINK = re.compile(r"(!?)\[((?:[^][]|\[[^][]*\])*)\]\(([^()\s]+)\)")
 LINE = re.compile(r"\[`([^`]+)`\]\(((?:\.\./)*)([\w/]+\.py)#L(\d+)\)")
 CLAIM = re.compile(r"\[`([\w-]+)`\]\(((?:\.\./)*results/claims\.md)#([\w-]+)\)")
@@ -52,7 +53,7 @@ def blocks(text, language):
 
 def formulas(text):
     """[(TeX, whether it stands on lines of its own)], in order."""
-    text = FENCE.sub("", text)
+    text = SPAN.sub(lambda match: match[0] * match[0].startswith("$"), FENCE.sub("", text))
     found = [(match.start(), match[1].strip(), True) for match in DISPLAY.finditer(text)]
     rest = DISPLAY.sub(lambda match: " " * len(match[0]), text)
     found += [(match.start(), (match[1] or match[2]).strip(), False) for match in INLINE.finditer(rest)]

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
-from references import DISPLAY, FENCE, INLINE, ROOT, anchors, pages, source
+from references import DISPLAY, FENCE, INLINE, ROOT, SPAN, anchors, pages, source
 
 RESULTS = ["results/README.md", "results/claims.md", "results/elsewhere.md", "results/speed.md", "results/which.md"]
 PROGRAM = """
@@ -68,6 +68,7 @@ def put_aside(text):
             return f"FORMULA{len(found) - 1}X"
         return place
     text = FENCE.sub(keep, text)
+    text = SPAN.sub(lambda match: match[0] if match[0].startswith("$") else keep(match), text)
     text = DISPLAY.sub(take(True), text)
     text = INLINE.sub(take(False), text)
     return re.sub(r"\0(\d+)\0", lambda match: kept[int(match[1])], text), found

@@ -18,7 +18,6 @@ from conftest import ROOT
 from references import SCRIPTS, blocks, pages, source, taken
 from test_house import SMALL
 
-WRITTEN = [script for script in SCRIPTS if os.path.exists(os.path.join(ROOT, references.page_of(script)))]
 OTHERS = ["results/README.md", "results/claims.md", "results/elsewhere.md", "results/which.md"]
 HEADINGS = ["The question", "The objective", "From the definition to the coefficient",
             "From equation to line, test and result", "A first run", "Where this leaves the paper",
@@ -37,7 +36,7 @@ def part(script, heading):
 
 # ----------------------------------------------------------------------------------------------------------- the pages
 
-@pytest.mark.parametrize("script", WRITTEN)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_page_is_short_and_built_like_the_others(script):
     assert 700 <= len(references.prose(page(script))) <= 1200, len(references.prose(page(script)))
     headings = re.findall(r"^## (.+)$", page(script), re.MULTILINE)
@@ -112,7 +111,7 @@ def test_links(path):
             assert 1 <= int(anchor.removeprefix("L")) <= source(file).count("\n"), target
 
 
-@pytest.mark.parametrize("script", WRITTEN)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_equations_are_numbered_and_found(script):
     """Each number has a row with a line of the code and a test; tests and claims are named by what they are."""
     numbers = [int(n) for tex, _ in references.formulas(page(script)) for n in re.findall(r"\\tag\{(\d+)\}", tex)]
@@ -143,7 +142,7 @@ def test_formulas_survive_markdown(path):
     assert "$" not in re.sub(r"`[^`]*`", "", left), re.findall(r".*\$.*", left)
 
 
-@pytest.mark.parametrize("script", WRITTEN)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_figures_with_an_interval_are_those_of_the_records(script):
     number = r"[+-]\.\d{3}"
     records = " ".join("".join(map(source, OTHERS)).split())
@@ -152,7 +151,7 @@ def test_figures_with_an_interval_are_those_of_the_records(script):
         assert figure in records, figure
 
 
-@pytest.mark.parametrize("script", WRITTEN)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_flags_exist(script):
     """Those named outside of commands, too. (Commands are in test_readme_commands_parse.)"""
     known = importlib.import_module(script).parser().format_help()
@@ -175,7 +174,6 @@ def as_printed(value, text):
     return abs(value - float(text)) <= 0.501 * 10.0 ** -len(text.partition(".")[2])
 
 
-@pytest.mark.skipif("bon_rl" not in WRITTEN, reason="no page")
 def test_the_coefficients_shown_for_bon_rl():
     from bon_rl import variant_coefficients
     rows = shown(part("bon_rl", HEADINGS[2]).split("**What it does.**")[1])
@@ -188,7 +186,6 @@ def test_the_coefficients_shown_for_bon_rl():
             assert all(map(as_printed, values, texts)), (right, variant, values)
 
 
-@pytest.mark.skipif("cat_bon" not in WRITTEN, reason="no page")
 def test_the_coefficients_shown_for_cat_bon():
     from cat_bon import rl_coefficients
     table = part("cat_bon", HEADINGS[2]).split("**What it does.**")[1]
@@ -206,6 +203,15 @@ def test_docstrings_link_the_pages():
         assert f"\nPage: {references.page_of(script)}" in importlib.import_module(script).__doc__, script
 
 
+def test_readme_is_one_screen_and_a_little():
+    """At most 1,000 words, the first command in the first 15 lines, and a way to every page."""
+    text = source("README.md")
+    assert len(text.split()) <= 1000
+    assert "\npython ppo_passk.py " in "\n".join(text.split("\n")[:15])
+    for path in pages():
+        assert path == "README.md" or f"]({path}" in text or f"]({os.path.basename(path)}" in source("docs/running.md")
+
+
 @pytest.mark.parametrize("path", [*pages(), *OTHERS])
 def test_pages_render(path):
     """As tests/render.py has it, with KaTeX where KATEX names the folder that npm installed it into."""
@@ -217,22 +223,14 @@ def test_pages_render(path):
 
 # --------------------------------------------------------------------------------------------------------- copying out
 
-HEAD = "from collections import Counter\nfrom math import comb\nimport math\nimport torch\n"
 MARK = "# paste here\n"
 
 
 def copying_out(script):
     """What a page says of pasting -> (its lists, the code above the functions, the code below them)."""
-    if script in WRITTEN:
-        block, = blocks(part(script, "Copy it out"), "python")
-        above, below = block.split(MARK)
-        return references.lists(script), above, below
-    section = source("README.md").split("## Copying out")[1].split("\n## ")[0]
-    names = r"((?: +[\w.]+|\n {20,}[\w.]+)+)\n"
-    row, = re.findall(rf"^{script}\.py +weight +(\d+){names}(?: +loss +(\d+){names})?", section, re.MULTILINE)
-    call = re.search(rf"^{script}\.py +(\w+\(.+\))$", section, re.MULTILINE)[1]
-    found = {"weight": (row[1].split(), int(row[0])), "loss": (row[3].split(), int(row[2] or 0))}
-    return found, HEAD, f"coefficients = {call}\nloss = -(coefficients * logp).sum() / B\n"
+    block, = blocks(part(script, "Copy it out"), "python")
+    above, below = block.split(MARK)
+    return references.lists(script), above, below
 
 
 CALLS = {  # what the pasted functions are called with, and which function of the script must say the same
@@ -394,7 +392,7 @@ def test_copying_out_the_whole(tmp_path):
     """The scripts run with the files that the pages list beside them, and nothing else of this project. (That none
     needs another one is in test_copies_are_identical.)"""
     lists = {" ".join(re.search(r"take the script whole, with (.*?) beside\s+it", part(script, "Copy it out"),
-                                re.DOTALL)[1].split()) for script in WRITTEN}
+                                re.DOTALL)[1].split()) for script in SCRIPTS}
     listed, = lists
     for name in [*(f"{script}.py" for script in SCRIPTS), *re.findall(r"`([\w./]+)`", listed)]:
         if name.endswith("/"):
@@ -478,7 +476,7 @@ def test_a_wrapped_reward_is_biased():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("script", WRITTEN)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_the_gradient_in_trl_is_ours(script, tmp_path):
     """One batch of TRL's own samples: its loss with the page's class, and minus the sum of coefficient times log pi
     over the number of prompts, have one gradient. A step of its trainer runs."""

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import page_tables
 import pytest
 import references
+import render
 import torch
 from conftest import ROOT
 from references import blocks, source
@@ -27,6 +28,13 @@ PAGES = ["docs/data.md", "docs/running.md", "docs/proof.md"]
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_is_short(path):
     assert 500 <= len(references.prose(source(path))) <= 1200, len(references.prose(source(path)))
+
+
+def test_dollars_in_code_are_no_formula():
+    text = "Of `$x$` and $`y_1`$ the\nsecond, `a = $b\n+ $c$` not, $z$.\n"
+    assert references.formulas(text) == [("y_1", False), ("z", False)]
+    assert render.put_aside(text)[0].split() == ("Of `$x$` and FORMULA0X the second, `a = $b + $c$` not, "
+                                                 "FORMULA1X.").split()
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -51,14 +59,16 @@ def test_the_table_of_names():
 
 
 def test_rows_of_data_sets_load():
-    """As they stand on the page, in the order of the names there."""
-    section = source("docs/data.md").split("### Eight data sets")[1].split("\n## ")[0]
-    found = [json.loads(block) for block in blocks(section, "json")]
-    assert len(found) == 8
-    for row, (name, wanted) in zip(found, page_tables.rows(), strict=True):
-        assert row == json.loads(json.dumps(wanted)) and f"{name}:\n" in section
+    """As they stand on the page, read back from it."""
+    section = source("docs/data.md").split("A row of each")[1].split("</details>")[0]
+    found = {}
+    for name, rows in re.findall(r"^\*\*(.+)\*\*\n\n((?:\|.*\n)+)", section, re.MULTILINE):
+        found[name] = {column: json.loads(value) for column, value in re.findall(r"^\| `(\w+)` \| `(.+)` \|$", rows,
+                                                                                  re.MULTILINE)}
+    assert found == {name: json.loads(json.dumps(row)) for name, row in page_tables.rows()} and len(found) == 8
+    for row in found.values():
         problem, used = page_tables.understood(row)
-        assert problem.prompt and problem.answer and "prompt" in used
+        assert problem.prompt and problem.answer and used["prompt"] and (used.get("answer") or used.get("tests"))
 
 
 def test_memory_is_reckoned_as_batches_are():
@@ -86,6 +96,14 @@ def test_sizes_of_models(shape):
     linear = [module for module in lm.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     found = sum(m.weight.numel() for m in linear), sum(m.in_features + m.out_features for m in linear)
     assert page_tables.linear_of(*SHAPES[shape]) == found
+
+
+def test_how_many_models():
+    from architectures import NOT_TRIED, REFUSED, RIGHT
+    right, refused = (sum(map(len, table.values())) for table in (RIGHT, REFUSED))
+    text = " ".join(source("docs/running.md").split())
+    assert f"The {right + refused + len(NOT_TRIED)} causal language models of transformers" in text
+    assert f"For {right} of them" in text and f"; {refused} are refused in one sentence" in text
 
 
 def test_which_answers_count():

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from conftest import ROOT
+from engine_server import Engine
 from forks import Child
 from safetensors.torch import load_file
 
@@ -31,15 +32,17 @@ RUNS = {
     "majority": ("cat_majority", SMALL),
     "fifo": ("cat_bon", [*SMALL, "--ranks", "fifo"]),
     "reward": ("ppo_passk", [*SMALL, "--data", "DATA", "--reward", "REWARD", "--max-new-tokens", "4"]),
+    "engine": ("ppo_passk", [*SMALL, "--k", "2", "--samples", "4", "--rollouts", "ENGINE"]),
     "target": ("cat_bon", [*SMALL, "--mode", "sft", "--train-problems", "12"]),
 }
 FIT = ["--train-problems", "40", "--samples", "4", "--epochs", "1", "--eval-problems", "12"]
 
 
-def jobs(folder):
+def jobs(folder, engine=""):
     verifier = os.path.join(folder, "verifier")
     work = os.path.dirname(folder)
-    places = {"VERIFIER": verifier, "DATA": os.path.join(work, "p.jsonl"), "REWARD": os.path.join(work, "r.py:f")}
+    places = {"VERIFIER": verifier, "DATA": os.path.join(work, "p.jsonl"), "REWARD": os.path.join(work, "r.py:f"),
+              "ENGINE": engine}
     return [("fit_verifier", [*FIT, "--out", verifier]),
             ("fit_verifier", [*FIT, "--bits", "16", "--out", verifier + "-16"]),
             *((script, [places.get(a, a) for a in argv] + ["--out", os.path.join(folder, name)])
@@ -61,15 +64,30 @@ def folders(tmp_path_factory):
     one, two = str(work / "one"), str(work / "two")
     (work / "p.jsonl").write_text("".join(json.dumps({"prompt": f"c{a},2>", "least": 1}) + "\n" for a in range(40)))
     (work / "r.py").write_text("def f(completion, least):\n    return completion.count('+') >= least\n")
-    with ThreadPoolExecutor() as threads, pytest.MonkeyPatch.context() as patch:
-        pair = threads.submit(torchrun, work, os.path.join(HERE, "processes.py"), json.dumps(jobs(two)))
+    with ThreadPoolExecutor() as threads, pytest.MonkeyPatch.context() as patch, Engine() as engine:
+        again = json.dumps(jobs(two, engine.url))
+        pair = threads.submit(torchrun, work, os.path.join(HERE, "processes.py"), again)
         # test_house.py draws; here it would take a sixth of the time
         patch.setattr("support.run.plot_run", lambda folder, result: None)
-        for script, argv in jobs(one):
+        for script, argv in jobs(one, engine.url):
             importlib.import_module(script).main(argv)
         done = pair.result()
+        alike(engine.log)
     assert done.returncode == 0, done.stderr[-2000:]
     return one, two
+
+
+def alike(log):
+    """Two processes ask an engine for what one does: the first one loads the adapters, each draws with its share."""
+    runs = {}
+    for path, body in log:
+        name = (body or {}).get("lora_name") or (body or {}).get("model", "-")
+        asked = runs.setdefault(name.rsplit("-", 1)[0], Counter())
+        asked[path] += 1
+    runs.pop("", None)
+    one, two = runs.values()
+    assert one["/v1/load_lora_adapter"] == two["/v1/load_lora_adapter"] == 3
+    assert one["/v1/completions"] == two["/v1/completions"] > 20
 
 
 def metrics(folder):
@@ -82,7 +100,7 @@ def close(a, b):
     time."""
     for line_a, line_b in zip(a, b, strict=True):
         assert line_a.keys() == line_b.keys()
-        for name in line_a.keys() - {"seconds", "tokens_per_s", "samples_per_s", "memory_gb"}:
+        for name in line_a.keys() - {"seconds", "tokens_per_s", "samples_per_s", "memory_gb", "engine_gap_max"}:
             assert line_a[name] == pytest.approx(line_b[name], rel=1e-3, abs=1e-5), name
 
 

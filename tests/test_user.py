@@ -12,12 +12,13 @@ import sys
 import time
 
 import pytest
+import references
 import safetensors.torch
 import torch
 from conftest import ROOT, load_policy
 from forks import Child
 from test_runs import killed_after
-from test_scripts import command, read_lines, readme, run, untimed
+from test_scripts import command, read_lines, run, untimed
 
 import bon_rl
 import common
@@ -500,8 +501,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch):
 
 def launched():
     """The documented commands that start several processes -> [(launcher, its flags, script and its flags)]."""
-    text = readme() + open(os.path.join(ROOT, "results", "README.md")).read()
-    text += open(os.path.join(ROOT, "results", "speed.md")).read()
+    text = "".join(map(references.source, [*references.pages(), "results/README.md", "results/speed.md"]))
     found = re.findall(r"(?<=[`\n])(torchrun|accelerate launch) ([^\n`]*)", text.replace("\\\n", " "))
     return [(launcher, *(part.split() for part in flags.split(" -- "))) for launcher, flags in found]
 
