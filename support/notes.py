@@ -2,6 +2,7 @@
 import statistics
 from collections import deque
 
+PAGE = "docs/troubleshooting.md"  # where each of them stands, with what to look at
 STEPS = 10  # that are looked back on
 MANY = 50  # for gradients, which are often large at first
 MUCH = 5  # times the limit: to clip a little is usual, and does no harm
@@ -36,7 +37,7 @@ class Notes:
     def say(self, name, words):
         """Print words, if there are any, unless those of this name have been printed."""
         if words and name not in self.said:
-            print(f"note: {words}", flush=True)
+            print(f"note: {words} ({PAGE})", flush=True)
             self.said.add(name)
 
     def recent(self, name):

@@ -21,53 +21,25 @@ from support.notes import Notes
 from support.plots import plot_run, shown_once
 from support.track import Tracker
 
-# Every key of a line of metrics.jsonl, and of a row of result.json (before, after, and `valid` in metrics.jsonl). <k>
-# is a budget. A script writes those that exist in it: without samples no reward, without weights no w_mean.
+# Names and units of what is logged. What they mean, what is good and what a warning stands in docs/logged.md. First
+# every key of a line of metrics.jsonl and of a row of result.json (before, after, and `valid` in metrics.jsonl). <k> is
+# a budget, <split> one of train, valid, test. A script writes those that exist in it: without samples no reward.
 METRICS = {
-    "step": "steps done, this one included",
-    "loss": "what was descended in this step, before its update; nats, per prompt",
-    "reward": "mean reward of the samples",
-    "pass@<k>": "chance that k samples hold a right one, exact over the samples of a prompt; mean over prompts",
-    "max@<k>": "the same for graded rewards: expected maximum of k samples",
-    "alike": "share of prompts whose samples all have one reward, so that nothing tells them apart",
-    "cut": "share of completions cut at --max-new-tokens, before their end",
-    "zero": "share of completions whose coefficient is exactly 0, so that they enter no forward pass",
-    "kl": "mean of log pi(y) - log ref(y) over samples, nats: an estimate of KL(pi || reference)",
-    "gold": "mean log pi of the gold completions, nats",
-    "grad_norm": "norm of the gradient before clipping",
-    "length": "mean tokens of a completion, end-of-sequence token included",
-    "entropy": "mean entropy of what each token was drawn from, nats per token",
-    "diversity": "how different the completions of a prompt are: distinct, answers, distinct-2, similarity",
-    "threshold": "mean number of votes k that win",
-    "score_wrong": "mean score that the verifier gives to wrong samples",
-    "bon_gap": "expected reward of the best of N by the verifier, minus that by the reward itself",
-    "w_mean": "mean of the operator's weights, of samples or gold completions, never negative",
-    "w_min": "min of the operator's weights, of samples or gold completions, never negative",
-    "w_median": "median of the operator's weights, of samples or gold completions, never negative",
-    "w_max": "max of the operator's weights, of samples or gold completions, never negative",
-    "c_mean": "mean of the coefficients of grad log pi, of samples, signed",
-    "c_min": "min of the coefficients of grad log pi, of samples, signed",
-    "c_median": "median of the coefficients of grad log pi, of samples, signed",
-    "c_max": "max of the coefficients of grad log pi, of samples, signed",
-    "w_even": "share of weights within 5 % of their mean: at 1 they do nothing",
-    "c_even": "share of coefficients within 5 % of their mean",
-    "w_small": "share of weights below 0.01",
-    "c_small": "share of coefficients below 0.01 in size",
-    "tokens_per_s": "completion tokens per second of sampling",
-    "samples_per_s": "completions, sampled or gold, per second of the whole step",
-    "memory_gb": "peak memory since the start of the process, GB: allocated on a GPU, resident on a CPU",
-    "seconds": "seconds since the start of the run, interruptions not counted",
-    "valid": "result row on validation problems (--eval-every)",
-    "verifier_timeouts": "answers that the verifier did not decide in time, since the start of the process",
-    "verifier_errors": "what could not be judged at all, since the start of the process",
-    "program_timeouts": "programs stopped at a limit, since the start of the process",
-    "unsupported": "tests that need more than plain values, since the start of the process",
-    "maj@<k>": "chance that a plurality vote of k samples is right, ties shared, exact",
-    "bon@<k>": "expected reward of the best of k samples by log-probability, or by the verifier if there is one",
-    "distinct": "different completions of a problem", "answers": "different answers of a problem",
-    "distinct-2": "different pairs of neighbouring characters over all of them",
-    "similarity": "mean difflib ratio of up to 8 pairs of completions, 1 = equal",
-}
+    "step": "steps", "loss": "nats", "reward": "reward", "pass@<k>": "share", "max@<k>": "reward", "maj@<k>": "share",
+    "bon@<k>": "reward", "alike": "share", "cut": "share", "zero": "share", "kl": "nats", "gold": "nats",
+    "grad_norm": "norm", "length": "tokens", "entropy": "nats per token", "diversity": "object",
+    "distinct": "number", "answers": "number", "distinct-2": "share", "similarity": "share", "threshold": "votes",
+    "score_wrong": "logit", "bon_gap": "reward", "w_mean": "weight", "w_min": "weight", "w_median": "weight",
+    "w_max": "weight", "w_even": "share", "w_small": "share", "c_mean": "coefficient", "c_min": "coefficient",
+    "c_median": "coefficient", "c_max": "coefficient", "c_even": "share", "c_small": "share",
+    "tokens_per_s": "tokens per s", "samples_per_s": "completions per s", "memory_gb": "GB", "seconds": "s",
+    "valid": "row", "verifier_timeouts": "number", "verifier_errors": "number", "program_timeouts": "number",
+    "unsupported": "number", "<split>_without_answer": "number"}
+RESULT = {"before": "row", "after": "row", "seconds": "s", "verifier before": "object", "verifier after": "object"}
+VERIFIER = {  # `verifier before` and `verifier after`
+    "auc": "share", "low": "share", "high": "share", "calibration": "list", "calibration_error": "share",
+    "score_right": "logit", "score_wrong": "logit"}
+CHECKS = {"step": "steps", "longest": "tokens", "largest": "nats", "mean": "nats"}  # a line of checks.jsonl
 
 
 Problems = namedtuple("Problems", "train valid test")  # lists; valid and test are empty where nothing is evaluated

@@ -164,6 +164,43 @@ def test_flags_exist(script):
             assert re.search(rf"{flag}\b(?!-)", text), (span, flag)
 
 
+def shown(table):
+    """[(first cell, [the numbers of each other cell])] of the rows of a table that hold numbers alone."""
+    rows = [line.strip("|").split("|") for line in table.split("\n") if re.fullmatch(r"[| .,\d-]*\d[| .,\d-]*", line)]
+    return [(row[0].strip(), [cell.strip().split(", ") for cell in row[1:]]) for row in rows]
+
+
+def as_printed(value, text):
+    """Whether a value, rounded as the text is, is that text."""
+    return abs(value - float(text)) <= 0.501 * 10.0 ** -len(text.partition(".")[2])
+
+
+@pytest.mark.skipif("bon_rl" not in WRITTEN, reason="no page")
+def test_the_coefficients_shown_for_bon_rl():
+    from bon_rl import variant_coefficients
+    rows = shown(part("bon_rl", HEADINGS[2]).split("**What it does.**")[1])
+    assert len(rows) == 4
+    for right, cells in rows:
+        r = torch.tensor([[1.0] * int(right) + [0.0] * (16 - int(right))])
+        for variant, texts in zip(("bp", "b", "s", "rl"), cells, strict=True):
+            c = variant_coefficients(variant, r, None, 8)[0]
+            values = [c[0], c[-1]][:len(texts)]
+            assert all(map(as_printed, values, texts)), (right, variant, values)
+
+
+@pytest.mark.skipif("cat_bon" not in WRITTEN, reason="no page")
+def test_the_coefficients_shown_for_cat_bon():
+    from cat_bon import rl_coefficients
+    table = part("cat_bon", HEADINGS[2]).split("**What it does.**")[1]
+    places = [int(x) for x in re.search(r"\| place from the top \|(.*)\|\n", table)[1].split("|")]
+    rewards = torch.arange(16.0).flip(0)[None]
+    for name, call in (("`--n 1`", (1,)), ("`rank`", (8,)), ("`exact`", (8, "exact"))):
+        texts = re.search(rf"^\| {re.escape(name)} \|(.*)\|$", table, re.MULTILINE)[1].split("|")
+        c = rl_coefficients(rewards, *call)[0]
+        for place, text in zip(places, texts, strict=True):
+            assert as_printed(c[place - 1].item(), text.strip()), (name, place)
+
+
 def test_docstrings_link_the_pages():
     for script in SCRIPTS:
         assert f"\nPage: {references.page_of(script)}" in importlib.import_module(script).__doc__, script
@@ -378,6 +415,7 @@ def test_copying_out_the_whole(tmp_path):
 
 OURS = {  # the coefficients of a budget of 3, rewards [B, M]; in bon_sft.py the first of them is of the gold completion
     "ppo_passk": "advantages(rewards, 3, 'passk')", "bon_sft": "sft_coefficients(rewards, 3)",
+    "bon_rl": "bon_rlb_coefficients(rewards, 3, 'positive')", "cat_bon": "rl_coefficients(rewards, 3)",
     "cat_passk": "rl_coefficients(rewards, 3)", "cat_majority": "rl_coefficients(rewards, answers, 3)"}
 
 

@@ -12,6 +12,7 @@ import sys
 import pytest
 from conftest import ROOT
 from references import SCRIPTS, definitions, source
+from test_pages import assert_as_the_page_says
 from test_scripts import read_lines, run
 
 from support.run import METRICS
@@ -88,8 +89,8 @@ def test_keys_and_columns(script, flags, tmp_path):
     known = {re.sub(r"<k>", str(k), name) for name in METRICS for k in (1, 2, 4)}
     for found in (line, line.get("valid", {}), result["before"], result["after"], line.get("diversity", {})):
         assert found.keys() <= known, found.keys() - known
-    assert result.keys() <= {"before", "after", "seconds", "verifier before", "verifier after"}
     sampled = "sft" not in flags
+    assert_as_the_page_says(script, not sampled, tmp_path / "r")
     assert ("tokens_per_s" in line) == ("reward" in line) == sampled
     assert line["samples_per_s"] > 0 and line["length"] > 1
     if sampled:  # sampling is a part of the step, so per second of the step there are fewer tokens

@@ -589,13 +589,26 @@ def test_a_part_of_the_hub(there, hub):
     assert bad.exists()
 
 
-def test_a_run_on_a_part_of_the_hub(hub, tmp_path):
+def test_a_reward_reads_the_same_part_of_the_hub(hub, tmp_path):
+    """A function of one's own judges the problems that are read without it, in the same splits."""
+    folder, asked = hub
+    put(folder / "train.jsonl", [*({"problem": f"{i}?", "answer": str(i)} for i in range(60)), {"problem": ""}])
+    (tmp_path / "mine.py").write_text("def right(completion, answer): return float(completion == answer)")
+    plain = tasks.load_task(data="org/sums", part=(30, None))
+    judged = tasks.load_task(data="org/sums", part=(30, None), reward=f"{tmp_path}/mine.py")
+    assert splits_of(judged) == splits_of(plain) and len(judged.train) == 30 and judged.train[0].row["answer"]
+    assert [streaming for *_, streaming in asked] == [True, True]
+
+
+def test_a_run_on_a_part_of_the_hub(hub, tmp_path, monkeypatch):
     """Its resume compares what it read; evaluate.py reads the same."""
+    monkeypatch.setattr("support.run.plot_run", lambda *_: None)  # pictures take a third of the time
+    monkeypatch.setattr(evaluate.plots, "plot", lambda *_: None)
     folder, asked = hub
     rows = [{"problem": f"c{i},2:{i}>", "answer": str(i)} for i in range(1, 81)]
     data = put(folder / "train.jsonl", rows)
     flags = ["--data", "org/sums", "--train-problems", 30, "--steps", 1, "--k", 1, "--out", tmp_path / "r"]
-    code, out, err = run(ppo_passk.main, *TINY, *flags)
+    code, out, err = run(ppo_passk.main, *TINY, *flags, "--eval-samples", 0)
     assert code == 0 and "30 train" in out and "no more of it was read" in out, err
     for row in rows[60:]:
         row["answer"] = ""  # which is not read
