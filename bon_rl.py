@@ -37,8 +37,8 @@ What to know:
 5) rl is (M-1)/M times the exact gradient, because the baseline contains the sample itself.
 Differences from the paper: 1) LoRA instead of all weights; 2) M plain samples, where the paper draws best-of-N samples
 and discards the others; 3) one on-policy step per batch; 4) KL is in the reward, with a leave-one-out baseline.
-Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
-on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
+A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
+depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
 
     CPU, embedded model:  python bon_rl.py
     a verifier, then v:   python fit_verifier.py --out runs/verifier

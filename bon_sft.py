@@ -30,10 +30,10 @@ best-of-N, tau the temperature.
 What to know: with finite M the estimate has a bias of O(1/M). Q depends on the policy, and its gradient is kept:
 dropping it loses about 20 % of the gradient at N = 2 and 80 % at N = 32 (in enumerated cases). The tilt is a poor model
 of best-of-N on hard prompts with a binary verifier (failure rate f = .99, N = 128: the tilted policy is right with
-probability .035, true best-of-128 with .724). Differences from the paper: 1) LoRA instead of all weights; 2) the M
-samples of a step serve both expectations.
-Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
-on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
+probability .035, true best-of-128 with .724).
+Differences from the paper: 1) LoRA instead of all weights; 2) the M samples of a step serve both expectations.
+A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
+depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
 
     CPU, embedded model:  python bon_sft.py
     plain fine-tuning:    python bon_sft.py --n 1
@@ -122,8 +122,9 @@ def bon_sft_coefficients(sample_scores: torch.Tensor, gold_scores: torch.Tensor,
     The first term is lambda_N grad Q(y*), its expectation over y' taken by the samples. The others are the normaliser,
     E_{y ~ pi_bon}[grad F(y)]: w_i stands for pi_bon, grad F(y_i) is grad log pi(y_i) and the gradient of Q(y_i).
     At N = 1 this would be -1/M on every sample, zero in expectation because E[grad log pi] = 0; here it is set to zero,
-    so that N = 1 is plain supervised fine-tuning. Biased by O(1/M) for N > 1. Compared with grad log pi_bon at N = 4,
-    for three completions with log pi 1, 0, -1 (up to a constant) and scores .1, .7, .4, the second one gold:
+    so that N = 1 is plain supervised fine-tuning.
+    Biased by O(1/M) for N > 1. Compared with grad log pi_bon at N = 4, for three completions with log pi 1, 0, -1 (up
+    to a constant) and scores .1, .7, .4, the second one gold:
         M = 4   cosine 0.995, scale 0.930
         M = 16  cosine 1.000, scale 1.001
         M = 64  cosine 1.000, scale 1.004

@@ -29,14 +29,14 @@ Differences from the paper: 1) the exact form: for M >= N it is the gradient of 
 2) KL is in the reward, with a leave-one-out baseline; 3) the embedded task is a synthetic stand-in for its protein
 design, with a base of its own. A sequence of 18 residues has p << 1/N, where Pass@N SFT is cross-entropy on the best
 target: the step line shows the weights (w_even = 1: no effect).
-Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
-on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
+A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
+depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
 
     CPU, embedded model:  python cat_bon.py
     weights, no training: python cat_bon.py --n 8 --plot-weights
     GPU, ProtGPT2:        python cat_bon.py --model nferruz/ProtGPT2 --ranks fifo --lr 2e-5
 
-Settings closest to the authors' code (adamoosya/compute-aligned-training, by their words a new implementation),
+Settings closest to the authors' code (adamoosya/compute-aligned-training, in their words a new implementation),
 unconditional:
 
     python cat_bon.py --model nferruz/ProtGPT2 --bits 16 --ranks past --fifo 4000 --correction 1 --kl-coef 0.3

@@ -34,14 +34,14 @@ vote itself).
 Differences from the paper: 1) --normalise divides by the mean weight over all samples of the batch; 2) KL is in the
 reward, with a leave-one-out baseline; 3) rivals are drawn from the policy without the gold token. If p << k/N for every
 gold completion, w is k and sft is cross-entropy: the step line shows the weights (w_even = 1: no effect).
-Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
-on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
+A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
+depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
 
     CPU, embedded model:  python cat_majority.py
     supervised:           python cat_majority.py --mode sft --train-problems 50
     GPU, 4-bit LoRA:      python cat_majority.py --model Qwen/Qwen2.5-1.5B-Instruct --task math --lr 2e-5
 
-Settings closest to the authors' code (adamoosya/compute-aligned-training, by their words a new implementation), after
+Settings closest to the authors' code (adamoosya/compute-aligned-training, in their words a new implementation), after
 its warm-up (2,000 examples, three epochs of --mode sft --n 1 --target solution):
 
     python cat_majority.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --levels 1-3 --adapter WARM-UP

@@ -21,12 +21,13 @@ An inference strategy maps the success probability p of one sample to the succes
     pool    N C(M-c,N-1) / C(M-1,N-1)           grad T, without knowing p: c right ones among M >= N samples
 
 Why: grad T(p) = T'(p) grad p, and grad p = E[r grad log pi(y)] because p = E[r]. Subtracting a constant from r, as
-standardising does, leaves this as it is, because E[grad log pi(y)] = 0. p is the smoothed success rate (c+1)/(M+2) of
-the prompt or, with --probability sequence, pi(y_i|x) of the sample, as in the paper's runs. On the embedded task
-pi(y_i|x) is far below 1/N, so all weights are alike and this is plain RL. raw and log are biased because p is
-estimated; pool with --rewards raw is unbiased, and equal to ppo_passk.py's default estimator. --operator FILE.py:T
-replaces the operator of Pass@N in every form but pool. T is a torch function of a tensor of probabilities p and of N
-that returns the strategy's chance of success; autograd computes T'.
+standardising does, leaves this as it is, because E[grad log pi(y)] = 0.
+p is the smoothed success rate (c+1)/(M+2) of the prompt or, with --probability sequence, pi(y_i|x) of the sample, as in
+the paper's runs. On the embedded task pi(y_i|x) is far below 1/N, so all weights are alike and this is plain RL. raw
+and log are biased because p is estimated; pool with --rewards raw is unbiased, and equal to ppo_passk.py's default
+estimator.
+--operator FILE.py:T replaces the operator of Pass@N in every form but pool. T is a torch function of a tensor of
+probabilities p and of N that returns the strategy's chance of success; autograd computes T'.
 
     def at_least_two(p, n):                              two of N samples succeed
         return 1 - (1 - p) ** n - n * p * (1 - p) ** (n - 1)
@@ -38,15 +39,15 @@ Differences from the paper: 1) the pool form; 2) --normalise divides by the mean
 3) KL is in the reward, with a leave-one-out baseline. If p << 1/N for every gold completion, w is 1 and sft is
 cross-entropy: short targets (--target answer) keep p larger, and the step line shows the weights (w_even = 1: no
 effect).
-Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
-on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
+A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
+depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
 
     CPU, embedded model:  python cat_passk.py
     supervised:           python cat_passk.py --mode sft --train-problems 50
     another strategy:     python cat_passk.py --operator my_operator.py:at_least_two
     GPU, 4-bit LoRA:      python cat_passk.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --lr 2e-5
 
-Settings closest to the authors' code (adamoosya/compute-aligned-training, by their words a new implementation), after
+Settings closest to the authors' code (adamoosya/compute-aligned-training, in their words a new implementation), after
 its warm-up (2,000 examples, one epoch of --mode sft --n 1 --target solution):
 
     python cat_passk.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --adapter WARM-UP --train-problems 500
@@ -54,8 +55,8 @@ its warm-up (2,000 examples, one epoch of --mode sft --n 1 --target solution):
         --steps 125 --temperature 0.8 --lr 1e-6 --max-new-tokens 300
 
 That code also has: top_p .95, so samples are not drawn from the policy that is scored; LoRA on q and v alone; KL in the
-loss, the mean over tokens of exp(-d) + d - 1 with d = log pi - log ref; 1e-4 added to the standard deviation; 1e-10 <=
-p <= 1 - 1e-10; 60 warm-up steps of the learning rate. Its SFT has 4 examples a step, lr 5e-6, norm clipped at .3.
+loss, the mean over tokens of exp(-d) + d - 1 with d = log pi - log ref; 1e-4 added to the standard deviation; p kept in
+[1e-10, 1 - 1e-10]; 60 warm-up steps of the learning rate. Its SFT has 4 examples a step, lr 5e-6, norm clipped at .3.
 """
 import argparse
 

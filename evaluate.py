@@ -397,12 +397,12 @@ def table(results: dict[str, dict], kinds: Sequence[str] = MAIN, ks: Sequence[in
             names.append(name)
     names.sort(key=lambda n: kinds.index(n.split("@")[0]))  # stable: k stays in order
     width = max(map(len, results))
-    lines = [" " * width + "".join(f"{n:>15}" for n in names)]
+    lines = [" " * width + "".join(f"  {n:>13}" for n in names)]
     for row, result in results.items():
         line = f"{row:{width}}"
         for name in names:
             cell = f"{result[name]['mean']:.3f} ±{result[name]['se']:.3f}" if name in result else "-"
-            line += f"{cell:>15}"
+            line += f"  {cell:>13}"
         lines.append(line)
     return "\n".join(lines)
 

@@ -17,18 +17,20 @@ Leave-one-out gradient (Lemma 1), unbiased because f(y_{-i}) does not depend on 
     A_i = f(y_1..y_k) - f(y_{-i}),      grad J = E[ sum_i A_i grad log pi(y_i|x) ]
 
 With n > k samples per prompt the estimate is averaged over all k-subsets (majority: over n/k groups): still unbiased,
-less variance. maxrl is MaxRL of order T = k (arXiv 2602.02710): the sum over j <= k of (1/j) pass@j, which tends to log
-p plus a constant as k grows, p the chance of a right sample. For real r, which that paper does not treat, max@j
-replaces pass@j. The estimate is the sum of (1/j) times the estimate of pass@j, unbiased for every k <= n; at k = n it
-is r_i/K, with K right ones among n. --k 8:1 anneals k linearly from 8 to 1, rounded (as PKPO does, arXiv 2505.15201);
-evaluation reports k = 8. The update is PPO: per-token ratios rho_t = pi(y_t) / pi_old(y_t), summed over tokens and
-samples,
+less variance.
+maxrl is MaxRL of order T = k (arXiv 2602.02710): the sum over j <= k of (1/j) pass@j, which tends to log p plus a
+constant as k grows, p the chance of a right sample. For real r, which that paper does not treat, max@j replaces pass@j.
+The estimate is the sum of (1/j) times the estimate of pass@j, unbiased for every k <= n; at k = n it is r_i/K, with K
+right ones among n. --k 8:1 anneals k linearly from 8 to 1, rounded (as PKPO does, arXiv 2505.15201); evaluation reports
+k = 8.
+The update is PPO: per-token ratios rho_t = pi(y_t) / pi_old(y_t), summed over tokens and samples,
 
     loss = -(1/B) sum_prompts sum_i sum_t min(rho_t A_i, clip(rho_t, 1-eps, 1+eps) A_i),
 
 whose gradient at rho = 1 is the estimate above. With one epoch and one minibatch, the default, rho is 1 (up to
-rounding), --clip does nothing and this is REINFORCE with a leave-one-out baseline. Symbols: B prompts per step, n
-samples per prompt (--samples), k the budget trained for, r the reward, tau the temperature, beta the KL coefficient.
+rounding), --clip does nothing and this is REINFORCE with a leave-one-out baseline.
+Symbols: B prompts per step, n samples per prompt (--samples), k the budget trained for, r the reward, tau the
+temperature, beta the KL coefficient.
 
 Differences from the paper: 1) n > k by subsets; 2) no value function, the leave-one-out term is the baseline; 3) KL is
 in the reward, beta (log pi - log ref) with a leave-one-out baseline: its expected gradient is exactly that of
@@ -134,9 +136,9 @@ def advantages(rewards: torch.Tensor, k: int, objective: str, answers: list[list
 
     Why: grad pi = pi grad log pi, so grad E[f(I)] = E[f(I) sum_{i in I} grad log pi(y_i)]. A baseline that does not
     depend on y_i changes nothing, because E[grad log pi] = 0. Averaged over all C(n,k) subsets, sample i gets
-    C(n-1,k-1) / C(n,k) = k/n times its mean over the subsets that contain it. Source: arXiv 2503.19595, Lemma 1; all
-    k-subsets: also PKPO (arXiv 2505.15201); centred: MaxPO (arXiv 2606.06080); constant: MaxRL (arXiv 2602.02710);
-    solved: (r - mean) / mean, as in implementations of MaxRL.
+    C(n-1,k-1) / C(n,k) = k/n times its mean over the subsets that contain it.
+    Source: arXiv 2503.19595, Lemma 1; all k-subsets: also PKPO (arXiv 2505.15201); centred: MaxPO (arXiv 2606.06080);
+    constant: MaxRL (arXiv 2602.02710); solved: (r - mean) / mean, as in implementations of MaxRL.
     """
     check_samples(rewards, k, objective, answers, estimator)
     r = rewards if rewards.is_floating_point() else rewards.float()  # [B, n]

@@ -68,8 +68,9 @@ def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if lora_rank:  # SEQ_CLS: the head is trained and saved with the adapter
+                layers = [name for name in adapters.linear_layers(model) if name != "score"]
                 model = peft.get_peft_model(model, peft.LoraConfig(
-                    r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="SEQ_CLS"))
+                    r=lora_rank, lora_alpha=2 * lora_rank, target_modules=layers, task_type="SEQ_CLS"))
                 adapters.name_base(model, path)
             elif extra["model"] != path:
                 model = peft.PeftModel.from_pretrained(model, os.path.join(path, "adapter"))
