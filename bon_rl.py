@@ -139,7 +139,7 @@ def bon_rl_coefficients(scores: torch.Tensor, rewards: torch.Tensor, n: int) -> 
 
     Why: grad log pi_bon(y) = grad F(y) - E_{y ~ pi_bon}[grad F(y)] with
     grad F(y) = grad log pi(y) + lambda_N E_{y'~pi}[ 1{s(y) >= s(y')} grad log pi(y') ], so that
-    grad E_{pi_bon}[r] = E_{pi_bon}[(r - b) grad log pi_bon] = E_{pi_bon}[(r - b) grad F] where E_{pi_bon}[r - b] = 0.
+    grad E_{pi_bon}[r] = E_{pi_bon}[(r - b) grad log pi_bon] = E_{pi_bon}[(r - b) grad F], as E_{pi_bon}[r - b] = 0.
     Here w_i stands for pi_bon, and 1/M for pi: the first term is grad log pi, the second the gradient of Q.
 
     At N = 1, where c_j = (r_j - mean r) / M, it is (M-1)/M times the exact gradient, because the baseline contains the
@@ -176,7 +176,7 @@ def rlb_weights(f: torch.Tensor | float, n: int, variant: str) -> tuple[torch.Te
     Why: with h = grad log pi, E[h] = 0 and E[r h] = grad p = -grad f, so grad J = N f^{N-1} E[r h], and
     E[(1-r) h] = -E[r h] = grad f. Hence minus is N f^{N-1} / (1-f) (1 + f) E[r h], and exact has 1 - f, not 1 + f.
     The paper's weights are for best-of-N samples, g+ = N f^{N-1} / (1-f^N) and g- = N f / (1-f); they convert to plain
-    samples by E_bon[r h] = ((1-f^N)/(1-f)) E_pi[r h] and E_bon[(1-r) h] = f^{N-1} E_pi[(1-r) h]. Raises ValueError for
+    samples by E_bon[r h] = ((1-f^N)/(1-f)) E_pi[r h] and E_bon[(1-r) h] = f^{N-1} E_pi[(1-r) h].  Raises ValueError for
     f outside [0, 1], for f = 1 unless "positive" (infinite weights), n < 1, an unknown variant.
     """
     if variant not in ("positive", "minus", "exact"):

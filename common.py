@@ -445,7 +445,7 @@ def prefill(policy: Policy, prompts: list[list[int]], k: int):
 
 
 def decode(policy: Policy, prompts: list[list[int]], u: torch.Tensor, temperature: float):
-    """The sampling loop: k completions of each of P prompts, determined by the uniforms u [P, k, T]. Returns tokens,
+    """The sampling loop: k completions of each of P prompts, determined by the uniforms u [P, k, T].  Returns tokens,
     logps, entropies [P, k, T] and lengths [P, k], as in Samples."""
     P, k, T = u.shape
     R = P * k
@@ -576,7 +576,7 @@ def score_weighted(policy: Policy, prompts: list[list[int]], completions: list[l
 
 def score_share(policy: Policy, prompts: list[list[int]], completions: list[list[int]], temperature: float = 1.0,
                 logits: bool = False):
-    """`score` for this process's share of R completions, one per prompt. Yields (j [r] into the R completions, logps
+    """`score` for this process's share of R completions, one per prompt.  Yields (j [r] into the R completions, logps
     [r, T] or logits, mask [r, T])."""
     mine = torch.arange(processes.RANK, len(prompts), processes.WORLD)
     x = [prompts[j] for j in mine.tolist()]

@@ -372,7 +372,7 @@ def evaluate(policy: common.Policy, task: tasks.Task, problems: list[tasks.Probl
              temperature: float = 1.0, seed: int = 0, kl: bool = False, verifier: Verifier | None = None,
              target: str = "solution") -> tuple[dict, list[dict]]:
     """The evaluation of the training scripts before the first and after the last update. With a verifier, best-of-N
-    selects by it. Returns ({"pass@8": {"mean", "se"}, ...}, pool).  Raises UserError if a k exceeds `samples`."""
+    selects by it.  Returns ({"pass@8": {"mean", "se"}, ...}, pool).  Raises UserError if a k exceeds `samples`."""
     if max(ks) > samples:
         raise UserError(f"k = {max(ks)} needs at least as many samples per problem, not {samples}")
     pool = draw_pool(policy, task, problems, samples, temperature, seed, kl, target=target)

@@ -185,13 +185,14 @@ def passk_leave_one_out(r: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def passk_reweighted(r: torch.Tensor, w: torch.Tensor, k: int) -> torch.Tensor:
-    """`passk_leave_one_out` for samples that an engine drew from q, r [B, n]; with w = pi(y|x) / q(y|x) [B, n], w_i
-    times this has the gradient as its expectation: a subset counts with the product of its weights.
+    """`passk_leave_one_out` for samples that an engine drew from q, r [B, n], with weights w = pi(y|x) / q(y|x) [B, n].
+    The expectation of w_i A_i grad log pi(y_i), summed over i, is the gradient: a subset counts with the product of its
+    weights.
 
     For r in {0, 1} it is r_i e_{k-1}(w of the wrong ones) / C(n, k), e the elementary symmetric polynomial. In general
     A_i = sum_{j<i} (s_i - s_j) w_j e_{k-2}(w_0..w_{j-1}) / C(n, k), and e_{k-2} is C(j, k-2) times its mean.
-    With w_i on `passk_leave_one_out` alone each prompt's gradient keeps its direction, but is
-    ((1 - q) / (1 - p))^(k-1) times as long, p and q the chances of success by pi and by q. Of n = k samples, two right
+    If `passk_leave_one_out` is only multiplied by w_i, each prompt's gradient keeps its direction but is ((1 - q) / (1
+    - p))^(k-1) times as long, with p and q the chances of success under pi and q. Of n = k samples, two right
     completions and two wrong ones, pi = .14 .08 .44 .34 (p = .22), q = .10 .10 .36 .44 (q = .20), against the gradient:
         k 2, no weights               cosine 0.970, scale 0.917
         k 2, w_i alone                cosine 1.000, scale 1.026
@@ -225,7 +226,7 @@ def passk_reweighted(r: torch.Tensor, w: torch.Tensor, k: int) -> torch.Tensor:
 
 def mean_products(w: torch.Tensor, m: int) -> torch.Tensor:
     """Mean over the m-subsets of w_0..w_{j-1} of their product, for each j, of weights [B, n] -> [B, n]; 0 where j < m.
-    Of j + 1 weights, a share of size / (j + 1) of the subsets of a size has the last one."""
+    Among j + 1 weights, a share of size / (j + 1) of the subsets of that size contains the last one."""
     size = torch.arange(m + 1).to(w)
     mean = torch.zeros(len(w), m + 1).to(w)  # over subsets of 0..m weights
     mean[:, 0] = 1

@@ -176,7 +176,7 @@ def prompt_flags(parser):
 
 
 def rollouts_flags(parser):
-    """What every command has that may have an engine sample. Returns the group."""
+    """What every command has that may have an engine sample.  Returns the group."""
     g = parser.add_argument_group("rollouts by an engine (support/rollouts.py)")
     g.add_argument("--rollouts", metavar="URL", help="vLLM server that draws the samples, e.g. http://127.0.0.1:8000")
     g.add_argument("--rollouts-dir", metavar="DIR",
