@@ -191,9 +191,10 @@ def passk_reweighted(r: torch.Tensor, w: torch.Tensor, k: int) -> torch.Tensor:
 
     For r in {0, 1} it is r_i e_{k-1}(w of the wrong ones) / C(n, k), e the elementary symmetric polynomial. In general
     A_i = sum_{j<i} (s_i - s_j) w_j e_{k-2}(w_0..w_{j-1}) / C(n, k), and e_{k-2} is C(j, k-2) times its mean.
-    If `passk_leave_one_out` is only multiplied by w_i, each prompt's gradient keeps its direction but is ((1 - q) / (1
-    - p))^(k-1) times as long, with p and q the chances of success under pi and q. Of n = k samples, two right
-    completions and two wrong ones, pi = .14 .08 .44 .34 (p = .22), q = .10 .10 .36 .44 (q = .20), against the gradient:
+    If `passk_leave_one_out` is only multiplied by w_i, each prompt's gradient keeps its direction but is
+    ((1 - q) / (1 - p))^(k-1) times as long, with p and q the chances of success under pi and q. Compared with the
+    gradient, for n = k samples of two right completions and two wrong ones, pi = .14 .08 .44 .34 (p = .22) and
+    q = .10 .10 .36 .44 (q = .20):
         k 2, no weights               cosine 0.970, scale 0.917
         k 2, w_i alone                cosine 1.000, scale 1.026
         k 2, w_i alone, w at most 1.2 cosine 0.998, scale 0.923
