@@ -9,7 +9,7 @@ import re
 from support import ROOT
 from support.errors import UserError
 
-EMBEDDED = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
+EMBEDDED = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty", "tiny_countdown6")  # in models/
 PATHS = ("model", "data", "adapter", "verifier")  # flags whose value may be a path, and move
 
 MEGABYTE = 2 ** 20

@@ -13,7 +13,7 @@ import sys
 from support.errors import UserError
 from support.output import Console, consoles
 
-TASKS = "countdown, routes, program, peptide, gsm8k, math, humaneval, mbpp, codecontests, taco"
+TASKS = "countdown, countdown6, routes, program, peptide, gsm8k, math, humaneval, mbpp, codecontests, taco"
 
 
 class Flags(argparse.Namespace):

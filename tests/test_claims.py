@@ -77,7 +77,7 @@ def test_records():
         with open(path) as file:
             lines += [(os.path.basename(path), line) for line in file]
     assert len({(run["row"], run["flags"]["seed"]) for run in (json.loads(line) for _, line in lines)}) == len(lines)
-    assert sum(len(line) for _, line in lines) < 4e6
+    assert sum(len(line) for _, line in lines) < 5e6
     for name, line in lines:
         run = json.loads(line)
         for cell in run["after"].values():
@@ -97,6 +97,9 @@ def test_records():
         if runner.is_base(run["row"]):
             trained = {"seconds", "cpu_seconds", "parameters"}
         extra = {"auc"} if verifier else {"co_scaling"} if "-T" in run["row"] else set()
+        extra |= {"formula"} if runner.formula_of(run["row"]) else set()
+        extra |= {"curve"} if run["row"].startswith("which-countdown6-") and trained else set()
+        assert run.get("formula") == runner.formula_of(run["row"])
         extra |= {"valid"} if run["row"].startswith("which-") and trained and run["flags"]["seed"] == 0 else set()
         assert run.keys() == {"row", "script", "flags", "commit", "versions", "after", "problems"} | trained | extra
         size = run["flags"].get("problems", run["flags"].get("eval_problems", 400))
@@ -183,7 +186,8 @@ def tried(task, objective, lr, seed, right, valid=None, **after):
 
 def test_objectives_are_compared_like_for_like():
     """Equal base, samples, steps and temperature; k = N = 8; the same three learning rates for each."""
-    assert set(which.SELECT) == set(runner.OBJECTIVES) and set(which.LABELS) == {"base", *which.SELECT}
+    assert set(which.SELECT) == {*runner.OBJECTIVES, *runner.OTHERS} and set(which.LABELS) == {"base", *which.SELECT}
+    budgets = {"maxrl-16": 16, "passk-8-1": "8:1"}
     for task in which.TASKS:
         for objective in which.SELECT:
             lines = [runner.command_of(row) for row in which.tries(task, objective)]
@@ -191,7 +195,8 @@ def test_objectives_are_compared_like_for_like():
             for script, rest, verifier in lines:
                 flags = vars(importlib.import_module(script).parser().parse_args(rest))
                 assert (flags["prompts"], flags["samples"], flags["steps"], flags["temperature"]) == (64, 16, 50, 1)
-                assert flags.get("n", flags.get("k")) == 8 and verifier == runner.VERIFIERS[task]
+                assert flags.get("n", flags.get("k")) == budgets.get(objective, 8)
+                assert verifier == (None if objective in runner.OTHERS else runner.VERIFIERS[task])
                 assert (flags["model"], flags["task"]) == (runner.MODELS[task], task)
 
 
@@ -207,10 +212,10 @@ def test_validation_problems_choose():
     assert which.chosen({}, "routes", "base") == "which-routes-base"
     for task in which.TASKS:
         trials = which.trials(task)
-        assert len(trials) == 10 * 3 and {seed for _, seed in trials} == {0}
+        assert len(trials) == 17 * 3 and {seed for _, seed in trials} == {0}
         found = {(row, 0): {"valid": dict.fromkeys(which.BEST, .5)} for row, _ in trials}
         wanted = which.table_runs(found, task, 5)
-        assert len(wanted) == 11 * 5 and all(row in runner.ROWS for row, _ in wanted)
+        assert len(wanted) == 18 * 5 and all(row in runner.ROWS for row, _ in wanted)
 
 
 def test_table_of_objectives():
@@ -265,6 +270,40 @@ def test_table_of_robustness():
         for row, mean in zip(which.robust_rows("wide", 8, 32, lr), right):
             found |= {(row, seed): record(row, seed, pass_8=mean) for seed in (0, 1)}
     assert which.robust_page(found)[-1].startswith("| wide | 8 | 32 | +0.125 [+0.125, +0.125] | +0.250 [")
+
+
+def test_a_formula_takes_the_place_of_the_coefficients(tmp_path, monkeypatch):
+    """In the step itself, for rows whose formula no script has; afterwards the script has its own again."""
+    import elsewhere
+    import ppo_passk
+    import torch
+    handed = []
+    update = ppo_passk.ppo_update
+
+    def captured(policy, optimizer, prompts, y, old_logps, coefficients, args):
+        handed.append(coefficients)
+        return update(policy, optimizer, prompts, y, old_logps, coefficients, args)
+    monkeypatch.setattr(ppo_passk, "ppo_update", captured)
+    rewards = []
+    judged = ppo_passk.sample_stats
+    monkeypatch.setattr(ppo_passk, "sample_stats", lambda *args: rewards.append(args[2]) or judged(*args))
+    with runner.handed("GRPO"):
+        ppo_passk.main(["--task", "countdown", "--k", "2", "--samples", "6", "--prompts", "4", "--steps", "1",
+                        "--eval-samples", "0", "--out", str(tmp_path / "run")])
+    wanted = elsewhere.grpo(rewards[0].double(), 2)
+    assert wanted.any() and torch.allclose(handed[0].double(), wanted, rtol=1e-6, atol=1e-8)
+    r = torch.tensor([[1.0] * K + [0.0] * (6 - K) for K in (1, 0, 3, 6, 1)])
+    for objective, name in runner.FORMULAS.items():
+        row = f"which-countdown6-{objective}-0.004"
+        assert row in runner.ROWS and runner.formula_of(row) == name
+        with runner.handed(name):
+            found = ppo_passk.advantages(r, 2, "passk")
+        wanted = elsewhere.FORMULAS[name].function(r.double(), 2)
+        assert found.dtype == r.dtype and torch.allclose(found.double(), wanted, rtol=1e-6, atol=1e-8)
+        assert found[0].any() and not found[1].any() and not found[3].any()
+    assert ppo_passk.advantages is elsewhere.advantages
+    assert all(runner.formula_of(row) is None for row in (
+        "which-routes-base", "which-countdown-maxrl-8-0.002", "which-program-passk-0.002", "robust-tiny-base", "verl"))
 
 
 # ------------------------------------------------------------------------------------------------------------- commands
