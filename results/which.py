@@ -14,13 +14,20 @@ from runner import differences, interval, known, runs_of
 TASKS = tuple(runner.VERIFIERS)
 SELECT = {  # what an objective is for
     "mean": "pass@1", "passk": "pass@8", "majority": "maj@8", "bon-sft": "pass@8", "bon-rlbp": "pass@8",
-    "bon-s": "pass@8", "bon-v": "bon@8", "cat-passk": "pass@8", "cat-pool": "pass@8", "cat-majority": "maj@8"}
+    "bon-s": "pass@8", "bon-v": "bon@8", "cat-passk": "pass@8", "cat-pool": "pass@8", "cat-majority": "maj@8",
+    "maxrl-16": "pass@8", "maxrl-8": "pass@8", "passk-8-1": "pass@1", "rucaibox": "pass@8", "verl": "pass@8",
+    "rs-grpo": "pass@8", "grpo": "pass@1"}
 LABELS = {
     "base": "base", "mean": "mean: `ppo_passk.py --objective mean`", "passk": "pass@8: `ppo_passk.py`",
     "majority": "majority: `ppo_passk.py --objective majority`", "bon-sft": "BoN-SFT: `bon_sft.py`",
     "bon-rlbp": "RLB(P): `bon_rl.py --variant bp`", "bon-s": "BoN-RL-S: `bon_rl.py --variant s`",
     "bon-v": "BoN-RL-V: `bon_rl.py --variant v`", "cat-passk": "CAT Pass@8: `cat_passk.py --form raw`",
-    "cat-pool": "CAT Pass@8, pool: `cat_passk.py --form pool`", "cat-majority": "CAT majority: `cat_majority.py`"}
+    "cat-pool": "CAT Pass@8, pool: `cat_passk.py --form pool`", "cat-majority": "CAT majority: `cat_majority.py`",
+    "maxrl-16": "MaxRL, T = n: `ppo_passk.py --objective maxrl --k 16 --estimator solved`",
+    "maxrl-8": "MaxRL, T = 8: `ppo_passk.py --objective maxrl`",
+    "passk-8-1": "pass@8, then pass@1: `ppo_passk.py --k 8:1`",
+    "rucaibox": "RUCAIBox's formula for pass@8", "verl": "verl's formula for pass@16, with the deviation",
+    "rs-grpo": "RS-GRPO's formula", "grpo": "GRPO's formula, with the deviation"}
 BEST = ("pass@1", "pass@8", "pass@32", "maj@8", "bon@8")  # columns in which most is best
 COLUMNS = (*BEST, "kl", "cpu_seconds", "samples_per_s")
 
