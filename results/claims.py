@@ -26,14 +26,13 @@ import json
 import multiprocessing
 import os
 import random
-import re
 import sys
 from typing import NamedTuple
 
 sys.path[:0] = [os.path.dirname(os.path.abspath(__file__))]  # also where a test loads this file by its path
 import runner
 import which
-from pages import spread, table, wrapped
+from pages import number, spread, table, with_interval, wrapped
 from runner import interval, known, per_problem, runs_of
 
 SEEDS = 5  # with fewer a claim is open
@@ -233,15 +232,6 @@ def verdict_of(found, name, least=SEEDS):
 
 # --------------------------------------------------------------------------------------------------------------- output
 
-def number(x):
-    """With its sign, three digits behind the point and no 0 before it."""
-    return "?" if x is None else re.sub(r"^([+-])0\.", r"\1.", f"{x:+.3f}")
-
-
-def with_interval(mean, low, high):
-    return f"{number(mean)} [{number(low)}, {number(high)}]"
-
-
 def in_brief(found, name):
     """The main part of a claim with its number and interval."""
     return f"{CLAIMS[name].parts[0]}: {with_interval(*verdict_of(found, name)[2][0])}"
@@ -282,7 +272,7 @@ def means(found, rows, columns):
     return table(["row", "seeds", *columns], lines)
 
 
-PART = ("part, the main one first", "difference", "95 %, t over seeds", "95 %, bootstrap over problems", "seeds",
+PART = ("part, the main one first", "difference [95 %, t over seeds]", "95 %, bootstrap over problems", "seeds",
         "the interval is")  # columns
 
 
@@ -292,11 +282,10 @@ def report(found, name, least=SEEDS):
     said, seeds, intervals = verdict_of(found, name, least)
     metrics = list(dict.fromkeys(m for part in claim.parts for m in part.metric.split(" - ")))
     rows = []
-    for part, (mean, low, high) in zip(claim.parts, intervals):
+    for part, found_to_be in zip(claim.parts, intervals):
         boot = bootstrap(found, part)
-        rows.append([str(part), number(mean), f"[{number(low)}, {number(high)}]",
-                     f"[{number(boot[0])}, {number(boot[1])}]" if boot else "", str(len(seeds_of(found, part))),
-                     side(part, low, high)])
+        rows.append([str(part), with_interval(*found_to_be), f"[{number(boot[0])}, {number(boot[1])}]" if boot else "",
+                     str(len(seeds_of(found, part))), side(part, *found_to_be[1:])])
     lines = [f"### `{name}`: {said}", "", f"{claim.sentence} ({claim.paper}).", "",
              f"{seeds} seeds; `python results/claims.py {name}`; [figure](figures/{claim.figure}.png)", "",
              means(found, rows_of(name), metrics), "", table(PART, rows)]

@@ -114,8 +114,8 @@ OBJECTIVES = {
     "cat-majority": "cat_majority --mode rl --normalise --rewards standardised --form raw --threshold auto "
                     "--all-wrong -0.5 --n 8",
 }
-# Others' objectives are judged without a verifier. Those that no script has are formulas of elsewhere.py, which take the
-# place of ppo_passk.py's coefficients.
+# Objectives of other projects are judged without a verifier. Those that no script has are formulas of elsewhere.py,
+# which take the place of ppo_passk.py's coefficients.
 OTHERS = {
     "maxrl-16": "ppo_passk --objective maxrl --k 16 --estimator solved",
     "maxrl-8": "ppo_passk --objective maxrl --k 8",
@@ -190,6 +190,7 @@ def handed(formula):
     """Inside, ppo_passk.py takes its coefficients from a formula of elsewhere.py (None: its own), in float64. What
     rounding leaves of a coefficient that is 0 is made 0, so that the sample enters no forward pass."""
     import elsewhere
+
     import ppo_passk
     own = ppo_passk.advantages
 

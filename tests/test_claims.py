@@ -171,8 +171,8 @@ def test_a_claim_from_records(monkeypatch):
     said, seeds, ((mean, low, high),) = claims.verdict_of(found, "mine")
     assert (said, seeds) == ("holds", 5) and abs(mean - .5) < 1e-9 and abs(low - .5) < 1e-9 and abs(high - .5) < 1e-9
     text = claims.report(found, "mine")
-    assert "`mine`: holds" in text and "| a | 5 | 0.770 ±0.016 |" in text and "+.500 | [+.500, +.500]" in text
-    assert [claims.number(x) for x in (.0123, -.5, 20.25, None)] == ["+.012", "-.500", "+20.250", "?"]
+    assert "`mine`: holds" in text and "| a | 5 | 0.770 ±0.016 |" in text and "+.500 [+.500, +.500] |" in text
+    assert [claims.number(x) for x in (.0123, -.5, 20.25)] == ["+.012", "-.500", "+20.250"]
     del found["b", 3]
     assert claims.verdict_of(found, "mine")[:2] == ("open", 4)
 
@@ -228,11 +228,45 @@ def test_table_of_objectives():
                             **dict.fromkeys(("pass_8", "pass_32", "maj_8", "bon_8"), mean))
                 found[run["row"], seed] = run
     lines = {line.split(":")[0].split(" |")[0]: line for line in which.results(found, "routes").split("\n")}
+    unfinished = [line for line in lines.values() if "| 0 of 3 tried | 0 |" in line]
     assert "| 0.002 | 3 | **0.510 ±0.010** |" in lines["| mean"] and "| ≈ 0.500 ±0.087 |" in lines["| pass@8"]
-    assert "|  | 3 | 0.210 ±0.010 |" in lines["| base"] and len(lines) == 5
-    assert which.leads(found, "routes").split("\n")[2].startswith("| mean | +0.300 [+0.300, +0.300] |")
+    assert "|  | 3 | 0.210 ±0.010 |" in lines["| base"] and len(lines) == 2 + 18
+    assert len(unfinished) == 15 and all(line.endswith("| 0 |" + "  |" * len(which.COLUMNS)) for line in unfinished)
+    assert which.leads(found, "routes").split("\n")[2].startswith("| mean | +.300 [+.300, +.300] |")
     text = which.page(found)
     assert "| routes | mean | pass@1 | **0.500** | 0.500 | 0.500 |" in text and "## countdown" in text
+
+
+def test_what_is_recommended():
+    """An objective whose lead over passk is surely above 0 on two tasks, and no other; a row that is not finished says
+    how many seeds it has."""
+    found = {}
+    leads = {"mean": ((.1, .11), (.1, .105), (-.1, -.1)), "grpo": ((.1, .11), (.2, -.1), (.3, -.1)),
+             "verl": ((.1, .11), (.1, .105), (.1, .105)), "passk": ((0, 0), (0, 0), (0, 0))}
+    for objective, by_task in leads.items():
+        for task, by_seed in zip(("countdown", "routes", "program"), by_task):
+            for lr in runner.LRS[:2] if (objective, task) == ("verl", "routes") else runner.LRS:
+                for seed, lead in enumerate(by_seed if lr == "0.002" else by_seed[:1]):
+                    run = tried(task, objective, lr, seed, (32, 32), .5, pass_1=.5 + lead)
+                    found[run["row"], seed] = run
+    assert which.ahead(found, "mean", "pass@1") == ["countdown", "routes"]
+    assert which.ahead(found, "grpo", "pass@1") == ["countdown"]
+    assert which.ahead(found, "verl", "pass@1") == ["countdown", "program"]  # a rate is not tried on routes
+    assert which.recommended(found, "pass@1") == ["mean", "verl"]
+    lines = which.against(found, "pass@1").split("\n")
+    assert "| verl | " + which.with_interval(*runner.interval([.1, .11])) + " (2 seeds) |  | " in "\n".join(lines)
+    assert [line[-8:] for line in lines if line.startswith(("| mean ", "| rs-grpo "))] == [" **2** |", "|  | 0 |"]
+    assert len(lines) == 2 + 16
+
+
+def test_change_by_difficulty():
+    """Of the problems that the base solves often, counted in its run of another seed."""
+    counts = {("which-routes-base", 0): (60, 8), ("which-routes-base", 1): (8, 60), ("row", 0): (56, 24),
+              ("row", 1): (16, 44)}
+    found = {(row, seed): record(row, seed, right) for (row, seed), right in counts.items()}
+    often, seldom = (which.change(found, "row", "which-routes-base", *ends) for ends in ((32, 65), (0, 32)))
+    assert often == runner.interval([16 / 64, 8 / 64])  # 24 - 8, 16 - 8
+    assert seldom == runner.interval([-4 / 64, -16 / 64])
 
 
 def test_robustness_is_compared_like_for_like():
@@ -262,21 +296,22 @@ def test_table_of_robustness():
                                  (.5 + lead, .5, .25)):
                 found[row, seed] = record(row, seed, pass_8=mean + seed / 10)
     lines = which.robust_page(found)
-    assert lines[-2:] == ["| tiny | 8 | 32 |  |  |  | +0.125 [+0.125, +0.125] / +0.375 | 0 |",
-                          "| wide | 8 | 32 |  |  |  | +0.250 [+0.250, +0.250] / +0.500 | 0 |"]
+    assert lines[-2:] == ["| tiny | 8 | 32 |  |  |  | +.125 [+.125, +.125] / +.375 | 0 |",
+                          "| wide | 8 | 32 |  |  |  | +.250 [+.250, +.250] / +.500 | 0 |"]
     pooled, = (line for line in lines if line.startswith("| 8 | 32 |"))
-    assert pooled == "| 8 | 32 |  |  |  | " + which.signed(*runner.interval([.25, .25, .125, .125])) + " | 0 |"
+    assert pooled == "| 8 | 32 |  |  |  | " + which.with_interval(*runner.interval([.25, .25, .125, .125])) + " | 0 |"
     for lr, right in zip(runner.LRS, ((.5, .25), (.25, .375), (.125, .0625))):  # the best: .5 and .375
         for row, mean in zip(which.robust_rows("wide", 8, 32, lr), right):
             found |= {(row, seed): record(row, seed, pass_8=mean) for seed in (0, 1)}
-    assert which.robust_page(found)[-1].startswith("| wide | 8 | 32 | +0.125 [+0.125, +0.125] | +0.250 [")
+    assert which.robust_page(found)[-1].startswith("| wide | 8 | 32 | +.125 [+.125, +.125] | +.250 [")
 
 
 def test_a_formula_takes_the_place_of_the_coefficients(tmp_path, monkeypatch):
     """In the step itself, for rows whose formula no script has; afterwards the script has its own again."""
     import elsewhere
-    import ppo_passk
     import torch
+
+    import ppo_passk
     handed = []
     update = ppo_passk.ppo_update
 
@@ -426,7 +461,7 @@ def test_again_from_nothing(place, monkeypatch, capsys):
     claims.main(["mine", "--seeds", "2", "--jobs", "1", "--again", str(place / "again")])
     out = capsys.readouterr().out
     assert out.startswith("0 of 4 runs are recorded; 4 to make") and "`mine`: holds" in out
-    assert out.endswith("recorded: pass@1: first minus then above 0: ? [?, ?]\n")
+    assert out.endswith("recorded: pass@1: first minus then above 0: \n")
     assert os.listdir(place / "again" / "records") == ["ppo_passk.jsonl"] and not os.path.exists(place / "records")
 
 

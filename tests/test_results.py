@@ -94,6 +94,29 @@ def test_the_answer():
                 assert claims.which.lead(found, other, row, metric)[1] <= 0, (task, objective, other)
 
 
+def test_pass1_under_training_for_passk():
+    """Two sentences, whose numbers are those of the rows they name: at pass@1, and on the problems that the base solves
+    often or seldom."""
+    import claims
+    found = claims.runner.records()
+    which = claims.which
+    with open(os.path.join(ROOT, "results", "README.md"), encoding="utf-8") as file:
+        text = file.read().split("## pass@1 under training for pass@k\n\n")[1].split("\n\n## ")[0]
+    assert text.startswith("Where it falls: ") and len(re.findall(r"\.\s(Why:\s)", text)) == 1
+    wide = "robust-wide-passk-32-32-0.004"
+    often = ["which-program-passk-0.002", "which-program-mean-0.002", "which-routes-passk-0.004"]
+    wanted = [which.change(found, row, f"which-{row.split('-')[1]}-base", 32, 65) for row in often]
+    wanted.append(which.lead(found, wide, "robust-wide-base", "pass@1"))
+    wanted += [which.change(found, wide, "robust-wide-base", *ends) for ends in ((32, 65), (0, 16))]
+    said = re.findall(r"[+-]\.\d{3}\s\[[+-]\.\d{3},\s[+-]\.\d{3}\]", text)
+    assert [part.replace("\n", " ") for part in said] == [claims.with_interval(*three) for three in wanted]
+    assert which.at_their_best(found, "wide", 32, 32)[0] == wide.replace("0.004", "0.002")  # "twice the best"
+    for row in often[::2]:  # "raises pass@1"
+        assert which.lead(found, row, f"which-{row.split('-')[1]}-base", "pass@1")[1] > 0
+    for row in (wide, *often):
+        assert f"`{row}`" in text
+
+
 def test_the_lead_over_the_mean():
     """What the pages say of robustness: leads with the objectives at their best, sure at 8 and 32, not at 2."""
     import claims

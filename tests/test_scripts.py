@@ -697,6 +697,7 @@ def test_a_task_brings_its_base(tmp_path):
     import bon_sft
     import cat_bon
     for script, task, base, flags in ((ppo_passk, "program", "tiny_program", SMALL),
+                                      (ppo_passk, "countdown6", "tiny_countdown6", SMALL),
                                       (bon_sft, "program", "tiny_program", ["--prompts", 8]),
                                       (bon_sft, "countdown", "tiny_hasty", ["--prompts", 8]),
                                       (cat_bon, "countdown", "tiny", ["--prompts", 8])):
