@@ -20,14 +20,16 @@ STYLES = {  # colour, line, marker
 METRIC = {"pass": "pass@k", "maj": "maj@k", "bon": "best of k by the verifier", "max": "best of k"}
 
 
+def middle(values):
+    """(mean, low, high) of numbers, one per seed; of a single one the ends are its own, of none it is None."""
+    if len(values) < 2:
+        return tuple(values * 3) or None
+    return runner.interval(values)
+
+
 def point(found, row, metric, minus=None):
-    """(mean, low, high) of a row's metric over its seeds, less that of the row `minus` at the same seed; None without a
-    record. Of one seed the ends are its own."""
-    values = runner.differences(found, row, minus, metric)
-    if not values:
-        return None
-    mean, low, high = runner.interval(values)
-    return (mean, mean, mean) if low is None else (mean, low, high)
+    """`middle` of a row's metric over its seeds, less that of the row `minus` at the same seed."""
+    return middle(runner.differences(found, row, minus, metric))
 
 
 def band(axis, x, points, style, label):
@@ -181,8 +183,8 @@ def learning(found, task="countdown6", window=5):
             curves = [run["curve"][metric] for run in runs.values() if metric in run["curve"]]
             if curves:
                 x = range(0, len(curves[0]), window)
-                points = [runner.interval([statistics.mean(c[i:i + window]) for c in curves]) for i in x]
-                mean, low, high = zip(*((m, m if a is None else a, m if b is None else b) for m, a, b in points))
+                points = [middle([statistics.mean(c[i:i + window]) for c in curves]) for i in x]
+                mean, low, high = zip(*points)
                 color, marker = POINTS[objective]
                 drawn = [(i + window) * 1.024 for i in x]
                 axis.plot(drawn, mean, color=color, marker=marker, ms=4, lw=1.2, label=objective)

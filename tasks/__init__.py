@@ -7,8 +7,8 @@
     .rewards(problems, completions) verify for many pairs, identical pairs once; `.counts` holds what went wrong
 
 Embedded (no download): `countdown`, `countdown6`, `routes`, `program`, `peptide` (graded). From the hub: `gsm8k`,
-`math`, and code: `humaneval`, `mbpp`, `codecontests`, `taco`. Your own problems: `--data FILE`, a folder or an id of the
-hub.
+`math`, and code: `humaneval`, `mbpp`, `codecontests`, `taco`. Your own problems: `--data FILE`, a folder or an id of
+the hub.
 Nothing here imports torch: the verifier workers start in a fraction of a second.
 
 A verifier of your own, in a file beside the scripts:

@@ -94,6 +94,20 @@ def test_the_answer():
                 assert claims.which.lead(found, other, row, metric)[1] <= 0, (task, objective, other)
 
 
+def test_what_is_recommended_over_passk():
+    """The answer names, for each budget, the objectives whose lead over `ppo_passk.py` is surely above 0 on two tasks
+    or more, and no other."""
+    import claims
+    which = claims.which
+    found = claims.runner.records()
+    with open(os.path.join(ROOT, "results", "README.md"), encoding="utf-8") as file:
+        text = file.read().split("## Which one should I use?\n")[1].split("\n## ")[0]
+    rule = text.split("- Over `ppo_passk.py`")[1].split("\n- ")[0]
+    said = dict(re.findall(r"(pass@\d+)\s([a-z0-9-]+(?:,\s[a-z0-9-]+)*)[;.]", rule))
+    names = {metric: re.split(r",\s", some) for metric, some in said.items()}
+    assert names == {metric: which.recommended(found, metric) or ["nothing"] for metric in which.BUDGETS}
+
+
 def test_pass1_under_training_for_passk():
     """Two sentences, whose numbers are those of the rows they name: at pass@1, and on the problems that the base solves
     often or seldom."""
