@@ -198,25 +198,20 @@ def bootstrap(found, part, resamples=1000):
     return means[round(.025 * resamples)], means[round(.975 * resamples) - 1]
 
 
-def right(part, low, high):
-    """Whether an interval lies on the part's side of its bound."""
-    return low is not None and (low > part.bound if part.side == "above" else high < part.bound)
-
-
 def side(part, low, high):
     """Where an interval lies, in words."""
     if low is None:
         return "open"
-    if right(part, low, high):
-        return "right"
-    return "covers the bound" if low <= part.bound <= high else "wrong side"
+    if low <= part.bound <= high:
+        return "covers the bound"
+    return "right" if (low > part.bound) == (part.side == "above") else "wrong side"
 
 
 def verdict(parts, intervals, seeds, least=SEEDS):
     """The rule at the top of the file. intervals: (mean, low, high) of each part; seeds: for which all have runs."""
     if seeds < least:
         return "open"
-    main, *others = (right(part, low, high) for part, (_, low, high) in zip(parts, intervals, strict=True))
+    main, *others = (side(part, low, high) == "right" for part, (_, low, high) in zip(parts, intervals, strict=True))
     if not main:
         return "fails"
     return "holds" if all(others) else "in part"
