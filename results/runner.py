@@ -114,8 +114,8 @@ OBJECTIVES = {
     "cat-majority": "cat_majority --mode rl --normalise --rewards standardised --form raw --threshold auto "
                     "--all-wrong -0.5 --n 8",
 }
-# Objectives of other projects are judged without a verifier. Those that no script has are formulas of elsewhere.py,
-# which take the place of ppo_passk.py's coefficients.
+# Those of other projects. What no script has is a formula of elsewhere.py, which takes the place of ppo_passk.py's
+# coefficients.
 OTHERS = {
     "maxrl-16": "ppo_passk --objective maxrl --k 16 --estimator solved",
     "maxrl-8": "ppo_passk --objective maxrl --k 8",
@@ -127,21 +127,26 @@ FORMULAS = {
 VERIFIERS = {"countdown": "verifier", "routes": "verifier-routes", "program": "verifier-program",
              "countdown6": "verifier-countdown6"}
 MODELS = {"countdown": "tiny", "routes": "tiny", "program": "tiny_program", "countdown6": "tiny_countdown6"}
+
+
+def judge(task, objective):
+    """" @ " and the verifier that a row is judged by, which costs as much as its training: none for objectives of other
+    projects, and on countdown6 for the one alone that is made for it."""
+    needed = objective == "bon-v" or task != "countdown6" and objective not in OTHERS
+    return f" @ {VERIFIERS[task]}" * needed
+
+
 LRS = ("0.002", "0.004", "0.008")
 
 ROWS |= {
     **{verifier: ROWS["verifier"].replace("tiny --task countdown", f"{MODELS[task]} --task {task}")
        for task, verifier in VERIFIERS.items()},
-    **{f"which-{task}-base": f"evaluate {MODELS[task]} --task {task} @ {verifier}"
-       for task, verifier in VERIFIERS.items()},
+    **{f"which-{task}-base": f"evaluate {MODELS[task]} --task {task}{judge(task, 'base')}" for task in VERIFIERS},
     **{f"which-{task}-{objective}-{lr}":
        f"{line.format(verifier='{' + verifier + '}')} --model {MODELS[task]} --task {task} --temperature 1 "
-       f"--samples 16 --prompts 64 --steps 50 --lr {lr}{' --kl-prompts 0' * (objective != 'bon-sft')} @ {verifier}"
-       for task, verifier in VERIFIERS.items() for objective, line in OBJECTIVES.items() for lr in LRS},
-    **{f"which-{task}-{objective}-{lr}":
-       f"{line} --model {MODELS[task]} --task {task} --temperature 1 --samples 16 --prompts 64 --steps 50 --lr {lr} "
-       "--kl-prompts 0"
-       for task in VERIFIERS for objective, line in OTHERS.items() for lr in LRS},
+       f"--samples 16 --prompts 64 --steps 50 --lr {lr}{' --kl-prompts 0' * (objective != 'bon-sft')}"
+       f"{judge(task, objective)}"
+       for task, verifier in VERIFIERS.items() for objective, line in (OBJECTIVES | OTHERS).items() for lr in LRS},
 }
 
 # How robust is it? (which.py): pass@k against the mean on other bases, budgets, samples and learning rates; always

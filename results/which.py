@@ -185,8 +185,8 @@ def page(found):
                        "which robust` makes what is missing."),
             *paragraph(__doc__.split("\n\n")[1] + "Means over seeds ± standard deviation; per column the best is bold, "
                        "and ≈ marks what the paired 95 % interval (t over seeds) does not separate from it. KL in nats "
-                       "to the base; seconds of CPU. Objectives of other projects are judged without the verifier. "
-                       "A row with fewer than five seeds is a first look."),
+                       "to the base; seconds of CPU. Objectives of other projects, and on countdown6 all but BoN-RL-V, "
+                       "are judged without a verifier. A row with fewer than five seeds is a first look."),
             "## Does anything beat `ppo_passk.py`?", "",
             *paragraph("Leads over `ppo_passk.py` (passk), each at its chosen learning rate, paired by seed, with 95 % "
                        "intervals. An objective is recommended over it for a budget if the interval is above 0 on at "
