@@ -83,16 +83,17 @@ import evaluate
 from common import kl_coefficients
 from support import processes
 from support.errors import UserError
-from support.folder import Run
+from support.folder import Folder
 from support.run import (
+    Run,
     batch_of,
-    begin,
     end_of_step,
     evaluate_after,
     evaluate_before,
     examples,
     sample_stats,
     set_up,
+    start,
     weight_stats,
 )
 from support.verifier import load_verifier, verify_scores
@@ -242,9 +243,9 @@ def variant_coefficients(variant, rewards, scores, n, negatives="minus", estimat
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check(args):
+def check_flags(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",), not_negative=("entropy_coef",))
+    flags.check_common(args, positive=("n",), not_negative=("entropy_coef",))
     if args.variant == "v" and not args.verifier:
         raise UserError("--variant v needs --verifier: make one with fit_verifier.py, or give a reward model of one "
                         "label")
@@ -345,17 +346,18 @@ def verifier_stats(scores, rewards, n):
 
 @flags.cli
 def main(argv=None):
-    run = Run("bon_rl", parser(), argv)
-    args = run.args
-    check(args)
+    folder = Folder("bon_rl", parser(), argv)
+    args = folder.args
+    check_flags(args)
     binary = args.variant in ("b", "bp", "star")
-    task, policy, train = set_up(run, "countdown", args.variant, binary)
+    task, policy, optimizer, problems = set_up(folder, "countdown", args.variant, binary)
     verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
-    optimizer = begin(run, f"variant {args.variant}, N {args.n}, M {args.samples}", budget=args.n, verifier=verifier)
+    run = Run(folder, task, policy, optimizer, problems, budget=args.n, verifier=verifier)
+    start(run, f"variant {args.variant}, N {args.n}, M {args.samples}")
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(train, args.prompts, number, args.seed)
-        line, shown = step(policy, task, optimizer, problems, number, args, verifier)
+        batch = batch_of(problems.train, args.prompts, number, args.seed)
+        line, shown = step(policy, task, optimizer, batch, number, args, verifier)
         end_of_step(run, line, shown)
     evaluate_after(run)
 

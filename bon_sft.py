@@ -63,10 +63,10 @@ import common
 import evaluate
 from support import processes
 from support.errors import UserError
-from support.folder import Run
+from support.folder import Folder
 from support.run import (
+    Run,
     batch_of,
-    begin,
     end_of_step,
     evaluate_after,
     evaluate_before,
@@ -74,6 +74,7 @@ from support.run import (
     gold_completions,
     sample_stats,
     set_up,
+    start,
     weight_stats,
 )
 from support.verifier import load_verifier, verify_scores
@@ -165,9 +166,9 @@ def gold_first(golds, samples):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check(args):
+def check_flags(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",))
+    flags.check_common(args, positive=("n",))
     if args.n == 1:
         flags.refuse(args, ["samples", "scores"], "with --n 1, which samples nothing")
     if args.scores == "verifier" and not args.verifier:
@@ -272,21 +273,22 @@ def step_plain(policy, task, optimizer, problems, number, args, golds):
 
 @flags.cli
 def main(argv=None):
-    run = Run("bon_sft", parser(), argv)
-    args = run.args
-    check(args)
-    task, policy, train = set_up(run, "countdown", args.n, base="tiny_hasty")
+    folder = Folder("bon_sft", parser(), argv)
+    args = folder.args
+    check_flags(args)
+    task, policy, optimizer, problems = set_up(folder, "countdown", args.n, base="tiny_hasty")
     verifier = load_verifier(args.verifier, args.bits) if args.verifier else None
-    train, golds = gold_completions(policy, task, train, longest=task.max_new_tokens)
+    train, golds = gold_completions(policy, task, problems.train, longest=task.max_new_tokens)
     words = f"N {args.n}, M {args.samples}, {len(train)} gold solutions"
-    optimizer = begin(run, words, budget=args.n, verifier=verifier)
+    run = Run(folder, task, policy, optimizer, problems, budget=args.n, verifier=verifier)
+    start(run, words)
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(train, args.prompts, number, args.seed)
+        batch = batch_of(train, args.prompts, number, args.seed)
         if args.n == 1:
-            line, shown = step_plain(policy, task, optimizer, problems, number, args, golds)
+            line, shown = step_plain(policy, task, optimizer, batch, number, args, golds)
         else:
-            line, shown = step(policy, task, optimizer, problems, number, args, golds, verifier)
+            line, shown = step(policy, task, optimizer, batch, number, args, golds, verifier)
         end_of_step(run, line, shown)
     evaluate_after(run)
 

@@ -6,13 +6,14 @@ we read it). A sample counts if it is the best of N, so its reward is weighed by
 --mode rl    grad = (1/B) sum_prompts sum_i c_i grad log pi(y_i|x)
 
     form    c_i, from M samples per prompt
-    rank    (N/M) q_i^(N-1) r_i                 q_i = P(r(Y) < r(y_i)), the rank of the reward (the paper's)
+    rank    (N/M) q_i^(N-1) r_i                 q_i = P(r(Y) < r(y_i)), the rank of the reward (the paper's), estimated
+                                                by (lower ones + 1) / (M + 1) as in the authors' code
     exact   (N/M) mean_S (r_i - max_S r)^+      S: the (N-1)-subsets of the other samples; grad E[max of N]
 
 Why: grad E[max of N] = N E[(max of all N - max of the N-1 without y) grad log pi(y)], since E[grad log pi(y)] = 0 lets
 one subtract what does not depend on y, and the difference is (r(y) - max of the others)^+.
 
-Ranks are taken within the prompt, or against the last rewards of all prompts (--ranks fifo, for unconditional
+Ranks are taken within the prompt, or against the last rewards of all prompts (--ranks fifo or past, for unconditional
 generation). The rank form changes with a shift of the rewards: they are standardised first (--rewards).
 
 --mode sft   Pass@N on the best target found: y* is the best of M samples of the starting policy, p = pi(y*|x),
@@ -29,6 +30,18 @@ target: the step line shows the weights (w_even = 1: no effect).
     CPU, embedded model:  python cat_bon.py
     weights, no training: python cat_bon.py --n 8 --plot-weights
     GPU, ProtGPT2:        python cat_bon.py --model nferruz/ProtGPT2 --ranks fifo --lr 2e-5
+
+Nearest to the authors' code (adamoosya/compute-aligned-training, which they call a new implementation), unconditional:
+
+    python cat_bon.py --model nferruz/ProtGPT2 --bits 16 --ranks past --fifo 4000 --correction 1 --kl-coef 0.3
+        --samples 32 --prompts 4 --steps 300 --temperature 1.2 --lr 1e-5 --max-new-tokens 64
+
+and conditional, after a warm-up, with --ranks prompt --kl-coef 0.05 --samples 25 --temperature 1.3 --lr 2e-6
+--max-new-tokens 32. What it has besides: weights divided by their mean over the batch; rewards clipped at 5 deviations;
+deviation + 1e-4; .001 <= q <= .999; top_k 50 (unconditional), with which samples are not drawn from the policy that is
+scored; all weights trained, not LoRA; KL as the mean over tokens of exp(-d) + d - 1, d = log pi - log ref, in the loss;
+60 steps of rising rate; its own rewards. The scripts of the paper's runs ranked across prompts, it says, against the
+paper's text, which it follows.
 """
 from support import flags
 
@@ -41,12 +54,14 @@ def parser():
                    help="budget N that is trained for; 1 = cross-entropy, or plain RL")
     p.add_argument("--form", choices=["rank", "exact"], default="rank",
                    help="rl: the paper's rank weight, or the gradient of E[max of n] (needs --samples of at least --n)")
-    p.add_argument("--ranks", choices=["prompt", "fifo"], default="prompt",
-                   help="rl, rank: within the prompt, or against recent rewards")
+    p.add_argument("--ranks", choices=["prompt", "fifo", "past"], default="prompt",
+                   help="rl, rank: within the prompt, or against recent rewards, with this step's or without")
     p.add_argument("--fifo", type=int, default=1024,
-                   help="rl: how many recent rewards --ranks fifo keeps")
+                   help="rl: how many recent rewards --ranks fifo and past keep")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: rewards within the prompt, with fifo by the recent ones; exact ascends E[max] with raw")
+    p.add_argument("--correction", type=int, choices=[0, 1], default=0,
+                   help="rl: the standard deviation divides by the number of rewards less this")
     return p
 
 
@@ -63,62 +78,64 @@ import common
 from common import elementwise, kl_coefficients, log1mexp, standardise
 from support import processes
 from support.errors import UserError
-from support.folder import Run, new_folder, write_atomic
+from support.folder import Folder, new_folder, write_atomic
 from support.output import to_json
 from support.plots import weight_report
 from support.run import (
+    Run,
     batch_of,
-    begin,
     end_of_step,
     evaluate_after,
     evaluate_before,
     examples,
     sample_stats,
     set_up,
+    start,
     weight_stats,
 )
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def rl_coefficients(rewards, n, form="rank", recent=None, standardised=True):
+def rl_coefficients(rewards, n, form="rank", recent=None, standardised=True, pool=None, correction=0):
     """Coefficients c_i of grad log pi(y_i|x) for the best of n samples, for every prompt (sum convention).
 
     rewards       [B, M] tensor: float64 stays float64, integers and booleans become float32
-    n, form       as in bon_weight
-    recent        form "rank" only: rewards that ranks are taken against, a list or a tensor, instead of the prompt's
-                  other samples
-    standardised  rewards as (r - mean) / standard deviation of the prompt's own, or of `recent`; 0 where all are equal
+    n, form, recent   as in bon_weight
+    standardised  rewards as (r - mean) / standard deviation of the prompt's own, 0 where all are equal
+    pool          rewards [R], a list or a tensor, whose mean and deviation are taken instead of the prompt's own
+    correction    the deviation divides by their number less this
     Returns [B, M].  Raises ValueError as bon_weight does.
 
     Exact: form "exact", not standardised; the expectation of sum_i c_i grad log pi(y_i) is grad E[max of n]. Against
     that gradient, for one prompt with four equally likely completions of rewards 0, 1, 2 and 4, N = 4 and M = 8:
         exact                cosine 1.000, scale 1.000
         exact, standardised  cosine 0.999, scale 0.713
-        rank                 cosine 0.999, scale 1.932
-        rank, of r - 4       cosine 0.345, scale 0.358
-        rank, standardised   cosine 1.000, scale 0.781
+        rank                 cosine 0.998, scale 1.467
+        rank, of r - 4       cosine 0.398, scale 0.314
+        rank, standardised   cosine 1.000, scale 0.588
     """
     r = rewards if rewards.is_floating_point() else rewards.float()  # [B, M]
-    if recent is not None:
-        recent = torch.as_tensor(recent, dtype=r.dtype, device=r.device)
-        recent = recent.view(1, -1)  # [1, R]
-    if standardised:
-        r = standardise(r, recent)
-        recent = None if recent is None else standardise(recent)
-    return bon_weight(r, n, form, recent)
+    if not standardised:
+        return bon_weight(r, n, form, recent)
+    if pool is not None:
+        pool = torch.as_tensor(pool, dtype=r.dtype, device=r.device)
+        pool = pool.view(1, -1)  # [1, R]
+    seen = standardise(r, pool, correction)
+    return bon_weight(r, n, form, recent, seen)
 
 
-def bon_weight(rewards, n, form, recent=None):
+def bon_weight(rewards, n, form, recent=None, seen=None):
     """Coefficients c_i of grad log pi(y_i|x) for the best of n samples (sum convention: reward and 1/M are in them).
 
     rewards  [B, M] tensor: float64 stays float64, integers and booleans become float32
     n        budget that is trained for
-    form     "rank"   (n/M) q_i^(n-1) r_i, the paper's: q_i = share of the other samples with a strictly lower reward. A
-                      rank weight, not the gradient of E[max]: it changes with a shift of the rewards.
+    form     "rank"   (n/M) q_i^(n-1) r_i, the paper's, with q_i as in rank_weight. Not the gradient of E[max]: it
+                      changes with a shift of the rewards.
              "exact"  (n/M) mean over (n-1)-subsets S of the others of (r_i - max_S r)^+, at n = 1 r_i / M: its expected
                       sum is grad E[max of n], ties included. Needs M >= n. (Not in the paper; the same number as
                       max over the n-subset minus max without i, averaged over the subsets.)
     recent   "rank" only: list or tensor of rewards that ranks are taken against, instead of the prompt's other samples
+    seen     [B, M], r_i in these formulas, where it is not the reward itself that is weighed
     Returns [B, M].  Raises ValueError with one sentence for anything else.
     """
     if form not in ("rank", "exact"):
@@ -128,28 +145,28 @@ def bon_weight(rewards, n, form, recent=None):
     r = rewards if rewards.is_floating_point() else rewards.float()  # [B, M]
     M = r.shape[1]
     check_budget(n)
+    seen = r if seen is None else seen
     if form == "rank":
-        if recent is not None and len(recent) == 0:
-            raise ValueError("recent holds no rewards to rank against")
-        return rank_weight(r, n, recent) * r / M
+        return rank_weight(r, n, recent) * seen / M
     if recent is not None:
         raise ValueError("the exact form compares samples of one prompt: it takes no recent rewards")
     if n > M:
         raise ValueError(f"the exact form needs at least n = {n} samples per prompt, not {M}")
-    return exact_coefficients(r, n)
+    return exact_coefficients(seen, n)
 
 
 def rank_weight(r, n, recent=None):
-    """n q^(n-1) [B, M] with q the share of rewards strictly below: of the prompt's other samples, or of `recent`."""
-    if recent is None:
-        below = r[:, None, :] < r[:, :, None]  # [B, i, j]
-        lower = below.to(r).sum(-1)
-        q = (lower + 1) / (r.shape[1] + 1)  # [B, M]
-    else:
-        recent = torch.as_tensor(recent, dtype=r.dtype, device=r.device)
-        recent = recent.flatten()  # [R]
-        below = recent < r[:, :, None]  # [B, M, R]
-        q = below.to(r).mean(-1)  # [B, M]
+    """n q^(n-1) [B, M] with q = (number strictly below + 1) / (count + 2), never 0: of the M - 1 other samples of the
+    prompt, or of `recent`."""
+    against = r  # [B, M]
+    count = r.shape[1] - 1
+    if recent is not None:
+        against = torch.as_tensor(recent, dtype=r.dtype, device=r.device)
+        against = against.view(1, -1)  # [1, R]
+        count = against.shape[1]
+    below = against[:, None, :] < r[:, :, None]  # [B, M, M or R]
+    lower = below.to(r).sum(-1)
+    q = (lower + 1) / (count + 2)  # [B, M]
     return n * q ** (n - 1)
 
 
@@ -213,7 +230,8 @@ def passn_weight(p, n, form="log"):
 
 
 def powers(f, n):
-    """sum_{j<n} f^j, by doubling."""
+    """sum_{j<n} f^j, by doubling. Of f = 1 - p it is the weight of MaxRL of order n, sum_{j<=n} (1/j) grad pass@j over
+    grad p (arXiv 2602.02710): as a weight a plug-in, hence biased; ppo_passk.py --objective maxrl is not."""
     if n == 1:
         return torch.ones_like(f)
     half = n // 2
@@ -225,23 +243,25 @@ def powers(f, n):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check(args):
+def check_flags(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n", "fifo"), plotted=("mode", "n", "form"))
+    flags.check_common(args, positive=("n", "fifo"), plotted=("mode", "n", "form"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "sft":
-        unused = ["form", "ranks", "fifo", "rewards"]
+        unused = ["form", "ranks", "fifo", "rewards", "correction"]
         if args.kl_prompts:
             unused.append("kl_prompts")
         flags.refuse(args, unused, "with --mode sft")
         return
     if args.form == "exact" and args.plot_weights:
         raise UserError("--plot-weights draws the weight of a rank: --form exact goes by how far apart the rewards are")
-    if args.form == "exact" and args.ranks == "fifo":
-        raise UserError("--form exact compares samples of one prompt: it has no --ranks fifo")
-    if args.ranks != "fifo":
-        flags.refuse(args, ["fifo"], "without --ranks fifo")
+    if args.form == "exact" and args.ranks != "prompt":
+        raise UserError(f"--form exact compares samples of one prompt: it has no --ranks {args.ranks}")
+    if args.ranks == "prompt":
+        flags.refuse(args, ["fifo"], "without --ranks fifo or past")
+    if args.rewards == "raw":
+        flags.refuse(args, ["correction"], "with --rewards raw")
     if args.form == "exact" and args.samples < args.n:
         raise UserError(f"--form exact needs at least --n {args.n} samples per prompt, not --samples {args.samples}")
 
@@ -347,12 +367,18 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
 
     # Weight.
     against = None
-    if args.ranks == "fifo":
+    pool = None
+    if args.ranks == "past":
+        against = recent
+    if args.ranks != "prompt":
         recent = recent + rewards.flatten().tolist()
         recent = recent[-args.fifo:]
-        against = torch.tensor(recent)
+    if args.ranks == "fifo":
+        against = recent
+        pool = recent
     standardised = args.rewards == "standardised"
-    coefficients = rl_coefficients(rewards, args.n, args.form, against, standardised)  # [B, M]
+    coefficients = rl_coefficients(  # [B, M]
+        rewards, args.n, args.form, against, standardised, pool, args.correction)
     w = M * coefficients  # to watch them
     if args.form == "rank":
         w = rank_weight(rewards, args.n, against)  # [B, M]
@@ -400,31 +426,33 @@ def update(policy, optimizer, prompts, y, coefficients, args):
 
 @flags.cli
 def main(argv=None):
-    run = Run("cat_bon", parser(), argv)
-    args = run.args
-    check(args)
+    folder = Folder("cat_bon", parser(), argv)
+    args = folder.args
+    check_flags(args)
     if args.plot_weights:
         return plot_weights(args)
-    task, policy, train = set_up(run, "peptide", args.mode)
-    optimizer = begin(run, f"{args.mode} for the best of {args.n}", budget=args.n)
+    task, policy, optimizer, problems = set_up(folder, "peptide", args.mode)
+    train = problems.train
+    run = Run(folder, task, policy, optimizer, problems, budget=args.n)
+    start(run, f"{args.mode} for the best of {args.n}")
     golds = None
     if args.mode == "sft":  # found once, by the policy that training starts from
-        golds = processes.on_first(lambda: run.read("targets.json"))
+        golds = processes.on_first(lambda: folder.read("targets.json"))
         if golds is None and run.step:
-            raise UserError(f"{run.path('targets.json')} is damaged, and the policy that found the targets has trained "
-                            "on: begin a new run")
+            raise UserError(f"{folder.path('targets.json')} is damaged, and the policy that found the targets has "
+                            "trained on: begin a new run")
         if golds is None:
             golds = find_targets(policy, task, train, args.samples, args.temperature, args.seed)
-            write_atomic(run.path("targets.json"), to_json(golds))
+            write_atomic(folder.path("targets.json"), to_json(golds))
     evaluate_before(run)
-    recent = run.kept.get("recent", [])  # rewards of --ranks fifo: a resumed run has the same
+    recent = folder.kept.get("recent", [])  # rewards of --ranks fifo and past: a resumed run has the same
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(train, args.prompts, number, args.seed)
+        batch = batch_of(train, args.prompts, number, args.seed)
         if args.mode == "sft":
-            line, shown = step_sft(policy, task, optimizer, problems, number, args, golds)
+            line, shown = step_sft(policy, task, optimizer, batch, number, args, golds)
         else:
-            line, shown, recent = step_rl(policy, task, optimizer, problems, number, args, recent)
-        run.kept["recent"] = recent
+            line, shown, recent = step_rl(policy, task, optimizer, batch, number, args, recent)
+        folder.kept["recent"] = recent
         end_of_step(run, line, shown)
     evaluate_after(run)
 

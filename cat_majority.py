@@ -34,6 +34,18 @@ gold completion, w is k and sft is cross-entropy: the step line shows the weight
     CPU, embedded model:  python cat_majority.py
     supervised:           python cat_majority.py --mode sft --train-problems 50
     GPU, 4-bit LoRA:      python cat_majority.py --model Qwen/Qwen2.5-1.5B-Instruct --task math --lr 2e-5
+
+Nearest to the authors' code (adamoosya/compute-aligned-training, which they call a new implementation), after its
+warm-up (2,000 examples, three epochs of --mode sft --n 1 --target solution):
+
+    python cat_majority.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --levels 1-3 --adapter WARM-UP
+        --train-problems 300 --n 8 --clip-weight 10 --correction 1 --kl-prompts 0 --samples 8 --prompts 4 --steps 75
+        --temperature 0.8 --lr 1e-6 --max-new-tokens 512
+
+What it has besides: top_p .95, with which samples are not drawn from the policy that is scored; LoRA on q and v alone;
+deviation + 1e-4; 60 steps of rising rate. Its SFT takes whole solutions (--target solution) and divides by their
+tokens, with --threshold 3 at --n 8, 4 at 16, 26 at 64, below floor(N/2) + 1. Its weight of SFT is that of equation 7,
+not of the paper's Table 1 as we read it.
 """
 import argparse
 
@@ -51,12 +63,16 @@ def parser():
     p.add_argument("--contrastive", action="store_true",
                    help="sft: the token-level hybrid instead of this loss")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
-                   help="the gold completion, answer only (the paper's) or in full: sft imitates it, and the "
+                   help="the gold completion, answer only or in full (the authors' code): sft imitates it, and the "
                         "evaluation reports its log pi")
     p.add_argument("--form", choices=["raw", "log"], default="raw",
                    help="rl: the weight; the paper's runs use raw")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: the paper standardises")
+    p.add_argument("--correction", type=int, choices=[0, 1], default=0,
+                   help="rl: the standard deviation divides by the number of rewards less this")
+    p.add_argument("--clip-weight", type=float, default=0.0,
+                   help="rl: largest weight, before it is normalised; 0 = any")
     p.add_argument("--all-wrong", type=float, default=-0.5,
                    help="rl: reward of every sample of a prompt that nobody solved, never standardised")
     p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True,
@@ -77,11 +93,11 @@ import common
 from common import elementwise, kl_coefficients, log1mexp, standardise
 from support import processes
 from support.errors import UserError
-from support.folder import Run, new_folder
+from support.folder import Folder, new_folder
 from support.plots import weight_report
 from support.run import (
+    Run,
     batch_of,
-    begin,
     end_of_step,
     evaluate_after,
     evaluate_before,
@@ -89,6 +105,7 @@ from support.run import (
     gold_completions,
     sample_stats,
     set_up,
+    start,
     weight_stats,
 )
 
@@ -230,14 +247,14 @@ def contrastive_loss(logits, gold, u):
 
 
 def rl_coefficients(rewards, answers, n, form="raw", threshold=None, standardised=True, all_wrong=-0.5,
-                    normalised=True):
+                    normalised=True, clip=0.0, correction=0):
     """Coefficients c_i = w_i r_i / M of grad log pi(y_i|x), for every prompt (sum convention).
 
     rewards       [B, M], 1 = right: float64 stays float64, integers and booleans become float32
     answers       [B][M] hashables, None = no answer
     n             budget that is trained for
-    form, threshold, normalised   as in rl_weights
-    standardised, all_wrong       as in shaped
+    form, threshold, normalised, clip     as in rl_weights
+    standardised, all_wrong, correction   as in shaped
     Returns [B, M].  Raises ValueError as rl_weights does.
 
     All are biased: p is estimated from the same samples, and no threshold is the vote itself. Against the gradient of
@@ -251,20 +268,21 @@ def rl_coefficients(rewards, answers, n, form="raw", threshold=None, standardise
         log, standardised, normalised  cosine 0.851, scale 1.690
     """
     r = rewards if rewards.is_floating_point() else rewards.float()  # [B, M]
-    w = rl_weights(r, answers, n, form, threshold, normalised)  # [B, M]
+    w = rl_weights(r, answers, n, form, threshold, normalised, clip)  # [B, M]
     M = r.shape[1]
-    seen = shaped(r, standardised, all_wrong)
+    seen = shaped(r, standardised, all_wrong, correction)
     c = w * seen / M
     return c.to(r)
 
 
-def rl_weights(rewards, answers, n, form="raw", threshold=None, normalised=True):
+def rl_weights(rewards, answers, n, form="raw", threshold=None, normalised=True, clip=0.0):
     """The weight w of every sample, float64 [B, M], at p = (c+1)/(M+2) with c right ones among the M of a prompt
     (Laplace's rule: neither 0 nor 1).
 
     form        "raw" or "log" (majority_weight)
     threshold   votes k that win, or None: dynamic_threshold, for each prompt its own
     normalised  divided by the mean over all samples of the batch, so that the step does not depend on n
+    clip        what no weight exceeds before that; 0: any
     Raises ValueError for another form, unless 1 <= threshold <= n, and for answers of another shape."""
     right = (rewards == 1).double()  # [B, M]
     M = right.shape[1]
@@ -276,6 +294,8 @@ def rl_weights(rewards, answers, n, form="raw", threshold=None, normalised=True)
         weight = majority_weight(x, n, k, form)
         w.append(weight)
     w = torch.stack(w)  # [B]
+    if clip:
+        w = w.clamp(max=clip)
     w = w[:, None].expand_as(right)
     if normalised:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
         w = w / w.mean().clamp_min(1e-6)
@@ -293,29 +313,33 @@ def thresholds_of(rewards, answers, n, threshold=None):
     return thresholds
 
 
-def shaped(rewards, standardised, all_wrong):
-    """Rewards [B, M] as the update sees them: (r - mean) / standard deviation within each prompt if `standardised`, 0
-    where all are right (the deviation is rounding), and all_wrong where nobody is right: it is not standardised."""
+def shaped(rewards, standardised, all_wrong, correction=0):
+    """Rewards [B, M] as the update sees them: (r - mean) / standard deviation (by M - correction) within each prompt if
+    `standardised`, 0 where all are right, and all_wrong where nobody is right: it is not standardised."""
     right = rewards == 1
     solved = right.any(1, keepdim=True)  # [B, 1]
-    r = standardise(rewards) if standardised else rewards
+    r = rewards
+    if standardised:
+        r = standardise(r, correction=correction)
     return torch.where(solved, r, all_wrong)
 
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check(args):
+def check_flags(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",), plotted=("mode", "n", "form", "threshold"))
+    flags.check_common(args, positive=("n",), not_negative=("clip_weight",), plotted=("mode", "n", "form", "threshold"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "rl" and args.contrastive:
         raise UserError("--contrastive learns from gold tokens: use it with --mode sft")
     if args.mode == "sft":
-        unused = ["samples", "form", "rewards", "all_wrong", "normalise"]
+        unused = ["samples", "form", "rewards", "correction", "clip_weight", "all_wrong", "normalise"]
         if args.kl_prompts:
             unused.append("kl_prompts")
         flags.refuse(args, unused, "with --mode sft")
+    if args.rewards == "raw":
+        flags.refuse(args, ["correction"], "with --rewards raw")
     if args.contrastive:
         flags.refuse(args, ["n", "threshold"], "with --contrastive, which weighs no sequence")
     if args.threshold != "auto":
@@ -473,9 +497,12 @@ def step_rl(policy, task, optimizer, problems, number, args):
     answers = [answers[b * M:b * M + M] for b in range(B)]
     threshold = None if args.threshold == "auto" else fixed_threshold(args)
     standardised = args.rewards == "standardised"
+    weighing = answers, args.n, args.form, threshold
+    clip = args.clip_weight
     coefficients = rl_coefficients(  # [B, M]
-        rewards, answers, args.n, args.form, threshold, standardised, args.all_wrong, args.normalise)
-    w = rl_weights(rewards, answers, args.n, args.form, threshold, args.normalise)  # [B, M], to watch them
+        rewards, *weighing, standardised, args.all_wrong,
+        args.normalise, clip, args.correction)
+    w = rl_weights(rewards, *weighing, args.normalise, clip)  # [B, M], to watch them
     unused = coefficients == 0
     zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
@@ -522,25 +549,26 @@ def update(policy, optimizer, prompts, y, coefficients, args):
 
 @flags.cli
 def main(argv=None):
-    run = Run("cat_majority", parser(), argv)
-    args = run.args
-    check(args)
+    folder = Folder("cat_majority", parser(), argv)
+    args = folder.args
+    check_flags(args)
     if args.plot_weights:
         return plot_weights(args)
-    task, policy, train = set_up(run, "routes", args.mode, binary=True)
+    task, policy, optimizer, problems = set_up(folder, "routes", args.mode, binary=True)
+    train = problems.train
     if args.mode == "sft":
         train, golds = gold_completions(policy, task, train, args.target)
-    goal = f"{args.mode} for majority@{args.n}"
-    optimizer = begin(run, goal, budget=args.n, target=args.target)
+    run = Run(folder, task, policy, optimizer, problems, budget=args.n, target=args.target)
+    start(run, f"{args.mode} for majority@{args.n}")
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(train, args.prompts, number, args.seed)
+        batch = batch_of(train, args.prompts, number, args.seed)
         if args.contrastive:
-            line, shown = step_contrastive(policy, task, optimizer, problems, number, args, golds)
+            line, shown = step_contrastive(policy, task, optimizer, batch, number, args, golds)
         elif args.mode == "sft":
-            line, shown = step_sft(policy, task, optimizer, problems, number, args, golds)
+            line, shown = step_sft(policy, task, optimizer, batch, number, args, golds)
         else:
-            line, shown = step_rl(policy, task, optimizer, problems, number, args)
+            line, shown = step_rl(policy, task, optimizer, batch, number, args)
         end_of_step(run, line, shown)
     evaluate_after(run)
 

@@ -22,6 +22,12 @@ standardising does, takes nothing away from it, because E[grad log pi(y)] = 0.
 p is the smoothed success rate (c+1)/(M+2) of the prompt, or with --probability sequence pi(y_i|x) of the sample, as in
 the paper's runs: on the embedded task that is far below 1/N, so weights are alike and it is plain RL. raw and log with
 an estimated p are biased; pool with --rewards raw is not: it is ppo_passk.py's default estimator, sample for sample.
+--operator FILE.py:T takes the place of Pass@N's operator, for every form but pool: a function of a tensor of
+probabilities p and of N, written in torch, that returns the strategy's chance of success. T' is taken by autograd.
+
+    def at_least_two(p, n):                              two of N samples succeed
+        return 1 - (1 - p) ** n - n * p * (1 - p) ** (n - 1)
+
 Symbols: B prompts per step, M samples per prompt (--samples), N the budget trained for (--n), r the reward in {0, 1},
 tau the temperature.
 
@@ -31,7 +37,19 @@ cross-entropy: short targets (--target answer) keep p up, and the step line show
 
     CPU, embedded model:  python cat_passk.py
     supervised:           python cat_passk.py --mode sft --train-problems 50
+    another strategy:     python cat_passk.py --operator my_operator.py:at_least_two
     GPU, 4-bit LoRA:      python cat_passk.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --lr 2e-5
+
+Nearest to the authors' code (adamoosya/compute-aligned-training, which they call a new implementation), after its
+warm-up (2,000 examples, one epoch of --mode sft --n 1 --target solution):
+
+    python cat_passk.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --adapter WARM-UP --train-problems 500
+        --probability sequence --no-normalise --clip-weight 50 --correction 1 --kl-coef 0.05 --samples 4 --prompts 4
+        --steps 125 --temperature 0.8 --lr 1e-6 --max-new-tokens 300
+
+What it has besides: top_p .95, with which samples are not drawn from the policy that is scored; LoRA on q and v alone;
+KL as the mean over tokens of exp(-d) + d - 1, d = log pi - log ref, in the loss; deviation + 1e-4; 1e-10 <= p <= 1 -
+1e-10; 60 steps of rising rate. Its RL starts from there; in its SFT a step is 4 examples, lr 5e-6, norm clipped at .3.
 """
 import argparse
 
@@ -44,6 +62,9 @@ def parser():
                    help="imitate gold completions, or weigh samples")
     p.add_argument("--n", type=int, default=16,
                    help="budget N that is trained for; 1 = cross-entropy, or plain RL")
+    p.add_argument("--operator",
+                   help="FILE.py:T, your own strategy instead of Pass@N: a function T(p, n) in torch, the chance of "
+                        "success with n samples where one has p")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
                    help="the gold completion, answer only (the paper's) or in full: sft imitates it, and the "
                         "evaluation reports its log pi")
@@ -53,6 +74,10 @@ def parser():
                    help="rl: what p is; the paper's runs use sequence, pool needs success")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: rewards within the prompt; the paper standardises, pool is exact with raw")
+    p.add_argument("--correction", type=int, choices=[0, 1], default=0,
+                   help="rl: the standard deviation divides by the number of rewards less this")
+    p.add_argument("--clip-weight", type=float, default=0.0,
+                   help="rl: largest weight, before it is normalised; 0 = any")
     p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True,
                    help="rl: divide by the mean weight of the batch")
     return p
@@ -70,11 +95,11 @@ import common
 from common import elementwise, kl_coefficients, log1mexp, standardise
 from support import processes
 from support.errors import UserError
-from support.folder import Run, new_folder
+from support.folder import Folder, new_folder
 from support.plots import weight_report
 from support.run import (
+    Run,
     batch_of,
-    begin,
     end_of_step,
     evaluate_after,
     evaluate_before,
@@ -82,8 +107,10 @@ from support.run import (
     gold_completions,
     sample_stats,
     set_up,
+    start,
     weight_stats,
 )
+from tasks.own import File, takes
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
@@ -130,7 +157,8 @@ def passn_weight(p, n, form="log"):
 
 
 def powers(f, n):
-    """sum_{j<n} f^j, by doubling."""
+    """sum_{j<n} f^j, by doubling. Of f = 1 - p it is the weight of MaxRL of order n, sum_{j<=n} (1/j) grad pass@j over
+    grad p (arXiv 2602.02710): as a weight a plug-in, hence biased; ppo_passk.py --objective maxrl is not."""
     if n == 1:
         return torch.ones_like(f)
     half = n // 2
@@ -157,27 +185,51 @@ def pool_weight(c, m, n):
     return back(table[count.long()])
 
 
-def operator_weight(T, p):
-    """p T'(p) / T(p) by autograd, the SFT weight of any inference strategy given as an operator T on a tensor of
-    probabilities; any shape, tensor or float. At p = 0 the limit, to about 1e-6 (it is taken at p = 1e-6).
-    Raises ValueError for p outside [0, 1] or where T is not positive."""
+def operator_weight(T, p, form="log"):
+    """passn_weight of any inference strategy, given as an operator T on a tensor of probabilities: "raw" T'(p), "log"
+    p T'(p) / T(p), by autograd; any shape, tensor or float. Below p = 1e-6 that at 1e-6, close to the limit at 0.
+    Raises ValueError for p outside [0, 1], another form, and in the form log where T is not positive."""
+    if form not in ("raw", "log"):
+        raise ValueError(f"unknown form {form!r}: choose raw or log")
     p, back = elementwise(p, 0, 1, "p")
     with torch.enable_grad():
-        x = torch.where(p == 0, 1e-6, p.detach().double()).requires_grad_()
+        x = p.detach().double().clamp(min=1e-6).requires_grad_()
         value = T(x)
-        if not (value > 0).all():
-            raise ValueError("the operator must be positive for p > 0")
         slope, = torch.autograd.grad(value.sum(), x)
+    if form == "raw":
+        return back(slope)
+    if not (value > 0).all():
+        raise ValueError("the operator must be positive for p > 0")
     return back((x * slope / value).detach())
 
 
-def rl_coefficients(rewards, n, form="log", probability="success", logp=None, standardised=True, normalised=True):
+def operator_sft_loss(T, logp):
+    """-log T(p) with p = e^logp, as passn_sft_loss; its gradient is minus operator_weight. Below p = 1e-6 it goes on as
+    a straight line in logp."""
+    logp, back = elementwise(logp, -math.inf, 1e-3, "logp")
+    x = logp.detach().double().clamp(math.log(1e-6), 0)
+    p = x.exp()
+    w = operator_weight(T, p)
+    log_t = T(p).log()
+    return back(-log_t - w * (logp - x))  # x is a constant: the gradient is -w
+
+
+def weight_of(p, n, form, operator=None):
+    """The weight at success probability p of the operator T(p, n), of Pass@N where there is none."""
+    if operator is None:
+        return passn_weight(p, n, form)
+    return operator_weight(lambda x: operator(x, n), p, form)
+
+
+def rl_coefficients(rewards, n, form="log", probability="success", logp=None, standardised=True, normalised=True,
+                    clip=0.0, correction=0, operator=None):
     """Coefficients c_i = w_i r_i / M of grad log pi(y_i|x), for every prompt (sum convention).
 
     rewards       [B, M], 1 = right: float64 stays float64, integers and booleans become float32
     n             budget that is trained for
-    form, probability, logp, normalised   as in rl_weights
+    form, probability, logp, normalised, clip, operator   as in rl_weights
     standardised  rewards as (r - mean) / standard deviation of the prompt's own, 0 where all are equal
+    correction    the deviation divides by M less this
     Returns [B, M].  Raises ValueError as rl_weights does.
 
     Exact: form "pool" with neither standardised nor normalised; the expectation of sum_i c_i grad log pi(y_i) is
@@ -192,19 +244,21 @@ def rl_coefficients(rewards, n, form="log", probability="success", logp=None, st
         log, standardised, normalised  cosine 0.963, scale 1.937
     """
     r = rewards if rewards.is_floating_point() else rewards.float()  # [B, M]
-    w = rl_weights(r, n, form, probability, logp, normalised)  # [B, M]
+    w = rl_weights(r, n, form, probability, logp, normalised, clip, operator)  # [B, M]
     if standardised:
-        r = standardise(r)
+        r = standardise(r, correction=correction)
     return w * r / r.shape[1]
 
 
-def rl_weights(rewards, n, form="log", probability="success", logp=None, normalised=True):
+def rl_weights(rewards, n, form="log", probability="success", logp=None, normalised=True, clip=0.0, operator=None):
     """The weight w of every sample, [B, M], with c right ones among the M of a prompt.
 
-    form         "raw", "log" (passn_weight) or "pool" (pool_weight)
+    form         "raw", "log" (weight_of) or "pool" (pool_weight, of Pass@N alone)
     probability  what p is: "success", (c+1)/(M+2) (Laplace's rule: neither 0 nor 1), or "sequence", pi(y_i|x)
     logp         log pi(y_i|x) [B, M], for "sequence"
     normalised   divided by the mean over all samples of the batch, so that the step does not depend on n
+    clip         what no weight exceeds before that; 0: any
+    operator     T(p, n) in the place of Pass@N's, None: that
     Raises ValueError for another form or probability, n < 1, "pool" with n > M, "sequence" without logp."""
     right = (rewards == 1).double()  # [B, M]
     M = right.shape[1]
@@ -212,12 +266,15 @@ def rl_weights(rewards, n, form="log", probability="success", logp=None, normali
     if form == "pool":
         w = pool_weight(c, M, n)
     elif probability == "success":
-        w = passn_weight((c + 1) / (M + 2), n, form)
+        w = weight_of((c + 1) / (M + 2), n, form, operator)
     elif probability == "sequence" and logp is not None:
-        w = passn_weight(logp.double().exp().clamp(max=1), n, form)
+        p = logp.double().exp().clamp(max=1)
+        w = weight_of(p, n, form, operator)
     else:
         raise ValueError(f"probability must be success, or sequence with logp, not {probability!r}")
     w = w.to(rewards).expand_as(rewards)
+    if clip:
+        w = w.clamp(max=clip)
     if normalised:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
         w = w / w.mean().clamp_min(1e-6)
     return w
@@ -225,17 +282,21 @@ def rl_weights(rewards, n, form="log", probability="success", logp=None, normali
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check(args):
+def check_flags(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("n",), plotted=("mode", "n", "form"))
+    flags.check_common(args, positive=("n",), not_negative=("clip_weight",), plotted=("mode", "n", "form", "operator"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
     if args.mode == "sft":
-        unused = ["samples", "form", "probability", "rewards", "normalise"]
+        unused = ["samples", "form", "probability", "rewards", "correction", "clip_weight", "normalise"]
         if args.kl_prompts:
             unused.append("kl_prompts")
         flags.refuse(args, unused, "with --mode sft")
         return
+    if args.rewards == "raw":
+        flags.refuse(args, ["correction"], "with --rewards raw")
+    if args.form == "pool" and args.operator:
+        raise UserError("--form pool is of Pass@N alone: use raw or log with --operator")
     if args.form == "pool" and args.probability != "success":
         raise UserError("--form pool counts right samples: it needs --probability success")
     if args.form == "pool" and args.samples < args.n:
@@ -244,8 +305,57 @@ def check(args):
         raise UserError("--normalise over a single prompt cancels its weight: use more --prompts, or --no-normalise")
 
 
-def plot_weights(args):
-    """--plot-weights: the weight trained with over p, against those of the test budgets."""
+def own_operator(args, folder):
+    """(T(p, n), its name) of --operator, whose file is noted in folder.code and whose errors end in a sentence; (None,
+    "Pass") without one.  Raises UserError."""
+    if not args.operator:
+        return None, "Pass"
+    file = File("--operator", args.operator)
+    T = file.pick(file.defined(), "functions")
+    file.what = f"--operator {file.base}:{file.name}"
+    takes(T, file.what, ["p", "n"])
+
+    def guarded(p, n):
+        with file.sentence(f"(p, {n})"):
+            return T(p, n)
+    budgets = [args.n]
+    if args.plot_weights:
+        budgets += flags.numbers(args.test_n, int, "--test-n")
+    form = "log" if args.mode == "sft" else args.form
+    for n in budgets:
+        check_operator(guarded, n, form, f"{file.what}(p, {n})")
+    args.operator = f"{file.path}:{file.name}"  # for a resume, whatever else is in the file by then
+    folder.code["operator"] = {**file.digests, "function": file.name}
+    return guarded, file.name
+
+
+def check_operator(T, n, form, call):
+    """Raises UserError unless T(p, n) is differentiable, finite, increasing, 0 at p = 0, and precise near it.
+    call: it in words."""
+    p = torch.linspace(0, 1, 1001, dtype=torch.float64, requires_grad=True)
+    value = T(p, n)
+    if not torch.is_tensor(value) or value.shape != p.shape or not value.requires_grad:
+        raise UserError(f"{call} must return a tensor like p, computed from it with torch")
+    value = value.detach()
+    if not value.isfinite().all():
+        raise UserError(f"{call} is not finite for all p from 0 to 1")
+    if value[0].abs() > 1e-9 or value.diff().min() < -1e-9 or value[-1] <= value[0]:
+        raise UserError(f"{call} must increase with p, from 0 at p = 0")
+    near_0 = torch.logspace(-6, -5, 30, dtype=torch.float64)
+    value = T(near_0, n)
+    if not (value > 0).all():
+        raise UserError(f"{call} is not positive for p from 1e-6 to 1e-5")
+    w = weight_of(p, n, form, T)
+    if not w.isfinite().all():
+        raise UserError(f"{call} has a slope that is not finite")
+    w = weight_of(near_0, n, "log", T)  # constant for a power of p, as T is near 0
+    spread = (w / w.mean() - 1).abs().max()
+    if not spread <= 0.05:
+        raise UserError(f"{call} loses its digits near p = 0: write it as a sum of positive terms")
+
+
+def plot_weights(args, operator, name):
+    """--plot-weights: the weight trained with over p, against those of the test budgets.  name: of the operator."""
     folder = new_folder(args.out, "cat_passk-weights")
     cells = torch.arange(1000, dtype=torch.float64)
     p = (cells + 0.5) / 1000
@@ -255,11 +365,12 @@ def plot_weights(args):
     elif form == "pool":  # it estimates raw
         form = "raw"
     budgets = flags.numbers(args.test_n, int, "--test-n")
-    tests = {f"Pass@{n}": passn_weight(p, n, form) for n in budgets}
-    weight_report((f"Pass@{args.n} {form}", passn_weight(p, args.n, form)), tests, folder, "p")
+    tests = {f"{name}@{n}": weight_of(p, n, form, operator) for n in budgets}
+    trained = f"{name}@{args.n} {form}", weight_of(p, args.n, form, operator)
+    weight_report(trained, tests, folder, "p")
 
 
-def step_sft(policy, task, optimizer, problems, number, args, golds):
+def step_sft(policy, task, optimizer, problems, number, args, golds, operator=None):
     """Training step `number` (1, 2, ...) on the gold completions of B problems -> (keys of support/run.py METRICS,
     examples to show)."""
     B = len(problems)
@@ -275,7 +386,10 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     optimizer.zero_grad()
     for j, logps, _ in common.score_share(policy, prompts, y, args.temperature):  # [R], [R, T]
         logp = logps.sum(-1)  # [R]
-        part_loss = passn_sft_loss(logp, args.n).sum() / B
+        losses = passn_sft_loss(logp, args.n)
+        if operator:
+            losses = operator_sft_loss(lambda p: operator(p, args.n), logp)
+        part_loss = losses.sum() / B
         part_loss.backward()
         loss += part_loss.detach()
         gold_logp[j] = logp.detach().double().cpu()
@@ -288,14 +402,15 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     line["gold"] = gold_logp.mean().item()
     line["zero"] = 0.0
     line["length"] = sum(map(len, y)) / B
-    line |= weight_stats(passn_weight(p, args.n, "log"), "w")
+    w = weight_of(p, args.n, "log", operator)
+    line |= weight_stats(w, "w")
     line["grad_norm"] = norm
     took = time.time() - started
     line["samples_per_s"] = len(y) / took
     return line, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
-def step_rl(policy, task, optimizer, problems, number, args):
+def step_rl(policy, task, optimizer, problems, number, args, operator=None):
     """Training step `number` (1, 2, ...) on samples for B problems -> (keys of support/run.py METRICS, examples to
     show)."""
     B = len(problems)
@@ -321,9 +436,10 @@ def step_rl(policy, task, optimizer, problems, number, args):
     # Weight.
     logp = drawn.logps.double().sum(-1).cpu()  # log pi(y|x)  [B, M]
     standardised = args.rewards == "standardised"
+    weighing = args.n, args.form, args.probability, logp
     coefficients = rl_coefficients(  # [B, M]
-        rewards, args.n, args.form, args.probability, logp, standardised, args.normalise)
-    w = rl_weights(rewards, args.n, args.form, args.probability, logp, args.normalise)  # [B, M], to watch them
+        rewards, *weighing, standardised, args.normalise, args.clip_weight, args.correction, operator)
+    w = rl_weights(rewards, *weighing, args.normalise, args.clip_weight, operator)  # [B, M], to watch them
     unused = coefficients == 0
     zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
@@ -368,22 +484,25 @@ def update(policy, optimizer, prompts, y, coefficients, args):
 
 @flags.cli
 def main(argv=None):
-    run = Run("cat_passk", parser(), argv)
-    args = run.args
-    check(args)
+    folder = Folder("cat_passk", parser(), argv)
+    args = folder.args
+    check_flags(args)
+    operator, name = own_operator(args, folder)
     if args.plot_weights:
-        return plot_weights(args)
-    task, policy, train = set_up(run, "countdown", args.mode, binary=True)
+        return plot_weights(args, operator, name)
+    task, policy, optimizer, problems = set_up(folder, "countdown", args.mode, binary=True)
+    train = problems.train
     if args.mode == "sft":
         train, golds = gold_completions(policy, task, train, args.target)
-    optimizer = begin(run, f"{args.mode} for Pass@{args.n}", budget=args.n, target=args.target)
+    run = Run(folder, task, policy, optimizer, problems, budget=args.n, target=args.target)
+    start(run, f"{args.mode} for {name}@{args.n}")
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(train, args.prompts, number, args.seed)
+        batch = batch_of(train, args.prompts, number, args.seed)
         if args.mode == "sft":
-            line, shown = step_sft(policy, task, optimizer, problems, number, args, golds)
+            line, shown = step_sft(policy, task, optimizer, batch, number, args, golds, operator)
         else:
-            line, shown = step_rl(policy, task, optimizer, problems, number, args)
+            line, shown = step_rl(policy, task, optimizer, batch, number, args, operator)
         end_of_step(run, line, shown)
     evaluate_after(run)
 

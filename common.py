@@ -29,14 +29,14 @@ from support import adapters, contents, decoding, load, model_checks, processes,
 from support.errors import UserError
 
 
-def seed_of(*parts):
+def seed_of(*parts: object) -> int:
     """A 63-bit seed from anything printable. Every draw of a run has a seed of its own, e.g. seed_of(seed, step, i), so
     no state of a generator has to be carried over a resume or between processes."""
     words = " ".join(map(str, parts))
     return random.Random(words).getrandbits(63)
 
 
-def torch_seed(seed):
+def torch_seed(seed: int) -> int:
     """A seed as torch takes it: an integer of any size, itself where torch takes it."""
     if 0 <= seed < 2 ** 63:
         return seed
@@ -70,7 +70,7 @@ class Policy:
         return self.model.get_base_model()
 
     @property
-    def positions(self):
+    def positions(self) -> float:
         """Most tokens of a row: those that the model has positions for, and that leave all positions as they are."""
         config = self.lm.config.get_text_config()
         most = getattr(config, "max_position_embeddings", None) or math.inf
@@ -78,7 +78,7 @@ class Policy:
         return min(most, unscaled)
 
     @property
-    def limit(self):
+    def limit(self) -> float:
         """`positions` in words, with the reason where it is not the model's size."""
         _, kind = decoding.rope_limit(self.lm.config)
         if not kind:
@@ -90,7 +90,7 @@ class Policy:
         """Most tokens that a position looks back on."""
         return decoding.window(self.lm.config)
 
-    def decoding_mask(self, mask):
+    def decoding_mask(self, mask: torch.Tensor) -> torch.Tensor | None:
         """The mask [P, L + T] of prompts and all tokens to come, as decoding reads it: 4-D on a GPU, where transformers
         would look at the values of a 2-D one for each token, and the host wait for the device."""
         wide = self.fast and self.fast.wide
@@ -98,16 +98,17 @@ class Policy:
             return mask
         return decoding.additive(mask, self.lm.dtype)
 
-    def parameters(self):
+    def parameters(self) -> list[torch.Tensor]:
         """The trainable tensors: those of the adapter "default"."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def start_parameters(self):
+    def start_parameters(self) -> list[torch.Tensor]:
         """The frozen tensors of the starting adapter; none where the start is the base."""
         named = self.model.named_parameters()
         return [p for name, p in named if self.start in name.split(".")]
 
-    def forward(self, ids, mask, position, keep, **options):
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor | None, position: torch.Tensor | None, keep: int,
+                **options):
         """The model's output for ids, mask, position [R, L], with the logits of the last `keep` positions; of more, or
         without positions, where the model knows no better."""
         cache = options.get("past_key_values")
@@ -122,7 +123,7 @@ class Policy:
             options["logits_to_keep"] = keep
         return self.lm(input_ids=ids, attention_mask=mask, **options)
 
-    def put(self, prompts, chat):
+    def put(self, prompts: list[str], chat: bool) -> tuple[list[str], bool]:
         """Prompts as the model meets them -> (texts, whether they went through the chat template: if `chat` and the
         tokenizer has one)."""
         template = chat and self.tokenizer.chat_template
@@ -135,7 +136,7 @@ class Policy:
                             "chat_template to its tokenizer_config.json, or give --no-chat for their texts alone")
         return prompts, False
 
-    def encode(self, prompts, chat=False):
+    def encode(self, prompts: str | list[str], chat: bool = False) -> list[int] | list[list[int]]:
         """Token ids of a prompt or of each of a list; through the chat template if `chat` and the tokenizer has one.
         [] where the tokenizer leaves nothing of it.  Raises UserError: a token without an embedding."""
         if isinstance(prompts, str):
@@ -146,7 +147,7 @@ class Policy:
         self.known(everything)
         return rows
 
-    def encode_solution(self, solution, prompt=None, chat=False):
+    def encode_solution(self, solution: str, prompt: str | None = None, chat: bool = False) -> list[int] | None:
         """Token ids that a gold completion adds to those of its prompt (a text; None: to any), end-of-sequence token
         included: to stop is a decision too. None where no ids are read as exactly this text.  Raises UserError."""
         x = []
@@ -171,11 +172,11 @@ class Policy:
                             "they do not belong together, or the text must do without it")
         return ids
 
-    def decode(self, tokens, prompt=None):
+    def decode(self, tokens: list[int], prompt: list[int] | None = None) -> str:
         """Text that a completion adds to its prompt (lists of ids; None: to any), without the token that ends it."""
         return self.texts([tokens], [prompt])[0]
 
-    def texts(self, completions, prompts):
+    def texts(self, completions: list[list[int]], prompts: list[list[int]]) -> list[str]:
         """`decode` of R completions: the first R / B of them belong to the first of B prompts, and so on."""
         rows = []
         for row in completions:
@@ -203,7 +204,8 @@ class Policy:
                 self.model.set_adapter("default")
 
 
-def load_policy(model="tiny", bits=None, lora_rank=16, adapter=None, reference="start", seed=0, device=None, fast=None):
+def load_policy(model: str = "tiny", bits: int | None = None, lora_rank: int = 16, adapter: str | None = None,
+                reference: str = "start", seed: int = 0, device: str | None = None, fast=None) -> Policy:
     """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, no dropout) on all linear layers that
     one reaches (support/adapters.py, linear_layers).
 
@@ -278,7 +280,7 @@ class Samples:
     lengths: torch.Tensor  # [B, k] int64
     entropies: torch.Tensor  # [B, k, T] float32, nats: entropy of what each token was drawn from, 0 in the padding
 
-    def lists(self):
+    def lists(self) -> list[list[list[int]]]:
         """Token ids as nested lists [B][k], without the padding."""
         found = []
         for rows, lengths in zip(self.tokens.tolist(), self.lengths.tolist()):
@@ -287,7 +289,7 @@ class Samples:
         return found
 
 
-def left_pad(prompts, device=None):
+def left_pad(prompts: list[list[int]], device=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts (lists of ids) padded on the left -> ids [B, L], mask [B, L]."""
     L = max(map(len, prompts))
     ids = []
@@ -301,7 +303,7 @@ def left_pad(prompts, device=None):
     return ids, mask
 
 
-def right_pad(completions):
+def right_pad(completions: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Completions (lists of ids) padded on the right -> ids [R, T], mask [R, T]."""
     T = max(map(len, completions))
     ids = []
@@ -315,13 +317,14 @@ def right_pad(completions):
     return ids, mask
 
 
-def positions_of(mask):
+def positions_of(mask: torch.Tensor) -> torch.Tensor:
     """Position of every token under a mask [R, L] whose rows may be padded on the left."""
     return mask.cumsum(-1).sub(1).clamp_min(0)
 
 
 @torch.no_grad()
-def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_rows=None):
+def sample(policy: Policy, prompts: list[list[int]], k: int, seeds: list[int], temperature: float = 1.0,
+           max_new_tokens: int = 64, max_rows: int | None = None) -> Samples:
     """Draw k completions per prompt from exactly softmax(logits / temperature).
 
     prompts  B lists of token ids, of any lengths
@@ -378,14 +381,14 @@ def sample(policy, prompts, k, seeds, temperature=1.0, max_new_tokens=64, max_ro
     return drawn
 
 
-def uniforms(seed, k, T):
+def uniforms(seed: int, k: int, T: int) -> torch.Tensor:
     """All that is random in k completions of a prompt, float64 [k, T]: drawn before the sampling loop and for each
     prompt by itself, it gives the same completions in any batch."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(k, T, dtype=torch.float64, generator=generator)
 
 
-def draw(p, u):
+def draw(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Inverse transform: the first token whose cumulative probability exceeds u, in float64, which keeps the far tail
     exact.  p [..., V] float32, u [..., m] float64 -> [..., m].  Of a large vocabulary blocks are summed first, with no
     float64 copy of p: the same probabilities to a relative 1e-7."""
@@ -412,13 +415,13 @@ def draw(p, u):
     return token.clamp_max_(V - 1)
 
 
-def first_above(cdf, u):
+def first_above(cdf: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Where cdf [..., n] first exceeds u [..., m] -> [..., m]; its last place where it does not."""
     place = torch.searchsorted(cdf, u, right=True)
     return place.clamp_max_(cdf.shape[-1] - 1)
 
 
-def prefill(policy, prompts, k):
+def prefill(policy: Policy, prompts: list[list[int]], k: int):
     """Run each of P prompts once, and share out its keys and values, or states, to its k samples: R = P k rows.
     Returns the logits [R, V] of the first token, the cache, the mask [P, L] and the last position [R, 1]."""
     ids, mask = left_pad(prompts, policy.device)  # [P, L]
@@ -434,7 +437,7 @@ def prefill(policy, prompts, k):
     return logits, cache, mask, position
 
 
-def decode(policy, prompts, u, temperature):
+def decode(policy: Policy, prompts: list[list[int]], u: torch.Tensor, temperature: float):
     """The sampling loop: one completion of each of P prompts for each of k rows of uniforms u [P, k, T].
     Returns tokens, logps, entropies [P, k, T] and lengths [P, k], as in Samples."""
     P, k, T = u.shape
@@ -485,7 +488,8 @@ def decode(policy, prompts, u, temperature):
     return tuple(x.unflatten(0, (P, k)) for x in results)
 
 
-def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits=False):
+def score(policy: Policy, prompts: list[list[int]], completions: list[list[int]], temperature: float = 1.0,
+          max_tokens: int | None = None, logits: bool = False):
     """Log-probabilities of completions, in micro-batches; the gradient flows if it is enabled.
 
     prompts, completions  R lists of token ids each (one prompt per completion)
@@ -519,7 +523,7 @@ def score(policy, prompts, completions, temperature=1.0, max_tokens=None, logits
         yield torch.tensor(index), values, own.float()
 
 
-def micro_batches(prompts, completions, max_tokens, pads):
+def micro_batches(prompts: list[list[int]], completions: list[list[int]], max_tokens: int, pads: bool):
     """Numbers of R rows in lists of at most `max_tokens` tokens (rows x padded length), or of one row, from the longest
     completions down; unless the model `pads`, of prompts of one length each."""
     order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
@@ -547,7 +551,8 @@ def micro_batches(prompts, completions, max_tokens, pads):
     return found
 
 
-def score_weighted(policy, prompts, completions, weights, temperature=1.0):
+def score_weighted(policy: Policy, prompts: list[list[int]], completions: list[list[int]], weights: torch.Tensor,
+                   temperature: float = 1.0):
     """`score` of those of B k completions, number j of prompt j // k, whose weight [B, k] is not zero: the others have
     no gradient and never enter a forward pass. Each process takes its share of the prompts that are left.
     Yields (j [r] into the B k completions, logps [r, T], mask [r, T])."""
@@ -562,7 +567,8 @@ def score_weighted(policy, prompts, completions, weights, temperature=1.0):
         yield mine[index], logps, mask
 
 
-def score_share(policy, prompts, completions, temperature=1.0, logits=False):
+def score_share(policy: Policy, prompts: list[list[int]], completions: list[list[int]], temperature: float = 1.0,
+                logits: bool = False):
     """`score` of this process's share of R completions, one of each prompt.
     Yields (j [r] into the R completions, logps [r, T] or logits, mask [r, T])."""
     mine = torch.arange(processes.RANK, len(prompts), processes.WORLD)
@@ -573,7 +579,8 @@ def score_share(policy, prompts, completions, temperature=1.0, logits=False):
 
 
 @torch.no_grad()
-def sequence_logps(policy, prompts, completions, temperature=1.0):
+def sequence_logps(policy: Policy, prompts: list[list[int]], completions: list[list[int]],
+                   temperature: float = 1.0) -> torch.Tensor:
     """log pi(y|x) of R completions (sums over tokens), without gradient -> float64 tensor [R] on the CPU."""
     out = torch.zeros(len(prompts), dtype=torch.float64)
     for j, logps, _ in score_share(policy, prompts, completions, temperature):
@@ -582,7 +589,8 @@ def sequence_logps(policy, prompts, completions, temperature=1.0):
     return processes.all_reduce(out)
 
 
-def kl_gap(policy, prompts, drawn, temperature=1.0, some=None):
+def kl_gap(policy: Policy, prompts: list[list[int]], drawn: Samples, temperature: float = 1.0,
+           some: tuple[int, int] | None = None) -> torch.Tensor:
     """log pi(y|x) - log ref(y|x) of Samples, nats, detached -> float64 [B, k] on the CPU; their expected mean is
     KL(pi || ref).  some = (b, m): only of the first m samples of the first b prompts, [b, m], to watch it cheaply."""
     B, k = drawn.lengths.shape
@@ -600,7 +608,7 @@ def kl_gap(policy, prompts, drawn, temperature=1.0, some=None):
     return logp - ref.view(b, m)
 
 
-def kl_coefficients(gap):
+def kl_coefficients(gap: torch.Tensor) -> torch.Tensor:
     """Coefficients of grad log pi(y_i) whose expected sum is grad KL(pi || ref), as the score-function form has it:
     (1/k) (gap_i - mean_{j != i} gap_j), gap = log pi(y) - log ref(y) [B, k], detached. With gap = log pi(y) it is the
     gradient of minus the entropy of pi(.|x)."""
@@ -612,7 +620,7 @@ def kl_coefficients(gap):
     return (gap - baseline) / k
 
 
-def set_rate(optimizer, lr, number, steps):
+def set_rate(optimizer: torch.optim.Optimizer, lr: float, number: int, steps: int) -> None:
     """Learning rate of step `number` (1, 2, ..., `steps`): it falls from lr to lr / steps."""
     left = 1 - (number - 1) / steps
     for group in optimizer.param_groups:
@@ -621,7 +629,7 @@ def set_rate(optimizer, lr, number, steps):
 
 # ----------------------------------------------------------------------------------------------------------- estimators
 
-def pass_at_k(n, c, k):
+def pass_at_k(n: int, c: int, k: int) -> float:
     """Chance that k draws without replacement from n samples, c of them right, hold a right one: 1 - C(n-c,k) / C(n,k).
     Unbiased for 1 - (1-p)^k (Chen et al. 2021, arXiv 2107.03374).  Raises ValueError unless 0 <= c <= n and
     1 <= k <= n."""
@@ -631,7 +639,7 @@ def pass_at_k(n, c, k):
     return 1 - all_wrong / math.comb(n, k)
 
 
-def maj_at_k(answers, correct, k):
+def maj_at_k(answers: list, correct, k: int) -> float:
     """Chance that `correct` wins a plurality vote of k draws without replacement from the pool `answers`; a tie of t
     answers counts 1/t; None consumes a draw and casts no vote. Exact, no resampling.  Raises ValueError unless
     1 <= k <= n <= 1000 and `correct` is an answer.
@@ -673,7 +681,7 @@ def maj_at_k(answers, correct, k):
     return total / math.comb(n, k)
 
 
-def bon_at_k(scores, rewards, k):
+def bon_at_k(scores: list[float], rewards: list[float], k: int) -> float:
     """Expected reward of the highest-scored of k draws without replacement; equal scores share the choice equally.
     With scores = rewards this is max@k (pass@k for rewards in {0, 1}).  Raises ValueError unless 1 <= k <= n."""
     n = len(scores)
@@ -696,7 +704,7 @@ def bon_at_k(scores, rewards, k):
 
 # ---------------------------------------------------------------------------------------------------------- arithmetic
 
-def log1mexp(x):
+def log1mexp(x: torch.Tensor) -> torch.Tensor:
     """log(1 - e^x) for x < 0, value and gradient: each branch of a `where` needs an input that is safe for it, because
     a NaN of the branch not taken would reach the gradient."""
     near = x > -math.log(2)
@@ -707,20 +715,21 @@ def log1mexp(x):
     return torch.where(near, of_near, of_far)
 
 
-def standardise(rewards, pool=None):
+def standardise(rewards: torch.Tensor, pool: torch.Tensor | None = None, correction: int = 0) -> torch.Tensor:
     """(r - mean) / standard deviation of rewards [B, M], 0 where all are equal; by those of a pool [B or 1, R] if one
-    is given, else by each prompt's own."""
+    is given, else by each prompt's own. The deviation divides by their number less `correction`, 0 or 1."""
     if pool is None:
         pool = rewards
+    correction = min(correction, pool.shape[1] - 1)
     mean = pool.mean(1, keepdim=True)
-    std = pool.std(1, correction=0, keepdim=True)
+    std = pool.std(1, correction=correction, keepdim=True)
     spread = pool.amax(1, keepdim=True) - pool.amin(1, keepdim=True)
     equal = spread < 1e-6  # rounding would pass for a deviation
     r = (rewards - mean) / std.clamp_min(1e-6)
     return torch.where(equal, 0.0, r)
 
 
-def elementwise(value, low, high, name):
+def elementwise(value: torch.Tensor | float, low: float, high: float, name: str):
     """For functions of a tensor or a number -> (float tensor, function that gives a result the type of `value`).
     A number is computed in float64; NaN passes.  Raises ValueError outside [low, high]."""
     is_number = not torch.is_tensor(value)

@@ -31,7 +31,8 @@ def parse_args(argv=None):
     parser.add_argument("models", nargs="*", default=[],
                         help="run folders, hub ids, local model directories, GGUF files or embedded models (tiny, "
                              "tiny_program, ...); BASE+ADAPTER: adapter on base; default that of the task")
-    parser.add_argument("--task", default=None, help="task name; default: that of the first run folder, else countdown")
+    parser.add_argument("--task", default=None, help="task name, or your own, FILE.py[:CLASS]; default: that of the "
+                        "first run folder, else countdown")
     parser.add_argument("--data", default=None, help="problems from FILE.jsonl, or a local copy of the task's data set")
     parser.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
     parser.add_argument("--allow-unsandboxed-code", action="store_true",
@@ -111,7 +112,7 @@ class Blocks:
         self.done = 0
         self.label = label
         self.most = max(1, 8192 // samples)
-        self.tiny = policy.size < load.TINY
+        self.tiny = policy.size < load.SMALL
         self.size = self.most if self.tiny else max(1, 64 // samples)
         hidden = True if processes.RANK else None  # None: silent in a pipe
         self.bar = tqdm(total=problems, desc=label, leave=False, unit="problem", disable=hidden)
@@ -418,10 +419,11 @@ def co_scaling(results: dict[str, dict]) -> dict[str, dict[str, float]]:
 
 
 def run_flags(model: str) -> dict | None:
-    """Flags of a run folder, or None if `model` is none."""
-    flags = contents.read_json(os.path.join(model, "args.json")).get("flags")
+    """Flags of a run folder and, as "contents", digests of what it was begun with; None if `model` is none."""
+    found = contents.read_json(os.path.join(model, "args.json"))
+    flags = found.get("flags")
     known = isinstance(flags, dict) and {"model", "task", "data", "levels"} <= flags.keys()
-    return flags if known else None
+    return {**flags, "contents": found.get("contents") or {}} if known else None
 
 
 def base_and_adapter(model: str) -> tuple[str, str | None, dict | None]:
@@ -439,7 +441,7 @@ def base_and_adapter(model: str) -> tuple[str, str | None, dict | None]:
 
 
 def is_local(model):
-    return model in load.EMBEDDED or os.path.exists(model)
+    return model in load.EMBEDDED_MODELS or os.path.exists(model)
 
 
 def split_at_plus(model):
@@ -458,6 +460,7 @@ def problems_of(args, runs: dict[str, dict]) -> tasks.Task:
         same_problems(runs)
     name = args.task
     data = args.data
+    reward = args.reward
     levels = args.levels
     columns = args.columns
     skip = args.skip_bad_rows
@@ -470,14 +473,29 @@ def problems_of(args, runs: dict[str, dict]) -> tasks.Task:
         skip = skip or matching[0].get("skip_bad_rows", False)
     elif not name and not data:
         name = "countdown"
-    return tasks.load_task(name, data, levels, args.allow_unsandboxed_code, columns, skip)
+    if matching and not args.task:
+        reward = reward or matching[0].get("reward")
+    task = tasks.load_task(name, data, levels, args.allow_unsandboxed_code, columns, skip, reward,
+                           args.reward_processes)
+    for model, flags in runs.items():
+        say_changed(model, flags["contents"], task)
+    return task
+
+
+def say_changed(model, begun, task):
+    """Say where a file that judges is not what it was when a run began with these contents."""
+    for flag, now in task.code.items():
+        names = contents.differing(begun.get(flag) or now, now)
+        if names:
+            print(f"note: what --{flag} names is not what {model} was trained with, in {contents.listed(names)}: these "
+                  "figures are by what it is now", flush=True)
 
 
 def same_problems(runs):
     """Raises UserError if runs {argument: flags} are of different problems."""
     first = {}  # of each kind of problems, the first run
     for model, flags in runs.items():
-        kind = (flags["task"], flags["data"], flags["levels"], flags.get("columns"))
+        kind = (flags["task"], flags["data"], flags["levels"], flags.get("columns"), flags.get("reward"))
         first.setdefault(kind, model)
     if len(first) > 1:
         told = ", ".join(f"{model} of {' '.join(filter(None, kind))}" for kind, model in first.items())
@@ -668,6 +686,7 @@ def main(argv: list[str] | None = None) -> None:
         args.out = new_folder(args.out, f"evaluate-{task.name}")
         pools, known["checks"] = draw_pools(args, task, parts, temperatures, verifier)
         known["counts"] = dict(task.counts)
+        known["code"] = task.code
     report = new_report(args, ks, pools, **known)
     # files first: what is printed may have no reader
     write_atomic(os.path.join(args.out, "result.json"), to_json(report, indent=1))

@@ -77,9 +77,9 @@ def rate(args, step, steps):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check(args):
+def check_flags(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("epochs",), not_negative=("noise",))
+    flags.check_common(args, positive=("epochs",), not_negative=("noise",))
     if args.noise > 1:
         raise UserError(f"--noise is a probability, not {args.noise}")
 
@@ -91,7 +91,7 @@ def draw_pools(task, args):
                                 fast=chooser(args.plain))
     load.put_prompts(policy, task, args.chat, args.system)
     args.max_new_tokens = args.max_new_tokens or evaluate.fit_length(policy, task)
-    small = policy.size < load.TINY
+    small = policy.size < load.SMALL
     args.bits = load.bits_of(policy)
     if args.lr is None:
         args.lr = 5e-3 if small else load.learning_rate(policy.size, supervised=True)[0]
@@ -142,12 +142,11 @@ def show(found, problems):
 @flags.cli
 def main(argv=None):
     args = parser().parse_args(argv)
-    check(args)
+    check_flags(args)
     locate(args)
     if not args.task and not args.data:
         args.task = "countdown"
-    task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code,
-                           args.columns, args.skip_bad_rows)
+    task = tasks.task_of(args)
     if task.graded:
         raise UserError(f"task {task.name} has graded rewards: a verifier is fitted to right or wrong")
     args.task = args.task or task.name
@@ -175,7 +174,7 @@ def main(argv=None):
     # Judge, save.
     evaluate.add_scores(test, verifier, task.chat)
     found = evaluate.judge_verifier(test)
-    verifier.extra |= {"bits": args.bits, "task": task.name, "flags": vars(args)}
+    verifier.extra |= {"bits": args.bits, "task": task.name, "code": task.code, "flags": vars(args)}
     verifier.extra |= {"seconds": round(time.time() - started, 1), **found}
     verifier.save(folder)
     show(found, len(test))

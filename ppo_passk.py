@@ -83,8 +83,18 @@ import common
 from common import kl_coefficients
 from support import processes
 from support.errors import UserError
-from support.folder import Run
-from support.run import batch_of, begin, end_of_step, evaluate_after, evaluate_before, examples, sample_stats, set_up
+from support.folder import Folder
+from support.run import (
+    Run,
+    batch_of,
+    end_of_step,
+    evaluate_after,
+    evaluate_before,
+    examples,
+    sample_stats,
+    set_up,
+    start,
+)
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
@@ -298,9 +308,9 @@ def ppo_loss(logps, old_logps, mask, A, clip):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check(args):
+def check_flags(args):
     """Flags that argparse cannot judge.  Raises UserError."""
-    flags.check(args, positive=("epochs", "minibatches"), not_negative=("clip",))
+    flags.check_common(args, positive=("epochs", "minibatches"), not_negative=("clip",))
     first, last = ends(args.k)
     if not 1 <= last <= first:
         raise UserError(f"--k must be at least 1, or fall from FIRST to LAST, not {args.k}")
@@ -416,16 +426,17 @@ def ppo_update(policy, optimizer, prompts, y, old_logps, coefficients, args):
 
 @flags.cli
 def main(argv=None):
-    run = Run("ppo_passk", parser(), argv)
-    args = run.args
-    check(args)
-    task, policy, train = set_up(run, "countdown", args.objective)
+    folder = Folder("ppo_passk", parser(), argv)
+    args = folder.args
+    check_flags(args)
+    task, policy, optimizer, problems = set_up(folder, "countdown", args.objective)
     first, _ = ends(args.k)
-    optimizer = begin(run, f"objective {args.objective}, k {args.k}, n {args.samples}", budget=first)
+    run = Run(folder, task, policy, optimizer, problems, budget=first)
+    start(run, f"objective {args.objective}, k {args.k}, n {args.samples}")
     evaluate_before(run)
     for number in range(run.step + 1, args.steps + 1):
-        problems = batch_of(train, args.prompts, number, args.seed)
-        line, shown = step(policy, task, optimizer, problems, number, args)
+        batch = batch_of(problems.train, args.prompts, number, args.seed)
+        line, shown = step(policy, task, optimizer, batch, number, args)
         end_of_step(run, line, shown)
     evaluate_after(run)
 

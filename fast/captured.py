@@ -82,7 +82,7 @@ class Decoder:
         if not all(type(layer) is plain for layer in self.cache.layers):
             raise ValueError("a cache that does more than append")
 
-    def begin(self, rows, u):
+    def take_rows(self, rows, u):
         """Memory for a segment: of these rows, one for each row of uniforms u [R, S]."""
         S = u.shape[1]
         n = self.seen
@@ -177,7 +177,7 @@ def decode_segments(policy, prompts, u, temperature):
     chosen = rows // k  # of those of the segment before; at first, of the prompts
     t = 0
     while t < T and len(rows):
-        decoder.begin(chosen, u[rows, t:t + SEGMENT])
+        decoder.take_rows(chosen, u[rows, t:t + SEGMENT])
         done = decoder.run(min(SEGMENT, T - t))
         tokens[rows, t:t + done] = decoder.tokens[:, :done]
         logps[rows, t:t + done] = decoder.logps[:, :done]
@@ -273,7 +273,7 @@ def never_waits(policy, prompts, u):
     """A step of the decoder under which the host does not wait for the device.  Raises RuntimeError if it does."""
     with light(policy.fast.light):
         decoder = Decoder(policy, prompts, 1.0)
-        decoder.begin(torch.arange(len(prompts), device=u.device), u[:, 0])
+        decoder.take_rows(torch.arange(len(prompts), device=u.device), u[:, 0])
         decoder.step()  # the first one makes ready what kernels need
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -316,7 +316,7 @@ def draws_as_scored(policy):
     return near(scored, drawn, exact) and near(*first, exact)
 
 
-def choose(policy, fast, layers):
+def where_possible(policy, fast, layers):
     """Whether this model can be captured and draws by its own log-probabilities: tried.  Sets fast.captured and
     fast.light -> what was chosen, in words."""
     quantised = getattr(policy.lm.config, "quantization_config", None)

@@ -86,7 +86,7 @@ def choose_fast(policy):
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         policy.fast = None
-        if policy.size < load.TINY and not cannot:
+        if policy.size < load.SMALL and not cannot:
             with folded(layers):
                 mask = why_not(policy, packed.score_packs, [[0, 1]])
             if not mask and not decoding.known_masks(lm):
@@ -100,7 +100,7 @@ def choose_fast(policy):
     words = "samples of a prompt share its keys and values, "
     if policy.device.type == "cuda":
         found = Fast([], False, takes_wide(policy))
-        return found, words + captured.choose(policy, found, layers)
+        return found, words + captured.where_possible(policy, found, layers)
     if cannot:
         return Fast([], False), words + f"adapter not folded into the weights ({cannot})"
     return Fast(layers, False), words + "adapter folded into the weights in rollouts"

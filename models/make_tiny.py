@@ -83,11 +83,11 @@ def make_tokenizer(characters=CHARACTERS):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>")
 
 
-def check(args, names):
+def check_flags(args, names):
     """Raises UserError for flags that make no model."""
     for name in names:
-        if name not in tasks.EMBEDDED:
-            raise UserError(f"--tasks: {name!r} is not an embedded task; choose from {', '.join(tasks.EMBEDDED)}")
+        if name not in tasks.EMBEDDED_TASKS:
+            raise UserError(f"--tasks: {name!r} is not an embedded task; choose from {', '.join(tasks.EMBEDDED_TASKS)}")
     if min(args.steps, args.layers, args.width) < 1 or args.batch < len(names) or args.width % 16 or not args.lr > 0:
         raise UserError("--steps and --layers must be at least 1, --batch at least the number of tasks, --width a "
                         "multiple of 16 and --lr positive")
@@ -117,13 +117,13 @@ def main(argv=None):
     import transformers
     transformers.utils.logging.disable_progress_bar()
     names = args.tasks.split(",")
-    check(args, names)
+    check_flags(args, names)
     try:
         os.makedirs(args.out, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --out {args.out}: {error.strerror}") from error
     write_atomic(os.path.join(args.out, "result.json"), "{}")
-    corpora = [tasks.EMBEDDED[name](sizes=(0, 0, 0)) for name in names]
+    corpora = [tasks.EMBEDDED_TASKS[name](sizes=(0, 0, 0)) for name in names]
     for task in corpora:
         task.cut = args.cut
     streams = [task.stream(random.Random(f"pretrain {task.name} {args.seed}")) for task in corpora]

@@ -44,10 +44,10 @@ RECORDS, RUNS = os.path.join(ROOT, "results", "records"), os.path.join(ROOT, "ru
 KS = (1, 2, 4, 8, 16, 32, 64)
 VALID = ("pass@1", "pass@8", "pass@32", "maj@8", "bon@8")
 
-TINY = "--model tiny --lr 0.002 --temperature 1 "
-RL = TINY + "--kl-prompts 0 "  # the KL that a run only watches costs a twentieth of it and changes nothing
+TINY_FLAGS = "--model tiny --lr 0.002 --temperature 1 "
+RL = TINY_FLAGS + "--kl-prompts 0 "  # the KL that a run only watches costs a twentieth of it and changes nothing
 PPO = "ppo_passk " + RL + "--k 8 --samples 16 --prompts 64 "
-SFT = "bon_sft " + TINY + "--task countdown --train-problems 200 --prompts 64 --steps 125 "
+SFT = "bon_sft " + TINY_FLAGS + "--task countdown --train-problems 200 --prompts 64 --steps 125 "
 BON = "bon_rl " + RL + "--task countdown --samples 16 --prompts 32 --steps 100 "
 CAT = "cat_passk " + RL + "--task countdown --prompts 64 --steps 100 "
 GOLD = CAT + "--mode sft --target answer "

@@ -153,7 +153,7 @@ def put_on(lm, folder, start=None):
         mine = peft.get_peft_model_state_dict(wrapped, adapter_name="default", save_embedding_layers=False)
         if mine.keys() != saved.keys() - tables:
             raise ValueError("its layers are not those of this model")
-        check(wrapped, lm, before)
+        check_adapter(wrapped, lm, before)
         if start:
             wrapped.load_adapter(source, adapter_name=start, is_trainable=False)
             check_start(wrapped.eval(), lm, start)
@@ -269,7 +269,7 @@ def near(lm, found, wanted):
     return mean_gap(found, wanted) <= (1e-3 if exact(lm) else 0.1) * mean_gap(wanted, wanted.float().mean())
 
 
-def check(wrapped, lm, before):
+def check_adapter(wrapped, lm, before):
     """Whether the base is what it was, the model without peft around it says what it says with it, and the adapter
     leaves it causal.  before: logits of the base.  Raises UserError."""
     kind = wrapped.peft_config["default"].peft_type.value
@@ -300,7 +300,7 @@ def check_start(wrapped, lm, start):
 def name_base(wrapped, model):
     """Have what is saved name its base so that peft finds it from any working directory: a hub id as it is, a folder by
     its absolute path. Of a GGUF file it is the folder; AutoPeftModelForCausalLM takes the rest, gguf_file=NAME."""
-    if model in load.EMBEDDED:
+    if model in load.EMBEDDED_MODELS:
         model = os.path.join(ROOT, "models", model)
     elif model.endswith(".gguf"):
         model = os.path.dirname(os.path.abspath(model))

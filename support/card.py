@@ -7,7 +7,7 @@ import shlex
 from support.output import to_json
 
 PLACE = ("out", "resume")  # flags that say where a run is kept, and nothing about it
-OBJECTIVE = ("objective", "variant", "mode", "weight", "estimator", "target", "k", "n")  # of the scripts' own flags
+OBJECTIVE = ("objective", "variant", "mode", "operator", "weight", "estimator", "target", "k", "n")  # own flags
 TRAINING = ("steps", "prompts", "samples", "lr", "temperature", "seed")
 LONGEST = 300  # characters of the example's prompt
 
@@ -29,7 +29,7 @@ def facts(run, result=None):
         result = read(run, "result.json")
     return {"script": found.get("script"),
             "flags": flags,
-            "chat": found.get("chat"),  # None: of an older run, which did not store it
+            "chat": found.get("chat"),
             "prompts": prompts(run),
             "result": result}
 
@@ -109,7 +109,15 @@ def is_hub_id(model):
 def title(found):
     if not found["script"]:
         return "# An adapter that no run folder describes\n\n"
-    return f"# {found['script']} on {found['flags'].get('task') or 'own problems'}\n\n"
+    return f"# {found['script']} on {task_of(found['flags'])}\n\n"
+
+
+def task_of(flags):
+    """What it was trained on, without the folders that this lies in."""
+    task = os.path.basename(flags.get("task") or "own problems")
+    data = f" {os.path.basename(flags['data'])}" if flags.get("data") else ""
+    judge = f", judged by {os.path.basename(flags['reward'])}" if flags.get("reward") else ""
+    return f"{task}{data}{judge}"
 
 
 def table(found):
@@ -119,13 +127,12 @@ def table(found):
         return ""
     model = flags.get("model") or ""
     base = model if is_hub_id(model) else os.path.basename(os.path.normpath(model))
-    data = f" {os.path.basename(flags['data'])}" if flags.get("data") else ""
-    objective = [f"{name} {flags[name]}" for name in OBJECTIVE if flags.get(name) is not None]
+    objective = [f"{name} {os.path.basename(str(flags[name]))}" for name in OBJECTIVE if flags.get(name) is not None]
     training = [f"{name} {flags.get(name)}" for name in TRAINING]
     rows = {"base": f"{base}, {flags.get('bits')} bits while trained",
             "script": f"`{found['script']}.py` of train-as-you-test",
             "objective": ", ".join(objective),
-            "task": f"{flags.get('task') or 'own problems'}{data}",
+            "task": task_of(flags),
             "training": ", ".join(training)}
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items()) + "\n"
 

@@ -56,7 +56,7 @@ class Check:
         gaps = {(one, other): gap(found[one], found[other]) for one, other in pairs}
         largest = max(most for most, _ in gaps.values())
         mean = max(average for _, average in gaps.values())
-        judge(policy, gaps, largest, mean)
+        refuse_gap(policy, gaps, largest, mean)
         if self.report and not processes.RANK:
             self.report({"longest": longest, "largest": largest, "mean": mean})
 
@@ -128,7 +128,7 @@ def precision(policy):
     return "8 bits" if getattr(quantised, "load_in_8bit", False) else "float32"
 
 
-def judge(policy, gaps, largest, mean):
+def refuse_gap(policy, gaps, largest, mean):
     """Raises UserError, which names what differs, where a gap is more than rounding."""
     kind = precision(policy)
     most, most_mean = LIMITS[kind]

@@ -162,7 +162,7 @@ def in_one_precision(lm, dtype):
 
 # ------------------------------------------------------------------------------------------------- what was not found
 
-def check(model, lm, report, fresh_head=False):
+def check_weights(model, lm, report, fresh_head=False):
     """Read the loading report of a model, then look at its weights.  fresh_head: a score head is to be fitted, or comes
     with an adapter, so the checkpoint may lack one.  Raises UserError."""
     check_names(model, lm, report, fresh_head)

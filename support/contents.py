@@ -9,8 +9,9 @@ import re
 from support import ROOT
 from support.errors import UserError
 
-EMBEDDED = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty", "tiny_countdown6")  # in models/
+EMBEDDED_MODELS = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty", "tiny_countdown6")  # in models/
 PATHS = ("model", "data", "adapter", "verifier")  # flags whose value may be a path, and move
+CODE = ("task", "reward", "operator")  # flags whose value may be FILE.py or FILE.py:NAME, and move
 
 MEGABYTE = 2 ** 20
 WEIGHTS = r"\.(?:safetensors|gguf|bin)$"
@@ -25,7 +26,9 @@ def located(text, flag):
     embedded model or a hub id as it is.  Raises UserError for what can only be a path and is not there: the hub would
     be asked for it first, for half a minute without a network."""
     text = text if text is None else os.fspath(text)
-    if text is None or text in EMBEDDED and flag != "--adapter":
+    if text and flag in ("--task", "--reward", "--operator"):
+        return located_code(text, flag)
+    if text is None or text in EMBEDDED_MODELS and flag != "--adapter":
         return text
     if os.path.exists(text):
         return os.path.abspath(text)
@@ -35,6 +38,28 @@ def located(text, flag):
     if looks_like_a_path(text) or "adapter" in flag and "/" not in text:  # those of the hub have an owner
         raise UserError(f"{flag} {text}: there is no such file or folder")
     return text
+
+
+def code_file(text):
+    """(absolute path, NAME or None) of FILE.py or FILE.py:NAME, None of any other text."""
+    match = re.fullmatch(r"(.+\.py)(?::(.*))?", text, re.DOTALL)
+    return match and (os.path.abspath(match[1]), match[2])
+
+
+def located_code(text, flag):
+    """The same as `located` for FILE.py or FILE.py:NAME; any other text is the name of a task."""
+    found = code_file(text)
+    if found is None:
+        return text
+    path, name = found
+    if not os.path.isfile(path):
+        raise UserError(f"{flag} {text}: there is no such file")
+    return path if name is None else f"{path}:{name}"
+
+
+def moves(flag, value):
+    """Whether the value of a flag is a path, or may be one: what it names may lie elsewhere by now."""
+    return flag in PATHS or flag in CODE and value is not None and code_file(value) is not None
 
 
 def looks_like_a_path(text):
@@ -60,7 +85,7 @@ def snapshot(name):
 
 def place(model):
     """The file or folder of a model, None if it is not on this machine."""
-    if model in EMBEDDED:
+    if model in EMBEDDED_MODELS:
         return os.path.join(ROOT, "models", model)
     return model if os.path.exists(model) else snapshot(model)
 
@@ -128,13 +153,16 @@ def of_rows(task, data):
         counts[split] = len(problems)
         for p in problems:
             prompt = getattr(p.prompt, "turns", p.prompt)  # of chat messages also who says what
-            found.update(json.dumps([split, prompt, p.answer, p.solution, p.level]).encode())
+            values = [split, prompt, p.answer, p.solution, p.level]
+            if hasattr(p, "row"):  # which a function of one's own judges by
+                values.append(p.row)
+            found.update(json.dumps(values, default=str).encode())
     return {**counts, "sha256": found.hexdigest(), "name": data and os.path.basename(data)}
 
 
 def of_run(args, task, generated):
     """{flag: contents} of all that a run was begun with. generated: whether the task makes its problems itself."""
-    found = {"model": of_files(args.model)}
+    found = {"model": of_files(args.model), **task.code}
     if not generated:
         found["data"] = of_rows(task, args.data)
     if args.adapter:
@@ -173,7 +201,7 @@ def change(then, now):
 def compare(then, now, flags, args, started):
     """Raises UserError with what differs between the contents that a run was begun with (`then`, with its flags) and
     those that are there.  started: whether it has a checkpoint, which holds the weights of its adapter."""
-    for name in PATHS:
+    for name in (*PATHS, *CODE):
         if not then.get(name) or not now.get(name):
             continue
         begun = then[name]
@@ -233,7 +261,7 @@ def same_place(a, b):
 
 
 def is_hub_id(name):
-    return not os.path.exists(name) and name not in EMBEDDED and not looks_like_a_path(name)
+    return not os.path.exists(name) and name not in EMBEDDED_MODELS and not looks_like_a_path(name)
 
 
 def last(name):

@@ -3,6 +3,7 @@
 Imports nothing heavy: --help and a wrong flag answer at once.
 """
 import argparse
+import ast
 import errno
 import functools
 import math
@@ -10,10 +11,11 @@ import os
 import signal
 import sys
 
+from support import ROOT
 from support.errors import UserError
 from support.output import Console, consoles
 
-TASKS = "countdown, countdown6, routes, program, peptide, gsm8k, math, humaneval, mbpp, codecontests, taco"
+TASK_NAMES = "countdown, countdown6, routes, program, peptide, gsm8k, math, humaneval, mbpp, codecontests, taco"
 
 
 class Flags(argparse.Namespace):
@@ -33,11 +35,22 @@ class Parser(argparse.ArgumentParser):
         args.given = {name for name, value in vars(found).items() if value is not absent}
         return args
 
+    def format_help(self):
+        return super().format_help() + examples() * ("--reward" in self._option_string_actions)
+
     def _print_message(self, message, file=None):
         if stream := file or sys.stderr:
             console = Console(stream)
             super()._print_message(message, console)
             console.flush()
+
+
+def examples():
+    """The end of the docstring of tasks/: a task and a reward of one's own, ten lines each."""
+    with open(os.path.join(ROOT, "tasks", "__init__.py"), encoding="utf-8") as file:
+        words = ast.get_docstring(ast.parse(file.read()))
+    _, mark, rest = words.partition("A task of your own in a file")
+    return f"\n{mark}{rest}\n"
 
 
 class Elsewhere(argparse.Action):
@@ -64,7 +77,7 @@ def base_parser(doc, task, train_problems):
     """A parser with the flags that say on which problems and with which base. doc: the script's docstring."""
     p = Parser(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     g = p.add_argument_group("problems, base and adapter")
-    g.add_argument("--task", help=f"{TASKS}; default {task}, or that of --data")
+    g.add_argument("--task", help=f"{TASK_NAMES}, or your own, FILE.py[:CLASS]; default {task}, or that of --data")
     g.add_argument("--data", help="your own problems: a file (JSON lines, Parquet, CSV, ...), a folder or ORG/NAME of "
                    "the hub; or a copy of the data set --task. An answer is the last \\boxed{...}, else what follows "
                    "'####' or 'answer is', else a number alone")
@@ -127,11 +140,16 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
 
 
 def prompt_flags(parser):
-    """What evaluate.py has too: what one's own rows are, and how a prompt is put to a model."""
+    """What evaluate.py has too: what one's own rows are, what judges them, and how a prompt is put to a model."""
     parser.add_argument("--columns", help="which columns of --data are what, e.g. prompt=problem,answer="
                         "reward_model.ground_truth; default by their names (tasks/shapes.py)")
     parser.add_argument("--skip-bad-rows", action="store_true", help="leave rows of --data out that are no problems, "
                         "and count them")
+    parser.add_argument("--reward", help="what judges the samples of --data instead of its answers, your own "
+                        "FILE.py:FUNCTION: f(prompt, completion, answer=None, **row), or as in TRL f(prompts, "
+                        "completions, **columns)")
+    parser.add_argument("--reward-processes", type=int, default=0, help="call --reward in N processes, with a limit of "
+                        "FUNCTION.limit seconds (60 without it) that is counted when it strikes; 0 = in this one")
     parser.add_argument("--chat", action=argparse.BooleanOptionalAction, default=None,
                         help="put prompts through the tokenizer's chat template, or not; default what the task says, "
                              "where there is one. A clock in it stands at 26 Jul 2024")
@@ -152,7 +170,7 @@ def refuse(args, names, where):
             raise UserError(f"--{name.replace('_', '-')} does nothing {where}: leave it out")
 
 
-def check(args, positive=(), not_negative=(), plotted=()):
+def check_common(args, positive=(), not_negative=(), plotted=()):
     """What argparse cannot judge about the flags that all scripts share, and of a script's own that they are at least
     1, or not negative.  plotted: those that --plot-weights heeds.  Raises UserError."""
     for name in ("samples", "prompts", "steps", "lora_rank", "save_every", *positive):

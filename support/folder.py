@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from contextlib import contextmanager, suppress
 from itertools import accumulate
 
@@ -98,9 +97,9 @@ def step_of(line):
     return step if type(step) is int and line.endswith(b"\n") else None
 
 
-def log_until(data, step, name):
-    """What of a log (bytes) was written up to `step` -> (its size in bytes, number of its first broken line or None).
-    metrics.jsonl has one line per step, samples.jsonl some for some steps."""
+def broken_line(data, step, name):
+    """Number of the first line of a log (bytes) that is not what was written up to `step`, None if there is none to be
+    seen. metrics.jsonl has one line per step, samples.jsonl some for some steps."""
     lines = data.splitlines(keepends=True)
     steps = [step_of(line) for line in lines]
     if name == "metrics.jsonl":
@@ -109,8 +108,7 @@ def log_until(data, step, name):
         count = max((i for i, s in enumerate(steps, 1) if s is not None and s <= step), default=0)
         wanted = accumulate((s if s is not None and s <= step else 0 for s in steps[:count]), max)  # steps never fall
     found = (steps + [None] * count)[:count]
-    broken = next((i for i, (s, w) in enumerate(zip(found, wanted), 1) if s != w), None)
-    return len(b"".join(lines[:count])), broken
+    return next((i for i, (s, w) in enumerate(zip(found, wanted), 1) if s != w), None)
 
 
 def fits(action, value):
@@ -131,7 +129,7 @@ def fits(action, value):
 # folders move.
 LOGGED = ("metrics.jsonl", "samples.jsonl", "targets.json")
 PREVIOUS = "state.previous.pt"
-MAY_CHANGE = (*contents.PATHS, "out", "resume", "save_every")
+MAY_CHANGE = ("out", "resume", "save_every", "reward_processes")
 
 BEGUN = ("args.json", "checks.jsonl")  # what is in a folder before anything has been computed
 MADE = {}  # {folder of this process: those of it and the ones around it that it had to make}
@@ -206,7 +204,7 @@ class Damage(UserError):
     """A file of a run folder is not what the run wrote."""
 
 
-class Run:
+class Folder:
     """One training run on disk: args.json, metrics.jsonl, samples.jsonl, result.json, curves.png, adapter/, state.pt.
 
     `--resume` takes every flag from args.json (a flag given again must agree), cuts what was logged after the last
@@ -220,14 +218,18 @@ class Run:
 
     def __init__(self, script, parser, argv):
         """Read the flags; with --resume those of the run in --out.  Raises UserError."""
-        self.script, self.args = script, parser.parse_args(argv)
-        self.folder, self.resumed = self.args.out, self.args.resume
-        self.started, self.asked_to_stop, self.step = time.time(), False, 0
+        self.script = script
+        self.args = parser.parse_args(argv)
+        self.name = self.args.out  # its path
+        self.resumed = self.args.resume
+        self.started = time.time()
+        self.step = 0  # steps done
         self.training = False  # whether there are steps that can be saved
+        self.asked_to_stop = False
         self.begun = {}  # what args.json holds, or will hold
-        self.task = None  # set by support/run.py
         self.result = {}  # what result.json will hold
         self.kept = {}  # what else a script wants to find again after a resume
+        self.code = {}  # {flag: contents} of files of one's own that a script has loaded
         if self.resumed:
             self.read_args(self.args, parser, argv)
 
@@ -239,14 +241,14 @@ class Run:
     def create(self, label):
         """Make the folder, runs/<script>-<label>-<number> unless --out names one.  Raises UserError if it is in use."""
         if not self.resumed:
-            self.folder = self.args.out = new_folder(self.args.out, f"{self.script}-{label}")
+            self.name = self.args.out = new_folder(self.args.out, f"{self.script}-{label}")
         elif self.made_by != self.script:
-            raise UserError(f"--resume: {self.folder} is a run of {self.made_by}.py, not of {self.script}.py")
+            raise UserError(f"--resume: {self.name} is a run of {self.made_by}.py, not of {self.script}.py")
         else:
-            on_first(lambda: try_folder(self.folder))
+            on_first(lambda: try_folder(self.name))
 
     def path(self, name):
-        return os.path.join(self.folder, name)
+        return os.path.join(self.name, name)
 
     def read(self, name):
         """A JSON file of the folder, or None if there is none that can be read."""
@@ -262,21 +264,21 @@ class Run:
         found = on_first(lambda: self.read("args.json"))
         flags = found.get("flags") if isinstance(found, dict) else None
         if not isinstance(flags, dict):
-            raise UserError(f"--resume: {self.folder} has no readable args.json, so it is no run folder, or of a run "
+            raise UserError(f"--resume: {self.name} has no readable args.json, so it is no run folder, or of a run "
                             "killed before it wrote anything: then give the command that started it again")
         self.begun, self.made_by = found, found.get("script")
         known = {action.dest: action for action in parser._actions}
         for name, value in flags.items():
             if name not in known or not fits(known[name], value):
-                raise UserError(f"--resume: args.json in {self.folder} has --{name.replace('_', '-')} {value}, which "
+                raise UserError(f"--resume: args.json in {self.name} has --{name.replace('_', '-')} {value}, which "
                                 f"this script does not take: it is a run of {found.get('script')}.py, or damaged")
         absent = object()  # parsed once more with this in the place of every default: what is left was given
         given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent))))
         given = {name: value for name, value in given.items() if value is not absent}
-        compared = found.get("contents") or {}  # a folder of older versions has none
+        compared = found.get("contents") or {}
         for name, value in given.items():
-            moved = name in contents.PATHS and compared.get(name) and value  # identify() looks what is there
-            if name not in ("out", "resume", "save_every") and flags.get(name) != value and not moved:
+            moved = value and contents.moves(name, value) and compared.get(name)  # identify() looks what is there
+            if name not in MAY_CHANGE and flags.get(name) != value and not moved:
                 raise UserError(f"--resume continues with the flags of args.json, where --{name.replace('_', '-')} is "
                                 f"{flags.get(name)}, not {value}: leave the flag out, or start a new run (--adapter)")
         vars(args).update({k: v for k, v in flags.items() if k not in ("out", "resume") and k not in given})
@@ -284,7 +286,7 @@ class Run:
     def identify(self, task, generated):
         """Keep for args.json what is in the files and rows that the run begins with; of a resumed run see that it is
         still the same.  generated: whether the task makes its problems itself.  Raises UserError with what differs."""
-        found = on_first(lambda: contents.of_run(self.args, task, generated))
+        found = on_first(lambda: contents.of_run(self.args, task, generated)) | self.code
         begun = self.begun.get("contents")
         if not self.resumed:
             self.begun["contents"] = found
@@ -303,24 +305,25 @@ class Run:
             self.begun = {"script": self.script, "flags": flags, "chat": chat, "processes": processes.WORLD,
                           **self.begun, **versions()}
         else:
-            moved = {name: flags[name] for name in contents.PATHS if name in self.begun["flags"]}
+            moved = {name: flags[name] for name, then in self.begun["flags"].items() if contents.moves(name, then)}
             if moved.items() <= self.begun["flags"].items():
                 return
             self.begun["flags"] |= moved
         on_first(lambda: write_atomic(self.path("args.json"), to_json(self.begun, indent=1)))
 
-    def begin(self, policy, optimizer):
-        """Write args.json, load the last checkpoint if resuming (which sets `step`), listen for Ctrl-C."""
+    def start(self, policy, optimizer, chat):
+        """Write args.json, load the last checkpoint if resuming (which sets `step`), listen for Ctrl-C.  chat: whether
+        prompts go through the chat template."""
         if self.resumed:
             state = on_first(lambda: self.restore(policy, optimizer))
             if state and processes.RANK:
-                self.load(state, policy, optimizer)
-        self.write_args(chat=bool(self.task and self.task.chat and policy.tokenizer.chat_template))
+                self.put_back(state, policy, optimizer)
+        self.write_args(chat)
 
         def stop(number, frame):
             if self.asked_to_stop or not self.training:
                 saved = os.path.exists(self.path("state.pt"))
-                raise KeyboardInterrupt(f"; continue with --out {self.folder} --resume" * saved)
+                raise KeyboardInterrupt(f"; continue with --out {self.name} --resume" * saved)
             self.asked_to_stop = True
             print("stopping after this step (Ctrl-C again to leave at once)", flush=True)
         try:
@@ -337,7 +340,7 @@ class Run:
             if state is None and os.path.exists(self.path(PREVIOUS)):
                 raise Damage(f"{self.path('state.pt')} is missing")
             if state:
-                self.load(state, policy, optimizer)
+                self.put_back(state, policy, optimizer)
             sizes = self.check_logs(state)
         except Damage as error:
             raise UserError(f"{error}: {self.way_on()}") from error
@@ -349,11 +352,12 @@ class Run:
             self.describe()
         return state
 
-    def load(self, state, policy, optimizer):
-        """Put a checkpoint into policy, optimiser and run.  Raises UserError if its flags or tensors are others."""
-        for name, value in json.loads(state.get("flags", "{}")).items():
+    def put_back(self, state, policy, optimizer):
+        """Put a checkpoint into policy, optimiser and this object.  Raises UserError if its flags or tensors are
+        others."""
+        for name, value in json.loads(state["flags"]).items():
             now = vars(self.args).get(name)
-            if name not in MAY_CHANGE and now != value:
+            if name not in MAY_CHANGE and not contents.moves(name, now) and now != value:
                 raise UserError(f"{name} is {json.dumps(now)} in {self.path('args.json')} and {json.dumps(value)} in "
                                 "the state.pt beside it, so one of them was changed: put it back")
         try:
@@ -370,9 +374,7 @@ class Run:
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise Damage(f"{self.path('state.pt')} is of another run, its tensors do not fit ({error})") from error
         self.step, self.result = state["step"], json.loads(state["result"])
-        self.kept = json.loads(state.get("kept", "{}"))
-        if "recent" in self.result:  # where older versions put it
-            self.kept["recent"] = self.result.pop("recent")
+        self.kept = json.loads(state["kept"])
         self.started -= state["seconds"]
 
     def bytes_of(self, name):
@@ -390,29 +392,18 @@ class Run:
         data = self.bytes_of(name)
         if data is None:
             return None
-        whole = hashlib.sha256(data[:-32]).digest() == data[-32:]
-        try:
-            if not whole and zipfile.ZipFile(io.BytesIO(data)).testzip():
-                raise ValueError("a record with another checksum")
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            if "files" in state and not whole:  # older versions wrote neither digest nor "files"
-                raise ValueError("another SHA-256")
-            state["step"] + state["seconds"], json.loads(state["result"])
-        except Exception as error:  # there is no end to what zipfile and the unpickler raise at damaged bytes
-            raise Damage(f"{self.path(name)} is damaged") from error
-        return state
+        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+            raise Damage(f"{self.path(name)} is damaged")
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
     def check_logs(self, state):
         """{file: its size in bytes at a checkpoint, None: at the start}.  Raises Damage if it changed up to there."""
         sizes = dict.fromkeys(LOGGED, 0)
         for name in LOGGED if state else ():
             data = self.bytes_of(name) or b""
-            sizes[name], broken = (len(data), None) if name == "targets.json" else log_until(data, state["step"], name)
-            whole = not broken
-            if "files" in state:
-                sizes[name], digest = state["files"][name]
-                whole = hashlib.sha256(data[:sizes[name]]).hexdigest() == digest
-            if not whole:
+            sizes[name], digest = state["files"][name]
+            if hashlib.sha256(data[:sizes[name]]).hexdigest() != digest:
+                broken = broken_line(data, state["step"], name) if name != "targets.json" else None
                 line = f" in line {broken}" if broken else ""
                 raise Damage(f"{self.path(name)} is damaged{line}, before the checkpoint of step {state['step']}")
         return sizes
@@ -420,7 +411,7 @@ class Run:
     def way_on(self):
         """The words that say how to continue where the last checkpoint, or what was logged before it, is damaged."""
         script = os.path.join(ROOT, self.script + ".py")
-        resume = shlex.join([sys.executable, script, "--out", self.folder, "--resume"])
+        resume = shlex.join([sys.executable, script, "--out", self.name, "--resume"])
         state, previous = self.path("state.pt"), self.path(PREVIOUS)
         try:
             found = self.read_checkpoint(PREVIOUS)
@@ -471,7 +462,7 @@ class Run:
 
     def describe(self):
         """Write the model card of adapter/, with the figures known so far, in place of peft's empty form."""
-        write_atomic(self.path("adapter/README.md"), card.of_adapter(card.facts(self.folder, self.result)))
+        write_atomic(self.path("adapter/README.md"), card.of_adapter(card.facts(self.name, self.result)))
 
     def finish(self):
         self.result["seconds"] = round(self.seconds(), 1)

@@ -14,17 +14,17 @@ import torch
 import torch.utils.checkpoint
 
 from support import ROOT, checkpoint, contents, text
-from support.contents import EMBEDDED
+from support.contents import EMBEDDED_MODELS
 from support.errors import UserError
 
-TINY = 5e6  # parameters; below, a step costs calls and not arithmetic, and defaults are those of the embedded models
+SMALL = 5e6  # parameters; below, a step costs calls and not arithmetic, and defaults are those of the embedded models
 
 
 def set_threads(parameters):
     """One thread for a tiny model on a CPU, where two are slower even on an idle machine; torch's default otherwise,
     and tensors whose memory is kept: glibc gives that of large ones back, and each gets its pages anew, which is a
     fifth of a step of 135 M parameters."""
-    if parameters < TINY:
+    if parameters < SMALL:
         torch.set_num_threads(1)
         return
     with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
@@ -52,7 +52,7 @@ def bits_of(policy):
 def learning_rate(parameters, supervised):
     """Default of --lr for a base of this size, in parameters -> (rate, the reason in words). Steps over what the field
     uses with LoRA; samples move a policy further than gold completions at the same rate, so RL has half or less."""
-    sizes = {TINY: (2e-3, 2e-3), 1e8: (5e-4, 5e-4), 1e9: (2e-4, 1e-4), math.inf: (1e-4, 2e-5)}
+    sizes = {SMALL: (2e-3, 2e-3), 1e8: (5e-4, 5e-4), 1e9: (2e-4, 1e-4), math.inf: (1e-4, 2e-5)}
     sft, rl = sizes[min(most for most in sizes if parameters < most)]
     mode, rate = ("SFT", sft) if supervised else ("RL", rl)
     return rate, f"default of {mode} for {parameters / 1e6:,.1f} M parameters"
@@ -68,8 +68,11 @@ def put_prompts(policy, task, chat=None, system=None):
     (shown,), _ = policy.put([problem.prompt], task.chat)
     if isinstance(problem.prompt, text.Chat) and not task.chat:
         words += ", of chat messages their texts one after the other"
-    return (f"{words}\n{task.understood}\nthe first prompt is {in_short(shown)}, its gold "
-            f"{'completion' if problem.answer is None else 'answer'} {in_short(problem.answer or problem.solution)}")
+    words = f"{words}\n{task.understood}\nthe first prompt is {in_short(shown)}"
+    if not (problem.answer or problem.solution):  # what judges it needs none
+        return words
+    kind = "completion" if problem.answer is None else "answer"
+    return f"{words}, its gold {kind} {in_short(problem.answer or problem.solution)}"
 
 
 def in_short(words, most=300):
@@ -192,7 +195,7 @@ def quantisation(bits, dtype):
 
 def path_of(model, kind, options):
     """The path or hub id of a model; the name of a GGUF file is added to the options.  Raises UserError."""
-    if model in EMBEDDED:
+    if model in EMBEDDED_MODELS:
         return os.path.join(ROOT, "models", model)
     if not model.endswith(".gguf"):
         return model
@@ -234,7 +237,7 @@ def read_files(model, path, kind, options, how, asked):
         if method != "gguf":
             checkpoint.in_one_precision(lm, how["dtype"])
         lm = without_trace(lm)
-    checkpoint.check(model, lm, report, fresh_head="num_labels" in options)
+    checkpoint.check_weights(model, lm, report, fresh_head="num_labels" in options)
     if again:  # transformers does not do both at once; this needs no copy on disk
         start = lm.generation_config
         lm = type(lm).from_pretrained(None, config=lm.config, state_dict=lm.state_dict(), **how)

@@ -89,7 +89,7 @@ def logps(lm, rows):
     return torch.cat(found)
 
 
-def judge(before, after, limits, what):
+def checked_gap(before, after, limits, what):
     """(largest, mean) gap of two lists of log-probabilities.  Raises UserError where it is over its limit.  what: words
     for what the second one is."""
     largest, mean = check.gap([before], [after])
@@ -260,7 +260,7 @@ def merge(run, folder, dtype="bfloat16", model=None, bits=None):
         trained, limits = logps(policy.lm, rows), rounding(policy)
         wrapped, said = on_plain_weights(policy, model, bits, adapter)
         before = logps(wrapped.get_base_model(), rows)
-        judge(trained, before, limits, "the base in float32")
+        checked_gap(trained, before, limits, "the base in float32")
         with wrapped.disable_adapter():
             moved = (before - logps(wrapped.get_base_model(), rows)).abs().mean().item()
 
@@ -269,7 +269,7 @@ def merge(run, folder, dtype="bfloat16", model=None, bits=None):
         gc.collect()
         texts = [*found["prompts"], *(policy.decode(y) for _, y in rows)]
         after = logps(reloaded(place, policy, texts), rows)
-        gap = judge(before, after, LIMITS[dtype], f"the merged model in {dtype}")
+        gap = checked_gap(before, after, LIMITS[dtype], f"the merged model in {dtype}")
         words = told(said, dtype, moved, gap)
         with writing(folder):
             with open(os.path.join(place, "README.md"), "w") as file:

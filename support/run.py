@@ -1,10 +1,12 @@
 """What every script does around its step: set up a run, hand out batches, log and save a step, compare in the end.
 
-These are functions over a plain object, the run folder; the loop itself, and all of a paper, stands in its script.
+These are functions over a plain object that a script's main() fills; the loop itself, and all of a paper, stands there.
 """
 import functools
 import random
 import time
+from collections import namedtuple
+from dataclasses import dataclass
 
 import torch
 
@@ -14,6 +16,7 @@ import tasks
 from fast.choose import chooser
 from support import check, contents, load
 from support.errors import UserError
+from support.folder import Folder
 from support.plots import plot_run
 
 # Every key of a line of metrics.jsonl, and of a row of result.json (before, after, and `valid` in metrics.jsonl). <k>
@@ -63,41 +66,79 @@ METRICS = {
 }
 
 
-def set_up(run, task, label, binary=False, base=None):
-    """Make the folder of a run, load task, policy and problems -> (task, policy, training problems).  task: where
-    neither --task nor --data is given; label: of the folder's name; binary: whether graded rewards have no meaning;
-    base: the embedded model for `task`, if not the task's own.  Raises UserError."""
-    args, first = run.args, task
+Problems = namedtuple("Problems", "train valid test")  # lists; valid and test are empty where nothing is evaluated
+
+
+@dataclass
+class Run:
+    """What a script's main() hands to the functions below, and when they last did what they do now and then."""
+    folder: Folder
+    task: tasks.Task
+    policy: common.Policy
+    optimizer: torch.optim.Optimizer
+    problems: Problems
+    budget: int  # the k or N trained for
+    verifier: object = None  # what best-of-k is evaluated by
+    target: str = "solution"  # the kind of gold completion whose log pi is evaluated
+    mark: float = 0.0  # when the next step begins, seconds
+    printed: float = 0.0
+    pictured: float = 0.0
+    checked: bool = False  # whether a finding of the check has been printed
+    idle: int = 0  # steps in a row that could teach nothing
+
+    @property
+    def args(self):
+        return self.folder.args
+
+    @property
+    def step(self):
+        """Steps done."""
+        return self.folder.step
+
+
+def set_up(folder, default, label, binary=False, base=None):
+    """Make the folder of a run, load task, policy and problems -> (task, policy, optimizer, problems).  default: the
+    task where neither --task nor --data is given; label: of the folder's name; binary: whether graded rewards have no
+    meaning; base: the embedded model for the default task, if not the task's own.  Raises UserError."""
+    args = folder.args
     locate(args)
-    args.task = args.task or (None if args.data else task)
-    run.task = task = tasks.load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code,
-                                      args.columns, args.skip_bad_rows)
+    args.task = args.task or (None if args.data else default)
+    task = tasks.task_of(args)
     if args.eval_samples:
         task.check_can_verify()
-    args.model = args.model or own_base(args.adapter) or (base if base and task.name == first else task.base)
+    if not args.model:
+        args.model = own_base(args.adapter) or (base if base and task.name == default else task.base)
     if task.graded and binary:
-        raise UserError(f"task {task.name} has graded rewards, and {run.script}.py ({label}) needs right or wrong: use "
-                        "cat_bon.py")
+        raise UserError(f"task {task.name} has graded rewards, and {folder.script}.py ({label}) needs right or wrong: "
+                        "use cat_bon.py")
     task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
-    run.create(f"{task.name}-{label}")
+    folder.create(f"{task.name}-{label}")
     fast = chooser(args.plain)
-    run.policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed,
-                                    fast=fast)
-    run.identify(task, generated=not args.data and args.task not in tasks.DATA_SETS)
-    run.policy.note += f"\nprompts {load.put_prompts(run.policy, task, args.chat, args.system)}"
-    resolve(run)
-    if not args.max_new_tokens and not run.resumed:
-        args.max_new_tokens = evaluate.fit_length(run.policy, task)
-    run.train = evaluate.that_fit(run.policy, task, task.need("train"))[:args.train_problems or None]
-    run.valid = evaluate.that_fit(run.policy, task, task.need("valid")) if args.eval_every else []
-    run.test = evaluate.that_fit(run.policy, task, task.need("test")) if args.eval_samples else []
-    return task, run.policy, run.train
+    policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, args.reference, args.seed,
+                                fast=fast)
+    folder.identify(task, generated=not args.data and args.task in tasks.EMBEDDED_TASKS)
+    policy.note += f"\nprompts {load.put_prompts(policy, task, args.chat, args.system)}"
+    resolve(folder, policy)
+    if not args.max_new_tokens and not folder.resumed:
+        args.max_new_tokens = evaluate.fit_length(policy, task)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
+    return task, policy, optimizer, problems_of(policy, task, args)
+
+
+def problems_of(policy, task, args):
+    """The problems of each split that fit the model, as far as the flags need them.  Raises UserError."""
+    def those(split):
+        return evaluate.that_fit(policy, task, task.need(split))
+    train = those("train")[:args.train_problems or None]
+    valid = those("valid") if args.eval_every else []
+    test = those("test") if args.eval_samples else []
+    return Problems(train, valid, test)
 
 
 def locate(args):
     """Have the flags that name files and folders do so from any working directory.  Raises UserError where there is
     none, before anything is loaded."""
-    for name in contents.PATHS:
+    for name in (*contents.PATHS, *contents.CODE):
         try:
             if name in args:
                 setattr(args, name, contents.located(getattr(args, name), f"--{name}"))
@@ -117,45 +158,40 @@ def own_base(adapter):
                         ) from error
 
 
-def resolve(run):
+def resolve(folder, policy):
     """Put numbers in the place of defaults that depend on the model or the machine, so that args.json and a resume
     have them; add them to the policy's note."""
-    args = run.args
-    size = run.policy.size
+    args = folder.args
+    size = policy.size
     why = "as asked"
-    if not run.resumed:  # of an older run folder, which has none: what it began with
-        args.bits = load.bits_of(run.policy) or args.bits or load.default_bits(run.policy.device)
+    if not folder.resumed:
+        args.bits = load.bits_of(policy) or args.bits or load.default_bits(policy.device)
     if args.lr is None:
-        supervised = run.script == "bon_sft" or getattr(args, "mode", "rl") == "sft"
+        supervised = folder.script == "bon_sft" or getattr(args, "mode", "rl") == "sft"
         args.lr, why = load.learning_rate(size, supervised)
     if args.eval_problems is None:
-        args.eval_problems = 0 if size < load.TINY else max(1, 4096 // max(1, args.eval_samples))
-    run.policy.note += f", learning rate {args.lr:g} ({why})"
+        args.eval_problems = 0 if size < load.SMALL else max(1, 4096 // max(1, args.eval_samples))
+    policy.note += f", learning rate {args.lr:g} ({why})"
 
 
-def begin(run, words, budget, verifier=None, target="solution"):
-    """Make the optimiser, load the last checkpoint if there is one, print the first lines -> the optimiser.  budget:
-    the k or N trained for; verifier: what best-of-k is evaluated by; target: the kind of gold completion whose log pi
-    is."""
-    run.budget = budget
-    run.verifier = verifier
-    run.target = target
-    run.optimizer = torch.optim.AdamW(run.policy.parameters(), lr=run.args.lr, weight_decay=0.0)
-    run.begin(run.policy, run.optimizer)
-    run.policy.check = check.Check(functools.partial(report_check, run))
-    print(f"{run.folder}: {run.args.model}, {run.task.name} ({counts(run)}), {words}\n{run.policy.note}", flush=True)
-    run.mark = run.printed = run.pictured = time.time()  # when the next step begins; when what was last shown
-    run.checked = False  # whether a finding of the check has been printed
-    run.idle = 0  # steps in a row that could teach nothing
-    return run.optimizer
+def start(run, words):
+    """Load the last checkpoint if there is one, print the first lines.  words: what is trained for."""
+    policy = run.policy
+    chat = bool(run.task.chat and policy.tokenizer.chat_template)
+    run.folder.start(policy, run.optimizer, chat)
+    policy.check = check.Check(functools.partial(report_check, run))
+    print(f"{run.folder.name}: {run.args.model}, {run.task.name} ({counts(run)}), {words}\n{policy.note}", flush=True)
+    run.mark = run.printed = run.pictured = time.time()
 
 
 def counts(run):
     """How many problems there are, in words: of those that are used the ones that fit, and are evaluated on."""
-    valid, test = run.valid or run.task.valid, run.test or run.task.test
+    train, valid, test = run.problems
+    valid = valid or run.task.valid
+    test = test or run.task.test
     used = len(test[:run.args.eval_problems or None])
     of_all = f" of {len(test):,}" if used < len(test) else ""
-    return f"{len(run.train):,} train, {len(valid):,} valid, {used:,}{of_all} test problems"
+    return f"{len(train):,} train, {len(valid):,} valid, {used:,}{of_all} test problems"
 
 
 def report_check(run, found):
@@ -163,43 +199,43 @@ def report_check(run, found):
     if not run.checked:
         print(check.words(found), flush=True)
     run.checked = True
-    run.log("checks.jsonl", step=run.step, **found)
+    run.folder.log("checks.jsonl", step=run.step, **found)
 
 
 def look_again(run):
     """Have the samples of the next step compared (support/check.py). A supervised step draws none: four are drawn."""
     args = run.args
     run.policy.check.again()
-    if getattr(args, "mode", "rl") == "sft" or run.script == "bon_sft" and args.n == 1:
-        prompts = run.policy.encode([p.prompt for p in run.train[:4]], run.task.chat)
+    if getattr(args, "mode", "rl") == "sft" or run.folder.script == "bon_sft" and args.n == 1:
+        prompts = run.policy.encode([p.prompt for p in run.problems.train[:4]], run.task.chat)
         seeds = [common.seed_of("check", args.seed, run.step, b) for b in range(len(prompts))]
         check.draw(run.policy, prompts, seeds, args.temperature, run.task.max_new_tokens)
 
 
 def evaluate_before(run):
     """The row `before` of result.json, unless a resumed run has it; then the first step checks itself."""
-    if run.args.eval_samples and "before" not in run.result:
-        run.result["before"] = judge(run, run.test, "before")
-        run.save(run.policy, run.optimizer)
+    if run.args.eval_samples and "before" not in run.folder.result:
+        run.folder.result["before"] = result_row(run, run.problems.test, "before")
+        run.folder.save(run.policy, run.optimizer)
     look_again(run)
-    run.training = True
+    run.folder.training = True
     run.mark = time.time()
 
 
-def judge(run, problems, row=None):
+def result_row(run, problems, row=None):
     """A row of result.json: the policy as it is now on these problems."""
     args = run.args
     budgets = {1, 2, 4, 8, 16, 32, 64, run.budget}
     budgets = sorted(k for k in budgets if k <= args.eval_samples)
     problems = problems[:args.eval_problems or None]
-    if run.policy.size >= load.TINY:
+    if run.policy.size >= load.SMALL:
         print(f"evaluation on {len(problems)} problems x {args.eval_samples} samples (--eval-problems, --eval-samples)",
               flush=True)
     what = {"kl": True, "verifier": run.verifier, "target": run.target}
     found, pool = evaluate.evaluate(run.policy, run.task, problems, args.eval_samples, budgets, args.temperature,
                                     args.seed, **what)
     if run.verifier and row:  # on samples of this policy, which may have learned to deceive it
-        run.result[f"verifier {row}"] = evaluate.judge_verifier(pool)
+        run.folder.result[f"verifier {row}"] = evaluate.judge_verifier(pool)
     return found
 
 
@@ -303,33 +339,33 @@ def end_of_step(run, line, shown):
     """Log, validate, show, save, and stop if asked.  line: the step's keys of METRICS; shown: for samples.jsonl."""
     args = run.args
     took = time.time() - run.mark
-    run.step += 1
+    run.folder.step += 1
     step = run.step
     last = step == args.steps
     memory = load.peak_memory(run.policy.device)
-    line = {"step": step, **line, **run.task.counts, "memory_gb": memory, "seconds": run.seconds()}
+    line = {"step": step, **line, **run.task.counts, "memory_gb": memory, "seconds": run.folder.seconds()}
     if args.eval_every and step % args.eval_every == 0:
-        line["valid"] = judge(run, run.valid)
+        line["valid"] = result_row(run, run.problems.valid)
         show(run, {f"validation, step {step}": line["valid"]})
-    run.log("metrics.jsonl", **line)
+    run.folder.log("metrics.jsonl", **line)
     if step == 1 and not last:  # a new adapter changes nothing before its first update
         look_again(run)
     notes(run, line)
     if step == 1 or step % 25 == 0 or last:
         for example in shown:
-            run.log("samples.jsonl", step=step, **example)
+            run.folder.log("samples.jsonl", step=step, **example)
             print_example(example)
     if step == 1 or step % 10 == 0 or last or time.time() - run.printed > 30:
         print_line(line, args.steps, took)
         run.printed = time.time()
-    stopping = run.stopping
+    stopping = run.folder.stopping
     if step % args.save_every == 0 or last or stopping:
-        run.save(run.policy, run.optimizer)
+        run.folder.save(run.policy, run.optimizer)
         if not last and time.time() - run.pictured > 60:  # a picture takes a second
-            plot_run(run.folder, run.result)
+            plot_run(run.folder.name, run.folder.result)
             run.pictured = time.time()
     if stopping and not last:
-        print(f"stopped after step {step}; continue with --out {run.folder} --resume", flush=True)
+        print(f"stopped after step {step}; continue with --out {run.folder.name} --resume", flush=True)
         raise SystemExit(130)
     run.mark = time.time()
 
@@ -370,14 +406,14 @@ def print_line(line, steps, seconds):
 
 def evaluate_after(run):
     """The row `after` of result.json, both rows printed, curves.png."""
-    run.training = False
+    run.folder.training = False
     if run.args.eval_samples:
-        run.result["after"] = judge(run, run.test, "after")
-    run.finish()  # files first: what is printed may have no reader
+        run.folder.result["after"] = result_row(run, run.problems.test, "after")
+    run.folder.finish()  # files first: what is printed may have no reader
     if run.args.eval_samples:
-        show(run, {row: run.result[row] for row in ("before", "after")})
+        show(run, {row: run.folder.result[row] for row in ("before", "after")})
         for row in ("before", "after") if run.verifier else ():
-            found = run.result[f"verifier {row}"]
+            found = run.folder.result[f"verifier {row}"]
             print(f"verifier on samples {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
-    plot_run(run.folder, run.result)
-    print(f"{run.result['seconds']:.0f} s; everything is in {run.folder}/", flush=True)
+    plot_run(run.folder.name, run.folder.result)
+    print(f"{run.folder.result['seconds']:.0f} s; everything is in {run.folder.name}/", flush=True)

@@ -2,7 +2,7 @@
 
     .train .valid .test             lists of Problem, disjoint from each other
     .need(split)                    one of these lists, or a UserError if it is empty
-    .verify(problem, completion)    finite float; in [0, 1] unless the task is `graded`
+    .verify(problem, completion)    0 or 1; any finite float if the task is `graded`
     .extract(completion)            final answer = the key that votes are counted by, or None
     .rewards(problems, completions) verify for many pairs, identical pairs once; `.counts` holds what went wrong
 
@@ -11,36 +11,48 @@ Embedded (no download): `countdown`, `countdown6`, `routes`, `program`, `peptide
 the hub.
 Nothing here imports torch: the verifier workers start in a fraction of a second.
 
-A verifier of your own, in a file beside the scripts:
+A task of your own in a file, --task my_task.py:
 
-    import ppo_passk, tasks
+    from tasks import Problem, Task
 
-    class Sums(tasks.Task):
+    class Sums(Task):
         name, max_new_tokens = "sums", 8  # graded = True: verify returns any finite number, as a reward model does
         def __init__(self):
             super().__init__()
-            problems = [tasks.Problem(f"{a}+{b}", f"{a}+{b}:", str(a + b)) for a in range(1, 70) for b in range(1, 70)]
+            problems = [Problem(f"{a}+{b}", f"{a}+{b}:", str(a + b)) for a in range(1, 70) for b in range(1, 70)]
             self.train, self.valid, self.test = problems[::2], problems[1::8], problems[3::8]
         def verify(self, problem, completion):
             return float(completion == problem.answer)
         def extract(self, completion):
             return completion
 
-    tasks.EMBEDDED["sums"] = Sums
-    ppo_passk.main(["--task", "sums", "--steps", "50"])
+A reward of your own in a file, --data problems.jsonl --reward my_reward.py:right, or my_reward.py:short:
+
+    def right(prompt, completion, answer, **row):  # one sample; row: the other columns of its row
+        return float(extract(completion) == answer)
+
+    def short(prompts, completions, **columns):  # or all samples of a batch, as in TRL
+        return [-len(completion) / 100 for completion in completions]
+    short.graded = True  # rewards other than 0 and 1
+    short.limit = 10  # seconds of a call, with --reward-processes N
+
+    def extract(completion):  # what votes are counted by, without it the whole text
+        return completion.partition("=")[2].strip() or None
 """
 import re
 
+from support.contents import code_file
 from support.errors import UserError
 
 from .data import load_codecontests, load_gsm8k, load_humaneval, load_math, load_mbpp, load_own, load_taco
 from .embedded import RESIDUES, Countdown, Countdown6, Peptide, Problem, Program, Routes, Task, split_of
 from .mathematics import Math, clean
+from .own import load_own_task
 from .programs import Code, CodeProblem
 from .specs import code_answer
 
-EMBEDDED = {"countdown": Countdown, "countdown6": Countdown6, "routes": Routes, "program": Program,
-            "peptide": Peptide}
+EMBEDDED_TASKS = {"countdown": Countdown, "countdown6": Countdown6, "routes": Routes, "program": Program,
+                  "peptide": Peptide}
 DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math, "humaneval": load_humaneval, "mbpp": load_mbpp,
              "codecontests": load_codecontests, "taco": load_taco}
 
@@ -60,26 +72,41 @@ def keep_levels(task, levels):
         setattr(task, split, [p for p in getattr(task, split) if p.level in chosen])
 
 
-def load_task(name=None, data=None, levels=None, allow_unsandboxed=False, columns=None, skip_bad_rows=False):
-    """The task called `name`, from a local copy of its data set if `data` is given; without a name (or as 'jsonl') the
-    problems of `data`: a file, a folder or an id of the hub, whose `columns` are what shapes.py says or "prompt=...,
-    answer=...", without the rows that are no problems if `skip_bad_rows`. `levels`, like '1-3' or '1,2,5', keeps some
-    of them. Programs run in a sandbox, or where that is not possible only if `allow_unsandboxed`.  Raises UserError."""
-    names = ", ".join([*EMBEDDED, *DATA_SETS])
-    if (columns or skip_bad_rows) and (data is None or name not in (None, "jsonl")):
-        raise UserError("--columns and --skip-bad-rows are for data of your own: give --data without --task")
-    if name in EMBEDDED:
+def task_of(args):
+    """The task that the flags of a command line ask for; FILE.py becomes FILE.py:NAME in them.  Raises UserError."""
+    task = load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code, args.columns, args.skip_bad_rows,
+                     args.reward, args.reward_processes)
+    vars(args).update(task.places)
+    return task
+
+
+def load_task(name=None, data=None, levels=None, allow_unsandboxed=False, columns=None, skip_bad_rows=False,
+              reward=None, reward_processes=0):
+    """The task called `name`, from a local copy of its data set if `data` is given, or of a class FILE.py[:CLASS];
+    without a name (or as 'jsonl') the problems of `data`: a file, a folder or an id of the hub, whose `columns` are
+    what shapes.py says or "prompt=...,answer=...", without the rows that are no problems if `skip_bad_rows`, judged by
+    the function `reward`, FILE.py:FUNCTION, if it is given, in `reward_processes`. `levels`, like '1-3' or '1,2,5',
+    keeps some of them. Programs run in a sandbox, or where that is not possible only if `allow_unsandboxed`.  Raises
+    UserError."""
+    names = ", ".join([*EMBEDDED_TASKS, *DATA_SETS])
+    if (columns or skip_bad_rows or reward) and (data is None or name not in (None, "jsonl")):
+        raise UserError("--columns, --skip-bad-rows and --reward are for data of your own: give --data without --task")
+    if reward_processes and not reward or reward_processes < 0:
+        raise UserError("--reward-processes is how many processes call --reward, 0 = none")
+    if name in EMBEDDED_TASKS:
         if data is not None:
             raise UserError(f"task {name} generates its problems: leave out --data")
-        task = EMBEDDED[name]()
+        task = EMBEDDED_TASKS[name]()
     elif name in DATA_SETS:
         task = DATA_SETS[name](data)
+    elif name and code_file(name):
+        task = load_own_task(name, data)
     elif name not in (None, "jsonl"):
-        raise UserError(f"unknown task {name!r}: choose from {names}, or give --data FILE")
+        raise UserError(f"unknown task {name!r}: choose from {names}, or give FILE.py or --data FILE")
     elif data is None:
         raise UserError(f"no task: choose from {names}, or give --data FILE")
     else:
-        task = load_own(data, columns, skip_bad_rows)
+        task = load_own(data, columns, skip_bad_rows, reward, reward_processes)
     if levels is not None:
         keep_levels(task, levels)
     if isinstance(task, Code):

@@ -14,6 +14,7 @@ first test and hide the others. Codecontests and TACO problems with several righ
 of a problem are used. TACO has a loading script on the hub, which `datasets` no longer runs: give its rows as Parquet
 or JSON lines.
 """
+import functools
 import itertools
 import json
 import os
@@ -28,7 +29,8 @@ from .embedded import Problem, Task
 from .files import local_files, own_rows, rows_of, sound_rows
 from .mathematics import Math
 from .programs import Code, CodeProblem, fenced, report_left_out, squeeze
-from .shapes import columns_of, problem_of
+from .reward import Judge, Judged
+from .shapes import columns_of, problem_of, row_problem
 from .specs import LIMIT, input_output_spec, names_in, stdio_spec
 from .unit_tests import CannotJudge
 
@@ -290,11 +292,14 @@ class BadRows:
         return f"; {count:,} bad rows left out: {'; '.join(itertools.islice(told, 5))}" if count else ""
 
 
-def load_own(data, columns=None, skip=False):
+def load_own(data, columns=None, skip=False, reward=None, processes=0):
     """Problems of one's own file or folder, or of a data set of the hub, as shapes.py reads them. Without any split in
     the rows or the names of files, a seeded 80/10/10.  columns: text of --columns; skip: leave rows out that are no
-    problems, and say so.  Raises UserError."""
+    problems, and say so; reward: text of --reward, what judges them instead of their answers, in `processes`.  Raises
+    UserError."""
     started, columns, used = time.time(), columns_of(columns), {}
+    judge = Judge(reward) if reward else None
+    read = row_problem if judge else problem_of
     bad, rows, left = BadRows(skip), [], {}
     named = False
     for place, name, source, row in own_rows(data):
@@ -302,7 +307,7 @@ def load_own(data, columns=None, skip=False):
         try:
             if isinstance(row, UserError):
                 raise row
-            problem, split = problem_of(row, name, columns, used)
+            problem, split = read(row, name, columns, used)
             if source and split and source != split:
                 raise UserError(f'"split" is {split} in a file of {source}')
             rows.append((place, problem, source or split))
@@ -312,21 +317,30 @@ def load_own(data, columns=None, skip=False):
             bad.add(place, error)
     if left:
         report_left_out(left, len(rows) + len(left))
-    rows = with_splits(answered(rows, bad), bad)
+    rows = with_splits(rows if judge else answered(rows, bad), bad)
     if not rows:
         raise UserError(f"--data {data} holds no problems{bad}")
-    kinds = {type(problem) for _, problem, _ in rows}
-    if len(kinds) > 1:
-        file, unit, number = next(place for place, problem, _ in rows if type(problem) is not type(rows[0][1]))
-        raise UserError(f"--data {file}, {unit} {number}: a file holds problems with an answer, or code, but not both")
+    make = functools.partial(Judged, judge, processes) if judge else judged_by_rows(rows)
     splits, dropped = divide(rows, bad, named)
-    judged = Math if rows[0][1].answer is not None else Unjudged
-    task = (Code if CodeProblem in kinds else judged)("jsonl", *splits.values())
+    task = make(*splits.values())
     sizes = ", ".join(f"{len(problems):,} {split}" for split, problems in splits.items())
     found = ", ".join(f"{field} from {' or '.join(sorted(names))}" for field, names in used.items())
     again = f"; {dropped:,} left out that come again or are in another split" if dropped else ""
     task.understood = (f"{data}: {len(rows):,} rows in {time.time() - started:.1f} s ({found}), {sizes}{again}{bad}")
+    if judge:
+        task.understood += f"\n{task}"
     return task
+
+
+def judged_by_rows(rows):
+    """What makes a task of the problems of rows (place, problem, split), by what they are judged by.  Raises UserError.
+    """
+    kinds = {type(problem) for _, problem, _ in rows}
+    if len(kinds) > 1:
+        file, unit, number = next(place for place, problem, _ in rows if type(problem) is not type(rows[0][1]))
+        raise UserError(f"--data {file}, {unit} {number}: a file holds problems with an answer, or code, but not both")
+    kind = Math if rows[0][1].answer is not None else Unjudged
+    return functools.partial(Code if CodeProblem in kinds else kind, "jsonl")
 
 
 def answered(rows, bad):

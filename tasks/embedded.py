@@ -27,6 +27,8 @@ class Task:
     max_new_tokens = 512  # long enough for the gold solutions
     base = "tiny"  # the embedded model that the scripts take where no --model is given
     chat = True  # prompts go through the tokenizer's chat template where the model has one
+    places = {}  # {flag: FILE.py:NAME} of a class or function of one's own
+    code = {}  # {flag: {file: SHA-256}} of its file and of the modules beside it
     understood = ""  # of data of one's own: what its columns were taken for, and how many problems there are
 
     def __init__(self):

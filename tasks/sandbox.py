@@ -307,7 +307,7 @@ def private():
     return fds
 
 
-def load(program, name, typing):
+def run_program(program, name, typing):
     """The globals of the program after it has run as module `name`; it finds those names of the module `typing`."""
     import builtins
     builtins.exit = builtins.quit = sys.exit  # the module `site`, which has them, is not loaded
@@ -320,7 +320,7 @@ def load(program, name, typing):
 
 
 def candidate():
-    """Process 1 of a program's sandbox. Nothing of the program has run before `load`."""
+    """Process 1 of a program's sandbox. Nothing of the program has run before `run_program`."""
     source, sink = private()
     os.write(sink, b"+")
     kind, program, entries, cpu, typing = decode(receive(source))
@@ -329,7 +329,7 @@ def candidate():
         return serve_stdio(source, sink, program, cpu, typing)
     limit(cpu)
     try:
-        names = load(program, "program", typing)
+        names = run_program(program, "program", typing)
         answer = Answers([eval(entry, names) for entry in entries])
         loaded = encode(["loaded", answer.entries()], None, answer.number)
     except BaseException:
@@ -443,7 +443,7 @@ def serve_stdio(source, sink, program, cpu, typing):
             os.dup2(os.open("stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
             limit(cpu)
             sys.argv = ["program.py"]
-            load(program, "__main__", typing)
+            run_program(program, "__main__", typing)
             return  # like any program: non-daemon threads are waited for and buffers flushed
         status = os.waitpid(pid, 0)[1]
         sweep()

@@ -24,6 +24,7 @@ import ast
 import json
 import math
 import re
+from dataclasses import dataclass, field
 
 from support.errors import UserError
 from support.text import Chat, turns_of
@@ -302,6 +303,26 @@ def problem_of(row, name, columns=(), used=None):
     if answer is not None and not has_answer(answer):
         raise UserError(f'"prompt" and "answer" must not be empty, nor the answer longer than {MAX_ANSWER} characters')
     return Problem(name, prompt, answer, solution, level), split
+
+
+@dataclass(frozen=True)
+class RowProblem(Problem):
+    """A problem that a function of one's own judges (reward.py), which reads its row."""
+    row: dict = field(default_factory=dict, hash=False)
+
+
+def row_problem(row, name, columns=(), used=None):
+    """The same as `problem_of` for a function of one's own that judges: a RowProblem, which needs a prompt and nothing
+    else."""
+    used = {} if used is None else used
+    columns = dict(columns or {})
+    if row.get("answer") is not None:  # the function gets the others by their own names
+        columns.setdefault("answer", "answer")
+    prompt, said = prompt_of(row, columns, used)
+    _, solution = solution_of(row, prompt, columns, used, said)
+    answer, solution = answer_of(row, columns, used, solution)
+    level = level_of(row, columns, used)
+    return RowProblem(name, prompt, answer, solution, level, row), split_of(row, columns, used)
 
 
 def level_of(row, columns, used):

@@ -31,7 +31,7 @@ runner.remember_problems()
 # leave one of the two processes without work.
 LONGEST = ["test_pretend_gpu", "test_architectures", "test_processes", "test_house", "test_scripts", "test_sandbox",
            "test_user", "test_architecture_runs", "test_bon", "test_runs", "test_adapters", "test_loading", "test_cat",
-           "test_common", "test_check", "test_merge", "test_own_data", "test_tasks_math", "test_tasks_code",
+           "test_common", "test_own", "test_check", "test_merge", "test_own_data", "test_tasks_math", "test_tasks_code",
            "test_text", "test_claims"]
 
 

@@ -25,7 +25,7 @@ from bon_sft import bon_sft_coefficients
 from support import load, processes
 from support import verifier as verifiers
 from support.errors import UserError
-from support.folder import Run
+from support.folder import Folder
 from support.run import batch_of
 
 
@@ -758,14 +758,14 @@ def test_resume_bit_for_bit(script, flags, verifier, tmp_path, monkeypatch):
     """Killed in step 4 of 5, the log ahead of the checkpoint of step 2."""
     flags = [*SMALL, *SAMPLES, "--steps", 5, "--save-every", 2, "--verifier", verifier, *flags]
     assert run(MAIN[script], *flags, "--out", tmp_path / "a")[0] == 0
-    log = Run.log
+    log = Folder.log
 
     def dies(self, name, **values):
         log(self, name, **values)
         if name == "metrics.jsonl" and values["step"] == 3:
             raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "log", dies)
+        patch.setattr(Folder, "log", dies)
         assert run(MAIN[script], *flags, "--out", tmp_path / "b")[0] == 130
     assert len(read_lines(tmp_path / "b")) == 3
     code, _, err = run(MAIN[script], "--out", tmp_path / "b", "--resume")

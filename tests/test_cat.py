@@ -4,6 +4,8 @@ import itertools
 import json
 import math
 import os
+import re
+import shlex
 from fractions import Fraction
 
 import make_tiny
@@ -27,7 +29,7 @@ from cat_bon import bon_weight
 from cat_majority import dynamic_threshold, majority_sft_loss, majority_weight
 from cat_passk import operator_weight, passn_sft_loss, passn_weight, pool_weight
 from support import load, processes
-from support.folder import Run
+from support.folder import Folder
 from support.run import batch_of
 
 
@@ -162,7 +164,16 @@ def test_operator_weight_finds_every_closed_form(n, k):
     p = torch.linspace(0.01, 1, 100, dtype=torch.float64)
     tail = lambda x: sum(math.comb(n, j) * x ** j * (1 - x) ** (n - j) for j in range(k, n + 1))
     assert torch.allclose(operator_weight(tail, p), majority_weight(p, n, k, "log"), atol=1e-9)
+    assert torch.allclose(operator_weight(tail, p, "raw"), majority_weight(p, n, k, "raw"), atol=1e-9)
     assert torch.allclose(p * majority_weight(p, n, k, "raw") / tail(p), majority_weight(p, n, k, "log"), atol=1e-9)
+    for dtype, tolerance in ((torch.float32, 2e-4), (torch.float64, 2e-5)):
+        x = torch.tensor(LOGPS + [0.0, 1e-7], dtype=dtype, requires_grad=True)
+        losses = cat_passk.operator_sft_loss(tail, x)
+        slope, = torch.autograd.grad(losses.sum(), x)
+        assert losses.dtype == dtype
+        wanted = majority_sft_loss(x, n, k)
+        assert torch.allclose(losses, wanted, rtol=tolerance, atol=1e-6)
+        assert torch.allclose(slope, torch.autograd.grad(wanted.sum(), x)[0], rtol=tolerance, atol=1e-6)
     if k == 1:
         assert torch.allclose(operator_weight(lambda x: 1 - (1 - x) ** n, p), passn_weight(p, n, "log"), atol=1e-9)
     # a new one: majority of 3
@@ -175,15 +186,15 @@ def test_operator_weight_finds_every_closed_form(n, k):
     lambda: passn_weight(1.2, 4, "raw"), lambda: passn_weight(-0.1, 4, "log"), lambda: passn_weight(0.5, 0, "raw"),
     lambda: pool_weight(1, 4, 5), lambda: pool_weight(5, 4, 2), lambda: pool_weight(-1, 4, 2),
     lambda: pool_weight(1.5, 4, 2), lambda: operator_weight(lambda p: p - 0.5, 0.2),
-    lambda: operator_weight(lambda p: p, 1.5), lambda: majority_sft_loss(-1.0, 4, 5),
+    lambda: operator_weight(lambda p: p, 1.5), lambda: operator_weight(lambda p: p, .5, "pool"),
+    lambda: cat_passk.operator_sft_loss(lambda p: p, 0.5), lambda: majority_sft_loss(-1.0, 4, 5),
     lambda: majority_sft_loss(-1.0, 4, 0), lambda: majority_sft_loss(1.0, 4, 2),
     lambda: majority_weight(0.5, 4, 2, "x"), lambda: majority_weight(0.5, 2, 4, "raw"),
     lambda: majority_weight(1.5, 4, 2, "raw"), lambda: dynamic_threshold([], "a", 4),
     lambda: dynamic_threshold(["a"], [True, False], 4), lambda: dynamic_threshold(["a"], "a", 0),
     lambda: bon_weight(torch.ones(4), 2, "rank"), lambda: bon_weight(torch.ones(1, 4), 5, "exact"),
     lambda: bon_weight(torch.ones(1, 4), 0, "rank"), lambda: bon_weight(torch.ones(1, 4), 2, "best"),
-    lambda: bon_weight(torch.ones(1, 4), 2, "exact", recent=[1.0]),
-    lambda: bon_weight(torch.ones(1, 4), 2, "rank", recent=[])])
+    lambda: bon_weight(torch.ones(1, 4), 2, "exact", recent=[1.0])])
 def test_bad_arguments(call):
     with pytest.raises(ValueError) as error:
         call()
@@ -310,16 +321,18 @@ def test_bon_weight_by_definition():
         exact, rank = bon_weight(r, n, "exact"), bon_weight(r, n, "rank")
         for b in range(3):
             assert exact[b].tolist() == pytest.approx(brute_bon(r[b].tolist(), n), abs=1e-12)
-            q = [sum(s < x for s in r[b].tolist()) / (M - 1) for x in r[b].tolist()]
+            q = [(sum(s < x for s in r[b].tolist()) + 1) / (M + 1) for x in r[b].tolist()]
             assert rank[b].tolist() == pytest.approx([n / M * a ** (n - 1) * x for a, x in zip(q, r[b].tolist())],
                                                      abs=1e-12)
     tied = bon_weight(torch.tensor([[2, 2, 1, 0]]), 2, "rank")
     assert (tied.dtype == torch.float32
-            and tied[0].tolist() == pytest.approx([4 / 4 * (2 / 3), 4 / 4 * (2 / 3), 2 / 4 * (1 / 3), 0]))
+            and tied[0].tolist() == pytest.approx([4 / 4 * (3 / 5), 4 / 4 * (3 / 5), 2 / 4 * (2 / 5), 0]))
     assert (bon_weight(torch.tensor([[3.0, 1.0]]), 3, "rank", recent=[0.0, 1.0, 2.0, 3.0])[0].tolist()
-            == pytest.approx([3 / 2 * .75 ** 2 * 3, 3 / 2 * .25 ** 2]))
-    assert (bon_weight(torch.tensor([[5.0]]), 4, "rank").item() == 0
+            == pytest.approx([3 / 2 * (4 / 6) ** 2 * 3, 3 / 2 * (2 / 6) ** 2]))
+    assert bon_weight(torch.tensor([[3.0, 1.0]]), 3, "rank", recent=[])[0].tolist() == [9 / 8, 3 / 8]  # q = 1/2
+    assert (bon_weight(torch.tensor([[5.0]]), 4, "rank").item() == 5 * 4 / 2 ** 3
             and bon_weight(torch.ones(2, 64), 32, "exact").abs().max() == 0)
+    assert (bon_weight(torch.tensor([[1.0, 2.0]]), 8, "rank") > 0).all()  # the lowest, too
     # a property of the rank form, not a mistake: a shift of the rewards changes it, and may change its sign
     r = torch.tensor([[1.0, 2.0, 3.0]])
     assert (bon_weight(r, 2, "rank") >= 0).all() and (bon_weight(r - 4, 2, "rank") <= 0).all()
@@ -328,14 +341,16 @@ def test_bon_weight_by_definition():
 
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_the_rank_form_against_its_own_expectation(n):
-    """Biased by design: the plug-in q^(n-1) of M samples has the expectation E[(K/(M-1))^(n-1)], K ~ Bin(M-1, q)."""
+    """Biased by design: the plug-in q^(n-1) of M samples has the expectation E[((K+1)/(M+1))^(n-1)] with K ~
+    Bin(M-1, q)."""
     p = torch.softmax(THETA, 0)
     for m in (3, 5):
         found = expected_sum(THETA, GRADED, m, lambda r, _: bon_weight(r, n, "rank"))
         wanted = torch.zeros(4, dtype=torch.float64)
         for y, r in enumerate(GRADED):
             q = sum(p[z].item() for z in range(4) if GRADED[z] < r)
-            w = sum(math.comb(m - 1, K) * q ** K * (1 - q) ** (m - 1 - K) * (K / (m - 1)) ** (n - 1) for K in range(m))
+            w = sum(math.comb(m - 1, K) * q ** K * (1 - q) ** (m - 1 - K) * ((K + 1) / (m + 1)) ** (n - 1)
+                    for K in range(m))
             wanted += p[y] * n * w * r * (torch.eye(4, dtype=torch.float64)[y] - p)
         assert torch.allclose(found, wanted, atol=1e-12)
 
@@ -361,22 +376,24 @@ def expected_batch(M, coefficients):
     return total
 
 
-def standard(values, pool):
+def standard(values, pool, correction=0):
     """(x - mean) / standard deviation of the pool, 0 where that is rounding."""
     mean = sum(pool) / len(pool)
-    deviation = (sum((x - mean) ** 2 for x in pool) / len(pool)) ** 0.5
+    deviation = (sum((x - mean) ** 2 for x in pool) / (len(pool) - correction)) ** 0.5
     return [(x - mean) / deviation if deviation > 1e-6 else 0.0 for x in values]
 
 
-def finish(weights, rewards, normalised):
-    """w r / M, w divided by its mean over the batch if asked."""
+def finish(weights, rewards, normalised, clip=math.inf):
+    """w r / M, w clipped, then divided by its mean over the batch if asked."""
+    weights = [[min(w, clip) for w in row] for row in weights]
     flat = [w for row in weights for w in row]
     mean = sum(flat) / len(flat) if normalised else 1
     return [[w / mean * r / len(row) for w, r in zip(ws, row)] for ws, row in zip(weights, rewards)]
 
 
-@pytest.mark.parametrize("standardised,normalised", [(False, False), (True, False), (True, True)])
-def test_final_coefficients_have_the_expectation_of_their_docstring(standardised, normalised):
+@pytest.mark.parametrize("standardised,normalised,clip,correction", [
+    (False, False, 0, 0), (True, False, 0, 0), (True, True, 0, 0), (True, True, 0.5, 1)])
+def test_final_coefficients_have_the_expectation_of_their_docstring(standardised, normalised, clip, correction):
     """Biased by design: what rl_coefficients says, in loops over floats, has the same exact expectation; here it is
     taken over batches of two prompts, because normalising ties them together."""
     M, n = 2, 3
@@ -389,10 +406,12 @@ def test_final_coefficients_have_the_expectation_of_their_docstring(standardised
                 q = ps if probability == "sequence" else [(c + 1) / (M + 2)] * M
                 raw = [n * (1 - x) ** (n - 1) for x in q]
                 ws.append(raw if form == "raw" else [x * y / (1 - (1 - x) ** n) for x, y in zip(q, raw)])
-            return finish(ws, [standard(row, row) if standardised else row for row in r], normalised)
+            zs = [standard(row, row, correction) if standardised else row for row in r]
+            return finish(ws, zs, normalised, clip or math.inf)
 
         def script(r, _, p):
-            return cat_passk.rl_coefficients(tensor(r), n, form, probability, tensor(p).log(), standardised, normalised)
+            return cat_passk.rl_coefficients(tensor(r), n, form, probability, tensor(p).log(), standardised, normalised,
+                                             clip, correction)
         return brute, script
 
     def majority(form, threshold):
@@ -406,11 +425,12 @@ def test_final_coefficients_have_the_expectation_of_their_docstring(standardised
                 if form == "log":
                     w *= p / sum(math.comb(n, j) * p ** j * (1 - p) ** (n - j) for j in range(k, n + 1))
                 ws.append([w] * M)
-                zs.append([-0.5] * M if not sum(row) else standard(row, row) if standardised else row)
-            return finish(ws, zs, normalised)
+                zs.append([-0.5] * M if not sum(row) else standard(row, row, correction) if standardised else row)
+            return finish(ws, zs, normalised, clip or math.inf)
 
         def script(r, answers, _):
-            return cat_majority.rl_coefficients(tensor(r), answers, n, form, threshold, standardised, -0.5, normalised)
+            return cat_majority.rl_coefficients(tensor(r), answers, n, form, threshold, standardised, -0.5, normalised,
+                                                clip, correction)
         return brute, script
     cases = [passk("raw", "success"), passk("log", "success"), passk("log", "sequence"), majority("raw", None),
              majority("log", None), majority("raw", 1)]
@@ -425,17 +445,20 @@ def tensor(x):
 
 @pytest.mark.parametrize("n", [2, 4])
 def test_ranks_of_standardised_rewards_against_their_own_expectation(n):
-    """Within the prompt, and against a queue of recent rewards, whose mean and deviation are then those taken off."""
+    """Within the prompt; against a queue of recent rewards, whose mean and deviation are those taken off, or the
+    prompt's own."""
     p, queue = torch.softmax(THETA, 0), [0.5, -1.2, 2.5, 0.3, 0.3]
-    for m, recent in ((3, None), (2, queue)):
-        found = expected_sum(THETA, GRADED, m, lambda r, _: cat_bon.rl_coefficients(r, n, "rank", recent))
+    for m, recent, pool, correction in ((3, None, None, 0), (2, queue, queue, 0), (2, queue, None, 1),
+                                        (3, [], None, 1), (2, queue, queue, 1)):
+        found = expected_sum(THETA, GRADED, m, lambda r, _: cat_bon.rl_coefficients(
+            r, n, "rank", recent, pool=pool, correction=correction))
         wanted = torch.zeros(4, dtype=torch.float64)
         for ys in itertools.product(range(4), repeat=m):
             r = [GRADED[y] for y in ys]
-            z = standard(r, recent or r)
+            z = standard(r, pool or r, correction)
             for i, y in enumerate(ys):
-                others = recent or r[:i] + r[i + 1:]
-                q = sum(x < r[i] for x in others) / len(others)
+                others = r[:i] + r[i + 1:] if recent is None else recent
+                q = (sum(x < r[i] for x in others) + 1) / (len(others) + 2)
                 wanted += p[list(ys)].prod() * n / m * q ** (n - 1) * z[i] * (torch.eye(4, dtype=torch.float64)[y] - p)
         assert torch.allclose(found, wanted, atol=1e-12) and wanted.abs().max() > 1e-2
 
@@ -485,6 +508,116 @@ def test_figures_of_the_bias():
     assert_figures(cat_bon.rl_coefficients, found)
 
 
+def docstring_example():
+    """The operator in the docstring of cat_passk.py, as text."""
+    lines = re.search(r" {4}(def at_least_two.*\n {8}return .*)\n", cat_passk.__doc__)[1]
+    return re.sub(r"\n {4}", "\n", re.sub(r" {4,}two of N.*", "", lines)) + "\n"
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_an_operator_of_ones_own(n):
+    """At the true probability the raw form is the gradient of T, by enumeration of what two of N right means; Pass@N
+    and the vote, given as operators, get the coefficients that they have."""
+    space = {}
+    exec(docstring_example(), space)
+    T = space["at_least_two"]
+    index = torch.tensor(list(itertools.product(range(4), repeat=n)))
+    two = (tensor(RIGHT)[index].sum(1) >= 2).double()
+    exact = gradient_of(lambda pi: pi[index].prod(1) @ two, THETA)
+    p = success(RIGHT)(torch.softmax(THETA, 0))
+    for m in (2, 3):
+        found = expected_sum(THETA, RIGHT, m, lambda r, _: r / m * cat_passk.weight_of(p, n, "raw", T))
+        assert torch.allclose(found, exact, atol=1e-12)
+    k = n // 2 + 1
+    vote = lambda p, n: sum(math.comb(n, j) * p ** j * (1 - p) ** (n - j) for j in range(k, n + 1))
+    r = torch.tensor([[1.0] * c + [0.0] * (6 - c) for c in range(7)], dtype=torch.float64)
+    logp = torch.linspace(-9, 0, 42, dtype=torch.float64).view(7, 6)
+    answers = [["a" if x else "b" for x in row] for row in r.tolist()]
+    for form in ("raw", "log"):
+        for on in ((False, False), (True, True)):
+            for probability in ("success", "sequence"):
+                given = n, form, probability, logp, *on
+                found = cat_passk.rl_coefficients(r, *given, operator=lambda p, n: 1 - (1 - p) ** n)
+                assert torch.allclose(found, cat_passk.rl_coefficients(r, *given), atol=1e-9)
+            wanted = cat_majority.rl_coefficients(r, answers, n, form, k, on[0], 0.0, on[1])
+            found = cat_passk.rl_coefficients(r, n, form, "success", None, *on, operator=vote)
+            assert torch.allclose(found, wanted, atol=1e-9)
+
+
+OPERATORS = docstring_example() + """
+import math
+import torch
+def passn(p, n): return 1 - (1 - p) ** n
+def three(p, n): return sum(math.comb(n, j) * p ** j * (1 - p) ** (n - j) for j in range(3, n + 1))
+def rounded(p, n): return 1 - sum(math.comb(n, j) * p ** j * (1 - p) ** (n - j) for j in range(3))
+def falls(p, n): return p * (1 - p)
+def lifted(p, n): return p + 0.1
+def infinite(p, n): return p / (1 - p)
+def steep(p, n): return 1 - (1 - p) ** 0.5
+def tiny(p, n): return p ** 60
+def cut(p, n): return p.detach() ** 2
+def number(p, n): return 0.5
+def other(p, n): return p[:3]
+def broken(p, n): return q
+def alone(p): return p
+constant = 3
+"""
+
+
+@pytest.fixture
+def operators(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OPERATORS)
+    return path
+
+
+@pytest.mark.parametrize("name,words", [
+    ("falls", "falls(p, 16) must increase"), ("lifted", "from 0 at p = 0"), ("infinite", "not finite for all p"),
+    ("steep", "slope that is not finite"), ("tiny", "is not positive"), ("cut", "computed from it with torch"),
+    ("number", "must return a tensor"), ("other", "a tensor like p"), ("alone", "must take (p, n)"),
+    ("broken", "raised NameError: name 'q' is not defined (own.py, line"), ("constant", "must be a function"),
+    ("rounded", "sum of positive terms"), ("nothing", "has no nothing"), ("", "say which")])
+def test_what_is_no_operator(name, words, operators, tmp_path):
+    given = f"{operators}:{name}" if name else operators
+    code, _, err = run(cat_passk.main, "--operator", given, "--out", tmp_path / "r")
+    assert code == 2 and words in err and err.count("\n") == 1 and "Traceback" not in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_operator_is_trained_and_drawn(operators, tmp_path):
+    """That of Pass@N does what the script does without one; another is another, drawn, kept with the run and compared
+    when it resumes."""
+    small = ["--prompts", 8, "--n", 4, "--steps", 1, "--eval-samples", 0]
+    found = {}
+    for mode, name in (("sft", ""), ("sft", "passn"), ("rl", ""), ("rl", "passn"), ("rl", "three")):
+        own = ["--operator", f"{operators}:{name}"] if name else []
+        samples = ["--samples", 4] if mode == "rl" else ["--train-problems", 8]
+        folder = tmp_path / f"{mode}{name}"
+        code, out, err = run(cat_passk.main, *small, *samples, "--mode", mode, *own, "--out", folder)
+        assert code == 0 and f" for {name or 'Pass'}@4" in out, err
+        line, = read_lines(folder)
+        found[mode + name] = [line[key] for key in ("loss", "grad_norm", "w_max")]
+    assert found["sftpassn"] == pytest.approx(found["sft"], rel=1e-4)
+    assert found["rlpassn"] == pytest.approx(found["rl"], rel=1e-4)
+    assert found["rlthree"] != pytest.approx(found["rl"], rel=1e-2)
+    assert "operator own.py:three" in (folder / "adapter" / "README.md").read_text()
+    assert run(cat_passk.main, "--out", folder, "--resume")[0] == 0
+    operators.write_text(OPERATORS.replace("range(3, n", "range(2, n"))
+    code, _, err = run(cat_passk.main, "--out", folder, "--resume")
+    assert code == 2 and "own.py" in err and err.count("\n") == 1
+    code, out, err = run(cat_passk.main, "--operator", f"{operators}:at_least_two", "--plot-weights", "--n", 8,
+                         "--test-n", "2,8", "--out", tmp_path / "w")
+    assert code == 0, err
+    report = json.load(open(tmp_path / "w" / "weights.json"))
+    assert report["training"] == "at_least_two@8 log" and [*report["tests"]] == ["at_least_two@2", "at_least_two@8"]
+    p = 0.3005
+    two = 1 - (1 - p) ** 8 - 8 * p * (1 - p) ** 7
+    assert report["weights"][300] == pytest.approx(p * 56 * p * (1 - p) ** 6 / two)
+    code, _, err = run(cat_passk.main, "--operator", f"{operators}:at_least_two", "--plot-weights", "--out",
+                       tmp_path / "x")
+    assert code == 2 and "at_least_two(p, 1) must increase" in err  # of two, with one sample
+
+
 def test_types_of_final_coefficients():
     """Integers and booleans count as float32, doubles stay; a sequence form needs probabilities."""
     r = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 1]])
@@ -493,6 +626,8 @@ def test_types_of_final_coefficients():
                      lambda r: cat_majority.rl_coefficients(r, answers, 3)):
         assert torch.equal(function(r), function(r.bool())) and function(r).dtype == torch.float32
         assert torch.allclose(function(r.double()).float(), function(r)) and function(r.double()).dtype == torch.float64
+    for correction in (0, 1):  # of a single sample, no deviation and no warning
+        assert common.standardise(torch.tensor([[3.0]]), correction=correction).tolist() == [[0.0]]
     for call in (lambda: cat_passk.rl_coefficients(r, 3, "log", "sequence"),
                  lambda: cat_passk.rl_coefficients(r, 3, "log", "other"),
                  lambda: cat_majority.rl_coefficients(r, answers[:1], 3),
@@ -606,7 +741,7 @@ MODES = [(cat_passk, ["--mode", "sft", "--train-problems", "20"]),
          (cat_majority, ["--threshold", "2", "--form", "log", "--rewards", "raw", "--all-wrong", "0",
                          "--no-normalise"]),
          (cat_bon, []), (cat_bon, ["--form", "exact", "--rewards", "raw", "--kl-coef", "0.1"]),
-         (cat_bon, ["--ranks", "fifo", "--fifo", "50"]), (cat_bon, ["--mode", "sft", "--train-problems", "8"]),
+         (cat_bon, ["--ranks", "past", "--fifo", "50"]), (cat_bon, ["--mode", "sft", "--train-problems", "8"]),
          (cat_bon, ["--task", "countdown", "--model", "tiny"])]
 SCRIPTS = [cat_passk, cat_majority, cat_bon]
 
@@ -630,24 +765,24 @@ def test_every_mode_runs_reports_its_weights_and_resumes(script, flags, tmp_path
     assert ("gold" in result["before"]) == (script is not cat_bon or "countdown" in flags)  # peptides have no gold
     adapter = safetensors.torch.load_file(tmp_path / "a" / "adapter" / "adapter_model.safetensors")
     assert max(t.abs().max() for n, t in adapter.items() if "lora_B" in n) > 0
-    if "fifo" in flags:  # 36 rewards a step: the queue of 50 reaches into the step before
+    if "past" in flags:  # 36 rewards a step: the queue of 50 reaches into the step before
         assert len(json.loads(torch.load(tmp_path / "a" / "state.pt", weights_only=True)["kept"])["recent"]) == 50
         assert "recent" not in result
 
     class Killed(Exception):
         pass
-    save = Run.save
+    save = Folder.save
 
     def save_and_die(self, *args):
         save(self, *args)
         if self.step == 1:
             raise Killed
-    Run.save = save_and_die
+    Folder.save = save_and_die
     try:
         with pytest.raises(Killed):
             run(script.main, *SMALL, "--steps", 2, "--save-every", 1, "--out", tmp_path / "b", *flags)
     finally:
-        Run.save = save
+        Folder.save = save
     code, _, err = run(script.main, "--out", tmp_path / "b", "--resume")
     assert code == 0, err
     same_run(tmp_path / "a", tmp_path / "b")
@@ -704,7 +839,10 @@ def gradient_norm_of(policy, loss):
     (cat_passk, ["--form", "pool", "--rewards", "raw", "--no-normalise"]),
     (cat_majority, ["--task", "countdown"]),
     (cat_majority, ["--task", "countdown", "--threshold", "2", "--form", "log", "--no-normalise", "--rewards", "raw"]),
+    (cat_passk, ["--clip-weight", "0.5", "--correction", "1"]),
+    (cat_majority, ["--task", "countdown", "--clip-weight", "0.5", "--correction", "1"]),
     (cat_bon, []), (cat_bon, ["--form", "exact", "--rewards", "raw"]),
+    (cat_bon, ["--ranks", "past", "--correction", "1"]),
     (cat_bon, ["--ranks", "fifo", "--fifo", "20"])], ids=name_of)
 def test_what_reaches_the_optimiser_in_rl(script, flags, tmp_path, monkeypatch):
     """-(1/B) sum_prompts sum_i (w_i r_i / M) grad log pi(y_i|x), all written out again from the docstrings, prompt by
@@ -717,16 +855,12 @@ def test_what_reaches_the_optimiser_in_rl(script, flags, tmp_path, monkeypatch):
     logps = [[plain(policy, prompts[b], y, args.temperature)[torch.arange(len(y)), y].sum() for y in rows[b]]
              for b in range(6)]
 
-    def standard(values, pool):
-        mean = sum(pool) / len(pool)
-        deviation = (sum((x - mean) ** 2 for x in pool) / len(pool)) ** 0.5
-        return [(x - mean) / deviation if deviation > 1e-6 else 0.0 for x in values]
     flat = [x for r in rewards for x in r]
     recent = flat[-args.fifo:] if script is cat_bon and args.ranks == "fifo" else None
-    weights, shaped = [], []
+    weights, shaped, clipped = [], [], []
     for b, r in enumerate(rewards):
         c = sum(x == 1 for x in r)
-        z = standard(r, recent or r) if args.rewards == "standardised" else list(r)
+        z = standard(r, recent or r, args.correction) if args.rewards == "standardised" else list(r)
         if script is cat_passk:
             p = [(c + 1) / (M + 2)] * M if args.probability == "success" else [x.exp().item() for x in logps[b]]
             raw = [n * (1 - x) ** (n - 1) for x in p]
@@ -744,13 +878,17 @@ def test_what_reaches_the_optimiser_in_rl(script, flags, tmp_path, monkeypatch):
             if c == 0:
                 z = [-0.5] * M
         elif args.form == "rank":
-            others = (lambda i: recent) if recent else lambda i: r[:i] + r[i + 1:]
-            w = [n * (sum(s < x for s in others(i)) / len(others(i))) ** (n - 1) for i, x in enumerate(r)]
+            others = recent or ([] if args.ranks == "past" else r)  # the first step has no past
+            count = len(r) - 1 if others is r else len(others)
+            w = [n * ((sum(s < x for s in others) + 1) / (count + 2)) ** (n - 1) for x in r]
         else:
             w, z = [M * x for x in brute_bon(r, n)], [1.0] * M
-        weights.append(w)
+        clip = getattr(args, "clip_weight", 0) or math.inf
+        clipped.append(max(w) > clip)
+        weights.append([min(x, clip) for x in w])
         shaped.append(z)
     line, = read_lines(tmp_path / "r")
+    assert any(clipped) == ("--clip-weight" in flags)
     if script is not cat_bon:
         right = [sum(x == 1 for x in r) for r in rewards]
         assert line["pass@4"] == pytest.approx(sum(common.pass_at_k(M, c, 4) for c in right) / 6)
@@ -831,6 +969,21 @@ def test_the_queue_keeps_the_latest_rewards(tmp_path, monkeypatch):
     assert kept == pytest.approx(seen[-50:], abs=1e-6) and len(set(kept)) > 20
 
 
+@pytest.mark.parametrize("ranks", ["fifo", "past"])
+def test_what_ranks_are_taken_against(ranks, tmp_path, monkeypatch):
+    """This step's rewards are among them, and mean and deviation theirs, or neither."""
+    seen, given, rewards, coefficients = [], [], processes.rewards, cat_bon.rl_coefficients
+    monkeypatch.setattr(processes, "rewards", lambda *args: seen.append((found := rewards(*args)).tolist()) or found)
+    monkeypatch.setattr(cat_bon, "rl_coefficients",
+                        lambda r, n, form, recent, on, pool, *more: given.append((recent, pool))
+                        or coefficients(r, n, form, recent, on, pool, *more))
+    code, _, err = run(cat_bon.main, "--ranks", ranks, "--prompts", 2, "--samples", 3, "--steps", 2, "--eval-samples",
+                       0, "--out", tmp_path / "r")
+    assert code == 0, err
+    first, both = pytest.approx(seen[0], abs=1e-6), pytest.approx(seen[0] + seen[1], abs=1e-6)
+    assert given == ([(first, first), (both, both)] if ranks == "fifo" else [([], None), (first, None)])
+
+
 def test_the_weight_of_the_mode_is_drawn(tmp_path):
     """cat_bon: of a rank in rl, of Pass@N on the best target in sft."""
     for mode, label, weight in (("rl", "best of 8", lambda x: 8 * x ** 7),
@@ -842,10 +995,22 @@ def test_the_weight_of_the_mode_is_drawn(tmp_path):
         assert report["weights"][300] == pytest.approx(weight(0.3005)) and report["weights"][900] > 0
 
 
+def test_the_commands_of_the_docstrings_are_accepted():
+    """Those nearest to the authors' code, and all others."""
+    found = []
+    for script in SCRIPTS:
+        for block in re.findall(r"python (cat_\w+\.py)((?: .*)?(?:\n {8}--.*)*)", script.__doc__):
+            assert block[0] == script.__name__ + ".py"
+            args = script.parser().parse_args(shlex.split(block[1]))
+            script.check_flags(args)
+            found.append((script, getattr(args, "correction", 0)))
+    assert [found.count((script, 1)) for script in SCRIPTS] == [1, 1, 1] and len(found) == 13
+
+
 def test_what_does_nothing_may_be_asked_to_do_nothing():
     """--kl-prompts 0 watches no KL, and where there is none to watch that is what happens."""
     for script in SCRIPTS:
-        script.check(script.parser().parse_args(["--mode", "sft", "--kl-prompts", "0", "--kl-coef", "0"]))
+        script.check_flags(script.parser().parse_args(["--mode", "sft", "--kl-prompts", "0", "--kl-coef", "0"]))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
@@ -932,6 +1097,8 @@ def test_problems_without_a_gold_completion_are_counted(tmp_path):
 @pytest.mark.parametrize("script,flags,words", [
     (cat_passk, ["--form", "pool", "--probability", "sequence"], "--probability success"),
     (cat_passk, ["--form", "pool", "--samples", "4"], "--samples 4"),
+    (cat_passk, ["--form", "pool", "--operator", "own.py:T"], "--operator"),
+    (cat_passk, ["--operator", "own.py:T"], "there is no such file"), (cat_passk, ["--operator", "T"], "FILE.py:NAME"),
     (cat_passk, ["--n", "0"], "--n"), (cat_passk, ["--mode", "sft", "--kl-coef", "1"], "--kl-coef"),
     (cat_passk, ["--task", "peptide", "--model", "tiny_peptide"], "graded"),
     (cat_passk, ["--prompts", "1"], "--normalise"), (cat_passk, ["--test-n", "a"], "--test-n"),
@@ -942,14 +1109,19 @@ def test_problems_without_a_gold_completion_are_counted(tmp_path):
     (cat_majority, ["--all-wrong", "nan"], "--all-wrong"), (cat_bon, ["--form", "exact", "--ranks", "fifo"], "fifo"),
     (cat_bon, ["--form", "exact", "--samples", "4"], "--samples 4"), (cat_bon, ["--fifo", "0"], "--fifo"),
     *((script, ["--mode", "sft", *flag], flag[0].replace("--no-", "--")) for script, flags in (
-        (cat_passk, "--samples 16,--form log,--probability success,--rewards raw,--no-normalise,--kl-prompts 8"),
-        (cat_majority, "--samples 8,--form raw,--rewards raw,--all-wrong 0,--normalise,--kl-prompts 8"),
+        (cat_passk, "--samples 16,--form log,--probability success,--rewards raw,--no-normalise,--kl-prompts 8,"
+                    "--correction 1,--clip-weight 50"),
+        (cat_majority, "--samples 8,--form raw,--rewards raw,--all-wrong 0,--normalise,--kl-prompts 8,"
+                       "--clip-weight 10"),
         (cat_bon, "--form rank,--ranks prompt,--fifo 9,--rewards raw,--kl-prompts 8"))
       for flag in map(str.split, flags.split(","))),
     (cat_majority, ["--mode", "sft", "--contrastive", "--n", "16"], "--n"),
     (cat_majority, ["--mode", "sft", "--contrastive", "--threshold", "auto"], "--threshold"),
     (cat_majority, ["--mode", "sft", "--contrastive", "--plot-weights"], "--contrastive"),
     (cat_bon, ["--fifo", "9"], "--fifo"), (cat_bon, ["--form", "exact", "--plot-weights"], "--form exact"),
+    *((script, ["--rewards", "raw", "--correction", "1"], "--correction") for script in SCRIPTS),
+    (cat_passk, ["--clip-weight", "-1"], "--clip-weight"), (cat_majority, ["--clip-weight", "nan"], "--clip-weight"),
+    (cat_bon, ["--form", "exact", "--ranks", "past"], "past"),
     (cat_passk, ["--test-n", "4"], "--test-n"), (cat_passk, ["--plot-weights", "--steps", "4"], "--steps"),
     (cat_passk, ["--plot-weights", "--out", "/proc/no/w"], "/proc/no/w")], ids=name_of)
 def test_errors_are_one_sentence(script, flags, words, tmp_path, monkeypatch):

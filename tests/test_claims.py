@@ -39,7 +39,7 @@ def test_rows_parse_and_say_all_that_matters():
         module = importlib.import_module(script)
         flags = vars((module.parse_args if script in ("evaluate", "make_tiny") else module.parser().parse_args)(line))
         if script not in ("evaluate", "make_tiny"):
-            module.check(module.parser().parse_args(line))
+            module.check_flags(module.parser().parse_args(line))
             own = {"ppo_passk": ["objective", "k"], "bon_sft": ["n", "train-problems"], "bon_rl": ["variant", "n"],
                    "cat_bon": ["mode", "n"], "cat_majority": ["mode"], "cat_passk": ["mode", "n"],
                    "fit_verifier": []}[script]

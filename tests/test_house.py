@@ -77,7 +77,8 @@ def test_loops_are_alike():
 def test_copies_are_identical():
     """A helper that stands in several scripts, so that each can be copied out, is the same in all; the rest stands
     once. What is trained with, and how, is each paper's own."""
-    own = {"parser", "check", "step", "step_sft", "step_rl", "main", "plot_weights", "rl_weights", "rl_coefficients"}
+    own = {"parser", "check_flags", "step", "step_sft", "step_rl", "main", "plot_weights", "rl_weights",
+           "rl_coefficients"}
     paths = [path for path in files(".py") if not path.startswith("tests/")]
     seen = {}
     for path in paths:

@@ -17,7 +17,7 @@ from forks import Child
 from safetensors.torch import load_file
 
 from support import processes
-from support.folder import Run
+from support.folder import Folder
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SMALL = ["--steps", "2", "--prompts", "5", "--eval-samples", "4", "--eval-problems", "12"]
@@ -30,6 +30,7 @@ RUNS = {
     "contrastive": ("cat_majority", [*SMALL, "--mode", "sft", "--contrastive"]),
     "majority": ("cat_majority", SMALL),
     "fifo": ("cat_bon", [*SMALL, "--ranks", "fifo"]),
+    "reward": ("ppo_passk", [*SMALL, "--data", "DATA", "--reward", "REWARD", "--max-new-tokens", "4"]),
     "target": ("cat_bon", [*SMALL, "--mode", "sft", "--train-problems", "12"]),
 }
 FIT = ["--train-problems", "40", "--samples", "4", "--epochs", "1", "--eval-problems", "12"]
@@ -37,9 +38,11 @@ FIT = ["--train-problems", "40", "--samples", "4", "--epochs", "1", "--eval-prob
 
 def jobs(folder):
     verifier = os.path.join(folder, "verifier")
+    work = os.path.dirname(folder)
+    places = {"VERIFIER": verifier, "DATA": os.path.join(work, "p.jsonl"), "REWARD": os.path.join(work, "r.py:f")}
     return [("fit_verifier", [*FIT, "--out", verifier]),
             ("fit_verifier", [*FIT, "--bits", "16", "--out", verifier + "-16"]),
-            *((script, [verifier if a == "VERIFIER" else a for a in argv] + ["--out", os.path.join(folder, name)])
+            *((script, [places.get(a, a) for a in argv] + ["--out", os.path.join(folder, name)])
               for name, (script, argv) in RUNS.items()),
             ("evaluate", ["tiny", os.path.join(folder, "ppo"), "--samples", "4", "--k", "1,4", "--problems", "12",
                           "--out", os.path.join(folder, "evaluate")])]
@@ -56,6 +59,8 @@ def folders(tmp_path_factory):
     """Run folders of everything, by one process and by two."""
     work = tmp_path_factory.mktemp("processes")
     one, two = str(work / "one"), str(work / "two")
+    (work / "p.jsonl").write_text("".join(json.dumps({"prompt": f"c{a},2>", "least": 1}) + "\n" for a in range(40)))
+    (work / "r.py").write_text("def f(completion, least):\n    return completion.count('+') >= least\n")
     with ThreadPoolExecutor() as threads, pytest.MonkeyPatch.context() as patch:
         pair = threads.submit(torchrun, work, os.path.join(HERE, "processes.py"), json.dumps(jobs(two)))
         # test_house.py draws; here it would take a sixth of the time
@@ -142,13 +147,13 @@ def test_resume_with_another_number_of_processes(folders, tmp_path, monkeypatch)
     import ppo_passk
     argv = ["--steps", "4", "--prompts", "5", "--eval-samples", "0", "--save-every", "1", "--kl-coef", "0.1"]
     ppo_passk.main([*argv, "--out", str(tmp_path / "whole")])
-    save = Run.save
+    save = Folder.save
 
     def killed(run, *rest):
         if run.step == 3:
             raise KeyboardInterrupt
         save(run, *rest)
-    monkeypatch.setattr(Run, "save", killed)
+    monkeypatch.setattr(Folder, "save", killed)
     with pytest.raises(SystemExit):
         ppo_passk.main([*argv, "--out", str(tmp_path / "part")])
     done = torchrun(tmp_path, os.path.join(ROOT, "ppo_passk.py"), "--out", str(tmp_path / "part"), "--resume")

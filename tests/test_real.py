@@ -229,10 +229,10 @@ def test_learning_rate_by_size():
 
 
 def resolved(size, *flags, script="ppo_passk", resumed=False, bits=None):
-    run = types.SimpleNamespace(args=ppo_passk.parser().parse_args(list(flags)), script=script, resumed=resumed,
-                                policy=types.SimpleNamespace(size=size, note="", device=torch.device("cpu")))
-    resolve(run)
-    return run.args, run.policy.note
+    folder = types.SimpleNamespace(args=ppo_passk.parser().parse_args(list(flags)), script=script, resumed=resumed)
+    policy = types.SimpleNamespace(size=size, note="", device=torch.device("cpu"))
+    resolve(folder, policy)
+    return folder.args, policy.note
 
 
 def test_defaults_are_resolved():

@@ -26,7 +26,7 @@ import tasks
 from support import load, plots
 from support import verifier as verifiers
 from support.errors import UserError
-from support.folder import Run
+from support.folder import Folder
 
 plot_run = plots.plot_run
 TINY = ["--prompts", 4, "--samples", 4, "--k", 2, "--eval-samples", 0]
@@ -64,14 +64,14 @@ class Killed(BaseException):
 
 def killed_after(step, main, *flags):
     """A run that dies when it has logged a step."""
-    log = Run.log
+    log = Folder.log
 
     def dies(self, name, **values):
         log(self, name, **values)
         if name == "metrics.jsonl" and values["step"] == step:
             raise Killed
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Run, "log", dies)
+        patch.setattr(Folder, "log", dies)
         run(main, *flags)
 
 
@@ -171,7 +171,7 @@ def test_no_flipped_byte_is_missed(folder):
     size = len(original)
     places = sorted({*range(0, 1000, 29), *range(size - 1000, size, 29), *range(size - 34, size),
                      *random.Random(1).sample(range(size), 60)})
-    reader = Run("ppo_passk", ppo_passk.parser(), ["--out", str(folder)])
+    reader = Folder("ppo_passk", ppo_passk.parser(), ["--out", str(folder)])
     assert reader.read_checkpoint("state.pt")["step"] == 4
     for place in places:
         (folder / "state.pt").write_bytes(flip(original, [place]))
@@ -208,36 +208,6 @@ def test_the_state_of_another_run(whole, folder, tmp_path):
     refused(folder, "do not fit", "step 2")
     sealed({**own, "files": {**own["files"], "metrics.jsonl": [10, "0" * 64]}})
     go_on(refused(folder, "metrics.jsonl is damaged", "step 2"))
-    same(whole, folder)
-
-
-def old(folder):
-    """What the versions before the digest left."""
-    state = torch.load(folder / "state.pt", weights_only=True)
-    torch.save({name: value for name, value in state.items() if name not in ("files", "flags")}, folder / "state.pt")
-    os.remove(folder / "state.previous.pt")
-
-
-def test_an_older_folder_resumes(whole, folder):
-    old(folder)
-    with open(folder / "samples.jsonl", "ab") as file:
-        file.write(b'{"step": 5}\n\xff')
-    code, out, err = run(ppo_passk.main, "--out", folder, "--resume")
-    assert code == 0 and not err, err
-    same(whole, folder)
-
-
-@pytest.mark.parametrize("name, line, words", [
-    ("state.pt", None, "state.pt is damaged"), ("metrics.jsonl", 1, "in line 2"), ("samples.jsonl", 0, "in line 1")])
-def test_damage_in_an_older_folder(name, line, words, whole, folder):
-    old(folder)
-    data = (folder / name).read_bytes()
-    if line is None:
-        (folder / name).write_bytes(flip(data, random.Random(0).sample(range(len(data)), 64)))
-    else:
-        lines = data.splitlines(keepends=True)
-        (folder / name).write_bytes(b"".join([*lines[:line], b"\xff\xfe\n", *lines[line + 1:]]))
-    go_on(refused(folder, words, "begin this run again"))
     same(whole, folder)
 
 
@@ -474,7 +444,7 @@ def test_a_kill_at_every_point_of_the_start(tmp_path, monkeypatch):
     for n in range(1, 100):
         folder = tmp_path / str(n)
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "log", never)
+            patch.setattr(Folder, "log", never)
             killed = killed_at(n, folder, lambda: run(ppo_passk.main, *flags, "--out", folder))
         resumes = (folder / "args.json").exists()
         code, _, err = run(ppo_passk.main, *(["--resume"] if resumes else flags), "--out", folder)
@@ -493,9 +463,9 @@ def test_a_kill_at_every_point_of_a_save(tmp_path):
 
     def opened(folder, *flags):
         argv = [*map(str, TINY), "--out", str(folder), *flags]
-        found = Run("ppo_passk", ppo_passk.parser(), argv)
+        found = Folder("ppo_passk", ppo_passk.parser(), argv)
         found.create("")
-        found.begin(policy, optimizer)
+        found.start(policy, optimizer, chat=False)
         return found
 
     def save(found, step):
@@ -508,7 +478,7 @@ def test_a_kill_at_every_point_of_a_save(tmp_path):
     save(first, 1), save(first, 2)
     for n in range(1, 100):
         folder = shutil.copytree(tmp_path / "first", tmp_path / str(n))
-        first.folder = str(folder)
+        first.name = str(folder)
         killed = killed_at(n, folder, lambda: save(first, 3))
         for p in policy.parameters():
             p.data.zero_()

@@ -27,7 +27,7 @@ def test_the_package_is_light_and_hides_no_module_of_the_standard_library():
     assert done.stdout == "[]\n"
 
 
-@pytest.fixture(scope="module", params=list(tasks.EMBEDDED))
+@pytest.fixture(scope="module", params=list(tasks.EMBEDDED_TASKS))
 def task(request):
     return tasks.load_task(request.param)
 

@@ -469,14 +469,14 @@ def test_ctrl_c_during_the_first_evaluation(script, tmp_path):
 
 def test_ctrl_c_during_the_last_evaluation(tmp_path, monkeypatch):
     """At once, too: all steps are saved."""
-    judge, rows = support.run.judge, []
+    result_row, rows = support.run.result_row, []
 
     def interrupted(*args):
         rows.append(args[-1])
         if rows[-1] == "after":
             signal.raise_signal(signal.SIGINT)
-        return judge(*args)
-    monkeypatch.setattr(support.run, "judge", interrupted)
+        return result_row(*args)
+    monkeypatch.setattr(support.run, "result_row", interrupted)
     flags = [*TINY, "--steps", 1, "--eval-samples", 2, "--eval-problems", 3, "--out", tmp_path / "r"]
     code, out, err = run(ppo_passk.main, *flags)
     assert code == 130 and err.endswith(f": interrupted; continue with --out {tmp_path / 'r'} --resume\n"), err
