@@ -526,23 +526,28 @@ def runs_of(found, row):
     return {seed: run for (other, seed), run in found.items() if other == row}
 
 
+def by_seed(found, row, metric):
+    """{seed: a row's metric} of the runs that have it."""
+    some = {}
+    for seed, run in sorted(runs_of(found, row).items()):
+        with contextlib.suppress(KeyError):
+            some[seed] = value(run, metric)
+    return {seed: number for seed, number in some.items() if number is not None}
+
+
 def known(found, row, metric):
     """A row's metric at the seeds whose record has it."""
-    some = []
-    for run in runs_of(found, row).values():
-        with contextlib.suppress(KeyError):
-            some.append(value(run, metric))
-    return [v for v in some if v is not None]
+    return list(by_seed(found, row, metric).values())
 
 
 def differences(found, row, minus, metric):
     """A row's metric, less that of the row `minus` (None: nothing) at the same seed: a list, by seed, of the seeds that
     have what it takes."""
-    runs = runs_of(found, row)
     if minus is None:
-        return [value(runs[seed], metric) for seed in sorted(runs)]
-    others = runs_of(found, minus)
-    return [value(runs[seed], metric) - value(others[seed], metric) for seed in sorted(runs.keys() & others)]
+        return known(found, row, metric)
+    values = by_seed(found, row, metric)
+    others = by_seed(found, minus, metric)
+    return [values[seed] - others[seed] for seed in values if seed in others]
 
 
 def per_problem(run, metric):
