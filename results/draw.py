@@ -173,7 +173,7 @@ def scatter(x, y):
                           if sum(which.chosen(found, task, objective) is not None for objective in POINTS) > 2]
 
 
-def learning(found, task="countdown6", window=5):
+def learning(found, task="countdown6", window=10):
     """Pass@k of the samples of training against how many were drawn, `window` steps together, of the five objectives
     that are best in the end."""
     shown = {o: runner.runs_of(found, which.chosen(found, task, o)) for o in which.best_five(found, task, "pass@8")}

@@ -195,7 +195,7 @@ def page(found):
         text += [against(found, metric), ""]
     text += ["![pass@1 and pass@8 of the samples of training](figures/which-learning.png)", "",
              *paragraph("On countdown6, the five objectives that end with the highest pass@8: what the samples of "
-                        "training themselves have, five steps together, with 95 % intervals over seeds.")]
+                        "training themselves have, ten steps together, with 95 % intervals over seeds.")]
     for task in TASKS:
         text += [f"## {task}", "", results(found, task), "", leads(found, task), ""]
     text += [*paragraph("A point is an objective, its bars are 95 % intervals over seeds, cut at the panel; the grey "
