@@ -91,7 +91,9 @@ def test_the_answer():
     for place, metric, objective in everywhere:
         for task in claims.which.TASKS:
             row, *others = (claims.which.chosen(found, task, o) for o in (objective, *claims.which.LABELS))
-            assert row or place == "where it ran"
+            if row is None:
+                assert place == "where it ran"
+                continue
             for other in others:  # none is surely better
                 low = claims.which.lead(found, other, row, metric)[1]
                 assert low is None or low <= 0, (task, objective, other)
