@@ -4,14 +4,16 @@
     python models/make_tiny.py --out models/tiny_program --tasks program --steps 1100      less than two
     python models/make_tiny.py --out models/tiny_peptide --tasks peptide --layers 2 --steps 900        less than one
     python models/make_tiny.py --out models/tiny_hasty --start tiny --tasks countdown --cut 0.6 --lr 1e-3 --steps 200
+    python models/make_tiny.py --out models/tiny_countdown6 --start tiny --tasks countdown6 --lr 2e-3 --steps 400
 
 A Llama of about 0.2 M parameters with a character tokenizer, pretrained from scratch on generated solutions of the
 embedded tasks, so that every script runs in minutes without a download. The pretraining stream holds no problem of the
 valid or test splits (tasks.split_of). The loss is on the solution and its end-of-sequence token only.
 
-The last one, made in half a minute, is engineered: tiny has learned the distribution that the gold solutions are drawn
+tiny_hasty, made in half a minute, is engineered: tiny has learned the distribution that the gold solutions are drawn
 from, so imitating them teaches it nothing. tiny_hasty was trained further on a corpus with 60 % of its lines broken off
 (`7*3` for `7*3+2`). It can do what tiny can, but mostly stops too early, which gold solutions correct.
+tiny_countdown6, made in less than a minute, was trained further on longer sums, and stopped while it seldom solves one.
 """
 import math
 import os

@@ -26,14 +26,13 @@ import json
 import multiprocessing
 import os
 import random
-import re
 import sys
 from typing import NamedTuple
 
 sys.path[:0] = [os.path.dirname(os.path.abspath(__file__))]  # also where a test loads this file by its path
 import runner
 import which
-from pages import spread, table, wrapped
+from pages import number, spread, table, with_interval, wrapped
 from runner import interval, known, per_problem, runs_of
 
 SEEDS = 5  # with fewer a claim is open
@@ -158,12 +157,11 @@ CLAIMS = {
     "bon-lift": Claim(CAT, "Best-of-8 training (ranks) lifts the best of 8 more than the mean", (
         Part("peptide-8", "peptide-1", "max@8"), Part("peptide-8", "peptide-1", "max@8 - max@1"),
         Part("peptide-8", "peptide-base", "max@8 - max@1")), "catbon",
-        "One seed of five decides it: at seed 0 the policy comes to end one residue early between steps 5 and 10 and "
-        "stays there (KL 13.4, best of 8 1.678); at seeds 2 and 3 the length falls too, at steps 10 and 12, and comes "
-        "back. The other four lead by .010 to .032. With ranks lower / (M - 1), which weigh the lowest sample 0, no "
-        "seed of five did that (old-peptide-8-lower, KL 3.7 to 4.4), and the lead was +.016 [+.004, +.029]. Against "
-        "the base, the third part, any RL lifts the mean (.791 to 1.315) more than the best of 8 (1.289 to 1.723), "
-        "which is nearer to what this reward allows."),
+        "One seed of five decides it: from step 5 on the policy of seed 0 ends one residue early (KL 13.4, best of 8 "
+        "1.678), while the other four lead by .010 to .032; with ranks lower / (M - 1), which weigh the lowest sample 0, "
+        "none did that, and the lead was +.016 [+.004, +.029] (old-peptide-8-lower). Against the base, the third part, "
+        "any RL lifts the mean (.791 to 1.315) more than the best of 8 (1.289 to 1.723), which is nearer to what this "
+        "reward allows."),
     "bon-target": Claim(CAT, "Pass@8 SFT on the best target degenerates to cross-entropy: best of 8 within .005", (
         Part("peptide-target-8", "peptide-target-1", "max@8", "above", -.005),
         Part("peptide-target-8", "peptide-target-1", "max@8", "below", .005)), "catbon"),
@@ -201,25 +199,20 @@ def bootstrap(found, part, resamples=1000):
     return means[round(.025 * resamples)], means[round(.975 * resamples) - 1]
 
 
-def right(part, low, high):
-    """Whether an interval lies on the part's side of its bound."""
-    return low is not None and (low > part.bound if part.side == "above" else high < part.bound)
-
-
 def side(part, low, high):
     """Where an interval lies, in words."""
     if low is None:
         return "open"
-    if right(part, low, high):
-        return "right"
-    return "covers the bound" if low <= part.bound <= high else "wrong side"
+    if low <= part.bound <= high:
+        return "covers the bound"
+    return "right" if (low > part.bound) == (part.side == "above") else "wrong side"
 
 
 def verdict(parts, intervals, seeds, least=SEEDS):
     """The rule at the top of the file. intervals: (mean, low, high) of each part; seeds: for which all have runs."""
     if seeds < least:
         return "open"
-    main, *others = (right(part, low, high) for part, (_, low, high) in zip(parts, intervals, strict=True))
+    main, *others = (side(part, low, high) == "right" for part, (_, low, high) in zip(parts, intervals, strict=True))
     if not main:
         return "fails"
     return "holds" if all(others) else "in part"
@@ -234,15 +227,6 @@ def verdict_of(found, name, least=SEEDS):
 
 
 # --------------------------------------------------------------------------------------------------------------- output
-
-def number(x):
-    """With its sign, three digits behind the point and no 0 before it."""
-    return "?" if x is None else re.sub(r"^([+-])0\.", r"\1.", f"{x:+.3f}")
-
-
-def with_interval(mean, low, high):
-    return f"{number(mean)} [{number(low)}, {number(high)}]"
-
 
 def in_brief(found, name):
     """The main part of a claim with its number and interval."""
@@ -284,7 +268,7 @@ def means(found, rows, columns):
     return table(["row", "seeds", *columns], lines)
 
 
-PART = ("part, the main one first", "difference", "95 %, t over seeds", "95 %, bootstrap over problems", "seeds",
+PART = ("part, the main one first", "difference [95 %, t over seeds]", "95 %, bootstrap over problems", "seeds",
         "the interval is")  # columns
 
 
@@ -294,11 +278,10 @@ def report(found, name, least=SEEDS):
     said, seeds, intervals = verdict_of(found, name, least)
     metrics = list(dict.fromkeys(m for part in claim.parts for m in part.metric.split(" - ")))
     rows = []
-    for part, (mean, low, high) in zip(claim.parts, intervals):
+    for part, found_to_be in zip(claim.parts, intervals):
         boot = bootstrap(found, part)
-        rows.append([str(part), number(mean), f"[{number(low)}, {number(high)}]",
-                     f"[{number(boot[0])}, {number(boot[1])}]" if boot else "", str(len(seeds_of(found, part))),
-                     side(part, low, high)])
+        rows.append([str(part), with_interval(*found_to_be), f"[{number(boot[0])}, {number(boot[1])}]" if boot else "",
+                     str(len(seeds_of(found, part))), side(part, *found_to_be[1:])])
     lines = [f"### `{name}`: {said}", "", f"{claim.sentence} ({claim.paper}).", "",
              f"{seeds} seeds; `python results/claims.py {name}`; [figure](figures/{claim.figure}.png)", "",
              means(found, rows_of(name), metrics), "", table(PART, rows)]

@@ -6,6 +6,7 @@ what else there is has the others. A band, or a bar, is the 95 % interval over s
 """
 import math
 import os
+import statistics
 from functools import partial
 
 import runner
@@ -19,14 +20,16 @@ STYLES = {  # colour, line, marker
 METRIC = {"pass": "pass@k", "maj": "maj@k", "bon": "best of k by the verifier", "max": "best of k"}
 
 
+def middle(values):
+    """(mean, low, high) of numbers, one per seed; of a single one the ends are its own, of none it is None."""
+    if len(values) < 2:
+        return tuple(values * 3) or None
+    return runner.interval(values)
+
+
 def point(found, row, metric, minus=None):
-    """(mean, low, high) of a row's metric over its seeds, less that of the row `minus` at the same seed; None without a
-    record. Of one seed the ends are its own."""
-    values = runner.differences(found, row, minus, metric)
-    if not values:
-        return None
-    mean, low, high = runner.interval(values)
-    return (mean, mean, mean) if low is None else (mean, low, high)
+    """`middle` of a row's metric over its seeds, less that of the row `minus` at the same seed."""
+    return middle(runner.differences(found, row, minus, metric))
 
 
 def band(axis, x, points, style, label):
@@ -139,7 +142,9 @@ def weights(found):
 POINTS = {  # of the table of objectives: colour and marker; one paper, one shape of marker
     "base": ("#000000", "*"), "mean": ("#D55E00", "s"), "passk": ("#0072B2", "s"), "majority": ("#009E73", "s"),
     "bon-sft": ("#E69F00", "^"), "bon-rlbp": ("#0072B2", "^"), "bon-s": ("#CC79A7", "^"), "bon-v": ("#56B4E9", "^"),
-    "cat-passk": ("#0072B2", "o"), "cat-pool": ("#56B4E9", "o"), "cat-majority": ("#009E73", "o")}
+    "cat-passk": ("#0072B2", "o"), "cat-pool": ("#56B4E9", "o"), "cat-majority": ("#009E73", "o"),
+    "maxrl-16": ("#D55E00", "D"), "maxrl-8": ("#E69F00", "D"), "passk-8-1": ("#CC79A7", "s"),
+    "rucaibox": ("#009E73", "D"), "verl": ("#CC79A7", "D"), "rs-grpo": ("#56B4E9", "D"), "grpo": ("#000000", "D")}
 
 
 def scatter(x, y):
@@ -166,6 +171,27 @@ def scatter(x, y):
         axis.set_title(task, fontsize=10)
     return lambda found: [partial(paint, found=found, task=task) for task in which.TASKS
                           if sum(which.chosen(found, task, objective) is not None for objective in POINTS) > 2]
+
+
+def learning(found, task="countdown6", window=10):
+    """Pass@k of the samples of training against how many were drawn, `window` steps together, of the five objectives
+    that are best in the end."""
+    shown = {o: runner.runs_of(found, which.chosen(found, task, o)) for o in which.best_five(found, task, "pass@8")}
+
+    def paint(axis, metric):
+        for objective, runs in shown.items():
+            curves = [run["curve"][metric] for run in runs.values() if metric in run["curve"]]
+            if curves:
+                x = range(0, len(curves[0]), window)
+                points = [middle([statistics.mean(c[i:i + window]) for c in curves]) for i in x]
+                mean, low, high = zip(*points)
+                color, marker = POINTS[objective]
+                drawn = [(i + window) * 1.024 for i in x]
+                axis.plot(drawn, mean, color=color, marker=marker, ms=4, lw=1.2, label=objective)
+                axis.fill_between(drawn, low, high, color=color, alpha=.12, lw=0)
+        axis.set(xlabel="samples drawn, thousands", ylabel=metric)
+        axis.set_title(f"{task}, while training", fontsize=10)
+    return [partial(paint, metric=metric) for metric in ("pass@1", "pass@8")] if shown else []
 
 
 COUNTDOWN, ROUTES = ("countdown-base", "base", "base"), ("routes-base", "base", "base")
@@ -226,6 +252,7 @@ FIGURES = {
     "weights": weights,
     "which": scatter("pass@1", "pass@32"),
     "which-kl": scatter("kl", "pass@32"),
+    "which-learning": learning,
 }
 
 

@@ -20,7 +20,7 @@ import os
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [ROOT]  # also where a test loads this file by its path
+sys.path[:0] = [ROOT, os.path.join(ROOT, "results")]  # also where a test loads this file by its path
 from support.flags import Parser, answer
 
 
@@ -34,7 +34,6 @@ if __name__ == "__main__":
     answer(parser().parse_args)  # --help and bad flags, before the heavy imports
 
 import itertools
-import textwrap
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -44,6 +43,7 @@ import support
 support.set_thread_policy()  # torch reads it when it is loaded
 
 import torch
+from pages import paragraph, table, wrapped
 
 from ppo_passk import advantages
 from support.output import consoles
@@ -366,19 +366,9 @@ def number(value):
     return f"{value:.6f}".rstrip("0") if text in ("1", "-1") else text
 
 
-def rows(cells):
-    """Markdown rows."""
-    return ["| " + " | ".join(row) + " |" for row in cells]
-
-
-def head(*columns):
-    return [*rows([columns]), "|---" * len(columns) + "|"]
-
-
 def comparison(prompts, k, n, takes_binary):
     """The table of cosines, scales and noise."""
-    lines = head("formula", "own objective", "cosine to its gradient", "scale", f"cosine to grad pass@{k}", "scale",
-                 "variance", "squares")
+    lines = []
     for name, formula in FORMULAS.items():
         if formula.binary and not takes_binary:
             continue
@@ -386,25 +376,25 @@ def comparison(prompts, k, n, takes_binary):
         if takes(formula, k, n):
             own, target, *spread = measured(formula, prompts, k, n)
             cells = [number(value) for value in (*own, *target, *spread)]
-        lines += rows([[name, formula.label.format(k=k, n=n, less=n - 1), *cells]])
-    return lines
+        lines.append([name, formula.label.format(k=k, n=n, less=n - 1), *cells])
+    return table(["formula", "own objective", "cosine to its gradient", "scale", f"cosine to grad pass@{k}", "scale",
+                  "variance", "squares"], lines)
 
 
 def by_rate(k, n):
     """The table of weights at several success rates."""
-    lines = head("formula", *(f"p = {p:g}" for p in RATES))
-    lines += rows([[f"grad pass@{k}: {k} (1-p)^{k - 1}", *(number(k * (1 - p) ** (k - 1)) for p in RATES)]])
+    lines = [[f"grad pass@{k}: {k} (1-p)^{k - 1}", *(number(k * (1 - p) ** (k - 1)) for p in RATES)]]
     for name, formula in FORMULAS.items():
         if takes(formula, k, n):
             pairs = [weight(formula.function, p, k, n) for p in RATES]
-            lines += rows([[name, *(f"{number(w)} ({number(spread)})" for w, spread in pairs)]])
-    return lines
+            lines.append([name, *(f"{number(w)} ({number(spread)})" for w, spread in pairs)])
+    return table(["formula", *(f"p = {p:g}" for p in RATES)], lines)
 
 
 def one_group(k, n):
     """The table of coefficients: K of n right."""
     counts = (0, 1, 2, n // 2, n)
-    lines = head("formula", *(f"K = {K}" for K in counts))
+    lines = []
     r = torch.tensor([[1.0] * K + [0.0] * (n - K) for K in counts], dtype=torch.float64)
     for name, formula in FORMULAS.items():
         if takes(formula, k, n):
@@ -413,24 +403,20 @@ def one_group(k, n):
                 right = "" if K == 0 else number(c[0])
                 wrong = "" if K == n else number(c[-1])
                 cells.append(" / ".join(filter(None, (right, wrong))))
-            lines += rows([[name, *cells]])
-    return lines
+            lines.append([name, *cells])
+    return table(["formula", *(f"K = {K}" for K in counts)], lines)
 
 
 def sources():
-    lines = head("formula", "c_i", "source", "read")
+    lines = []
     for name, formula in FORMULAS.items():
         ours = formula.source.startswith(TANG)
-        lines += rows([[name, "" if ours else formula.function.__doc__, formula.source, "" if ours else READ]])
-    return lines
-
-
-def paragraph(text):
-    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False) + [""]
+        lines.append([name, "" if ours else formula.function.__doc__, formula.source, "" if ours else READ])
+    return table(["formula", "c_i", "source", "read"], lines)
 
 
 def item(text):
-    return textwrap.wrap("- " + text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return wrapped("- " + text, "  ")
 
 
 def findings():
@@ -504,20 +490,20 @@ def page():
     for k, n in SETTINGS:
         text += [f"## k = {k}, n = {n}", "",
                  f"Right or wrong, four prompts of success rates {rates}:", "",
-                 *comparison([binary(p) for p in RATES], k, n, True), "",
+                 comparison([binary(p) for p in RATES], k, n, True), "",
                  *paragraph("Weight by success rate p: w in E g = w grad p, and in brackets the squares of that prompt "
                             "alone, over w²:"),
-                 *by_rate(k, n), "",
+                 by_rate(k, n), "",
                  f"Coefficients of one group, right / wrong, where K of the {n} samples are right:", "",
-                 *one_group(k, n), "",
+                 one_group(k, n), "",
                  *paragraph(f"Graded rewards 1, .5 and 0, four prompts of chances {chances}; pass@k is the expected "
                             "largest reward. Formulas for right or wrong are left out:"),
-                 *comparison([graded(row) for row in GRADED], k, n, False), ""]
+                 comparison([graded(row) for row in GRADED], k, n, False), ""]
     text += ["## Where they stand", "",
              *paragraph("q_i: mean over the k-subsets with i of the largest reward; rho_-i: over those without i; rho: "
                         "over all; K: how many of the group are right. Where paper and program differ, the program. "
                         "Read in stored copies at the commits named; a project may have changed since."),
-             *sources()]
+             sources()]
     return "\n".join(text) + "\n"
 
 

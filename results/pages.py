@@ -1,4 +1,6 @@
-"""What the pages of results/ are written with: Markdown tables, means with their spread, lines of 120 characters."""
+"""What the pages of results/ are written with: Markdown tables, means with their spread or interval, lines of 120
+characters."""
+import re
 import statistics
 import textwrap
 
@@ -17,6 +19,23 @@ def spread(values, digits=3):
     if len(values) > 1:
         text += f" ±{statistics.stdev(values):.{digits}f}"
     return text
+
+
+def number(x):
+    """With its sign, three digits behind the point and no 0 before it."""
+    return re.sub(r"^([+-])0\.", r"\1.", f"{x:+.3f}")
+
+
+def with_interval(mean, low, high):
+    """A difference with its interval, where there are any."""
+    if mean is None:
+        return ""
+    return number(mean) if low is None else f"{number(mean)} [{number(low)}, {number(high)}]"
+
+
+def paragraph(text):
+    """Its lines, and an empty one."""
+    return [*wrapped(text), ""]
 
 
 def wrapped(text, indent=""):

@@ -11,12 +11,14 @@ itself would have made: equal seeds mean equal uniforms, so runs of one seed are
 record is appended to results/records/SCRIPT.jsonl at once, one line:
 
     row, script, flags (those of the command line, with the seed), commit (of the code), versions
+    formula               of FORMULAS, where one took the place of the script's coefficients
     seconds, cpu_seconds  of training: by the clock (the machine was shared), of this process (None if it was resumed)
     samples_per_s, zero   of training: median over steps; share of samples without weight, mean over steps
     after                 {metric: {"mean", "se"}} over problems; KL is to the base, after a warm-up too
     problems              {"right": of 64 samples, how many; other metrics times 1000}, one integer per test problem
                           (gold: per problem that has a solution)
     valid                 which-*, seed 0: means on the 400 validation problems, by which a learning rate is chosen
+    curve                 which-countdown6-*: {metric: of the samples of each training step}
     auc                   of the verifier on these samples; co_scaling: {"a", "b", "rmse"} of pass@N = exp(a N^b)
 
 Rows named old-* and real-* are in records/older.jsonl alone: runs of three seeds or one by earlier versions of the
@@ -112,19 +114,39 @@ OBJECTIVES = {
     "cat-majority": "cat_majority --mode rl --normalise --rewards standardised --form raw --threshold auto "
                     "--all-wrong -0.5 --n 8",
 }
-VERIFIERS = {"countdown": "verifier", "routes": "verifier-routes", "program": "verifier-program"}
-MODELS = {"countdown": "tiny", "routes": "tiny", "program": "tiny_program"}
+# Those of other projects. What no script has is a formula of elsewhere.py, which takes the place of ppo_passk.py's
+# coefficients.
+OTHERS = {
+    "maxrl-16": "ppo_passk --objective maxrl --k 16 --estimator solved",
+    "maxrl-8": "ppo_passk --objective maxrl --k 8",
+    "passk-8-1": "ppo_passk --objective passk --k 8:1",
+    **dict.fromkeys(("rucaibox", "verl", "rs-grpo", "grpo"), "ppo_passk --objective passk --k 8"),
+}
+FORMULAS = {
+    "rucaibox": "RUCAIBox Pass@k Training", "verl": "verl grpo_passk", "rs-grpo": "RS-GRPO", "grpo": "GRPO"}
+VERIFIERS = {"countdown": "verifier", "routes": "verifier-routes", "program": "verifier-program",
+             "countdown6": "verifier-countdown6"}
+MODELS = {"countdown": "tiny", "routes": "tiny", "program": "tiny_program", "countdown6": "tiny_countdown6"}
+
+
+def judge(task, objective):
+    """" @ " and the verifier that a row is judged by, which costs as much as its training: none for objectives of other
+    projects, and on countdown6 for the one alone that is made for it."""
+    needed = objective == "bon-v" or task != "countdown6" and objective not in OTHERS
+    return f" @ {VERIFIERS[task]}" * needed
+
+
 LRS = ("0.002", "0.004", "0.008")
 
 ROWS |= {
     **{verifier: ROWS["verifier"].replace("tiny --task countdown", f"{MODELS[task]} --task {task}")
        for task, verifier in VERIFIERS.items()},
-    **{f"which-{task}-base": f"evaluate {MODELS[task]} --task {task} @ {verifier}"
-       for task, verifier in VERIFIERS.items()},
+    **{f"which-{task}-base": f"evaluate {MODELS[task]} --task {task}{judge(task, 'base')}" for task in VERIFIERS},
     **{f"which-{task}-{objective}-{lr}":
        f"{line.format(verifier='{' + verifier + '}')} --model {MODELS[task]} --task {task} --temperature 1 "
-       f"--samples 16 --prompts 64 --steps 50 --lr {lr}{' --kl-prompts 0' * (objective != 'bon-sft')} @ {verifier}"
-       for task, verifier in VERIFIERS.items() for objective, line in OBJECTIVES.items() for lr in LRS},
+       f"--samples 16 --prompts 64 --steps 50 --lr {lr}{' --kl-prompts 0' * (objective != 'bon-sft')}"
+       f"{judge(task, objective)}"
+       for task, verifier in VERIFIERS.items() for objective, line in (OBJECTIVES | OTHERS).items() for lr in LRS},
 }
 
 # How robust is it? (which.py): pass@k against the mean on other bases, budgets, samples and learning rates; always
@@ -160,6 +182,33 @@ def needs(row):
     """The rows whose folders a row's run needs."""
     _, rest, verifier = command_of(row)
     return [*re.findall(r"{([^}]+)}", " ".join(rest)), *([verifier] if verifier else [])]
+
+
+def formula_of(row):
+    """The name in elsewhere.py of the formula that takes the place of a row's coefficients, or None."""
+    objective = row.removeprefix("which-").partition("-")[2].rpartition("-")[0]
+    return FORMULAS.get(objective) if row.startswith("which-") else None
+
+
+@contextlib.contextmanager
+def handed(formula):
+    """Inside, ppo_passk.py takes its coefficients from a formula of elsewhere.py (None: its own), in float64. What
+    rounding leaves of a coefficient that is 0 is made 0, so that the sample enters no forward pass."""
+    import elsewhere
+
+    import ppo_passk
+    own = ppo_passk.advantages
+
+    def advantages(rewards, k, objective, answers=None, estimator="loo"):
+        distinct, place = rewards.double().unique(dim=0, return_inverse=True)  # most prompts repeat a few patterns
+        c = elsewhere.FORMULAS[formula].function(distinct, k)
+        return c.where(c.abs() > 1e-8, 0.0)[place].to(rewards)
+    if formula:
+        ppo_passk.advantages = advantages
+    try:
+        yield
+    finally:
+        ppo_passk.advantages = own
 
 
 def is_verifier(row):
@@ -265,7 +314,7 @@ def train(row, seed, resumed):
     module = __import__(script)
     extra = [] if is_verifier(row) or is_base(row) else ["--eval-samples", "0"]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with open(out + ".log", "a") as file, contextlib.redirect_stdout(file):
+    with open(out + ".log", "a") as file, contextlib.redirect_stdout(file), handed(formula_of(row)):
         try:
             module.main([*arguments(row, seed), *extra, "--out", out, *(["--resume"] if resumed else [])])
         finally:  # a script's own ask it to save and stop
@@ -284,6 +333,8 @@ def evaluated(row, seed, cpu_seconds):
     from support.folder import versions
     script, rest, verifier = command_of(row)
     run = {"row": row, "script": script, "flags": flags_of(rest, seed), **versions(), "commit": commit()}
+    if formula_of(row):
+        run["formula"] = formula_of(row)
     if is_verifier(row):
         found = read_json(row, seed, "verifier.json")
         return {**run, "seconds": found["seconds"], "cpu_seconds": cpu_seconds, "auc": found["auc"],
@@ -301,7 +352,11 @@ def training_of(row, seed, cpu_seconds):
     """What a record says of the training."""
     with open(os.path.join(folder(row, seed), "metrics.jsonl")) as file:
         steps = [json.loads(text) for text in file]
-    return {"seconds": read_json(row, seed, "result.json")["seconds"],
+    curve = {}
+    if row.startswith("which-countdown6-"):
+        curve["curve"] = {metric: [round(step[metric], 5) for step in steps] for metric in ("pass@1", "pass@8")
+                          if metric in steps[0]}
+    return {**curve, "seconds": read_json(row, seed, "result.json")["seconds"],
             "cpu_seconds": cpu_seconds and round(cpu_seconds, 1),
             "samples_per_s": round(statistics.median(s["samples_per_s"] for s in steps), 1),
             "zero": round(statistics.mean(s["zero"] for s in steps), 4)}
@@ -368,7 +423,8 @@ def measured(row, seed):
         run["auc"] = round(evaluate.auc(scores, [r for e in pool for r in e["rewards"]]), 5)
     if row.startswith("which-") and script != "evaluate" and seed == 0:  # a learning rate is chosen by it
         means = evaluate.means(draw(task.valid, False)[1])
-        run["valid"] = {name: round(means[name]["mean"], 5) for name in VALID}
+        names = VALID if verifier else [name for name in VALID if not name.startswith("bon@")]
+        run["valid"] = {name: round(means[name]["mean"], 5) for name in names}
     if "-T" in row:
         fit = evaluate.co_scaling({1: {f"pass@{k}": after[f"pass@{k}"] for k in KS[:-1]}})[1]
         run["co_scaling"] = {name: round(value, 5) for name, value in fit.items()}
@@ -470,23 +526,28 @@ def runs_of(found, row):
     return {seed: run for (other, seed), run in found.items() if other == row}
 
 
+def by_seed(found, row, metric):
+    """{seed: a row's metric} of the runs that have it."""
+    some = {}
+    for seed, run in sorted(runs_of(found, row).items()):
+        with contextlib.suppress(KeyError):
+            some[seed] = value(run, metric)
+    return {seed: number for seed, number in some.items() if number is not None}
+
+
 def known(found, row, metric):
     """A row's metric at the seeds whose record has it."""
-    some = []
-    for run in runs_of(found, row).values():
-        with contextlib.suppress(KeyError):
-            some.append(value(run, metric))
-    return [v for v in some if v is not None]
+    return list(by_seed(found, row, metric).values())
 
 
 def differences(found, row, minus, metric):
     """A row's metric, less that of the row `minus` (None: nothing) at the same seed: a list, by seed, of the seeds that
     have what it takes."""
-    runs = runs_of(found, row)
     if minus is None:
-        return [value(runs[seed], metric) for seed in sorted(runs)]
-    others = runs_of(found, minus)
-    return [value(runs[seed], metric) - value(others[seed], metric) for seed in sorted(runs.keys() & others)]
+        return known(found, row, metric)
+    values = by_seed(found, row, metric)
+    others = by_seed(found, minus, metric)
+    return [values[seed] - others[seed] for seed in values if seed in others]
 
 
 def per_problem(run, metric):

@@ -1,32 +1,47 @@
 """Which one should I use? `python results/claims.py which robust` makes the runs, `--draw` the tables in which.md.
 
-Every objective of the six scripts from one base per task, on equal samples (64 prompts x 16) and steps (50), k = N = 8
-for all. Each has three learning rates to choose from, tried at seed 0, and takes the one that is best on the 400
-validation problems at what the objective is for. The run of that seed and four more are in the table, on the 400 test
-problems; base and verifier are the same for all rows of a task. One thread each, two runs beside each other.
+Every objective of the six scripts, and some of other projects, from one base per task, on equal samples (64 prompts x
+16) and steps (50), k = N = 8 where there is a choice. Each has three learning rates to choose from, tried at seed 0,
+and takes the one that is best on the 400 validation problems at what the objective is for. The run of that seed and
+four more are in the table, on the 400 test problems; base and verifier are the same for all rows of a task. One thread
+each, two runs beside each other.
 """
 import statistics
 
 import runner
-from pages import spread, table, wrapped
+from pages import number, paragraph, spread, table, with_interval
 from runner import differences, interval, known, runs_of
 
 TASKS = tuple(runner.VERIFIERS)
 SELECT = {  # what an objective is for
     "mean": "pass@1", "passk": "pass@8", "majority": "maj@8", "bon-sft": "pass@8", "bon-rlbp": "pass@8",
-    "bon-s": "pass@8", "bon-v": "bon@8", "cat-passk": "pass@8", "cat-pool": "pass@8", "cat-majority": "maj@8"}
+    "bon-s": "pass@8", "bon-v": "bon@8", "cat-passk": "pass@8", "cat-pool": "pass@8", "cat-majority": "maj@8",
+    "maxrl-16": "pass@8", "maxrl-8": "pass@8", "passk-8-1": "pass@1", "rucaibox": "pass@8", "verl": "pass@8",
+    "rs-grpo": "pass@8", "grpo": "pass@1"}
 LABELS = {
     "base": "base", "mean": "mean: `ppo_passk.py --objective mean`", "passk": "pass@8: `ppo_passk.py`",
     "majority": "majority: `ppo_passk.py --objective majority`", "bon-sft": "BoN-SFT: `bon_sft.py`",
     "bon-rlbp": "RLB(P): `bon_rl.py --variant bp`", "bon-s": "BoN-RL-S: `bon_rl.py --variant s`",
     "bon-v": "BoN-RL-V: `bon_rl.py --variant v`", "cat-passk": "CAT Pass@8: `cat_passk.py --form raw`",
-    "cat-pool": "CAT Pass@8, pool: `cat_passk.py --form pool`", "cat-majority": "CAT majority: `cat_majority.py`"}
+    "cat-pool": "CAT Pass@8, pool: `cat_passk.py --form pool`", "cat-majority": "CAT majority: `cat_majority.py`",
+    "maxrl-16": "MaxRL, T = n: `ppo_passk.py --objective maxrl --k 16 --estimator solved`",
+    "maxrl-8": "MaxRL, T = 8: `ppo_passk.py --objective maxrl`",
+    "passk-8-1": "pass@8, then pass@1: `ppo_passk.py --k 8:1`",
+    "rucaibox": "RUCAIBox's formula for pass@8", "verl": "verl's formula for pass@16, with the deviation",
+    "rs-grpo": "RS-GRPO's formula", "grpo": "GRPO's formula, with the deviation"}
 BEST = ("pass@1", "pass@8", "pass@32", "maj@8", "bon@8")  # columns in which most is best
 COLUMNS = (*BEST, "kl", "cpu_seconds", "samples_per_s")
+AGAINST = "passk"  # what the others are recommended over
+BUDGETS = ("pass@1", "pass@8", "pass@32")  # for which
 
 
 def tries(task, objective):
     return [f"which-{task}-{objective}-{lr}" for lr in runner.LRS]
+
+
+def tried(found, task, objective):
+    """Those of the learning rates that are recorded."""
+    return [row for row in tries(task, objective) if (row, 0) in found]
 
 
 def chosen(found, task, objective):
@@ -34,8 +49,8 @@ def chosen(found, task, objective):
     before all are tried. The base has no choice."""
     if objective == "base":
         return f"which-{task}-base"
-    rows = tries(task, objective)
-    if any((row, 0) not in found for row in rows):
+    rows = tried(found, task, objective)
+    if len(rows) < len(runner.LRS):
         return None
     return max(rows, key=lambda row: found[row, 0]["valid"][SELECT[objective]])
 
@@ -51,7 +66,7 @@ def table_runs(found, task, seeds):
 
 
 def lead(found, row, other, metric):
-    """(mean, low, high) of a row's metric over another row's, paired by seed."""
+    """(mean, low, high) of a row's metric over another row's, paired by seed; None where there is no pair."""
     return interval(differences(found, row, other, metric))
 
 
@@ -64,7 +79,6 @@ def tied(found, best, row, metric):
 def results(found, task):
     """Markdown: means over seeds ± standard deviation; the best in bold, what ties with it marked ≈."""
     rows = {objective: chosen(found, task, objective) for objective in LABELS}
-    rows = {objective: row for objective, row in rows.items() if row and runs_of(found, row)}
     values = {(objective, column): known(found, row, column) for objective, row in rows.items() for column in COLUMNS}
     best = {}
     for column in BEST:
@@ -73,7 +87,9 @@ def results(found, task):
             best[column] = max(having, key=lambda objective: statistics.mean(values[objective, column]))
     lines = []
     for objective, row in rows.items():
-        rate = "" if objective == "base" else row.rpartition("-")[2]
+        rate = f"{len(tried(found, task, objective))} of {len(runner.LRS)} tried"
+        if row:
+            rate = "" if objective == "base" else row.rpartition("-")[2]
         cells = [LABELS[objective], rate, str(len(runs_of(found, row)))]
         for column in COLUMNS:
             some = values[objective, column]
@@ -87,19 +103,64 @@ def results(found, task):
     return table(["objective", "learning rate", "seeds", *COLUMNS], lines)
 
 
-def signed(middle, low, high):
-    """A lead with its interval."""
-    if middle is None:
-        return ""
-    return f"{middle:+.3f}" if low is None else f"{middle:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
 def leads(found, task):
     """Markdown: each objective's lead over the base, paired by seed."""
     rows = {objective: chosen(found, task, objective) for objective in SELECT}
     return table(["lead over the base", *BEST], [
-        [objective, *(signed(*lead(found, row, f"which-{task}-base", metric)) for metric in BEST)]
-        for objective, row in rows.items() if row and runs_of(found, row)])
+        [objective, *(with_interval(*lead(found, row, f"which-{task}-base", metric)) for metric in BEST)]
+        for objective, row in rows.items() if row])
+
+
+def ahead(found, objective, metric):
+    """The tasks on which the 95 % interval of an objective's lead over AGAINST is above 0."""
+    tasks = []
+    for task in TASKS:
+        low = lead(found, chosen(found, task, objective), chosen(found, task, AGAINST), metric)[1]
+        if low is not None and low > 0:
+            tasks.append(task)
+    return tasks
+
+
+def recommended(found, metric):
+    """The objectives that are ahead on two tasks or more."""
+    return [objective for objective in SELECT if len(ahead(found, objective, metric)) > 1]
+
+
+def against(found, metric):
+    """Markdown: each objective's lead over AGAINST at a metric, task by task."""
+    lines = []
+    for objective in SELECT:
+        if objective != AGAINST:
+            cells = []
+            for task in TASKS:
+                rows = [chosen(found, task, name) for name in (objective, AGAINST)]
+                seeds = len(differences(found, *rows, metric))
+                few = f" ({seeds} seeds)" if 1 < seeds < 5 else ""
+                cells.append(with_interval(*lead(found, *rows, metric)) + few)
+            tasks = ahead(found, objective, metric)
+            lines.append([objective, *cells, f"**{len(tasks)}**" if len(tasks) > 1 else str(len(tasks))])
+    return table([f"lead at {metric}", *TASKS, "tasks ahead"], lines)
+
+
+def best_five(found, task, metric):
+    """The objectives with the highest metric on a task, best first. cat-pool is left out: it is passk once more."""
+    rows = {o: known(found, chosen(found, task, o), metric) for o in SELECT if o != "cat-pool"}
+    means = {objective: statistics.mean(values) for objective, values in rows.items() if values}
+    return sorted(means, key=means.get, reverse=True)[:5]
+
+
+def change(found, row, base, low, high):
+    """(mean, low, high) over seeds of how training changes the success rate, in the mean over the problems that the
+    base solves in `low` to below `high` of its 64 samples. Those are counted in its run of another seed: in the one
+    that is compared with, the luckiest would be taken for the easiest."""
+    bases = runs_of(found, base)
+    changes = []
+    for seed, run in runs_of(found, row).items():
+        other = bases[(seed + 1) % len(bases)]
+        counts = (some["problems"]["right"] for some in (run, bases[seed], other))
+        gains = [(after - before) / 64 for after, before, c in zip(*counts, strict=True) if low <= c < high]
+        changes.append(statistics.mean(gains))
+    return interval(changes)
 
 
 def rates(found):
@@ -117,10 +178,6 @@ def rates(found):
     return table(["task", "objective", "metric", *runner.LRS], rows)
 
 
-def paragraph(text):
-    return [*wrapped(text), ""]
-
-
 def page(found):
     """results/which.md."""
     text = ["# Which one should I use? The runs", "",
@@ -128,11 +185,19 @@ def page(found):
                        "which robust` makes what is missing."),
             *paragraph(__doc__.split("\n\n")[1] + "Means over seeds ± standard deviation; per column the best is bold, "
                        "and ≈ marks what the paired 95 % interval (t over seeds) does not separate from it. KL in nats "
-                       "to the base; seconds of CPU.")]
+                       "to the base; seconds of CPU. Objectives of other projects, and on countdown6 all but BoN-RL-V, "
+                       "are judged without a verifier. A row with fewer than five seeds is a first look."),
+            "## Does anything beat `ppo_passk.py`?", "",
+            *paragraph("Leads over `ppo_passk.py` (passk), each at its chosen learning rate, paired by seed, with 95 % "
+                       "intervals. An objective is recommended over it for a budget if the interval is above 0 on at "
+                       "least two tasks; then the number of tasks is bold.")]
+    for metric in BUDGETS:
+        text += [against(found, metric), ""]
+    text += ["![pass@1 and pass@8 of the samples of training](figures/which-learning.png)", "",
+             *paragraph("On countdown6, the five objectives that end with the highest pass@8: what the samples of "
+                        "training themselves have, ten steps together, with 95 % intervals over seeds.")]
     for task in TASKS:
-        seeds = min(len(runs_of(found, chosen(found, task, objective))) for objective in LABELS)
-        text += [f"## {task}", "", *["Not finished: a row without five seeds is a first look.\n"] * (seeds < 5),
-                 results(found, task), "", leads(found, task), ""]
+        text += [f"## {task}", "", results(found, task), "", leads(found, task), ""]
     text += [*paragraph("A point is an objective, its bars are 95 % intervals over seeds, cut at the panel; the grey "
                         "line is the frontier."),
              "![pass@32 against pass@1, with the frontier](figures/which.png)", "",
@@ -184,15 +249,15 @@ def robust_page(found):
         together = [sum(column, []) for column in columns]
         if any(together):
             count = min(map(len, together[1:]))
-            pooled.append([str(k), str(n), *(signed(*interval(pairs)) for pairs in together), str(count)])
+            pooled.append([str(k), str(n), *(with_interval(*interval(pairs)) for pairs in together), str(count)])
         for i, base in enumerate(runner.BASES):
             own = [column[i] for column in columns]
             if any(own):
-                cells = [signed(*interval(own[0]))]
+                cells = [with_interval(*interval(own[0]))]
                 for lr, pairs in zip(runner.LRS, own[1:]):
                     over = lead(found, robust_rows(base, k, n, lr)[0], f"robust-{base}-base", f"pass@{k}")[0]
                     missing = not pairs or over is None
-                    cells.append("" if missing else f"{signed(*interval(pairs))} / {over:+.3f}")
+                    cells.append("" if missing else f"{with_interval(*interval(pairs))} / {number(over)}")
                 single[base].append([base, str(k), str(n), *cells, str(min(map(len, own[1:])))])
     columns = ["k", "n", "each at its best", *(f"learning rate {lr}" for lr in runner.LRS)]
     unfinished = any((row, seed) not in found for row, seed in robust_runs(3))

@@ -10,7 +10,7 @@ import re
 from support import ROOT
 from support.errors import UserError
 
-EMBEDDED_MODELS = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty")  # in models/
+EMBEDDED_MODELS = ("tiny", "tiny_program", "tiny_peptide", "tiny_hasty", "tiny_countdown6")  # in models/
 PATHS = ("model", "data", "adapter", "verifier")  # flags whose value may be a path, and move
 CODE = ("task", "reward", "operator")  # flags whose value may be FILE.py or FILE.py:NAME, and move
 

@@ -18,7 +18,7 @@ from support.errors import UserError
 from support.output import Console, consoles
 
 TRACKERS = "tensorboard", "wandb", "trackio"
-TASK_NAMES = "countdown, routes, program, peptide, gsm8k, math, humaneval, mbpp, codecontests, taco"
+TASK_NAMES = "countdown, countdown6, routes, program, peptide, gsm8k, math, humaneval, mbpp, codecontests, taco"
 
 
 class Flags(argparse.Namespace):

@@ -6,9 +6,9 @@
     .extract(completion)            final answer = the key that votes are counted by, or None
     .rewards(problems, completions) verify for many pairs, identical pairs once; `.counts` holds what went wrong
 
-Embedded (no download): `countdown`, `routes`, `program`, `peptide` (graded). From the hub: `gsm8k`, `math`, and
-code: `humaneval`, `mbpp`, `codecontests`, `taco`. Your own problems: `--data FILE`, a folder
-or an id of the hub.
+Embedded (no download): `countdown`, `countdown6`, `routes`, `program`, `peptide` (graded). From the hub: `gsm8k`,
+`math`, and code: `humaneval`, `mbpp`, `codecontests`, `taco`. Your own problems: `--data FILE`, a folder or an id of
+the hub.
 Nothing here imports torch: the verifier workers start in a fraction of a second.
 
 A task of your own in a file, --task my_task.py:
@@ -46,13 +46,14 @@ from support.contents import code_file
 from support.errors import UserError
 
 from .data import load_codecontests, load_gsm8k, load_humaneval, load_math, load_mbpp, load_own, load_taco
-from .embedded import RESIDUES, Countdown, Peptide, Problem, Program, Routes, Task, split_of
+from .embedded import RESIDUES, Countdown, Countdown6, Peptide, Problem, Program, Routes, Task, split_of
 from .mathematics import Math, clean
 from .own import load_own_task
 from .programs import Code, CodeProblem
 from .reward import Judge, Judged
 
-EMBEDDED_TASKS = {"countdown": Countdown, "routes": Routes, "program": Program, "peptide": Peptide}
+EMBEDDED_TASKS = {"countdown": Countdown, "countdown6": Countdown6, "routes": Routes, "program": Program,
+                  "peptide": Peptide}
 DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math, "humaneval": load_humaneval, "mbpp": load_mbpp,
              "codecontests": load_codecontests, "taco": load_taco}
 

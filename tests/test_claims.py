@@ -77,7 +77,7 @@ def test_records():
         with open(path) as file:
             lines += [(os.path.basename(path), line) for line in file]
     assert len({(run["row"], run["flags"]["seed"]) for run in (json.loads(line) for _, line in lines)}) == len(lines)
-    assert sum(len(line) for _, line in lines) < 4e6
+    assert sum(len(line) for _, line in lines) < 5e6
     for name, line in lines:
         run = json.loads(line)
         for cell in run["after"].values():
@@ -97,6 +97,9 @@ def test_records():
         if runner.is_base(run["row"]):
             trained = {"seconds", "cpu_seconds", "parameters"}
         extra = {"auc"} if verifier else {"co_scaling"} if "-T" in run["row"] else set()
+        extra |= {"formula"} if runner.formula_of(run["row"]) else set()
+        extra |= {"curve"} if run["row"].startswith("which-countdown6-") and trained else set()
+        assert run.get("formula") == runner.formula_of(run["row"])
         extra |= {"valid"} if run["row"].startswith("which-") and trained and run["flags"]["seed"] == 0 else set()
         assert run.keys() == {"row", "script", "flags", "commit", "versions", "after", "problems"} | trained | extra
         size = run["flags"].get("problems", run["flags"].get("eval_problems", 400))
@@ -168,8 +171,8 @@ def test_a_claim_from_records(monkeypatch):
     said, seeds, ((mean, low, high),) = claims.verdict_of(found, "mine")
     assert (said, seeds) == ("holds", 5) and abs(mean - .5) < 1e-9 and abs(low - .5) < 1e-9 and abs(high - .5) < 1e-9
     text = claims.report(found, "mine")
-    assert "`mine`: holds" in text and "| a | 5 | 0.770 ±0.016 |" in text and "+.500 | [+.500, +.500]" in text
-    assert [claims.number(x) for x in (.0123, -.5, 20.25, None)] == ["+.012", "-.500", "+20.250", "?"]
+    assert "`mine`: holds" in text and "| a | 5 | 0.770 ±0.016 |" in text and "+.500 [+.500, +.500] |" in text
+    assert [claims.number(x) for x in (.0123, -.5, 20.25)] == ["+.012", "-.500", "+20.250"]
     del found["b", 3]
     assert claims.verdict_of(found, "mine")[:2] == ("open", 4)
 
@@ -183,7 +186,8 @@ def tried(task, objective, lr, seed, right, valid=None, **after):
 
 def test_objectives_are_compared_like_for_like():
     """Equal base, samples, steps and temperature; k = N = 8; the same three learning rates for each."""
-    assert set(which.SELECT) == set(runner.OBJECTIVES) and set(which.LABELS) == {"base", *which.SELECT}
+    assert set(which.SELECT) == {*runner.OBJECTIVES, *runner.OTHERS} and set(which.LABELS) == {"base", *which.SELECT}
+    budgets = {"maxrl-16": 16, "passk-8-1": "8:1"}
     for task in which.TASKS:
         for objective in which.SELECT:
             lines = [runner.command_of(row) for row in which.tries(task, objective)]
@@ -191,7 +195,9 @@ def test_objectives_are_compared_like_for_like():
             for script, rest, verifier in lines:
                 flags = vars(importlib.import_module(script).parser().parse_args(rest))
                 assert (flags["prompts"], flags["samples"], flags["steps"], flags["temperature"]) == (64, 16, 50, 1)
-                assert flags.get("n", flags.get("k")) == 8 and verifier == runner.VERIFIERS[task]
+                assert flags.get("n", flags.get("k")) == budgets.get(objective, 8)
+                judged = objective == "bon-v" or task != "countdown6" and objective not in runner.OTHERS
+                assert verifier == (runner.VERIFIERS[task] if judged else None)
                 assert (flags["model"], flags["task"]) == (runner.MODELS[task], task)
 
 
@@ -207,10 +213,10 @@ def test_validation_problems_choose():
     assert which.chosen({}, "routes", "base") == "which-routes-base"
     for task in which.TASKS:
         trials = which.trials(task)
-        assert len(trials) == 10 * 3 and {seed for _, seed in trials} == {0}
+        assert len(trials) == 17 * 3 and {seed for _, seed in trials} == {0}
         found = {(row, 0): {"valid": dict.fromkeys(which.BEST, .5)} for row, _ in trials}
         wanted = which.table_runs(found, task, 5)
-        assert len(wanted) == 11 * 5 and all(row in runner.ROWS for row, _ in wanted)
+        assert len(wanted) == 18 * 5 and all(row in runner.ROWS for row, _ in wanted)
 
 
 def test_table_of_objectives():
@@ -223,11 +229,45 @@ def test_table_of_objectives():
                             **dict.fromkeys(("pass_8", "pass_32", "maj_8", "bon_8"), mean))
                 found[run["row"], seed] = run
     lines = {line.split(":")[0].split(" |")[0]: line for line in which.results(found, "routes").split("\n")}
+    unfinished = [line for line in lines.values() if "| 0 of 3 tried | 0 |" in line]
     assert "| 0.002 | 3 | **0.510 ±0.010** |" in lines["| mean"] and "| ≈ 0.500 ±0.087 |" in lines["| pass@8"]
-    assert "|  | 3 | 0.210 ±0.010 |" in lines["| base"] and len(lines) == 5
-    assert which.leads(found, "routes").split("\n")[2].startswith("| mean | +0.300 [+0.300, +0.300] |")
+    assert "|  | 3 | 0.210 ±0.010 |" in lines["| base"] and len(lines) == 2 + 18
+    assert len(unfinished) == 15 and all(line.endswith("| 0 |" + "  |" * len(which.COLUMNS)) for line in unfinished)
+    assert which.leads(found, "routes").split("\n")[2].startswith("| mean | +.300 [+.300, +.300] |")
     text = which.page(found)
     assert "| routes | mean | pass@1 | **0.500** | 0.500 | 0.500 |" in text and "## countdown" in text
+
+
+def test_what_is_recommended():
+    """An objective whose lead over passk is surely above 0 on two tasks, and no other; a row that is not finished says
+    how many seeds it has."""
+    found = {}
+    leads = {"mean": ((.1, .11), (.1, .105), (-.1, -.1)), "grpo": ((.1, .11), (.2, -.1), (.3, -.1)),
+             "verl": ((.1, .11), (.1, .105), (.1, .105)), "passk": ((0, 0), (0, 0), (0, 0))}
+    for objective, by_task in leads.items():
+        for task, by_seed in zip(("countdown", "routes", "program"), by_task):
+            for lr in runner.LRS[:2] if (objective, task) == ("verl", "routes") else runner.LRS:
+                for seed, lead in enumerate(by_seed if lr == "0.002" else by_seed[:1]):
+                    run = tried(task, objective, lr, seed, (32, 32), .5, pass_1=.5 + lead)
+                    found[run["row"], seed] = run
+    assert which.ahead(found, "mean", "pass@1") == ["countdown", "routes"]
+    assert which.ahead(found, "grpo", "pass@1") == ["countdown"]
+    assert which.ahead(found, "verl", "pass@1") == ["countdown", "program"]  # a rate is not tried on routes
+    assert which.recommended(found, "pass@1") == ["mean", "verl"]
+    lines = which.against(found, "pass@1").split("\n")
+    assert "| verl | " + which.with_interval(*runner.interval([.1, .11])) + " (2 seeds) |  | " in "\n".join(lines)
+    assert [line[-8:] for line in lines if line.startswith(("| mean ", "| rs-grpo "))] == [" **2** |", "|  | 0 |"]
+    assert len(lines) == 2 + 16
+
+
+def test_change_by_difficulty():
+    """Of the problems that the base solves often, counted in its run of another seed."""
+    counts = {("which-routes-base", 0): (60, 8), ("which-routes-base", 1): (8, 60), ("row", 0): (56, 24),
+              ("row", 1): (16, 44)}
+    found = {(row, seed): record(row, seed, right) for (row, seed), right in counts.items()}
+    often, seldom = (which.change(found, "row", "which-routes-base", *ends) for ends in ((32, 65), (0, 32)))
+    assert often == runner.interval([16 / 64, 8 / 64])  # 24 - 8, 16 - 8
+    assert seldom == runner.interval([-4 / 64, -16 / 64])
 
 
 def test_robustness_is_compared_like_for_like():
@@ -257,14 +297,49 @@ def test_table_of_robustness():
                                  (.5 + lead, .5, .25)):
                 found[row, seed] = record(row, seed, pass_8=mean + seed / 10)
     lines = which.robust_page(found)
-    assert lines[-2:] == ["| tiny | 8 | 32 |  |  |  | +0.125 [+0.125, +0.125] / +0.375 | 0 |",
-                          "| wide | 8 | 32 |  |  |  | +0.250 [+0.250, +0.250] / +0.500 | 0 |"]
+    assert lines[-2:] == ["| tiny | 8 | 32 |  |  |  | +.125 [+.125, +.125] / +.375 | 0 |",
+                          "| wide | 8 | 32 |  |  |  | +.250 [+.250, +.250] / +.500 | 0 |"]
     pooled, = (line for line in lines if line.startswith("| 8 | 32 |"))
-    assert pooled == "| 8 | 32 |  |  |  | " + which.signed(*runner.interval([.25, .25, .125, .125])) + " | 0 |"
+    assert pooled == "| 8 | 32 |  |  |  | " + which.with_interval(*runner.interval([.25, .25, .125, .125])) + " | 0 |"
     for lr, right in zip(runner.LRS, ((.5, .25), (.25, .375), (.125, .0625))):  # the best: .5 and .375
         for row, mean in zip(which.robust_rows("wide", 8, 32, lr), right):
             found |= {(row, seed): record(row, seed, pass_8=mean) for seed in (0, 1)}
-    assert which.robust_page(found)[-1].startswith("| wide | 8 | 32 | +0.125 [+0.125, +0.125] | +0.250 [")
+    assert which.robust_page(found)[-1].startswith("| wide | 8 | 32 | +.125 [+.125, +.125] | +.250 [")
+
+
+def test_a_formula_takes_the_place_of_the_coefficients(tmp_path, monkeypatch):
+    """In the step itself, for rows whose formula no script has; afterwards the script has its own again."""
+    import elsewhere
+    import torch
+
+    import ppo_passk
+    handed = []
+    update = ppo_passk.ppo_update
+
+    def captured(policy, optimizer, prompts, y, old_logps, coefficients, args):
+        handed.append(coefficients)
+        return update(policy, optimizer, prompts, y, old_logps, coefficients, args)
+    monkeypatch.setattr(ppo_passk, "ppo_update", captured)
+    rewards = []
+    judged = ppo_passk.sample_stats
+    monkeypatch.setattr(ppo_passk, "sample_stats", lambda *args: rewards.append(args[2]) or judged(*args))
+    with runner.handed("GRPO"):
+        ppo_passk.main(["--task", "countdown", "--k", "2", "--samples", "6", "--prompts", "4", "--steps", "1",
+                        "--eval-samples", "0", "--out", str(tmp_path / "run")])
+    wanted = elsewhere.grpo(rewards[0].double(), 2)
+    assert wanted.any() and torch.allclose(handed[0].double(), wanted, rtol=1e-6, atol=1e-8)
+    r = torch.tensor([[1.0] * K + [0.0] * (6 - K) for K in (1, 0, 3, 6, 1)])
+    for objective, name in runner.FORMULAS.items():
+        row = f"which-countdown6-{objective}-0.004"
+        assert row in runner.ROWS and runner.formula_of(row) == name
+        with runner.handed(name):
+            found = ppo_passk.advantages(r, 2, "passk")
+        wanted = elsewhere.FORMULAS[name].function(r.double(), 2)
+        assert found.dtype == r.dtype and torch.allclose(found.double(), wanted, rtol=1e-6, atol=1e-8)
+        assert found[0].any() and not found[1].any() and not found[3].any()
+    assert ppo_passk.advantages is elsewhere.advantages
+    assert all(runner.formula_of(row) is None for row in (
+        "which-routes-base", "which-countdown-maxrl-8-0.002", "which-program-passk-0.002", "robust-tiny-base", "verl"))
 
 
 # ------------------------------------------------------------------------------------------------------------- commands
@@ -385,7 +460,7 @@ def test_again_from_nothing(place, monkeypatch, capsys):
     claims.main(["mine", "--seeds", "2", "--jobs", "1", "--again", str(place / "again")])
     out = capsys.readouterr().out
     assert out.startswith("0 of 4 runs are recorded; 4 to make") and "`mine`: holds" in out
-    assert out.endswith("recorded: pass@1: first minus then above 0: ? [?, ?]\n")
+    assert out.endswith("recorded: pass@1: first minus then above 0: \n")
     assert os.listdir(place / "again" / "records") == ["ppo_passk.jsonl"] and not os.path.exists(place / "records")
 
 

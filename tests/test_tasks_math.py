@@ -1025,7 +1025,8 @@ def test_unreadable_files(tmp_path, write):
 # --------------------------------------------------------------------------------------------------------- load_task
 
 @pytest.mark.parametrize("arguments, match", [
-    ({}, "no task: choose from countdown, routes, program, peptide, gsm8k, math"), ({"name": "jsonl"}, "no task"),
+    ({}, "no task: choose from countdown, countdown6, routes, program, peptide, gsm8k, math"),
+    ({"name": "jsonl"}, "no task"),
     ({"name": "aime"}, "unknown task 'aime'"), ({"name": "aime", "data": "x.jsonl"}, "unknown task"),
     ({"name": ""}, "unknown task"), ({"name": "countdown", "data": "x"}, "countdown generates its problems"),
     ({"name": "routes", "levels": "1"}, "no levels"),
