@@ -63,7 +63,7 @@ def parse_args(argv=None):
                         help="GPU tests, sampler, update and whole steps of 1.5b, 0.5b and 7b, or of --shape; written "
                              "to DIR after every figure")
     parser.add_argument("--parts", default=None, help="of --gpu-report: shape,tests,step,ppo; default all")
-    parser.add_argument("--part", default=None, help=argparse.SUPPRESS)  # one of it, in a process of its own
+    parser.add_argument("--part", default=None, help=argparse.SUPPRESS)  # one of these, in its own process
     parser.add_argument("--vocabulary", type=int, default=151936, help="vocabulary of random shapes")
     parser.add_argument("--sandbox", type=int, default=0,
                         help="time this many verdicts of the sandbox instead; 0 = do not")
@@ -107,19 +107,19 @@ from support.text import put
 
 
 def peak_note(policy, line):
-    """Peak memory of a line; on a CPU the process has one peak only, which the JSON line keeps."""
+    """Peak memory of a line; a process on a CPU has only one peak, which is in the JSON line."""
     return f"   peak {line['memory_gb']:.2f} GB" if policy.device.type == "cuda" else ""
 
 
 def ratio(ours, theirs):
-    """Median of the ratios of pairs that were taken in turns."""
+    """Median ratio of alternated pairs."""
     return statistics.median(a / b for a, b in zip(ours, theirs))
 
 
 # ------------------------------------------------------------------------------------------------- sampler and update
 
 class Problems:
-    """What a model that can read is timed on: the training problems of a task, k samples each."""
+    """The workload of a trained model: the training problems of a task, k samples each."""
 
     def __init__(self, task, k):
         self.task = task
@@ -138,7 +138,7 @@ class Problems:
 
 
 class Noise:
-    """What random weights are timed on: random tokens; they solve nothing, so rewards are drawn at p = 0.2."""
+    """The workload of random weights: random tokens. They solve nothing, so rewards are drawn with p = 0.2."""
     new_tokens = 256
 
     def __init__(self, args):
@@ -308,8 +308,8 @@ def write_sums(folder, seed):
 # --------------------------------------------------------------------------------------------------- whole steps, TRL
 
 class Stepper:
-    """One step of ppo_passk.py at a time, by its own `step`: B prompts x 8 samples, and as its users can ask, no KL
-    measured, which TRL does not measure either."""
+    """Each call is one training step of ppo_passk.py, by its own `step`: B prompts x 8 samples. The KL is not measured,
+    as in TRL."""
 
     def __init__(self, objective, B=128, model="tiny", task=None, plain=False, device=None):
         flags = f"--objective {objective} --k 8 --samples 8 --prompts {B} --lr 1e-4 --kl-prompts 0 --steps 1000000"
@@ -334,7 +334,7 @@ def against_trl(args, alone=False):
     """Lines of samples per second: our step under two objectives and a step of TRL's GRPOTrainer in turns, in one
     process. Same base, LoRA, batch and verifier, temperature 1, no KL; TRL's other settings are its defaults.
     alone: TRL's steps only."""
-    logging.disable(logging.WARNING)  # TRL's imports and its trainer have much to say
+    logging.disable(logging.WARNING)  # TRL's imports and its trainer log many warnings
     warnings.simplefilter("ignore")
     try:
         import trl  # noqa: F401
@@ -391,7 +391,8 @@ def in_turns(args, ours, folder, path, task, B, micro, checkpointing=True):
 
 
 def read_as(tokenizer, task):
-    """{text: problem}: what the policy reads of each training problem, chat template and all, reads the same to TRL."""
+    """{text: problem} of the training problems: the prompts that the policy gets, with the chat template, as texts for
+    TRL."""
     if not task.chat or not tokenizer.chat_template:
         return {p.prompt: p for p in task.train}
     return {put(tokenizer, p.prompt): p for p in task.train}
@@ -414,7 +415,7 @@ def point(k, prompts, length, vocabulary, seed=0, repeat=3, plain=False, device=
     with tempfile.TemporaryDirectory() as folder:
         build("micro", folder, seed, vocabulary, device)
         policy = common.load_policy(folder, whole_bits(device), seed=seed, device=device, fast=chooser(plain))
-    policy.stop = []  # nothing ends before its length
+    policy.stop = []  # no completion ends early
     rng = random.Random(seed)
     xs = [[rng.randrange(vocabulary) for _ in range(16)] for _ in range(prompts)]
 
@@ -444,7 +445,7 @@ def memory(micro, plain, device=None):
 
 
 def in_a_process(call, *args, **options):
-    """The result of a call in a fresh process: the peak memory of a process never falls."""
+    """Run a call in a fresh process, because the peak memory of a process never falls."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(call, args, options)
 

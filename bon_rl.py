@@ -4,8 +4,8 @@ Paper: Chow et al. 2024, "Inference-Aware Fine-Tuning for Best-of-N Sampling in 
 (as we read it).
 Page: docs/bon_rl.md
 
-At test time N samples are drawn and the one that a verifier scores highest is kept. Its distribution is modelled by a
-tilt of the policy (equations 10-11), and the expected reward under it is what is trained:
+At test time N samples are drawn and the one with the highest verifier score is kept. The distribution of that sample is
+modelled as a tilted policy (equations 10-11), and training maximises the expected reward under it:
 
     pi_bon(y|x) ~ pi(y|x) exp(lambda_N Q(x, y)),    Q(x, y) = P_{y'~pi}( s(x, y) >= s(x, y') )
     J(theta) = E_{y ~ pi_bon}[ r(x, y) ]
@@ -23,7 +23,7 @@ Every variant gives each of the M samples of a prompt one detached coefficient c
     loss = -(1/B) sum_prompts sum_j c_j log pi(y_j|x).
 
 Symbols: B prompts per step, M samples per prompt (--samples), N the test-time budget trained for (--n), s the score of
-the verifier, r the reward, lambda_N the tilt whose KL to pi is that of best-of-N, tau the temperature, beta the KL
+the verifier, r the reward, lambda_N the tilt whose KL to pi equals that of best-of-N, tau the temperature, beta the KL
 coefficient.
 
 What to know:
@@ -31,14 +31,14 @@ What to know:
 2) With finite M the estimates of v and s are biased, by O(1/M). The gradient of Q is part of them.
 3) The tilt is a poor model of best-of-N on hard prompts with a binary verifier (f = .99, N = 128: it is right with
    probability .035, true best-of-128 with .724). b and bp do not use it.
-4) b pushes failures down. Because E[(1-r) grad log pi] = -E[r grad log pi], that is (1+f)/(1-f) times the exact
-   gradient, so hard prompts count most: with N = 8 and M = 16 each sample of an all-wrong prompt has c = -12. The sign
-   that makes it exact pushes failures up (--negatives exact).
+4) b pushes failures down. Because E[(1-r) grad log pi] = -E[r grad log pi], its expectation is (1+f)/(1-f) times the
+   exact gradient, so hard prompts dominate: with N = 8 and M = 16 each sample of an all-wrong prompt has c = -12. The
+   sign that makes the gradient exact pushes failures up (--negatives exact).
 5) rl is (M-1)/M times the exact gradient, because the baseline contains the sample itself.
-Differences from the paper: 1) LoRA instead of all weights; 2) M plain samples where the paper draws best-of-N ones and
-throws the others away; 3) one on-policy step per batch; 4) KL is in the reward, with a leave-one-out baseline.
-Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
-on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
+Differences from the paper: 1) LoRA instead of all weights; 2) M plain samples, where the paper draws best-of-N samples
+and discards the others; 3) one on-policy step per batch; 4) KL is in the reward, with a leave-one-out baseline.
+A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
+depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
 
     CPU, embedded model:  python bon_rl.py
     a verifier, then v:   python fit_verifier.py --out runs/verifier
@@ -50,22 +50,22 @@ import argparse
 from support import flags
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.parser(__doc__, "bon_rl", samples=16, prompts=32, steps=100)
     p.add_argument("--variant", choices=["v", "s", "b", "bp", "rl", "star"], default="bp",
                    help="what to train on; see the top of the file")
     p.add_argument("--n", type=int, default=8,
-                   help="test-time budget N that is trained for; rl and star only report it")
+                   help="test-time budget N to train for; rl and star only report it")
     p.add_argument("--negatives", choices=["minus", "exact"], default="minus",
                    help="sign of the failures in variant b: minus pushes them down, (1+f)/(1-f) times the exact "
                         "gradient with f the probability to fail; exact pushes them up")
     p.add_argument("--estimate", choices=["plugin", "pool"], default="plugin",
-                   help="N f^(N-1) in variant bp: from the share of failures, or unbiased (needs samples >= N)")
+                   help="N f^(N-1) of variant bp: from the share of failures, or unbiased (needs samples >= N)")
     p.add_argument("--entropy-coef", type=float, default=0.0,
                    help="weight of the entropy of pi(.|x) in the objective, in rewards per nat")
     p.add_argument("--verifier",
-                   help="folder of fit_verifier.py, or a reward model of one label: variant v selects by "
-                                      "it, and best-of-N by it is evaluated")
+                   help="folder made by fit_verifier.py, or a reward model with one label: variant v selects by it, "
+                        "and the evaluation reports best-of-N by it")
     p.add_argument("--fit-verifier", action=flags.Elsewhere, nargs=0, default=argparse.SUPPRESS,
                    help=argparse.SUPPRESS,
                    const="a verifier is fitted by a script of its own: python fit_verifier.py --out DIR")
@@ -99,11 +99,12 @@ from support.run import (
     start,
     weight_stats,
 )
-from support.verifier import load_verifier, verify_scores
+from support.verifier import Verifier, load_verifier, verify_scores
+from tasks import Problem, Task
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def lambda_n(n):
+def lambda_n(n: int) -> float:
     """lambda_N, at which the tilt's KL to pi equals that of best-of-N (scores without ties); 0.0 at N = 1. Equation 11:
     ((l-1) e^l + 1) / (e^l - 1) - log((e^l - 1) / l) = log N - (N-1)/N.  Raises ValueError unless n is a whole number of
     at least 1.
@@ -127,28 +128,28 @@ def lambda_n(n):
     return (low + high) / 2
 
 
-def bon_rl_coefficients(scores, rewards, n):
+def bon_rl_coefficients(scores: torch.Tensor, rewards: torch.Tensor, n: int) -> torch.Tensor:
     """Coefficients c_j of grad log pi(y_j|x) whose sum estimates grad E_{y~pi_bon}[r(y)] for every prompt (sum
     convention).
 
     scores, rewards [B, M] tensors, any real numbers; n: the budget N.  Returns [B, M].  With w = softmax(lambda_N Q^),
-    Q^_j = (1/M) sum_l 1{s_j >= s_l} (a sample counts itself, and ties count) and b = sum_i w_i r_i:
+    Q^_j = (1/M) sum_l 1{s_j >= s_l} (including itself and ties) and b = sum_i w_i r_i:
 
         c_j = w_j (r_j - b) + (lambda_N / M) sum_i w_i (r_i - b) 1{s_i >= s_j}
 
     Why: grad log pi_bon(y) = grad F(y) - E_{y ~ pi_bon}[grad F(y)] with
     grad F(y) = grad log pi(y) + lambda_N E_{y'~pi}[ 1{s(y) >= s(y')} grad log pi(y') ], so that
-    grad E_{pi_bon}[r] = E_{pi_bon}[(r - b) grad log pi_bon] = E_{pi_bon}[(r - b) grad F] where E_{pi_bon}[r - b] = 0.
+    grad E_{pi_bon}[r] = E_{pi_bon}[(r - b) grad log pi_bon] = E_{pi_bon}[(r - b) grad F], as E_{pi_bon}[r - b] = 0.
     Here w_i stands for pi_bon, and 1/M for pi: the first term is grad log pi, the second the gradient of Q.
 
     At N = 1, where c_j = (r_j - mean r) / M, it is (M-1)/M times the exact gradient, because the baseline contains the
-    sample itself. Where N > 1 it is biased by O(1/M): against grad E_{pi_bon}[r], with N = 4 and three completions of
-    log pi (up to a constant) 1, 0, -1, scores .1, .7, .4 and rewards 0, 1, 0,
+    sample itself. For N > 1 it is biased by O(1/M). Compared with grad E_{pi_bon}[r] at N = 4, for three completions
+    with log pi 1, 0, -1 (up to a constant), scores .1, .7, .4 and rewards 0, 1, 0:
         M = 4   cosine 0.993, scale 0.505
         M = 16  cosine 0.999, scale 0.790
         M = 64  cosine 1.000, scale 0.935
-    and with s = r against the gradient of true best-of-N, 1 - f^N, on three prompts solved with p = .1, .5, .9 (each a
-    logit of its own), N = 4 and M = 8:
+    Compared with the gradient of true best-of-N, 1 - f^N, where s = r, for three prompts solved with probability p =
+    .1, .5, .9 (one logit each), N = 4 and M = 8:
         the tilt  cosine 0.951, scale 0.909
     Raises ValueError for other shapes and n < 1.  Source: arXiv 2412.15287, equations 10-11.
     """
@@ -159,24 +160,24 @@ def bon_rl_coefficients(scores, rewards, n):
     lam = lambda_n(n)
     M = r.shape[1]
     wins = (scores[:, :, None] >= scores[:, None, :]).to(r)  # 1{s_i >= s_j}  [B, i, j]
-    w = torch.softmax(lam * wins.mean(2), 1)  # [B, M]
-    d = r - r.amin(1, keepdim=True)  # a shift of r moves nothing; equal rewards weigh exactly nothing
+    w = torch.softmax(lam * wins.mean(2), 1)  # wins.mean(2) is Q^  [B, M]
+    d = r - r.amin(1, keepdim=True)  # a shift of r changes nothing; equal rewards give exactly 0
     gain = w * (d - (w * d).sum(1, keepdim=True))  # w_i (r_i - b)  [B, M]
     return gain + lam / M * (gain[:, :, None] * wins).sum(1)
 
 
-def rlb_weights(f, n, variant):
-    """Weights of right and of wrong plain samples, before the 1/M, for J = 1 - f^N -> (correct, wrong).
+def rlb_weights(f: torch.Tensor | float, n: int, variant: str) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    """Weights of right and wrong samples, without the factor 1/M, for J = 1 - f^N -> (correct, wrong).
 
     f  probability to fail, number or tensor;  n: the budget N
         "positive"  (N f^{N-1}, 0)                               the exact gradient, N f^{N-1} E[r grad log pi]
         "minus"     (N f^{N-1} / (1-f), -N f^N / (1-f))          (1+f)/(1-f) times the exact gradient
         "exact"     (N f^{N-1} / (1-f), +N f^N / (1-f))          the exact gradient, failures pushed up
     Why: with h = grad log pi, E[h] = 0 and E[r h] = grad p = -grad f, so grad J = N f^{N-1} E[r h], and
-    E[(1-r) h] = -E[r h] = grad f. Hence minus is N f^{N-1} / (1-f) (1 + f) E[r h], and exact has 1 - f for 1 + f.
-    The paper's weights belong to best-of-N samples, g+ = N f^{N-1} / (1-f^N) and g- = N f / (1-f); a plain sample
-    stands for them with E_bon[r h] = ((1-f^N)/(1-f)) E_pi[r h] and E_bon[(1-r) h] = f^{N-1} E_pi[(1-r) h].
-    Raises ValueError for f outside [0, 1], for f = 1 unless "positive" (infinite weights), n < 1, an unknown variant.
+    E[(1-r) h] = -E[r h] = grad f. Hence minus is N f^{N-1} / (1-f) (1 + f) E[r h], and exact has 1 - f, not 1 + f.
+    The paper's weights are for best-of-N samples, g+ = N f^{N-1} / (1-f^N) and g- = N f / (1-f); they convert to plain
+    samples by E_bon[r h] = ((1-f^N)/(1-f)) E_pi[r h] and E_bon[(1-r) h] = f^{N-1} E_pi[(1-r) h].  Raises ValueError for
+    f outside [0, 1], for f = 1 unless "positive" (infinite weights), n < 1, an unknown variant.
     """
     if variant not in ("positive", "minus", "exact"):
         raise ValueError(f"unknown variant {variant!r}: choose positive, minus or exact")
@@ -187,27 +188,27 @@ def rlb_weights(f, n, variant):
         raise ValueError("f must be a probability")
     if variant != "positive" and (values == 1).any():
         raise ValueError("f must be a probability below 1: at 1 the weights are infinite")
-    first = n * f ** (n - 1)
+    first = n * f ** (n - 1)  # N f^{N-1}, the slope of J
     if variant == "positive":
         return first, 0 * first
     sign = -1 if variant == "minus" else 1
     return first / (1 - f), sign * f * first / (1 - f)
 
 
-def bon_rlb_coefficients(rewards, n, variant, estimate="plugin"):
+def bon_rlb_coefficients(rewards: torch.Tensor, n: int, variant: str, estimate: str = "plugin") -> torch.Tensor:
     """Coefficients c_j of grad log pi(y_j|x) for J = 1 - f^N, from M plain samples per prompt (sum convention).
 
     rewards [B, M] of 0 and 1;  variant "minus", "exact" or "positive" (rlb_weights)
-    estimate  "plugin"  f^ = share of wrong samples, for minus and exact kept within [1/(2M), 1 - 1/(2M)]; biased
+    estimate  "plugin"  f^ = share of wrong samples, for minus and exact clamped to [1/(2M), 1 - 1/(2M)]; biased
               "pool"    positive only, M >= N: N C(W, N-1) / C(M-1, N-1) for N f^{N-1}, W the number of wrong samples;
                         the expectation of sum_j c_j grad log pi(y_j) is exactly grad (1 - f^N)
     Returns [B, M].  Raises ValueError for anything else.
-    Against grad J, on three prompts solved with p = .1, .5, .9 (each a logit of its own), N = 4 and M = 8:
+    Compared with grad J, for three prompts solved with p = .1, .5, .9 (one logit each), N = 4 and M = 8:
         positive, pool    cosine 1.000, scale 1.000
         positive, plugin  cosine 0.991, scale 0.755
         minus, plugin     cosine 0.982, scale 14.212
         exact, plugin     cosine -0.976, scale 5.775
-    exact is so only where f is known: with f^ it turns round, and minus is as large as all-wrong prompts make it.
+    exact is exact only if f is known: with f^ its direction reverses. The scale of minus comes from all-wrong prompts.
     """
     if rewards.dim() != 2 or not ((rewards == 0) | (rewards == 1)).all():
         raise ValueError("rewards must be [prompts, samples] of 0 and 1")
@@ -224,30 +225,31 @@ def bon_rlb_coefficients(rewards, n, variant, estimate="plugin"):
         return r * r.new_tensor(weight)[:, None] / M
     f = 1 - r.mean(1, keepdim=True)  # [B, 1]
     if variant != "positive":
-        f = f.clamp(1 / (2 * M), 1 - 1 / (2 * M))  # at 0 and 1 weights of samples that are not there would be infinite
+        f = f.clamp(1 / (2 * M), 1 - 1 / (2 * M))  # at 0 and 1 a weight, though of no sample, would be infinite
     correct, wrong = rlb_weights(f, n, variant)
     return torch.where(r == 1, correct, wrong) / M
 
 
-def variant_coefficients(variant, rewards, scores, n, negatives="minus", estimate="plugin"):
-    """What each --variant trains with: rewards, scores [B, M] -> coefficients [B, M]."""
+def variant_coefficients(variant: str, rewards: torch.Tensor, scores: torch.Tensor | None, n: int,
+                         negatives: str = "minus", estimate: str = "plugin") -> torch.Tensor:
+    """The coefficients of each --variant: rewards, scores [B, M] -> [B, M]."""
     if variant == "v":
         return bon_rl_coefficients(scores, rewards, n)
     if variant == "s":
         return bon_rl_coefficients(rewards, rewards, n)
     if variant == "rl":
-        return bon_rl_coefficients(rewards, rewards, 1)
+        return bon_rl_coefficients(rewards, rewards, 1)  # no tilt: (r - mean r) / M
     if variant == "b":
         return bon_rlb_coefficients(rewards, n, negatives)
     if variant == "star":
-        return bon_rlb_coefficients(rewards, 1, "positive")
+        return bon_rlb_coefficients(rewards, 1, "positive")  # r / M
     return bon_rlb_coefficients(rewards, n, "positive", estimate)
 
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
-    """Flags that argparse cannot judge.  Raises UserError."""
+def check_flags(args: flags.Flags) -> None:
+    """Check what argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n",), not_negative=("entropy_coef",))
     if args.variant == "v" and not args.verifier:
         raise UserError("--variant v needs --verifier: make one with fit_verifier.py, or give a reward model of one "
@@ -260,8 +262,10 @@ def check_flags(args):
         flags.refuse(args, ["estimate"], f"with --variant {args.variant}, it concerns b and bp only")
 
 
-def step(policy, task, optimizer, problems, number, args, verifier=None):
-    """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
+def step(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+         args: flags.Flags, verifier: Verifier | None = None) -> tuple[dict, list[dict]]:
+    """Training step `number` (1, 2, ...) on B problems -> (step line by the keys of support/run.py METRICS, examples to
+    show)."""
     B = len(problems)
     M = args.samples
     tau = args.temperature
@@ -277,7 +281,7 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     seconds = time.time() - started
 
     # Verify.
-    owners = [p for p in problems for _ in range(M)]
+    owners = [p for p in problems for _ in range(M)]  # B M, the problem of each completion
     texts = policy.texts(y, prompts)
     rewards = processes.rewards(task, owners, texts).float().view(B, M)
     scores = None
@@ -295,7 +299,7 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
         kl = kl_coefficients(gap).to(coefficients)
         coefficients = coefficients - args.kl_coef * kl
-    elif args.kl_prompts:  # to watch it: one sample of each of some prompts
+    elif args.kl_prompts:  # only for the log: one sample of each of the first prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
     if args.entropy_coef:
@@ -316,13 +320,14 @@ def step(policy, task, optimizer, problems, number, args, verifier=None):
     took = time.time() - started
     line["samples_per_s"] = len(y) / took
     if verifier:
-        line |= verifier_stats(scores, rewards, min(args.n, M))
+        line |= verifier_stats(scores, rewards, min(args.n, M))  # best-of-N from the M samples at hand
     return line, examples(policy, problems, prompts, y, reward=rewards)
 
 
-def update(policy, optimizer, prompts, y, coefficients, args):
-    """One step down -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and c [B, M]
-    -> (loss, norm of the gradient). Samples whose coefficient is 0 never enter a forward pass."""
+def update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
+           coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
+    """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and
+    coefficients c [B, M] -> (loss, gradient norm). Samples with coefficient 0 never enter a forward pass."""
     loss = 0.0
     norm = 0.0
     optimizer.zero_grad()
@@ -338,8 +343,9 @@ def update(policy, optimizer, prompts, y, coefficients, args):
     return processes.all_reduce(float(loss)), norm
 
 
-def verifier_stats(scores, rewards, n):
-    """Signs of reward hacking: wrong answers that score high, and selection that loses what the samples hold."""
+def verifier_stats(scores: torch.Tensor, rewards: torch.Tensor, n: int) -> dict[str, float | None]:
+    """Signs of reward hacking: the mean score of wrong samples, and the best-of-n reward lost by selecting with
+    scores."""
     wrong = scores[rewards != 1]
     lost = 0.0
     for s, r in zip(scores.tolist(), rewards.tolist()):
@@ -349,7 +355,7 @@ def verifier_stats(scores, rewards, n):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     folder = Folder("bon_rl", parser(), argv)
     args = folder.args
     check_flags(args)

@@ -4,8 +4,9 @@ Paper: Chow et al. 2024, "Inference-Aware Fine-Tuning for Best-of-N Sampling in 
 (as we read it).
 Page: docs/bon_sft.md
 
-At test time N samples are drawn and the one that a verifier scores highest is kept. Its distribution is modelled by a
-tilt of the policy (equations 10-11), and the log-likelihood of the gold completion y* under it is what is trained:
+At test time N samples are drawn and the one with the highest verifier score is kept. The distribution of that sample is
+modelled as a tilted policy (equations 10-11), and training maximises the log-likelihood of the gold completion y* under
+it:
 
     pi_bon(y|x) ~ pi(y|x) exp(lambda_N Q(x, y)),    Q(x, y) = P_{y'~pi}( s(x, y) >= s(x, y') )
     J(theta) = E_{(x, y*) ~ D}[ log pi_bon(y*|x) ]
@@ -13,27 +14,26 @@ tilt of the policy (equations 10-11), and the log-likelihood of the gold complet
     grad log pi_bon(y*) = grad F(y*) - E_{y ~ pi_bon}[ grad F(y) ],
     grad F(y) = grad log pi(y) + lambda_N E_{y'~pi}[ 1{s(y) >= s(y')} grad log pi(y') ]
 
-The gold completion gets the coefficient 1 and each of M samples from the policy a detached c_j (bon_sft_coefficients);
-of the normaliser's gradient, E_{y ~ pi_bon}[grad F(y)], the samples are the estimate:
+The gold completion gets the coefficient 1 and each of M samples from the policy a detached c_j (bon_sft_coefficients).
+The samples estimate the gradient of the normaliser, E_{y ~ pi_bon}[grad F(y)]:
 
     loss = -(1/B) sum_prompts [ log pi(y*|x) + sum_j c_j log pi(y_j|x) ].
 
-With N = 1 nothing is sampled and this is plain supervised fine-tuning, the twin to compare with. The gain shows where
-plain fine-tuning becomes overconfident: few gold completions, many epochs (--train-problems). The default is such a
-case, and engineered: 200 gold completions, 32 times each, for a base that stops too early (tiny_hasty, see
-models/make_tiny.py), because tiny itself has learned what gold completions are drawn from. Plain fine-tuning at a
-quarter of the learning rate is as good there (pass@16 .834, N = 16 .832; results/tries.jsonl).
+With N = 1 nothing is sampled: plain supervised fine-tuning, the baseline. The gain appears where plain fine-tuning
+becomes overconfident: few gold completions, many epochs (--train-problems). The default is such a case, engineered: 200
+gold completions, 32 epochs, and a base that stops too early (tiny_hasty, see models/make_tiny.py).
 
 Symbols: B prompts per step, M samples per prompt (--samples), N the test-time budget trained for (--n), s the score of
-the verifier (--scores: the environment's reward, or a learned one), lambda_N the tilt whose KL to pi is that of
+the verifier (--scores: the environment's reward, or a learned one), lambda_N the tilt whose KL to pi equals that of
 best-of-N, tau the temperature.
 
-What to know: with finite M the estimate is biased, by O(1/M). Q depends on the policy and its gradient is kept: without
-it a large part is lost (in enumerated cases about 20 % at N = 2, 80 % at N = 32). The tilt is a poor model of best-of-N
-on hard prompts with a binary verifier (f = .99, N = 128: it is right with probability .035, true best-of-128 .724).
+What to know: with finite M the estimate has a bias of O(1/M). Q depends on the policy, and its gradient is kept:
+dropping it loses about 20 % of the gradient at N = 2 and 80 % at N = 32 (in enumerated cases). The tilt is a poor model
+of best-of-N on hard prompts with a binary verifier (failure rate f = .99, N = 128: the tilted policy is right with
+probability .035, true best-of-128 with .724).
 Differences from the paper: 1) LoRA instead of all weights; 2) the M samples of a step serve both expectations.
-Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
-on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
+A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
+depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
 
     CPU, embedded model:  python bon_sft.py
     plain fine-tuning:    python bon_sft.py --n 1
@@ -42,15 +42,15 @@ on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweig
 from support import flags
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.parser(__doc__, "bon_sft", samples=8, prompts=64, steps=100, train_problems=200, kl=False)
     p.add_argument("--n", type=int, default=16,
-                   help="test-time budget N that is trained for; 1 = plain supervised fine-tuning, without --samples")
+                   help="test-time budget N to train for; 1 = plain supervised fine-tuning, without --samples")
     p.add_argument("--scores", choices=["reward", "verifier"], default="reward",
                    help="what best-of-N selects by")
     p.add_argument("--verifier",
-                   help="folder of fit_verifier.py, or a reward model of one label: --scores verifier "
-                                      "selects by it, and best-of-N by it is evaluated")
+                   help="folder made by fit_verifier.py, or a reward model with one label: --scores verifier selects "
+                        "by it, and the evaluation reports best-of-N by it")
     return p
 
 
@@ -80,11 +80,12 @@ from support.run import (
     start,
     weight_stats,
 )
-from support.verifier import load_verifier, verify_scores
+from support.verifier import Verifier, load_verifier, verify_scores
+from tasks import Problem, Task
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def lambda_n(n):
+def lambda_n(n: int) -> float:
     """lambda_N, at which the tilt's KL to pi equals that of best-of-N (scores without ties); 0.0 at N = 1. Equation 11:
     ((l-1) e^l + 1) / (e^l - 1) - log((e^l - 1) / l) = log N - (N-1)/N.  Raises ValueError unless n is a whole number of
     at least 1.
@@ -108,21 +109,22 @@ def lambda_n(n):
     return (low + high) / 2
 
 
-def bon_sft_coefficients(sample_scores, gold_scores, n):
+def bon_sft_coefficients(sample_scores: torch.Tensor, gold_scores: torch.Tensor,
+                         n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Coefficients of grad log pi on the gold completion and on M samples, whose sum estimates grad log pi_bon(y*|x)
     for every prompt (sum convention) -> (of the gold completion [B], of the samples [B, M]).
 
-    sample_scores [B, M], gold_scores [B]: any real numbers; n: the budget N.  1 on the gold completion, and on sample
-    j, with w = softmax(lambda_N Q^) and Q^_j = (1/M) sum_l 1{s_j >= s_l} (a sample counts itself, and ties count),
+    sample_scores [B, M], gold_scores [B]: any real numbers; n: the budget N.  The gold completion gets 1, and sample j,
+    with w = softmax(lambda_N Q^) and Q^_j = (1/M) sum_l 1{s_j >= s_l} (including itself and ties),
 
         c_j = (lambda_N / M) 1{s* >= s_j} - w_j - (lambda_N / M) sum_i w_i 1{s_i >= s_j}
 
     The first term is lambda_N grad Q(y*), its expectation over y' taken by the samples. The others are the normaliser,
     E_{y ~ pi_bon}[grad F(y)]: w_i stands for pi_bon, grad F(y_i) is grad log pi(y_i) and the gradient of Q(y_i).
-    At N = 1 this would be -1/M on every sample, zero in expectation because E[grad log pi] = 0: it is exactly zero
-    here, so that N = 1 is plain supervised fine-tuning.
-    Biased by O(1/M) for N > 1: against grad log pi_bon, with N = 4 and three completions of log pi (up to a constant)
-    1, 0, -1 and scores .1, .7, .4, of which the second is gold,
+    At N = 1 this would be -1/M on every sample, zero in expectation because E[grad log pi] = 0; here it is set to zero,
+    so that N = 1 is plain supervised fine-tuning.
+    Biased by O(1/M) for N > 1. Compared with grad log pi_bon at N = 4, for three completions with log pi 1, 0, -1 (up
+    to a constant) and scores .1, .7, .4, the second one gold:
         M = 4   cosine 0.995, scale 0.930
         M = 16  cosine 1.000, scale 1.001
         M = 64  cosine 1.000, scale 1.004
@@ -138,7 +140,7 @@ def bon_sft_coefficients(sample_scores, gold_scores, n):
     lam = lambda_n(n)
     M = s.shape[1]
     wins = (s[:, :, None] >= s[:, None, :]).to(s)  # 1{s_i >= s_j}  [B, i, j]
-    w = torch.softmax(lam * wins.mean(2), 1)  # [B, M]
+    w = torch.softmax(lam * wins.mean(2), 1)  # wins.mean(2) is Q^  [B, M]
     beaten = (target[:, None] >= s).to(s)  # 1{s* >= s_j}  [B, M]
     of_gold = lam / M * beaten
     expected = (w[:, :, None] * wins).sum(1)  # sum_i w_i 1{s_i >= s_j}  [B, M]
@@ -146,9 +148,9 @@ def bon_sft_coefficients(sample_scores, gold_scores, n):
     return torch.ones_like(target), of_gold - w - of_normaliser
 
 
-def sft_coefficients(scores, n):
-    """bon_sft_coefficients in one tensor: scores [B, 1 + M] of the gold completion, which goes first, and the samples
-    -> the coefficients of both, [B, 1 + M].  Raises ValueError as it does."""
+def sft_coefficients(scores: torch.Tensor, n: int) -> torch.Tensor:
+    """bon_sft_coefficients as one tensor: scores [B, 1 + M], the gold completion first, then the samples ->
+    coefficients [B, 1 + M].  Raises ValueError as bon_sft_coefficients does."""
     gold_scores = scores[:, 0]
     sample_scores = scores[:, 1:]
     of_gold, of_samples = bon_sft_coefficients(sample_scores, gold_scores, n)
@@ -156,7 +158,7 @@ def sft_coefficients(scores, n):
     return torch.cat([of_gold, of_samples], 1)
 
 
-def gold_first(golds, samples):
+def gold_first(golds: list, samples: list) -> list:
     """B gold completions and B M samples -> B (1 + M), each gold completion followed by its M samples."""
     M = len(samples) // len(golds)
     found = []
@@ -169,8 +171,8 @@ def gold_first(golds, samples):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
-    """Flags that argparse cannot judge.  Raises UserError."""
+def check_flags(args: flags.Flags) -> None:
+    """Check what argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n",))
     if args.n == 1:
         flags.refuse(args, ["samples", "scores"], "with --n 1, which samples nothing")
@@ -179,8 +181,10 @@ def check_flags(args):
                         "one label")
 
 
-def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
-    """Training step `number` (1, 2, ...) on B problems, N > 1 -> (keys of support/run.py METRICS, examples to show)."""
+def step(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+         args: flags.Flags, golds: dict[str, list[int]], verifier: Verifier | None = None) -> tuple[dict, list[dict]]:
+    """Training step `number` (1, 2, ...) on B problems, N > 1 -> (step line by the keys of support/run.py METRICS,
+    examples to show)."""
     B = len(problems)
     M = args.samples
     tau = args.temperature
@@ -193,15 +197,14 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
     drawn = common.sample(policy, prompts, M, seeds, tau, task.max_new_tokens)
     sampled = [row for rows in drawn.lists() for row in rows]  # B M
-    gold = [golds[p.id] for p in problems]
-    y = gold_first(gold, sampled)  # B (1 + M)
+    gold_ids = [golds[p.id] for p in problems]  # B
+    y = gold_first(gold_ids, sampled)  # B (1 + M), each gold completion followed by its samples
     seconds = time.time() - started
 
     # Verify gold completions and samples alike.
     samples = policy.texts(sampled, prompts)
-    solutions = [p.solution for p in problems]
-    texts = gold_first(solutions, samples)
-    owners = [p for p in problems for _ in range(1 + M)]
+    texts = gold_first([p.solution for p in problems], samples)
+    owners = [p for p in problems for _ in range(1 + M)]  # B (1 + M), the problem of each text
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, 1 + M)
     scores = rewards
@@ -236,14 +239,15 @@ def step(policy, task, optimizer, problems, number, args, golds, verifier=None):
     line["samples_per_s"] = len(y) / took
     own_rewards = rewards[:, 1:]  # of the samples  [B, M]
     line |= sample_stats(policy, task, drawn, own_rewards, args.n, None, seconds)
-    line |= weight_stats(coefficients[:, 1:], "c")
+    line |= weight_stats(coefficients[:, 1:], "c")  # of the samples
     answers = [task.extract(text) for text in samples]
     line["diversity"] = evaluate.mean_diversity(samples, answers, M)
     return line, examples(policy, problems, prompts, sampled, gold=True, reward=own_rewards)
 
 
-def step_plain(policy, task, optimizer, problems, number, args, golds):
-    """The same for N = 1, plain supervised fine-tuning: nothing is sampled, and every gold completion counts 1."""
+def step_plain(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem],
+               number: int, args: flags.Flags, golds: dict[str, list[int]]) -> tuple[dict, list[dict]]:
+    """`step` for N = 1, plain supervised fine-tuning: nothing is sampled, every gold completion has coefficient 1."""
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
@@ -276,7 +280,7 @@ def step_plain(policy, task, optimizer, problems, number, args, golds):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     folder = Folder("bon_sft", parser(), argv)
     args = folder.args
     check_flags(args)

@@ -1,8 +1,10 @@
 """Train a language model for the best of N samples under a real-valued reward: CAT with Best-of-N, RL and SFT.
 
 Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as
-we read it). A sample counts if it is the best of N, so its reward is weighed by the chance that N-1 others are worse:
+we read it).
 Page: docs/cat_bon.md
+
+A sample counts only if it is the best of N, so its reward is weighted by the chance that N-1 others are worse.
 
 --mode rl    grad = (1/B) sum_prompts sum_i c_i grad log pi(y_i|x)
 
@@ -11,11 +13,11 @@ Page: docs/cat_bon.md
                                                 by (lower ones + 1) / (M + 1) as in the authors' code
     exact   (N/M) mean_S (r_i - max_S r)^+      S: the (N-1)-subsets of the other samples; grad E[max of N]
 
-Why: grad E[max of N] = N E[(max of all N - max of the N-1 without y) grad log pi(y)], since E[grad log pi(y)] = 0 lets
-one subtract what does not depend on y, and the difference is (r(y) - max of the others)^+.
+Why: grad E[max of N] = N E[(max of all N - max of the N-1 without y) grad log pi(y)], because E[grad log pi(y)] = 0 and
+the subtracted maximum does not depend on y. The difference is (r(y) - max of the others)^+.
 
-Ranks are taken within the prompt, or against the last rewards of all prompts (--ranks fifo or past, for unconditional
-generation). The rank form changes with a shift of the rewards: they are standardised first (--rewards).
+Ranks are taken within the prompt, or among recent rewards of all prompts (--ranks fifo or past, for unconditional
+generation). A shift of the rewards changes the rank form, so they are standardised first (--rewards).
 
 --mode sft   Pass@N on the best target found: y* is the best of M samples of the starting policy, p = pi(y*|x),
     loss = -(1/B) sum_prompts log(1 - (1-p)^N)
@@ -23,48 +25,49 @@ generation). The rank form changes with a shift of the rewards: they are standar
 Symbols: B prompts per step, M samples per prompt (--samples), N the budget trained for (--n), r the reward, tau the
 temperature.
 
-Differences from the paper: 1) the exact form; the rank form is no gradient of E[max], the exact form is, for M >= N;
+Differences from the paper: 1) the exact form: for M >= N it is the gradient of E[max of N], which the rank form is not;
 2) KL is in the reward, with a leave-one-out baseline; 3) the embedded task is a synthetic stand-in for its protein
 design, with a base of its own. A sequence of 18 residues has p << 1/N, where Pass@N SFT is cross-entropy on the best
 target: the step line shows the weights (w_even = 1: no effect).
-Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
-on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
+A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
+depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
 
     CPU, embedded model:  python cat_bon.py
     weights, no training: python cat_bon.py --n 8 --plot-weights
     GPU, ProtGPT2:        python cat_bon.py --model nferruz/ProtGPT2 --ranks fifo --lr 2e-5
 
-Nearest to the authors' code (adamoosya/compute-aligned-training, which they call a new implementation), unconditional:
+Settings closest to the authors' code (adamoosya/compute-aligned-training, in their words a new implementation),
+unconditional:
 
     python cat_bon.py --model nferruz/ProtGPT2 --bits 16 --ranks past --fifo 4000 --correction 1 --kl-coef 0.3
         --samples 32 --prompts 4 --steps 300 --temperature 1.2 --lr 1e-5 --max-new-tokens 64
 
 and conditional, after a warm-up, with --ranks prompt --kl-coef 0.05 --samples 25 --temperature 1.3 --lr 2e-6
---max-new-tokens 32. What it has besides: weights divided by their mean over the batch; rewards clipped at 5 deviations;
-deviation + 1e-4; .001 <= q <= .999; top_k 50 (unconditional), with which samples are not drawn from the policy that is
-scored; all weights trained, not LoRA; KL as the mean over tokens of exp(-d) + d - 1, d = log pi - log ref, in the loss;
-60 steps of rising rate; its own rewards. The scripts of the paper's runs ranked across prompts, it says, against the
-paper's text, which it follows.
+--max-new-tokens 32. That code also has: weights divided by their mean over the batch; rewards clipped at 5 standard
+deviations; 1e-4 added to these; .001 <= q <= .999; top_k 50 (unconditional), so samples are not drawn from the policy
+that is scored; all weights trained, not LoRA; KL in the loss, the mean over tokens of exp(-d) + d - 1 with d = log pi -
+log ref; 60 warm-up steps of the learning rate; its own rewards. It ranks within the prompt, as the paper's text says,
+and notes that the scripts of the paper's runs ranked across prompts.
 """
 from support import flags
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.parser(__doc__, "cat_bon", task="peptide", samples=16, prompts=64, steps=100, test_n="1,4,8,16")
     p.add_argument("--mode", choices=["sft", "rl"], default="rl",
                    help="imitate the best of --samples completions, found once, or learn from sampled ones")
     p.add_argument("--n", type=int, default=8,
-                   help="budget N that is trained for; 1 = cross-entropy, or plain RL")
+                   help="budget N to train for; 1 = cross-entropy, or plain RL")
     p.add_argument("--form", choices=["rank", "exact"], default="rank",
                    help="rl: the paper's rank weight, or the gradient of E[max of n] (needs --samples of at least --n)")
     p.add_argument("--ranks", choices=["prompt", "fifo", "past"], default="prompt",
-                   help="rl, rank: within the prompt, or against recent rewards, with this step's or without")
+                   help="rl, rank: within the prompt, or among recent rewards, with or without this step's")
     p.add_argument("--fifo", type=int, default=1024,
                    help="rl: how many recent rewards --ranks fifo and past keep")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
-                   help="rl: rewards within the prompt, with fifo by the recent ones; exact ascends E[max] with raw")
+                   help="rl: standardised in the prompt (fifo: recent rewards), or raw; exact ascends E[max] with raw")
     p.add_argument("--correction", type=int, choices=[0, 1], default=0,
-                   help="rl: the standard deviation divides by the number of rewards less this")
+                   help="rl: the standard deviation divides by the number of rewards minus this")
     return p
 
 
@@ -96,21 +99,24 @@ from support.run import (
     start,
     weight_stats,
 )
+from tasks import Problem, Task
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def rl_coefficients(rewards, n, form="rank", recent=None, standardised=True, pool=None, correction=0):
+def rl_coefficients(rewards: torch.Tensor, n: int, form: str = "rank", recent: list[float] | torch.Tensor | None = None,
+                    standardised: bool = True, pool: list[float] | torch.Tensor | None = None,
+                    correction: int = 0) -> torch.Tensor:
     """Coefficients c_i of grad log pi(y_i|x) for the best of n samples, for every prompt (sum convention).
 
     rewards       [B, M] tensor: float64 stays float64, integers and booleans become float32
     n, form, recent   as in bon_weight
-    standardised  rewards as (r - mean) / standard deviation of the prompt's own, 0 where all are equal
+    standardised  use (r - mean) / standard deviation over the prompt's rewards, 0 where all are equal
     pool          rewards [R], a list or a tensor, whose mean and deviation are taken instead of the prompt's own
-    correction    the deviation divides by their number less this
+    correction    the deviation divides by the number of rewards minus this
     Returns [B, M].  Raises ValueError as bon_weight does.
 
-    Exact: form "exact", not standardised; the expectation of sum_i c_i grad log pi(y_i) is grad E[max of n]. Against
-    that gradient, for one prompt with four equally likely completions of rewards 0, 1, 2 and 4, N = 4 and M = 8:
+    Exact: form "exact", not standardised; the expectation of sum_i c_i grad log pi(y_i) is grad E[max of n]. Compared
+    with that gradient, for one prompt with four equally likely completions of rewards 0, 1, 2 and 4, N = 4, M = 8:
         exact                cosine 1.000, scale 1.000
         exact, standardised  cosine 0.999, scale 0.713
         rank                 cosine 0.998, scale 1.467
@@ -127,8 +133,9 @@ def rl_coefficients(rewards, n, form="rank", recent=None, standardised=True, poo
     return bon_weight(r, n, form, recent, seen)
 
 
-def bon_weight(rewards, n, form, recent=None, seen=None):
-    """Coefficients c_i of grad log pi(y_i|x) for the best of n samples (sum convention: reward and 1/M are in them).
+def bon_weight(rewards: torch.Tensor, n: int, form: str, recent: list[float] | torch.Tensor | None = None,
+               seen: torch.Tensor | None = None) -> torch.Tensor:
+    """Coefficients c_i of grad log pi(y_i|x) for the best of n samples (sum convention: including reward and 1/M).
 
     rewards  [B, M] tensor: float64 stays float64, integers and booleans become float32
     n        budget that is trained for
@@ -138,7 +145,7 @@ def bon_weight(rewards, n, form, recent=None, seen=None):
                       sum is grad E[max of n], ties included. Needs M >= n. (Not in the paper; the same number as
                       max over the n-subset minus max without i, averaged over the subsets.)
     recent   "rank" only: list or tensor of rewards that ranks are taken against, instead of the prompt's other samples
-    seen     [B, M], r_i in these formulas, where it is not the reward itself that is weighed
+    seen     [B, M], r_i of these formulas, such as standardised rewards; None: the rewards themselves
     Returns [B, M].  Raises ValueError with one sentence for anything else.
     """
     if form not in ("rank", "exact"):
@@ -158,9 +165,9 @@ def bon_weight(rewards, n, form, recent=None, seen=None):
     return exact_coefficients(seen, n)
 
 
-def rank_weight(r, n, recent=None):
-    """n q^(n-1) [B, M] with q = (number strictly below + 1) / (count + 2), never 0: of the M - 1 other samples of the
-    prompt, or of `recent`."""
+def rank_weight(r: torch.Tensor, n: int, recent: list[float] | torch.Tensor | None = None) -> torch.Tensor:
+    """n q^(n-1) [B, M] with q = (number strictly below + 1) / (count + 2), never 0, counted among the M - 1 other
+    samples of the prompt, or among `recent`."""
     against = r  # [B, M]
     count = r.shape[1] - 1
     if recent is not None:
@@ -173,7 +180,7 @@ def rank_weight(r, n, recent=None):
     return n * q ** (n - 1)
 
 
-def exact_coefficients(r, n):
+def exact_coefficients(r: torch.Tensor, n: int) -> torch.Tensor:
     """(n/M) mean over the (n-1)-subsets S of the other samples of (r_i - max_S r)^+, for r [B, M]. Sorted ascending,
     r_j with j < i is the maximum of C(j, n-2) subsets S below i, and (n/M) / C(M-1, n-1) = 1 / C(M, n)."""
     M = r.shape[1]
@@ -190,16 +197,16 @@ def exact_coefficients(r, n):
 
 # As in cat_passk.py, so that this file can be copied out.
 
-def check_budget(n, name="n"):
+def check_budget(n: int, name: str = "n") -> None:
     whole = isinstance(n, int) and not isinstance(n, bool)
     if not whole or n < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {n!r}")
 
 
-def passn_sft_loss(logp, n):
+def passn_sft_loss(logp: torch.Tensor | float, n: int) -> torch.Tensor | float:
     """-log(1 - (1-p)^n) with p = e^logp, the probability of the whole gold completion; any shape, tensor or float.
 
-    Its gradient with respect to logp is -n p (1-p)^(n-1) / (1 - (1-p)^n), the SFT weight: never weigh this loss again.
+    Its gradient with respect to logp is -n p (1-p)^(n-1) / (1 - (1-p)^n), the SFT weight: never weight this loss again.
     n = 1 is -logp.
     A logp of up to 1e-3 counts as rounding of 0; NaN passes through.  Raises ValueError for more, and for n < 1.
     """
@@ -215,11 +222,11 @@ def passn_sft_loss(logp, n):
     return back(-log_t)
 
 
-def passn_weight(p, n, form="log"):
+def passn_weight(p: torch.Tensor | float, n: int, form: str = "log") -> torch.Tensor | float:
     """Weight of the Pass@N operator at success probability p; any shape, tensor or float.
     "raw"  T'(p) = n (1-p)^(n-1): r * raw * grad log pi has the expectation grad T(p)
-    "log"  p T'(p) / T(p), the SFT weight; the expectation of r * log * grad log pi is p grad log T(p): the exact weight
-           for log T would lack the factor p
+    "log"  p T'(p) / T(p), the SFT weight; the expectation of r * log * grad log pi is p grad log T(p); the exact weight
+           for log T would be without the factor p
     Raises ValueError for p outside [0, 1], n < 1 or another form."""
     if form not in ("raw", "log"):
         raise ValueError(f"unknown form {form!r}: choose raw or log")
@@ -232,9 +239,10 @@ def passn_weight(p, n, form="log"):
     return back(raw / powers(f, n))  # T(p) / p = sum_{j<n} f^j: no 0/0 at p = 0, where the weight is 1
 
 
-def powers(f, n):
-    """sum_{j<n} f^j, by doubling. Of f = 1 - p it is the weight of MaxRL of order n, sum_{j<=n} (1/j) grad pass@j over
-    grad p (arXiv 2602.02710): as a weight a plug-in, hence biased; ppo_passk.py --objective maxrl is not."""
+def powers(f: torch.Tensor, n: int) -> torch.Tensor:
+    """sum_{j<n} f^j, by doubling. With f = 1 - p this is also the weight of MaxRL of order n (arXiv 2602.02710),
+    sum_{j<=n} (1/j) grad pass@j over grad p; with an estimated p it is biased, ppo_passk.py --objective maxrl is
+    not."""
     if n == 1:
         return torch.ones_like(f)
     half = n // 2
@@ -246,8 +254,8 @@ def powers(f, n):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
-    """Flags that argparse cannot judge.  Raises UserError."""
+def check_flags(args: flags.Flags) -> None:
+    """Check what argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n", "fifo"), plotted=("mode", "n", "form"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
@@ -269,9 +277,9 @@ def check_flags(args):
         raise UserError(f"--form exact needs at least --n {args.n} samples per prompt, not --samples {args.samples}")
 
 
-def plot_weights(args):
-    """--plot-weights: the weight trained with against those of the test budgets, rank weights over q, in sft the weight
-    of Pass@N over p."""
+def plot_weights(args: flags.Flags) -> None:
+    """--plot-weights: the training weight beside the weights of the test budgets: rank weights over q, in sft the
+    weight of Pass@N over p."""
     folder = new_folder(args.out, "cat_bon-weights")
     cells = torch.arange(1000, dtype=torch.float64)
     x = (cells + 0.5) / 1000
@@ -288,8 +296,9 @@ def plot_weights(args):
         weight_report(trained, tests, folder, "q")
 
 
-def find_targets(policy, task, problems, samples, tau, seed):
-    """{problem id: token ids of the best of so many samples}, the first of equals."""
+def find_targets(policy: common.Policy, task: Task, problems: list[Problem], samples: int, tau: float,
+                 seed: int) -> dict[str, list[int]]:
+    """{problem id: token ids of the best of `samples` completions}, the first one in a tie."""
     targets = {}
     for first in range(0, len(problems), 256):
         block = problems[first:first + 256]
@@ -309,8 +318,8 @@ def find_targets(policy, task, problems, samples, tau, seed):
     return targets
 
 
-def targets_of(folder, policy, task, problems):
-    """The targets of a run, found once, by the policy that training starts from.  Raises UserError."""
+def targets_of(folder: Folder, policy: common.Policy, task: Task, problems: list[Problem]) -> dict[str, list[int]]:
+    """The targets of a run, found once, with the starting policy.  Raises UserError."""
     args = folder.args
     golds = processes.on_first(lambda: folder.read("targets.json"))
     if golds is None and folder.step:
@@ -322,9 +331,10 @@ def targets_of(folder, policy, task, problems):
     return golds
 
 
-def step_sft(policy, task, optimizer, problems, number, args, golds):
-    """Training step `number` (1, 2, ...) on the gold completions of B problems -> (keys of support/run.py METRICS,
-    examples to show)."""
+def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+             args: flags.Flags, golds: dict[str, list[int]]) -> tuple[dict, list[dict]]:
+    """Training step `number` (1, 2, ...) on the gold completions of B problems -> (step line by the keys of
+    support/run.py METRICS, examples to show)."""
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
@@ -332,7 +342,7 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     prompts = policy.encode(questions, task.chat)
     y = [golds[p.id] for p in problems]
 
-    # Update. The loss carries its weight in its gradient. The divisor counts every prompt.
+    # Update. The gradient of this loss includes the weight. The divisor counts every prompt.
     loss = 0.0
     gold_logp = torch.zeros(B, dtype=torch.float64)  # log pi(y*|x)
     optimizer.zero_grad()
@@ -358,9 +368,10 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     return line, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
-def step_rl(policy, task, optimizer, problems, number, args, recent):
-    """Training step `number` (1, 2, ...) on samples for B problems -> (keys of support/run.py METRICS, examples to
-    show, the rewards that the next step ranks against, `recent` with this step's)."""
+def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+            args: flags.Flags, recent: list[float]) -> tuple[dict, list[dict], list[float]]:
+    """Training step `number` (1, 2, ...) on samples for B problems -> (step line by the keys of support/run.py METRICS,
+    examples to show, `recent` with this step's rewards, for the next step)."""
     B = len(problems)
     M = args.samples
     tau = args.temperature
@@ -376,24 +387,22 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     seconds = time.time() - started
 
     # Verify.
-    owners = [p for p in problems for _ in range(M)]
+    owners = [p for p in problems for _ in range(M)]  # B M, the problem of each completion
     texts = policy.texts(y, prompts)
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, M)
 
     # Weight.
-    against = recent if args.ranks == "past" else None
-    pool = None
+    past = recent
     if args.ranks != "prompt":
-        recent = recent + rewards.flatten().tolist()
-        recent = recent[-args.fifo:]
-    if args.ranks == "fifo":
-        against = recent
-        pool = recent
+        seen = past + rewards.flatten().tolist()
+        recent = seen[-args.fifo:]
+    against = {"prompt": None, "past": past, "fifo": recent}[args.ranks]  # rewards that ranks are taken among
+    pool = recent if args.ranks == "fifo" else None  # rewards that these are standardised by
     standardised = args.rewards == "standardised"
     coefficients = rl_coefficients(  # [B, M]
         rewards, args.n, args.form, against, standardised, pool, args.correction)
-    w = M * coefficients  # to watch them
+    w = M * coefficients  # only for the log: exact has no weight apart from the reward
     if args.form == "rank":
         w = rank_weight(rewards, args.n, against)  # [B, M]
     unused = coefficients == 0
@@ -403,7 +412,7 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
         kl = kl_coefficients(gap).to(coefficients)
         coefficients = coefficients - args.kl_coef * kl
-    elif args.kl_prompts:  # to watch it: one sample of each of some prompts
+    elif args.kl_prompts:  # only for the log: one sample of each of the first prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
     coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
@@ -421,9 +430,10 @@ def step_rl(policy, task, optimizer, problems, number, args, recent):
     return line, examples(policy, problems, prompts, y, reward=rewards), recent
 
 
-def update(policy, optimizer, prompts, y, coefficients, args):
-    """One step down -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and c [B, M]
-    -> (loss, norm of the gradient). Samples whose coefficient is 0 never enter a forward pass."""
+def update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
+           coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
+    """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and
+    coefficients c [B, M] -> (loss, gradient norm). Samples with coefficient 0 never enter a forward pass."""
     loss = 0.0
     norm = 0.0
     optimizer.zero_grad()
@@ -440,7 +450,7 @@ def update(policy, optimizer, prompts, y, coefficients, args):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     folder = Folder("cat_bon", parser(), argv)
     args = folder.args
     check_flags(args)

@@ -1,15 +1,17 @@
 """Train a language model for majority vote through an operator on its success probability: CAT with Majority.
 
 Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as
-we read it). An inference strategy maps the probability p of success of one sample to that of the strategy:
+we read it).
 Page: docs/cat_majority.md
+
+An inference strategy maps the success probability p of one sample to the success probability T(p) of the strategy:
 
     T(p) = P(Bin(N, p) >= k)                             the right answer gets at least k of N votes
 
 --mode sft   ascends log T with p = pi(y*|x), the probability of the whole gold completion y*:
     loss = -(1/B) sum_prompts log T(p)                  its gradient is -w grad log p with
     w    = p T'/T = k C(N,k) p^k (1-p)^(N-k) / T         (equation 7; near k where p << k/N, near 0 where p >> k/N)
---contrastive replaces it by the token-level hybrid of the appendix: per token of y*
+--contrastive uses the token-level hybrid loss of the appendix instead: per token of y*
     0.5 (-log pi(y*_t)) + 0.5 mean over 4 rival tokens v of -log sigmoid(logit of y*_t - logit of v)
 
 --mode rl    multiplies the reward of each of M samples y_i by a weight, p = (c+1)/(M+2) with c right ones among M:
@@ -19,50 +21,51 @@ Page: docs/cat_majority.md
     raw     T' = N C(N-1,k-1) p^(k-1) (1-p)^(N-k)        grad T          (the paper's majority runs)
     log     p T'/T, the weight of SFT                    p grad log T    (w/p would give grad log T)
 
-Both because grad T(p) = T'(p) grad p, and grad p = E[r grad log pi(y)] where p = E[r]; a constant added to r takes
-nothing away from it, because E[grad log pi(y)] = 0.
+Why: grad T(p) = T'(p) grad p, and grad p = E[r grad log pi(y)] because p = E[r]; a constant added to r changes nothing,
+because E[grad log pi(y)] = 0.
 
-The threshold k is fixed (floor(N/2) + 1, or --threshold), or in rl read off the rollouts per prompt: just above the
-votes of the strongest wrong answer. Symbols: B prompts per step (--prompts), M samples per prompt (--samples), N the
-budget trained for (--n), tau the temperature, r the reward in {0, 1}, standardised within the prompt; -0.5 for all
-samples of a prompt that nobody solved (--all-wrong). Both forms are biased: p is estimated from the same rollouts, and
-no threshold is the plurality vote itself (ppo_passk.py --objective majority estimates that one).
+The threshold k is fixed (floor(N/2) + 1, or --threshold) or, by default in rl, estimated from the rollouts of each
+prompt: just above the votes of the most frequent wrong answer. Symbols: B prompts per step (--prompts), M samples per
+prompt (--samples), N the budget trained for (--n), tau the temperature, r the reward in {0, 1}, standardised within the
+prompt; -0.5 for all samples of a prompt that no sample solved (--all-wrong). Both forms are biased: p is estimated from
+the same rollouts, and a threshold only approximates the plurality vote (ppo_passk.py --objective majority trains on the
+vote itself).
 
 Differences from the paper: 1) --normalise divides by the mean weight over all samples of the batch; 2) KL is in the
 reward, with a leave-one-out baseline; 3) rivals are drawn from the policy without the gold token. If p << k/N for every
 gold completion, w is k and sft is cross-entropy: the step line shows the weights (w_even = 1: no effect).
-Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
-on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
+A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
+depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
 
     CPU, embedded model:  python cat_majority.py
     supervised:           python cat_majority.py --mode sft --train-problems 50
     GPU, 4-bit LoRA:      python cat_majority.py --model Qwen/Qwen2.5-1.5B-Instruct --task math --lr 2e-5
 
-Nearest to the authors' code (adamoosya/compute-aligned-training, which they call a new implementation), after its
-warm-up (2,000 examples, three epochs of --mode sft --n 1 --target solution):
+Settings closest to the authors' code (adamoosya/compute-aligned-training, in their words a new implementation), after
+its warm-up (2,000 examples, three epochs of --mode sft --n 1 --target solution):
 
     python cat_majority.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --levels 1-3 --adapter WARM-UP
         --train-problems 300 --n 8 --clip-weight 10 --correction 1 --kl-prompts 0 --samples 8 --prompts 4 --steps 75
         --temperature 0.8 --lr 1e-6 --max-new-tokens 512
 
-What it has besides: top_p .95, with which samples are not drawn from the policy that is scored; LoRA on q and v alone;
-deviation + 1e-4; 60 steps of rising rate. Its SFT takes whole solutions (--target solution) and divides by their
-tokens, with --threshold 3 at --n 8, 4 at 16, 26 at 64, below floor(N/2) + 1. Its weight of SFT is that of equation 7,
-not of the paper's Table 1 as we read it.
+That code also has: top_p .95, so samples are not drawn from the policy that is scored; LoRA on q and v alone; 1e-4
+added to the standard deviation; 60 warm-up steps of the learning rate. Its SFT takes whole solutions (--target
+solution), divides by their number of tokens, and has thresholds below floor(N/2) + 1: 3 at --n 8, 4 at 16, 26 at 64.
+Its SFT weight is that of equation 7, not of the paper's Table 1 as we read it.
 """
 import argparse
 
 from support import flags
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.parser(__doc__, "cat_majority", task="routes", samples=8, prompts=64, steps=100, test_n="1,4,16,64")
     p.add_argument("--mode", choices=["sft", "rl"], default="rl",
                    help="imitate gold completions, or weigh samples")
     p.add_argument("--n", type=int, default=16,
-                   help="budget N that is trained for; 1 = cross-entropy, or plain RL")
+                   help="budget N to train for; 1 = cross-entropy, or plain RL")
     p.add_argument("--threshold", default="auto",
-                   help="votes k that win, a number; auto: floor(n/2) + 1 in sft, from the rollouts in rl")
+                   help="votes k needed to win, a number; auto: floor(n/2) + 1 in sft, from the rollouts in rl")
     p.add_argument("--contrastive", action="store_true",
                    help="sft: the token-level hybrid instead of this loss")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
@@ -73,11 +76,11 @@ def parser():
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: the paper standardises")
     p.add_argument("--correction", type=int, choices=[0, 1], default=0,
-                   help="rl: the standard deviation divides by the number of rewards less this")
+                   help="rl: the standard deviation divides by the number of rewards minus this")
     p.add_argument("--clip-weight", type=float, default=0.0,
-                   help="rl: largest weight, before it is normalised; 0 = any")
+                   help="rl: cap on the weight, before it is normalised; 0 = none")
     p.add_argument("--all-wrong", type=float, default=-0.5,
-                   help="rl: reward of every sample of a prompt that nobody solved, never standardised")
+                   help="rl: reward of every sample of a prompt that no sample solved, never standardised")
     p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True,
                    help="rl: divide by the mean weight of the batch")
     return p
@@ -111,10 +114,11 @@ from support.run import (
     start,
     weight_stats,
 )
+from tasks import Problem, Task
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def check_vote(n, k):
+def check_vote(n: int, k: int) -> None:
     for name, value in (("n", n), ("k", k)):
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or value < 1:
@@ -123,13 +127,14 @@ def check_vote(n, k):
         raise ValueError(f"the threshold k = {k} exceeds the budget n = {n}")
 
 
-def times(a, x):
+def times(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """a x with 0 (-inf) = 0, so that p^0 is 1 at p = 0."""
     return torch.where(a == 0, 0.0, a * x)
 
 
-def log_terms(j, shift, logp, logf, n):
-    """log of C(n,j) p^(j-shift) (1-p)^(n-j) for a list j, from log p and log(1-p) of a shape [...] -> [..., len(j)]."""
+def log_terms(j: list[int], shift: int, logp: torch.Tensor, logf: torch.Tensor, n: int) -> torch.Tensor:
+    """log of C(n,j) p^(j-shift) (1-p)^(n-j) for each j of a list, from log p, log(1-p) of shape [...] -> [...,
+    len(j)]."""
     like = {"dtype": logp.dtype, "device": logp.device}
     ways = [math.comb(n, i) for i in j]
     log_ways = [math.log(x) for x in ways]
@@ -140,9 +145,9 @@ def log_terms(j, shift, logp, logf, n):
     return log_ways + right + wrong
 
 
-def log_weight_and_tail(logp, logf, n, k):
-    """log of the SFT weight k C(n,k) p^k (1-p)^(n-k) / T, and log(T / p^k). p^k is divided out of both: in float32 its
-    logarithm would swamp what is left, and in probabilities it would underflow."""
+def log_weight_and_tail(logp: torch.Tensor, logf: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """log of the SFT weight k C(n,k) p^k (1-p)^(n-k) / T, and log(T / p^k). Both are free of the factor p^k: in float32
+    its logarithm would swamp the rest, and as a probability it would underflow."""
     enough = list(range(k, n + 1))
     terms = log_terms(enough, k, logp, logf, n)  # [..., n - k + 1]
     tail = torch.logsumexp(terms, -1)
@@ -151,12 +156,12 @@ def log_weight_and_tail(logp, logf, n, k):
     return log_w, tail
 
 
-def majority_sft_loss(logp, n, k):
+def majority_sft_loss(logp: torch.Tensor | float, n: int, k: int) -> torch.Tensor | float:
     """-log T with T = P(Bin(n, p) >= k) and p = e^logp, the probability of the whole gold completion: the target gets
     at least k of n votes. Any shape, tensor or float. Its gradient with respect to logp is minus the SFT weight
-    k C(n,k) p^k (1-p)^(n-k) / T (equation 7; Table 1, as we read it, has it without the factor k/T): never weigh this
-    loss again. First derivatives only. n = 1 is -logp. A logp of up to 1e-3 counts as rounding of 0; NaN passes.
-    Raises ValueError for more, and unless 1 <= k <= n."""
+    k C(n,k) p^k (1-p)^(n-k) / T (equation 7; Table 1, as we read it, has it without the factor k/T): do not weight this
+    loss again. First derivatives only. n = 1 is -logp. A logp of up to 1e-3 counts as rounding of 0; NaN passes. Raises
+    ValueError for more, and unless 1 <= k <= n."""
     check_vote(n, k)
     logp, back = elementwise(logp, -math.inf, 1e-3, "logp")
     if n == 1:
@@ -166,29 +171,29 @@ def majority_sft_loss(logp, n, k):
         log_f = log1mexp(x)  # log(1-p)
         log_w, tail = log_weight_and_tail(x, log_f, n, k)
         log_t = k * x + tail
-        # T close to 1: log(1 - P(fewer than k votes)), or nothing would be left of the difference
+        # T close to 1: log(1 - P(fewer than k votes)), which does not cancel
         too_few = list(range(k))
         terms = log_terms(too_few, 0, x, log_f, n)  # [..., k]
         fewer = torch.logsumexp(terms, -1)
         close = log_t > -math.log(2)
         log_t = torch.where(close, log1mexp(fewer), log_t)
-    # the value, with the closed-form weight as its gradient: autograd through the logsumexp cancels where T is near 1
+    # the gradient is the closed-form weight: autograd through the logsumexp cancels where T is near 1
     logp = logp.clamp(min=-1e30)
     straight_through = logp - logp.detach()  # 0, with the gradient of logp
     return back(-log_t - log_w.exp() * straight_through)
 
 
-def majority_weight(p, n, k, form):
+def majority_weight(p: torch.Tensor | float, n: int, k: int, form: str) -> torch.Tensor | float:
     """Weight of the majority operator T(p) = P(Bin(n, p) >= k) at success probability p; any shape, tensor or float.
     "raw"  T'(p) = n C(n-1,k-1) p^(k-1) (1-p)^(n-k): r * raw * grad log pi has the expectation grad T
     "log"  p T'(p) / T(p) = k C(n,k) p^k (1-p)^(n-k) / T, the SFT weight; with r * grad log pi its expectation is
-           p grad log T: the exact weight for log T would lack the factor p
+           p grad log T; the exact weight for log T would be without the factor p
     Raises ValueError for p outside [0, 1], another form, and unless 1 <= k <= n."""
     if form not in ("raw", "log"):
         raise ValueError(f"unknown form {form!r}: choose raw or log")
     check_vote(n, k)
     p, back = elementwise(p, 0, 1, "p")
-    # log p and log(1-p), -inf where it must be; the inner `where` keeps the NaN of the other branch out of the gradient
+    # log p and log(1-p), -inf at 0; the inner `where` keeps the NaN of the other branch out of the gradient
     possible = p > 0
     uncertain = p < 1
     above_0 = torch.where(possible, p, 1.0)
@@ -205,10 +210,10 @@ def majority_weight(p, n, k, form):
     return back(k * term.exp())
 
 
-def dynamic_threshold(answers, correct, n):
-    """Votes out of n that beat the strongest wrong answer, as the rollouts show it:
-    max(2, min(floor(n/2) + 1, floor(n c_max / M) + 1)), never above n, with c_max of the M rollouts on that answer.
-    answers: M hashables; None = no answer, and all of those are one wrong answer here (in maj@k they cast no vote).
+def dynamic_threshold(answers: list, correct, n: int) -> int:
+    """Votes out of n that beat the most frequent wrong answer, estimated from the rollouts:
+    max(2, min(floor(n/2) + 1, floor(n c_max / M) + 1)), at most n, where c_max of the M rollouts give that answer.
+    answers: M hashables; None = no answer: together they count as one wrong answer (in maj@k they cast no vote).
     correct: the right answer, a set of right answers, or a list of M truth values.
     Why None counts here: a rollout without an answer is as wrong as any, and the paper counts votes among all M.
     Raises ValueError without answers, for a list of another length, and for n < 1."""
@@ -233,7 +238,7 @@ def dynamic_threshold(answers, correct, n):
     return min(n, threshold)
 
 
-def contrastive_loss(logits, gold, u):
+def contrastive_loss(logits: torch.Tensor, gold: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """The hybrid of the appendix, per token: 0.5 (-log p_gold) + 0.5 mean_v -log sigmoid(logit_gold - logit_v).
     logits [..., V], gold [...] token ids, u [..., R] uniform on [0, 1): rival v is drawn by inverse transform from the
     policy without the gold token, and detached -> [...]."""
@@ -249,8 +254,9 @@ def contrastive_loss(logits, gold, u):
     return -0.5 * chosen[..., 0] - 0.5 * beaten
 
 
-def rl_coefficients(rewards, answers, n, form="raw", threshold=None, standardised=True, all_wrong=-0.5,
-                    normalised=True, clip=0.0, correction=0):
+def rl_coefficients(rewards: torch.Tensor, answers: list[list], n: int, form: str = "raw", threshold: int | None = None,
+                    standardised: bool = True, all_wrong: float = -0.5, normalised: bool = True, clip: float = 0.0,
+                    correction: int = 0) -> torch.Tensor:
     """Coefficients c_i = w_i r_i / M of grad log pi(y_i|x), for every prompt (sum convention).
 
     rewards       [B, M], 1 = right: float64 stays float64, integers and booleans become float32
@@ -260,9 +266,9 @@ def rl_coefficients(rewards, answers, n, form="raw", threshold=None, standardise
     standardised, all_wrong, correction   as in shaped
     Returns [B, M].  Raises ValueError as rl_weights does.
 
-    All are biased: p is estimated from the same samples, and no threshold is the vote itself. Against the gradient of
-    maj@N (ties shared), summed over three prompts solved with p = .1, .5, .9 (each a logit of its own, one wrong
-    answer), N = 4 and M = 8, with the dynamic threshold where no other is named:
+    All are biased: p is estimated from the same samples, and a threshold only approximates the vote. Compared with the
+    gradient of maj@N (ties shared), summed over three prompts solved with p = .1, .5, .9 (one logit each, one wrong
+    answer), N = 4 and M = 8, with the dynamic threshold unless another is named:
         raw, threshold 3               cosine 0.985, scale 1.040
         raw                            cosine 0.997, scale 0.744
         log                            cosine 0.909, scale 1.229
@@ -278,14 +284,15 @@ def rl_coefficients(rewards, answers, n, form="raw", threshold=None, standardise
     return c.to(r)
 
 
-def rl_weights(rewards, answers, n, form="raw", threshold=None, normalised=True, clip=0.0):
+def rl_weights(rewards: torch.Tensor, answers: list[list], n: int, form: str = "raw", threshold: int | None = None,
+               normalised: bool = True, clip: float = 0.0) -> torch.Tensor:
     """The weight w of every sample, float64 [B, M], at p = (c+1)/(M+2) with c right ones among the M of a prompt
     (Laplace's rule: neither 0 nor 1).
 
     form        "raw" or "log" (majority_weight)
-    threshold   votes k that win, or None: dynamic_threshold, for each prompt its own
-    normalised  divided by the mean over all samples of the batch, so that the step does not depend on n
-    clip        what no weight exceeds before that; 0: any
+    threshold   votes k needed to win; None: dynamic_threshold of each prompt
+    normalised  divided by the mean over all samples of the batch, so that the step size does not depend on n
+    clip        cap on the weight before that; 0: none
     Raises ValueError for another form, unless 1 <= threshold <= n, and for answers of another shape."""
     right = (rewards == 1).double()  # [B, M]
     M = right.shape[1]
@@ -293,20 +300,20 @@ def rl_weights(rewards, answers, n, form="raw", threshold=None, normalised=True,
     p = (c + 1) / (M + 2)
     w = []
     thresholds = thresholds_of(rewards, answers, n, threshold)
-    for x, k in zip(p, thresholds):
-        weight = majority_weight(x, n, k, form)
+    for p_b, k in zip(p, thresholds):
+        weight = majority_weight(p_b, n, k, form)
         w.append(weight)
     w = torch.stack(w)  # [B]
     if clip:
         w = w.clamp(max=clip)
     w = w[:, None].expand_as(right)
-    if normalised:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
+    if normalised:  # the floor: no 0/0 if every weight underflows
         w = w / w.mean().clamp_min(1e-6)
     return w
 
 
-def thresholds_of(rewards, answers, n, threshold=None):
-    """The votes k that win, for each prompt [B]: `threshold`, or where it is None the dynamic one."""
+def thresholds_of(rewards: torch.Tensor, answers: list[list], n: int, threshold: int | None = None) -> list[int]:
+    """The votes k needed to win, for each prompt [B]: `threshold`, or the dynamic one if it is None."""
     if threshold is not None:
         return [threshold] * len(rewards)
     thresholds = []
@@ -316,9 +323,9 @@ def thresholds_of(rewards, answers, n, threshold=None):
     return thresholds
 
 
-def shaped(rewards, standardised, all_wrong, correction=0):
-    """Rewards [B, M] as the update sees them: (r - mean) / standard deviation (by M - correction) within each prompt if
-    `standardised`, 0 where all are right, and all_wrong where nobody is right: it is not standardised."""
+def shaped(rewards: torch.Tensor, standardised: bool, all_wrong: float, correction: int = 0) -> torch.Tensor:
+    """Rewards [B, M] that the update uses: (r - mean) / standard deviation (by M - correction) within each prompt if
+    `standardised`, 0 where all are right; all_wrong, never standardised, where none is right."""
     right = rewards == 1
     solved = right.any(1, keepdim=True)  # [B, 1]
     r = rewards
@@ -329,8 +336,8 @@ def shaped(rewards, standardised, all_wrong, correction=0):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
-    """Flags that argparse cannot judge.  Raises UserError."""
+def check_flags(args: flags.Flags) -> None:
+    """Check what argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n",), not_negative=("clip_weight",), plotted=("mode", "n", "form", "threshold"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
@@ -356,16 +363,16 @@ def check_flags(args):
         raise UserError("--normalise over a single prompt cancels its weight: use more --prompts, or --no-normalise")
 
 
-def fixed_threshold(args):
-    """The threshold k of sft, and of rl where it is not read off the rollouts."""
+def fixed_threshold(args: flags.Flags) -> int:
+    """The threshold k of sft, and of rl if it is not estimated from the rollouts."""
     if args.threshold == "auto":
         return args.n // 2 + 1
     return int(args.threshold)
 
 
-def plot_weights(args):
-    """--plot-weights: the weight trained with over p, against those of the test budgets; where the threshold is read
-    off the rollouts, that of the largest one."""
+def plot_weights(args: flags.Flags) -> None:
+    """--plot-weights: the training weight over p beside the weights of the test budgets; for a threshold estimated from
+    the rollouts, the weight at its largest value."""
     folder = new_folder(args.out, "cat_majority-weights")
     cells = torch.arange(1000, dtype=torch.float64)
     p = (cells + 0.5) / 1000
@@ -381,9 +388,10 @@ def plot_weights(args):
     weight_report(trained, tests, folder, "p")
 
 
-def step_sft(policy, task, optimizer, problems, number, args, golds):
-    """Training step `number` (1, 2, ...) on the gold completions of B problems -> (keys of support/run.py METRICS,
-    examples to show)."""
+def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+             args: flags.Flags, golds: dict[str, list[int]]) -> tuple[dict, list[dict]]:
+    """Training step `number` (1, 2, ...) on the gold completions of B problems -> (step line by the keys of
+    support/run.py METRICS, examples to show)."""
     B = len(problems)
     k = fixed_threshold(args)
     common.set_rate(optimizer, args.lr, number, args.steps)
@@ -392,7 +400,7 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     prompts = policy.encode(questions, task.chat)
     y = [golds[p.id] for p in problems]
 
-    # Update. The loss carries its weight in its gradient. The divisor counts every prompt.
+    # Update. The gradient of this loss includes the weight. The divisor counts every prompt.
     loss = 0.0
     gold_logp = torch.zeros(B, dtype=torch.float64)  # log pi(y*|x)
     optimizer.zero_grad()
@@ -420,8 +428,9 @@ def step_sft(policy, task, optimizer, problems, number, args, golds):
     return line, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
-def step_contrastive(policy, task, optimizer, problems, number, args, golds):
-    """step_sft with the token-level hybrid in the place of -log T."""
+def step_contrastive(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem],
+                     number: int, args: flags.Flags, golds: dict[str, list[int]]) -> tuple[dict, list[dict]]:
+    """step_sft with the token-level hybrid loss instead of -log T."""
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
@@ -429,7 +438,7 @@ def step_contrastive(policy, task, optimizer, problems, number, args, golds):
     prompts = policy.encode(questions, task.chat)
     y = [golds[p.id] for p in problems]
 
-    # Update. Every prompt has rivals of its own, whatever else is in its micro-batch.
+    # Update. The rival tokens of a prompt do not depend on its micro-batch.
     loss = 0.0
     gold_logp = torch.zeros(B, dtype=torch.float64)  # log pi(y*|x)
     optimizer.zero_grad()
@@ -472,9 +481,10 @@ def step_contrastive(policy, task, optimizer, problems, number, args, golds):
     return line, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
-def step_rl(policy, task, optimizer, problems, number, args):
-    """Training step `number` (1, 2, ...) on samples for B problems -> (keys of support/run.py METRICS, examples to
-    show)."""
+def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+            args: flags.Flags) -> tuple[dict, list[dict]]:
+    """Training step `number` (1, 2, ...) on samples for B problems -> (step line by the keys of support/run.py METRICS,
+    examples to show)."""
     B = len(problems)
     M = args.samples
     tau = args.temperature
@@ -490,7 +500,7 @@ def step_rl(policy, task, optimizer, problems, number, args):
     seconds = time.time() - started
 
     # Verify.
-    owners = [p for p in problems for _ in range(M)]
+    owners = [p for p in problems for _ in range(M)]  # B M, the problem of each completion
     texts = policy.texts(y, prompts)
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, M)
@@ -500,12 +510,10 @@ def step_rl(policy, task, optimizer, problems, number, args):
     answers = [answers[b * M:b * M + M] for b in range(B)]
     threshold = None if args.threshold == "auto" else fixed_threshold(args)
     standardised = args.rewards == "standardised"
-    weighing = answers, args.n, args.form, threshold
-    clip = args.clip_weight
-    coefficients = rl_coefficients(  # [B, M]
-        rewards, *weighing, standardised, args.all_wrong,
-        args.normalise, clip, args.correction)
-    w = rl_weights(rewards, *weighing, args.normalise, clip)  # [B, M], to watch them
+    weighing = {"form": args.form, "threshold": threshold, "normalised": args.normalise, "clip": args.clip_weight}
+    shaping = {"standardised": standardised, "all_wrong": args.all_wrong, "correction": args.correction}
+    coefficients = rl_coefficients(rewards, answers, args.n, **weighing, **shaping)  # [B, M]
+    w = rl_weights(rewards, answers, args.n, **weighing)  # [B, M], only for the log
     unused = coefficients == 0
     zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
@@ -513,7 +521,7 @@ def step_rl(policy, task, optimizer, problems, number, args):
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
         kl = kl_coefficients(gap).to(coefficients)
         coefficients = coefficients - args.kl_coef * kl
-    elif args.kl_prompts:  # to watch it: one sample of each of some prompts
+    elif args.kl_prompts:  # only for the log: one sample of each of the first prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
     coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
@@ -533,9 +541,10 @@ def step_rl(policy, task, optimizer, problems, number, args):
     return line, examples(policy, problems, prompts, y, reward=rewards)
 
 
-def update(policy, optimizer, prompts, y, coefficients, args):
-    """One step down -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and c [B, M]
-    -> (loss, norm of the gradient). Samples whose coefficient is 0 never enter a forward pass."""
+def update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
+           coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
+    """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and
+    coefficients c [B, M] -> (loss, gradient norm). Samples with coefficient 0 never enter a forward pass."""
     loss = 0.0
     norm = 0.0
     optimizer.zero_grad()
@@ -552,7 +561,7 @@ def update(policy, optimizer, prompts, y, coefficients, args):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     folder = Folder("cat_majority", parser(), argv)
     args = folder.args
     check_flags(args)

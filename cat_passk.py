@@ -1,8 +1,10 @@
 """Train a language model for pass@N through an operator on its success probability: CAT with Pass@N, SFT and RL.
 
 Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as
-we read it). An inference strategy maps the probability p of success of one sample to that of the strategy:
+we read it).
 Page: docs/cat_passk.md
+
+An inference strategy maps the success probability p of one sample to the success probability T(p) of the strategy:
 
     T(p) = 1 - (1-p)^N                                   at least one of N samples succeeds
 
@@ -18,13 +20,14 @@ Page: docs/cat_passk.md
     log     p T'/T, the weight of SFT           p grad log T (w/p would give grad log T)
     pool    N C(M-c,N-1) / C(M-1,N-1)           grad T, without knowing p: c right ones among M >= N samples
 
-All because grad T(p) = T'(p) grad p, and grad p = E[r grad log pi(y)] where p = E[r]. A constant subtracted from r, as
-standardising does, takes nothing away from it, because E[grad log pi(y)] = 0.
-p is the smoothed success rate (c+1)/(M+2) of the prompt, or with --probability sequence pi(y_i|x) of the sample, as in
-the paper's runs: on the embedded task that is far below 1/N, so weights are alike and it is plain RL. raw and log with
-an estimated p are biased; pool with --rewards raw is not: it is ppo_passk.py's default estimator, sample for sample.
---operator FILE.py:T takes the place of Pass@N's operator, for every form but pool: a function of a tensor of
-probabilities p and of N, written in torch, that returns the strategy's chance of success. T' is taken by autograd.
+Why: grad T(p) = T'(p) grad p, and grad p = E[r grad log pi(y)] because p = E[r]. Subtracting a constant from r, as
+standardising does, leaves this as it is, because E[grad log pi(y)] = 0.
+p is the smoothed success rate (c+1)/(M+2) of the prompt or, with --probability sequence, pi(y_i|x) of the sample, as in
+the paper's runs. On the embedded task pi(y_i|x) is far below 1/N, so all weights are alike and this is plain RL. raw
+and log are biased because p is estimated; pool with --rewards raw is unbiased, and equal to ppo_passk.py's default
+estimator.
+--operator FILE.py:T replaces the operator of Pass@N in every form but pool. T is a torch function of a tensor of
+probabilities p and of N that returns the strategy's chance of success; autograd computes T'.
 
     def at_least_two(p, n):                              two of N samples succeed
         return 1 - (1 - p) ** n - n * p * (1 - p) ** (n - 1)
@@ -34,40 +37,41 @@ tau the temperature.
 
 Differences from the paper: 1) the pool form; 2) --normalise divides by the mean weight over all samples of the batch;
 3) KL is in the reward, with a leave-one-out baseline. If p << 1/N for every gold completion, w is 1 and sft is
-cross-entropy: short targets (--target answer) keep p up, and the step line shows the weights (w_even = 1: no effect).
-Samples that an engine drew from q (--rollouts) count with pi / q each. That leaves a bias, because coefficients depend
-on all samples of a prompt, which are q's: for pass@k ppo_passk.py, passk_reweighted, says how large it is.
+cross-entropy: short targets (--target answer) keep p larger, and the step line shows the weights (w_even = 1: no
+effect).
+A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
+depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
 
     CPU, embedded model:  python cat_passk.py
     supervised:           python cat_passk.py --mode sft --train-problems 50
     another strategy:     python cat_passk.py --operator my_operator.py:at_least_two
     GPU, 4-bit LoRA:      python cat_passk.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --lr 2e-5
 
-Nearest to the authors' code (adamoosya/compute-aligned-training, which they call a new implementation), after its
-warm-up (2,000 examples, one epoch of --mode sft --n 1 --target solution):
+Settings closest to the authors' code (adamoosya/compute-aligned-training, in their words a new implementation), after
+its warm-up (2,000 examples, one epoch of --mode sft --n 1 --target solution):
 
     python cat_passk.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --adapter WARM-UP --train-problems 500
         --probability sequence --no-normalise --clip-weight 50 --correction 1 --kl-coef 0.05 --samples 4 --prompts 4
         --steps 125 --temperature 0.8 --lr 1e-6 --max-new-tokens 300
 
-What it has besides: top_p .95, with which samples are not drawn from the policy that is scored; LoRA on q and v alone;
-KL as the mean over tokens of exp(-d) + d - 1, d = log pi - log ref, in the loss; deviation + 1e-4; 1e-10 <= p <= 1 -
-1e-10; 60 steps of rising rate. Its RL starts from there; in its SFT a step is 4 examples, lr 5e-6, norm clipped at .3.
+That code also has: top_p .95, so samples are not drawn from the policy that is scored; LoRA on q and v alone; KL in the
+loss, the mean over tokens of exp(-d) + d - 1 with d = log pi - log ref; 1e-4 added to the standard deviation; p kept in
+[1e-10, 1 - 1e-10]; 60 warm-up steps of the learning rate. Its SFT has 4 examples a step, lr 5e-6, norm clipped at .3.
 """
 import argparse
 
 from support import flags
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.parser(__doc__, "cat_passk", samples=16, prompts=64, steps=100, test_n="1,4,16,64")
     p.add_argument("--mode", choices=["sft", "rl"], default="rl",
                    help="imitate gold completions, or weigh samples")
     p.add_argument("--n", type=int, default=16,
-                   help="budget N that is trained for; 1 = cross-entropy, or plain RL")
+                   help="budget N to train for; 1 = cross-entropy, or plain RL")
     p.add_argument("--operator",
-                   help="FILE.py:T, your own strategy instead of Pass@N: a function T(p, n) in torch, the chance of "
-                        "success with n samples where one has p")
+                   help="FILE.py:T, your own strategy instead of Pass@N: a torch function T(p, n), the chance of "
+                        "success with n samples if one succeeds with p")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
                    help="the gold completion, answer only (the paper's) or in full: sft imitates it, and the "
                         "evaluation reports its log pi")
@@ -78,9 +82,9 @@ def parser():
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
                    help="rl: rewards within the prompt; the paper standardises, pool is exact with raw")
     p.add_argument("--correction", type=int, choices=[0, 1], default=0,
-                   help="rl: the standard deviation divides by the number of rewards less this")
+                   help="rl: the standard deviation divides by the number of rewards minus this")
     p.add_argument("--clip-weight", type=float, default=0.0,
-                   help="rl: largest weight, before it is normalised; 0 = any")
+                   help="rl: cap on the weight, before it is normalised; 0 = none")
     p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True,
                    help="rl: divide by the mean weight of the batch")
     return p
@@ -113,20 +117,21 @@ from support.run import (
     start,
     weight_stats,
 )
+from tasks import Problem, Task
 from tasks.own import File, takes
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def check_budget(n, name="n"):
+def check_budget(n: int, name: str = "n") -> None:
     whole = isinstance(n, int) and not isinstance(n, bool)
     if not whole or n < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {n!r}")
 
 
-def passn_sft_loss(logp, n):
+def passn_sft_loss(logp: torch.Tensor | float, n: int) -> torch.Tensor | float:
     """-log(1 - (1-p)^n) with p = e^logp, the probability of the whole gold completion; any shape, tensor or float.
 
-    Its gradient with respect to logp is -n p (1-p)^(n-1) / (1 - (1-p)^n), the SFT weight: never weigh this loss again.
+    Its gradient with respect to logp is -n p (1-p)^(n-1) / (1 - (1-p)^n), the SFT weight: never weight this loss again.
     n = 1 is -logp.
     A logp of up to 1e-3 counts as rounding of 0; NaN passes through.  Raises ValueError for more, and for n < 1.
     """
@@ -142,11 +147,11 @@ def passn_sft_loss(logp, n):
     return back(-log_t)
 
 
-def passn_weight(p, n, form="log"):
+def passn_weight(p: torch.Tensor | float, n: int, form: str = "log") -> torch.Tensor | float:
     """Weight of the Pass@N operator at success probability p; any shape, tensor or float.
     "raw"  T'(p) = n (1-p)^(n-1): r * raw * grad log pi has the expectation grad T(p)
-    "log"  p T'(p) / T(p), the SFT weight; the expectation of r * log * grad log pi is p grad log T(p): the exact weight
-           for log T would lack the factor p
+    "log"  p T'(p) / T(p), the SFT weight; the expectation of r * log * grad log pi is p grad log T(p); the exact weight
+           for log T would be without the factor p
     Raises ValueError for p outside [0, 1], n < 1 or another form."""
     if form not in ("raw", "log"):
         raise ValueError(f"unknown form {form!r}: choose raw or log")
@@ -159,9 +164,10 @@ def passn_weight(p, n, form="log"):
     return back(raw / powers(f, n))  # T(p) / p = sum_{j<n} f^j: no 0/0 at p = 0, where the weight is 1
 
 
-def powers(f, n):
-    """sum_{j<n} f^j, by doubling. Of f = 1 - p it is the weight of MaxRL of order n, sum_{j<=n} (1/j) grad pass@j over
-    grad p (arXiv 2602.02710): as a weight a plug-in, hence biased; ppo_passk.py --objective maxrl is not."""
+def powers(f: torch.Tensor, n: int) -> torch.Tensor:
+    """sum_{j<n} f^j, by doubling. With f = 1 - p this is also the weight of MaxRL of order n (arXiv 2602.02710),
+    sum_{j<=n} (1/j) grad pass@j over grad p; with an estimated p it is biased, ppo_passk.py --objective maxrl is
+    not."""
     if n == 1:
         return torch.ones_like(f)
     half = n // 2
@@ -171,7 +177,7 @@ def powers(f, n):
     return total
 
 
-def pool_weight(c, m, n):
+def pool_weight(c: torch.Tensor | float, m: int, n: int) -> torch.Tensor | float:
     """n C(m-c, n-1) / C(m-1, n-1): weight of each of the c right ones of m samples such that
     E[(c/m) pool_weight] = p n (1-p)^(n-1) for every p. The plug-in p = c/m in n (1-p)^(n-1) is badly biased.
     c: whole numbers, tensor of any shape or int.  Raises ValueError unless 1 <= n <= m and 0 <= c <= m."""
@@ -188,9 +194,9 @@ def pool_weight(c, m, n):
     return back(table[count.long()])
 
 
-def operator_weight(T, p, form="log"):
-    """passn_weight of any inference strategy, given as an operator T on a tensor of probabilities: "raw" T'(p), "log"
-    p T'(p) / T(p), by autograd; any shape, tensor or float. Below p = 1e-6 that at 1e-6, close to the limit at 0.
+def operator_weight(T, p: torch.Tensor | float, form: str = "log") -> torch.Tensor | float:
+    """passn_weight for any inference strategy, given as an operator T on a tensor of probabilities: "raw" T'(p), "log"
+    p T'(p) / T(p), by autograd; any shape, tensor or float. A p below 1e-6 counts as 1e-6, close to the limit at 0.
     Raises ValueError for p outside [0, 1], another form, and in the form log where T is not positive."""
     if form not in ("raw", "log"):
         raise ValueError(f"unknown form {form!r}: choose raw or log")
@@ -206,9 +212,9 @@ def operator_weight(T, p, form="log"):
     return back((x * slope / value).detach())
 
 
-def operator_sft_loss(T, logp):
-    """-log T(p) with p = e^logp, as passn_sft_loss; its gradient is minus operator_weight. Below p = 1e-6 it goes on as
-    a straight line in logp."""
+def operator_sft_loss(T, logp: torch.Tensor | float) -> torch.Tensor | float:
+    """-log T(p) with p = e^logp, as passn_sft_loss; its gradient is minus operator_weight. Below p = 1e-6 the loss is
+    continued linearly in logp."""
     logp, back = elementwise(logp, -math.inf, 1e-3, "logp")
     x = logp.detach().double().clamp(math.log(1e-6), 0)
     p = x.exp()
@@ -217,27 +223,28 @@ def operator_sft_loss(T, logp):
     return back(-log_t - w * (logp - x))  # x is a constant: the gradient is -w
 
 
-def weight_of(p, n, form, operator=None):
-    """The weight at success probability p of the operator T(p, n), of Pass@N where there is none."""
+def weight_of(p: torch.Tensor | float, n: int, form: str, operator=None) -> torch.Tensor | float:
+    """The weight of the operator T(p, n) at success probability p; without an operator that of Pass@N."""
     if operator is None:
         return passn_weight(p, n, form)
     return operator_weight(lambda x: operator(x, n), p, form)
 
 
-def rl_coefficients(rewards, n, form="log", probability="success", logp=None, standardised=True, normalised=True,
-                    clip=0.0, correction=0, operator=None):
+def rl_coefficients(rewards: torch.Tensor, n: int, form: str = "log", probability: str = "success",
+                    logp: torch.Tensor | None = None, standardised: bool = True, normalised: bool = True,
+                    clip: float = 0.0, correction: int = 0, operator=None) -> torch.Tensor:
     """Coefficients c_i = w_i r_i / M of grad log pi(y_i|x), for every prompt (sum convention).
 
     rewards       [B, M], 1 = right: float64 stays float64, integers and booleans become float32
     n             budget that is trained for
     form, probability, logp, normalised, clip, operator   as in rl_weights
-    standardised  rewards as (r - mean) / standard deviation of the prompt's own, 0 where all are equal
-    correction    the deviation divides by M less this
+    standardised  use (r - mean) / standard deviation over the prompt's rewards, 0 where all are equal
+    correction    the deviation divides by M minus this
     Returns [B, M].  Raises ValueError as rl_weights does.
 
-    Exact: form "pool" with neither standardised nor normalised; the expectation of sum_i c_i grad log pi(y_i) is
-    grad T(p). The others are biased, because p comes from the same samples. Against grad T, summed over three prompts
-    solved with p = .1, .5, .9 (each a logit of its own), N = 4 and M = 8:
+    Exact: form "pool", neither standardised nor normalised; the expectation of sum_i c_i grad log pi(y_i) is grad T(p).
+    The others are biased, because p is estimated from the same samples. Compared with grad T, summed over three prompts
+    solved with p = .1, .5, .9 (one logit each), N = 4 and M = 8:
         pool                           cosine 1.000, scale 1.000
         pool, standardised             cosine 1.000, scale 2.602
         raw                            cosine 0.975, scale 0.636
@@ -253,15 +260,17 @@ def rl_coefficients(rewards, n, form="log", probability="success", logp=None, st
     return w * r / r.shape[1]
 
 
-def rl_weights(rewards, n, form="log", probability="success", logp=None, normalised=True, clip=0.0, operator=None):
+def rl_weights(rewards: torch.Tensor, n: int, form: str = "log", probability: str = "success",
+               logp: torch.Tensor | None = None, normalised: bool = True, clip: float = 0.0,
+               operator=None) -> torch.Tensor:
     """The weight w of every sample, [B, M], with c right ones among the M of a prompt.
 
     form         "raw", "log" (weight_of) or "pool" (pool_weight, of Pass@N alone)
     probability  what p is: "success", (c+1)/(M+2) (Laplace's rule: neither 0 nor 1), or "sequence", pi(y_i|x)
     logp         log pi(y_i|x) [B, M], for "sequence"
-    normalised   divided by the mean over all samples of the batch, so that the step does not depend on n
-    clip         what no weight exceeds before that; 0: any
-    operator     T(p, n) in the place of Pass@N's, None: that
+    normalised   divided by the mean over all samples of the batch, so that the step size does not depend on n
+    clip         cap on the weight before that; 0: none
+    operator     T(p, n) instead of Pass@N; None: Pass@N
     Raises ValueError for another form or probability, n < 1, "pool" with n > M, "sequence" without logp."""
     right = (rewards == 1).double()  # [B, M]
     M = right.shape[1]
@@ -278,15 +287,15 @@ def rl_weights(rewards, n, form="log", probability="success", logp=None, normali
     w = w.to(rewards).expand_as(rewards)
     if clip:
         w = w.clamp(max=clip)
-    if normalised:  # the floor: when every weight underflows there is nothing to learn, and no 0/0
+    if normalised:  # the floor: no 0/0 if every weight underflows
         w = w / w.mean().clamp_min(1e-6)
     return w
 
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
-    """Flags that argparse cannot judge.  Raises UserError."""
+def check_flags(args: flags.Flags) -> None:
+    """Check what argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n",), not_negative=("clip_weight",), plotted=("mode", "n", "form", "operator"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
@@ -308,9 +317,9 @@ def check_flags(args):
         raise UserError("--normalise over a single prompt cancels its weight: use more --prompts, or --no-normalise")
 
 
-def own_operator(args, folder):
-    """(T(p, n), its name) of --operator, whose file is noted in folder.code and whose errors end in a sentence; (None,
-    "Pass") without one.  Raises UserError."""
+def own_operator(args: flags.Flags, folder: Folder) -> tuple:
+    """(T(p, n), its name) from --operator; (None, "Pass") without it. Its file is recorded in folder.code, and its
+    errors become one sentence.  Raises UserError."""
     if not args.operator:
         return None, "Pass"
     file = File("--operator", args.operator)
@@ -327,14 +336,14 @@ def own_operator(args, folder):
     form = "log" if args.mode == "sft" else args.form
     for n in budgets:
         check_operator(guarded, n, form, f"{file.what}(p, {n})")
-    args.operator = f"{file.path}:{file.name}"  # for a resume, whatever else is in the file by then
+    args.operator = f"{file.path}:{file.name}"  # so that a resume takes the same function
     folder.code["operator"] = {**file.digests, "function": file.name}
     return guarded, file.name
 
 
-def check_operator(T, n, form, call):
+def check_operator(T, n: int, form: str, call: str) -> None:
     """Raises UserError unless T(p, n) is differentiable, finite, increasing, 0 at p = 0, and precise near it.
-    call: it in words."""
+    call: words for messages."""
     p = torch.linspace(0, 1, 1001, dtype=torch.float64, requires_grad=True)
     value = T(p, n)
     if not torch.is_tensor(value) or value.shape != p.shape or not value.requires_grad:
@@ -357,8 +366,8 @@ def check_operator(T, n, form, call):
         raise UserError(f"{call} loses its digits near p = 0: write it as a sum of positive terms")
 
 
-def plot_weights(args, operator, name):
-    """--plot-weights: the weight trained with over p, against those of the test budgets.  name: of the operator."""
+def plot_weights(args: flags.Flags, operator, name: str) -> None:
+    """--plot-weights: the training weight over p beside the weights of the test budgets.  name: of the operator."""
     folder = new_folder(args.out, "cat_passk-weights")
     cells = torch.arange(1000, dtype=torch.float64)
     p = (cells + 0.5) / 1000
@@ -373,9 +382,10 @@ def plot_weights(args, operator, name):
     weight_report(trained, tests, folder, "p")
 
 
-def step_sft(policy, task, optimizer, problems, number, args, golds, operator=None):
-    """Training step `number` (1, 2, ...) on the gold completions of B problems -> (keys of support/run.py METRICS,
-    examples to show)."""
+def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+             args: flags.Flags, golds: dict[str, list[int]], operator=None) -> tuple[dict, list[dict]]:
+    """Training step `number` (1, 2, ...) on the gold completions of B problems -> (step line by the keys of
+    support/run.py METRICS, examples to show)."""
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
@@ -383,7 +393,7 @@ def step_sft(policy, task, optimizer, problems, number, args, golds, operator=No
     prompts = policy.encode(questions, task.chat)
     y = [golds[p.id] for p in problems]
 
-    # Update. The loss carries its weight in its gradient. The divisor counts every prompt.
+    # Update. The gradient of this loss includes the weight. The divisor counts every prompt.
     loss = 0.0
     gold_logp = torch.zeros(B, dtype=torch.float64)  # log pi(y*|x)
     optimizer.zero_grad()
@@ -413,9 +423,10 @@ def step_sft(policy, task, optimizer, problems, number, args, golds, operator=No
     return line, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
-def step_rl(policy, task, optimizer, problems, number, args, operator=None):
-    """Training step `number` (1, 2, ...) on samples for B problems -> (keys of support/run.py METRICS, examples to
-    show)."""
+def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+            args: flags.Flags, operator=None) -> tuple[dict, list[dict]]:
+    """Training step `number` (1, 2, ...) on samples for B problems -> (step line by the keys of support/run.py METRICS,
+    examples to show)."""
     B = len(problems)
     M = args.samples
     tau = args.temperature
@@ -431,7 +442,7 @@ def step_rl(policy, task, optimizer, problems, number, args, operator=None):
     seconds = time.time() - started
 
     # Verify.
-    owners = [p for p in problems for _ in range(M)]
+    owners = [p for p in problems for _ in range(M)]  # B M, the problem of each completion
     texts = policy.texts(y, prompts)
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, M)
@@ -439,10 +450,11 @@ def step_rl(policy, task, optimizer, problems, number, args, operator=None):
     # Weight.
     logp = drawn.logps.double().sum(-1).cpu()  # log pi(y|x)  [B, M]
     standardised = args.rewards == "standardised"
-    weighing = args.n, args.form, args.probability, logp
+    weighing = {"form": args.form, "probability": args.probability, "logp": logp, "normalised": args.normalise,
+                "clip": args.clip_weight, "operator": operator}
     coefficients = rl_coefficients(  # [B, M]
-        rewards, *weighing, standardised, args.normalise, args.clip_weight, args.correction, operator)
-    w = rl_weights(rewards, *weighing, args.normalise, args.clip_weight, operator)  # [B, M], to watch them
+        rewards, args.n, standardised=standardised, correction=args.correction, **weighing)
+    w = rl_weights(rewards, args.n, **weighing)  # [B, M], only for the log
     unused = coefficients == 0
     zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
@@ -450,7 +462,7 @@ def step_rl(policy, task, optimizer, problems, number, args, operator=None):
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
         kl = kl_coefficients(gap).to(coefficients)
         coefficients = coefficients - args.kl_coef * kl
-    elif args.kl_prompts:  # to watch it: one sample of each of some prompts
+    elif args.kl_prompts:  # only for the log: one sample of each of the first prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
     coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
@@ -468,9 +480,10 @@ def step_rl(policy, task, optimizer, problems, number, args, operator=None):
     return line, examples(policy, problems, prompts, y, reward=rewards)
 
 
-def update(policy, optimizer, prompts, y, coefficients, args):
-    """One step down -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and c [B, M]
-    -> (loss, norm of the gradient). Samples whose coefficient is 0 never enter a forward pass."""
+def update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
+           coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
+    """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and
+    coefficients c [B, M] -> (loss, gradient norm). Samples with coefficient 0 never enter a forward pass."""
     loss = 0.0
     norm = 0.0
     optimizer.zero_grad()
@@ -487,7 +500,7 @@ def update(policy, optimizer, prompts, y, coefficients, args):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     folder = Folder("cat_passk", parser(), argv)
     args = folder.args
     check_flags(args)

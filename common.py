@@ -1,14 +1,13 @@
 """What the papers share: loading a policy, sampling from it, scoring completions, the KL gap, pass@k-type estimators.
 
-No paper's objective is in here; each stands in its own script. One convention runs through all of them: the policy is
-softmax(logits / temperature) over the whole vocabulary (no top-k, no top-p), a completion ends with an end-of-sequence
-token that is a decision of the policy like any other, and log pi(y|x) is the sum over the completion's tokens, that one
-included.
+Each paper's objective is in its own script. All share one convention: the policy is softmax(logits / temperature) over
+the whole vocabulary (no top-k, no top-p); a completion ends with an end-of-sequence token, which the policy chooses
+like any other token; log pi(y|x) is the sum over all tokens of the completion, including that last one.
 
-`sample` and `score` are the plain versions, right for any causal LM that loads, and what a run with --plain executes.
-Without that flag a script gives the policy its fast paths (`policy.fast`, fast/choose.py; the run prints which, and
-why). Then `sample` hands over to `Fast.decode` instead of `decode` below, and `score`, where it pays, to `Fast.score`
-instead of the rest of its body: the same draws, the same numbers.
+`sample` and `score` are the plain versions, correct for every causal LM that loads; --plain runs exactly these. Without
+--plain a script gives the policy fast paths (`policy.fast`, fast/choose.py; the run prints which, and why): `sample`
+calls `Fast.decode` instead of `decode` below, and `score` calls `Fast.score` where that is cheaper. Draws and numbers
+are the same.
 """
 import inspect
 import math
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 
 import support
 
-support.set_thread_policy()  # torch reads it when it is loaded
+support.set_thread_policy()  # before the import of torch, which reads it
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +29,14 @@ from support.errors import UserError
 
 
 def seed_of(*parts: object) -> int:
-    """A 63-bit seed from anything printable. Every draw of a run has a seed of its own, e.g. seed_of(seed, step, i), so
-    no state of a generator has to be carried over a resume or between processes."""
+    """A 63-bit seed from anything printable. Every draw of a run has its own seed, e.g. seed_of(seed, step, i), so no
+    generator state has to be saved for a resume or shared between processes."""
     words = " ".join(map(str, parts))
     return random.Random(words).getrandbits(63)
 
 
 def torch_seed(seed: int) -> int:
-    """A seed as torch takes it: an integer of any size, itself where torch takes it."""
+    """Turn an integer of any size into a seed that torch accepts; a valid seed stays as it is."""
     if 0 <= seed < 2 ** 63:
         return seed
     return seed_of(seed)
@@ -47,7 +46,7 @@ def torch_seed(seed: int) -> int:
 
 @dataclass
 class Policy:
-    """A causal LM with a LoRA adapter, and what is needed to talk to it."""
+    """A causal LM with a LoRA adapter, its tokenizer, and how it is sampled and scored."""
     model: torch.nn.Module  # the peft model: saves and loads the adapter
     tokenizer: object
     device: torch.device
@@ -56,14 +55,14 @@ class Policy:
     start: str | None = None  # peft name of the frozen starting adapter, the KL reference
     reference_kind: str = "start"
     accepts: frozenset = frozenset()  # argument names of the model's forward
-    caches: bool = True  # the model's cache can be shared out to samples; False: a row is run again for each token
-    pads: bool = True  # prompts of several lengths share a batch, padded on the left; False: only those of one length
+    caches: bool = True  # a prompt's cache can be copied to its samples; False: every token reruns its row
+    pads: bool = True  # prompts of different lengths may share a left-padded batch; False: only equal lengths
     system: str | None = None  # text of a system message, where prompts go through the chat template
     end: int | None = None  # the end-of-sequence token of gold completions; None: the first of `stop`
     size: int = 0  # parameters of the base
-    check: object = None  # support/check.py, Check: called with what was drawn; None: nothing is checked
-    fast: object = None  # fast/choose.py, Fast: the fast paths it takes; None: `sample` and `score` as below
-    rollouts: object = None  # support/rollouts.py, Rollouts: has an engine draw; None: `sample` as below
+    check: object = None  # support/check.py, Check: called on all Samples; None: no check
+    fast: object = None  # fast/choose.py, Fast: its fast paths; None: only the code below
+    rollouts: object = None  # support/rollouts.py, Rollouts: an engine draws; None: `sample` as below
 
     @property
     def lm(self):
@@ -72,7 +71,7 @@ class Policy:
 
     @property
     def positions(self) -> float:
-        """Most tokens of a row: those that the model has positions for, and that leave all positions as they are."""
+        """Longest row in tokens: the model's positions, or fewer if a longer row would rescale all positions."""
         config = self.lm.config.get_text_config()
         most = getattr(config, "max_position_embeddings", None) or math.inf
         unscaled, _ = decoding.rope_limit(self.lm.config)
@@ -80,7 +79,7 @@ class Policy:
 
     @property
     def limit(self) -> float:
-        """`positions` in words, with the reason where it is not the model's size."""
+        """`positions` in words, with the reason if it is below the model's maximum."""
         _, kind = decoding.rope_limit(self.lm.config)
         if not kind:
             return f"{self.positions} positions"
@@ -88,12 +87,12 @@ class Policy:
 
     @property
     def window(self):
-        """Most tokens that a position looks back on."""
+        """The shortest attention window of a layer, in tokens."""
         return decoding.window(self.lm.config)
 
     def decoding_mask(self, mask: torch.Tensor) -> torch.Tensor | None:
-        """The mask [P, L + T] of prompts and all tokens to come, as decoding reads it: 4-D on a GPU, where transformers
-        would look at the values of a 2-D one for each token, and the host wait for the device."""
+        """The mask [P, L + T] of prompts and all future tokens, in the form used for decoding: 4-D on a GPU, because
+        transformers reads the values of a 2-D mask at every token, which makes the host wait for the device."""
         wide = self.fast and self.fast.wide
         if not wide or mask.shape[1] > self.window:
             return mask
@@ -104,14 +103,14 @@ class Policy:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def start_parameters(self) -> list[torch.Tensor]:
-        """The frozen tensors of the starting adapter; none where the start is the base."""
+        """The frozen tensors of the starting adapter; empty if the start is the base."""
         named = self.model.named_parameters()
         return [p for name, p in named if self.start in name.split(".")]
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None, position: torch.Tensor | None, keep: int,
                 **options):
-        """The model's output for ids, mask, position [R, L], with the logits of the last `keep` positions; of more, or
-        without positions, where the model knows no better."""
+        """The model's output for ids, mask, position [R, L], with the logits of the last `keep` positions. A model
+        without `logits_to_keep` returns all logits; one without `position_ids` ignores `position`."""
         cache = options.get("past_key_values")
         if isinstance(cache, decoding.Rerun):
             del options["past_key_values"]
@@ -125,7 +124,7 @@ class Policy:
         return self.lm(input_ids=ids, attention_mask=mask, **options)
 
     def put(self, prompts: list[str], chat: bool) -> tuple[list[str], bool]:
-        """Prompts as the model meets them -> (texts, whether they went through the chat template: if `chat` and the
+        """Prompts in the form given to the model -> (texts, whether the chat template was applied: if `chat` and the
         tokenizer has one)."""
         template = chat and self.tokenizer.chat_template
         if template:
@@ -138,8 +137,8 @@ class Policy:
         return prompts, False
 
     def encode(self, prompts: str | list[str], chat: bool = False) -> list[int] | list[list[int]]:
-        """Token ids of a prompt or of each of a list; through the chat template if `chat` and the tokenizer has one.
-        [] where the tokenizer leaves nothing of it.  Raises UserError: a token without an embedding."""
+        """Token ids of one prompt or of each prompt in a list, with the chat template if `chat` and the tokenizer has
+        one. [] if the tokenizer yields no tokens.  Raises UserError: a token without an embedding."""
         if isinstance(prompts, str):
             return self.encode([prompts], chat)[0]
         texts, written = self.put(prompts, chat)
@@ -149,8 +148,9 @@ class Policy:
         return rows
 
     def encode_solution(self, solution: str, prompt: str | None = None, chat: bool = False) -> list[int] | None:
-        """Token ids that a gold completion adds to those of its prompt (a text; None: to any), end-of-sequence token
-        included: to stop is a decision too. None where no ids are read as exactly this text.  Raises UserError."""
+        """Token ids of a gold completion after its prompt (a text; None: any prompt), including the end-of-sequence
+        token, because stopping is a decision too. None if no token ids decode to exactly this text.  Raises
+        UserError."""
         x = []
         whole = []
         if prompt is not None:
@@ -165,7 +165,7 @@ class Policy:
         return None
 
     def known(self, ids):
-        """The ids, all of which the model has an embedding for.  Raises UserError."""
+        """Return the ids.  Raises UserError if the model has no embedding for one of them."""
         size = len(self.lm.get_input_embeddings().weight)
         if max(ids, default=0) >= size:
             name = self.tokenizer.convert_ids_to_tokens(max(ids))
@@ -174,11 +174,11 @@ class Policy:
         return ids
 
     def decode(self, tokens: list[int], prompt: list[int] | None = None) -> str:
-        """Text that a completion adds to its prompt (lists of ids; None: to any), without the token that ends it."""
+        """Text of a completion after its prompt (lists of ids; None: any prompt), without the end-of-sequence token."""
         return self.texts([tokens], [prompt])[0]
 
     def texts(self, completions: list[list[int]], prompts: list[list[int]]) -> list[str]:
-        """`decode` of R completions: the first R / B of them belong to the first of B prompts, and so on."""
+        """`decode` for R completions of B prompts: the first R / B belong to the first prompt, and so on."""
         rows = []
         for row in completions:
             ended = row and row[-1] in self.stop
@@ -193,7 +193,7 @@ class Policy:
 
     @contextmanager
     def reference(self):
-        """Inside, the model is the KL reference: the base (adapter off) or the frozen starting adapter."""
+        """Context in which the model is the KL reference: the base (adapter off) or the frozen starting adapter."""
         if self.start is None or self.reference_kind == "base":
             with self.model.disable_adapter():
                 yield
@@ -201,29 +201,29 @@ class Policy:
             self.model.set_adapter(self.start)
             try:
                 yield
-            finally:  # set_adapter also switches requires_grad: the trainable one is trainable again, the start not
+            finally:  # set_adapter also sets requires_grad: this freezes the start again
                 self.model.set_adapter("default")
 
 
 def load_policy(model: str = "tiny", bits: int | None = None, lora_rank: int = 16, adapter: str | None = None,
                 reference: str = "start", seed: int = 0, device: str | None = None, fast=None) -> Policy:
-    """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, no dropout) on all linear layers that
-    one reaches (support/adapters.py, linear_layers).
+    """Load a base model, quantised if asked, with a LoRA adapter (alpha = 2 rank, no dropout) on every linear layer
+    where it has an effect (support/adapters.py, linear_layers).
 
-    model      hub id, local directory, FILE.gguf, or an embedded model: those in models/, like "tiny"
+    model      hub id, local directory, FILE.gguf, or an embedded model from models/, such as "tiny"
     bits       4 (NF4, double quantisation), 8, 16 or 32; None: 4 on a GPU, 32 on a CPU
     adapter    directory of a peft adapter, or a run folder, to continue from (lora_rank is then the adapter's own);
                None: a new adapter, equal to the base
-    reference  what Policy.reference() is: "start" (the policy as loaded) or "base". Costs no second model.
-    fast       fast.choose.choose_fast: sample and score by the fast paths that suit the model; None: by this file alone
-    Raises UserError: unknown model, no such device, bits that the hardware or a quantised checkpoint cannot do, weights
-    that are missing or odd, a model that is not causal, an adapter that does not fit or cannot be used.
+    reference  what Policy.reference() switches to: "start" (the policy as loaded) or "base"; no second model is needed
+    fast       fast.choose.choose_fast: use the fast paths that suit the model; None: only the code in this file
+    Raises UserError: unknown model or device, a precision that the hardware or a quantised checkpoint does not support,
+    missing or implausible weights, a model that is not causal, an adapter that does not fit or cannot be used.
     """
     adapter = contents.located(adapter, "--adapter")
     lm, tokenizer, note = load.load_base(model, bits, device)
     model_checks.refuse(lm, model)
     size = lm.num_parameters()
-    import peft  # after load_base, which quietens what it imports
+    import peft  # after load_base, which silences warnings of this import
     start = None
     torch.manual_seed(torch_seed(seed))
     try:
@@ -241,14 +241,14 @@ def load_policy(model: str = "tiny", bits: int | None = None, lora_rank: int = 1
             adapters.name_base(wrapped, model)
     except UserError as error:
         raise UserError(f"cannot use adapter {adapter!r} on {model!r}: {error}") from error
-    except Exception as error:  # as in load_base
+    except Exception as error:  # peft raises many types
         reason = load.first_line(error)
         if adapter is None:
             raise UserError(f"cannot put a new LoRA adapter on {model!r} ({reason}): choose a decoder with linear "
                             "layers") from error
         raise UserError(f"cannot load adapter {adapter!r} onto {model!r} ({reason}): give a run folder or a directory "
                         "with adapter_config.json made for this model") from error
-    wrapped.eval()  # no dropout anywhere: what is scored is what was sampled
+    wrapped.eval()  # no dropout: sampling and scoring use the same policy
 
     ends = text.ends(lm, tokenizer, model)
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
@@ -275,11 +275,11 @@ def load_policy(model: str = "tiny", bits: int | None = None, lora_rank: int = 1
 
 @dataclass
 class Samples:
-    """k completions for each of B prompts, T the longest; padding after `lengths` is arbitrary."""
+    """k completions for each of B prompts, T tokens in the longest. Tokens beyond `lengths` are arbitrary padding."""
     tokens: torch.Tensor  # [B, k, T] int64, end-of-sequence token included
     logps: torch.Tensor  # [B, k, T] float32, log softmax(logits / temperature) of each token, 0 in the padding
     lengths: torch.Tensor  # [B, k] int64
-    entropies: torch.Tensor  # [B, k, T] float32, nats: entropy of what each token was drawn from, 0 in the padding
+    entropies: torch.Tensor  # [B, k, T] float32, nats: entropy of each token's distribution, 0 in the padding
     weights: torch.Tensor  # [B, k] float32 on the CPU: pi(y|x) / q(y|x) where an engine drew y from q, else 1
     notes: dict = field(default_factory=dict)  # keys of support/run.py METRICS that say how far an engine is off
 
@@ -331,8 +331,9 @@ def sample(policy: Policy, prompts: list[list[int]], k: int, seeds: list[int], t
     """Draw k completions per prompt from exactly softmax(logits / temperature).
 
     prompts  B lists of token ids, of any lengths
-    seeds    B integers: the draws of prompt b depend on seeds[b] alone, not on what else is in the batch
-    max_rows most rows (prompt x sample) decoded at once, of 2^14 tokens of prompts; None: support/load.py, most_rows
+    seeds    B integers: the draws for prompt b depend on seeds[b] alone, not on the rest of the batch
+    max_rows most rows (prompt x sample) decoded at once; their prompts have at most 2^14 tokens together; None:
+             support/load.py, most_rows
     Returns Samples.  A completion cut at max_new_tokens has no end-of-sequence token; its text is verified as it is.
     Raises UserError if prompt and completion do not fit the model's positions.
     """
@@ -360,7 +361,7 @@ def sample(policy: Policy, prompts: list[list[int]], k: int, seeds: list[int], t
     lengths = torch.zeros(shape[:2], dtype=torch.long, device=policy.device)
     results = tokens, logps, entropies, lengths
     mine = range(processes.RANK, len(prompts), processes.WORLD)
-    mine = sorted(mine, key=lambda b: len(prompts[b]))  # of about equal lengths: little padding
+    mine = sorted(mine, key=lambda b: len(prompts[b]))  # similar lengths share a batch: little padding
     for chosen in decoding.batches(mine, prompts, chunk, policy.pads):
         x = [prompts[b] for b in chosen]
         u = [uniforms(seeds[b], k, max_new_tokens) for b in chosen]
@@ -373,9 +374,9 @@ def sample(policy: Policy, prompts: list[list[int]], k: int, seeds: list[int], t
                 whole[chosen, samples] = part
     for whole in results:
         processes.all_reduce(whole)
-    if not logps.isfinite().all():  # here and not at each token, for which a GPU would be waited for
+    if not logps.isfinite().all():  # once, because a check at every token would make a GPU wait
         raise UserError("the model's logits are not finite, so nothing can be drawn: lower --lr or raise "
-                        "--temperature; if it is so from the start, take another --bits or another model")
+                        "--temperature; if this happens from the start, use another --bits or another model")
     T = int(lengths.max())
     tokens = tokens[..., :T]
     logps = logps[..., :T]
@@ -388,16 +389,16 @@ def sample(policy: Policy, prompts: list[list[int]], k: int, seeds: list[int], t
 
 
 def uniforms(seed: int, k: int, T: int) -> torch.Tensor:
-    """All that is random in k completions of a prompt, float64 [k, T]: drawn before the sampling loop and for each
-    prompt by itself, it gives the same completions in any batch."""
+    """All the randomness in k completions of one prompt, float64 [k, T]. It is drawn per prompt before the sampling
+    loop, so the completions are the same in any batch."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(k, T, dtype=torch.float64, generator=generator)
 
 
 def draw(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Inverse transform: the first token whose cumulative probability exceeds u, in float64, which keeps the far tail
-    exact.  p [..., V] float32, u [..., m] float64 -> [..., m].  Of a large vocabulary blocks are summed first, with no
-    float64 copy of p: the same probabilities to a relative 1e-7."""
+    """Inverse transform sampling: the first token whose cumulative probability exceeds u, in float64, so that rare
+    tokens keep their exact probability.  p [..., V] float32, u [..., m] float64 -> [..., m].  A large vocabulary is
+    summed in blocks first, without a float64 copy of p: the probabilities agree to a relative 1e-7."""
     V = p.shape[-1]
     if V <= 4096:
         cdf = p.cumsum(-1, dtype=torch.float64)
@@ -407,7 +408,7 @@ def draw(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     if padding:
         p = F.pad(p, (0, padding))
     blocks = p.unflatten(-1, (-1, size))  # [..., V / size, size]
-    ends = blocks.sum(-1).double().cumsum(-1).contiguous()  # [..., V / size]: up to the end of each block
+    ends = blocks.sum(-1).double().cumsum(-1).contiguous()  # [..., V / size], cumulative to each block's end
     u = u * ends[..., -1:]
     block = first_above(ends, u)  # [..., m]
     bounds = F.pad(ends, (1, 0))  # [..., 1 + V / size]
@@ -422,13 +423,13 @@ def draw(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 
 
 def first_above(cdf: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Where cdf [..., n] first exceeds u [..., m] -> [..., m]; its last place where it does not."""
+    """Index where cdf [..., n] first exceeds u [..., m] -> [..., m]; the last index if it never does."""
     place = torch.searchsorted(cdf, u, right=True)
     return place.clamp_max_(cdf.shape[-1] - 1)
 
 
 def prefill(policy: Policy, prompts: list[list[int]], k: int):
-    """Run each of P prompts once, and share out its keys and values, or states, to its k samples: R = P k rows.
+    """Run each of P prompts once and copy its cache (keys and values, or states) to its k samples: R = P k rows.
     Returns the logits [R, V] of the first token, the cache, the mask [P, L] and the last position [R, 1]."""
     ids, mask = left_pad(prompts, policy.device)  # [P, L]
     position = positions_of(mask)
@@ -444,8 +445,8 @@ def prefill(policy: Policy, prompts: list[list[int]], k: int):
 
 
 def decode(policy: Policy, prompts: list[list[int]], u: torch.Tensor, temperature: float):
-    """The sampling loop: one completion of each of P prompts for each of k rows of uniforms u [P, k, T].
-    Returns tokens, logps, entropies [P, k, T] and lengths [P, k], as in Samples."""
+    """The sampling loop: k completions of each of P prompts, determined by the uniforms u [P, k, T].  Returns tokens,
+    logps, entropies [P, k, T] and lengths [P, k], as in Samples."""
     P, k, T = u.shape
     R = P * k
     stop = torch.tensor(policy.stop, device=policy.device)
@@ -454,13 +455,13 @@ def decode(policy: Policy, prompts: list[list[int]], u: torch.Tensor, temperatur
     mask = F.pad(mask, (0, T), value=1)  # [P, L + T]
     mask = policy.decoding_mask(mask).repeat_interleave(k, 0)
     u = u.flatten(0, 1)  # [R, T]
-    rows = torch.arange(R, device=policy.device)  # the row of the result that each row writes
+    rows = torch.arange(R, device=policy.device)  # the row of the results that each active row writes to
     done = torch.zeros_like(rows, dtype=torch.bool)
     tokens = torch.zeros(R, T, dtype=torch.long, device=policy.device)
     logps = torch.zeros(R, T, device=policy.device)
     entropies = torch.zeros_like(logps)
     lengths = torch.zeros_like(rows)
-    every = 1 if policy.device.type == "cpu" else 8  # asking a GPU whether rows have ended makes it wait
+    every = 1 if policy.device.type == "cpu" else 8  # checking whether rows have ended makes a GPU wait
     for t in range(T):
         logp = torch.log_softmax(logits.float() / temperature, -1)  # [R, V]
         p = logp.exp()
@@ -478,7 +479,7 @@ def decode(policy: Policy, prompts: list[list[int]], u: torch.Tensor, temperatur
             alive = (~done).nonzero()[:, 0]
             if len(alive) == 0:
                 break
-            if len(alive) < 0.9 * len(rows):  # finished rows leave the batch, once it is worth the copy
+            if len(alive) < 0.9 * len(rows):  # drop finished rows once that is worth the copy
                 cache.reorder_cache(alive)
                 rows = rows[alive]
                 u = u[alive]
@@ -487,7 +488,7 @@ def decode(policy: Policy, prompts: list[list[int]], u: torch.Tensor, temperatur
                 token = token[alive]
                 done = done[alive]
         position = position + 1
-        upto = mask[..., :L + t + 1]  # of the prompt and the tokens so far
+        upto = mask[..., :L + t + 1]  # prompt and tokens so far
         out = policy.forward(token, upto, position, 1, past_key_values=cache, use_cache=True)
         logits = out.logits[:, -1]
     results = tokens, logps, entropies, lengths
@@ -496,20 +497,20 @@ def decode(policy: Policy, prompts: list[list[int]], u: torch.Tensor, temperatur
 
 def score(policy: Policy, prompts: list[list[int]], completions: list[list[int]], temperature: float = 1.0,
           max_tokens: int | None = None, logits: bool = False):
-    """Log-probabilities of completions, in micro-batches; the gradient flows if it is enabled.
+    """Log-probabilities of completions, in micro-batches, with gradient if it is enabled.
 
     prompts, completions  R lists of token ids each (one prompt per completion)
     max_tokens            most tokens (rows x padded length) in a micro-batch; None: support/load.py, micro_batch
-    logits                yield the logits divided by the temperature, [r, T, V], in place of the log-probabilities
+    logits                yield the logits divided by the temperature, [r, T, V], instead of log-probabilities
     Yields (index [r] into the R rows, logps [r, T], mask [r, T] 1.0 on completion tokens); logps are 0 where mask is 0.
-    Backward through one micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
+    Call backward on each micro-batch before the next: logits exist for one at a time, and never for prompt tokens.
     """
     max_tokens = max_tokens or load.micro_batch(policy.lm)
     if policy.fast and policy.fast.pays(prompts, completions, max_tokens, logits):
         yield from policy.fast.score(policy, prompts, completions, temperature, max_tokens, logits)
         return
     for index in micro_batches(prompts, completions, max_tokens, policy.pads):
-        # Prompts end and completions begin at one column, so the logits of the last T + 1 positions are enough.
+        # All completions begin at the same column, so the logits of the last T + 1 positions are enough.
         prompt_ids, prompt_mask = left_pad([prompts[i] for i in index])  # [r, L]
         tokens, own = right_pad([completions[i] for i in index])  # [r, T]
         ids = torch.cat([prompt_ids, tokens], 1).to(policy.device)  # [r, L + T]
@@ -530,8 +531,8 @@ def score(policy: Policy, prompts: list[list[int]], completions: list[list[int]]
 
 
 def micro_batches(prompts: list[list[int]], completions: list[list[int]], max_tokens: int, pads: bool):
-    """Numbers of R rows in lists of at most `max_tokens` tokens (rows x padded length), or of one row, from the longest
-    completions down; unless the model `pads`, of prompts of one length each."""
+    """Split R rows into lists of row indices, longest completions first, each of at most `max_tokens` tokens (rows x
+    padded length) or of a single row. If the model does not pad, all prompts of a list have one length."""
     order = sorted(range(len(prompts)), key=lambda i: (len(completions[i]), len(prompts[i])))
     if not pads:
         order.sort(key=lambda i: len(prompts[i]))
@@ -559,8 +560,8 @@ def micro_batches(prompts: list[list[int]], completions: list[list[int]], max_to
 
 def score_weighted(policy: Policy, prompts: list[list[int]], completions: list[list[int]], weights: torch.Tensor,
                    temperature: float = 1.0):
-    """`score` of those of B k completions, number j of prompt j // k, whose weight [B, k] is not zero: the others have
-    no gradient and never enter a forward pass. Each process takes its share of the prompts that are left.
+    """`score` for those of the B k completions whose weight [B, k] is not zero; completion j belongs to prompt j // k.
+    The others have no gradient and never enter a forward pass. Each process takes its share of the remaining prompts.
     Yields (j [r] into the B k completions, logps [r, T], mask [r, T])."""
     k = weights.shape[1]
     kept = weights.flatten().nonzero()[:, 0]
@@ -575,8 +576,8 @@ def score_weighted(policy: Policy, prompts: list[list[int]], completions: list[l
 
 def score_share(policy: Policy, prompts: list[list[int]], completions: list[list[int]], temperature: float = 1.0,
                 logits: bool = False):
-    """`score` of this process's share of R completions, one of each prompt.
-    Yields (j [r] into the R completions, logps [r, T] or logits, mask [r, T])."""
+    """`score` for this process's share of R completions, one per prompt.  Yields (j [r] into the R completions, logps
+    [r, T] or logits, mask [r, T])."""
     mine = torch.arange(processes.RANK, len(prompts), processes.WORLD)
     x = [prompts[j] for j in mine.tolist()]
     y = [completions[j] for j in mine.tolist()]
@@ -598,7 +599,7 @@ def sequence_logps(policy: Policy, prompts: list[list[int]], completions: list[l
 def kl_gap(policy: Policy, prompts: list[list[int]], drawn: Samples, temperature: float = 1.0,
            some: tuple[int, int] | None = None) -> torch.Tensor:
     """log pi(y|x) - log ref(y|x) of Samples, nats, detached -> float64 [B, k] on the CPU; their expected mean is
-    KL(pi || ref).  some = (b, m): only of the first m samples of the first b prompts, [b, m], to watch it cheaply."""
+    KL(pi || ref).  some = (b, m): only the first m samples of the first b prompts, [b, m], for a cheap estimate."""
     B, k = drawn.lengths.shape
     b, m = some or (B, k)
     b = min(b, B)
@@ -615,8 +616,8 @@ def kl_gap(policy: Policy, prompts: list[list[int]], drawn: Samples, temperature
 
 
 def kl_coefficients(gap: torch.Tensor) -> torch.Tensor:
-    """Coefficients of grad log pi(y_i) whose expected sum is grad KL(pi || ref), as the score-function form has it:
-    (1/k) (gap_i - mean_{j != i} gap_j), gap = log pi(y) - log ref(y) [B, k], detached. With gap = log pi(y) it is the
+    """Coefficients of grad log pi(y_i) whose expected sum is grad KL(pi || ref), by the score-function estimator: (1/k)
+    (gap_i - mean_{j != i} gap_j), gap = log pi(y) - log ref(y) [B, k], detached. With gap = log pi(y) it is the
     gradient of minus the entropy of pi(.|x)."""
     k = gap.shape[1]
     baseline = 0.0
@@ -627,7 +628,7 @@ def kl_coefficients(gap: torch.Tensor) -> torch.Tensor:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float, number: int, steps: int) -> None:
-    """Learning rate of step `number` (1, 2, ..., `steps`): it falls from lr to lr / steps."""
+    """Set the learning rate of step `number` (1, 2, ..., `steps`): linear decay from lr to lr / steps."""
     left = 1 - (number - 1) / steps
     for group in optimizer.param_groups:
         group["lr"] = lr * left
@@ -636,9 +637,9 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float, number: int, steps: in
 # ----------------------------------------------------------------------------------------------------------- estimators
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that k draws without replacement from n samples, c of them right, hold a right one: 1 - C(n-c,k) / C(n,k).
-    Unbiased for 1 - (1-p)^k (Chen et al. 2021, arXiv 2107.03374).  Raises ValueError unless 0 <= c <= n and
-    1 <= k <= n."""
+    """Chance that k draws without replacement from n samples, c of them right, include a right one: 1 - C(n-c,k) /
+    C(n,k). Unbiased for 1 - (1-p)^k (Chen et al. 2021, arXiv 2107.03374).  Raises ValueError unless 0 <= c <= n and 1
+    <= k <= n."""
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass_at_k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
     all_wrong = math.comb(n - c, k)
@@ -647,12 +648,12 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 def maj_at_k(answers: list, correct, k: int) -> float:
     """Chance that `correct` wins a plurality vote of k draws without replacement from the pool `answers`; a tie of t
-    answers counts 1/t; None consumes a draw and casts no vote. Exact, no resampling.  Raises ValueError unless
-    1 <= k <= n <= 1000 and `correct` is an answer.
+    answers counts 1/t; None takes up a draw but casts no vote. Exact, no resampling.  Raises ValueError unless 1 <= k
+    <= n <= 1000 and `correct` is an answer.
 
-    Sum over the winning number of votes v: `correct` gets v, answers with fewer than v copies get anything, each answer
-    with at least v copies gets fewer than v or ties at v. Counting the ways is a product of polynomials in x (votes)
-    and z (ties); its float64 terms are all positive, so nothing cancels.
+    The sum is over the winning number of votes v: `correct` gets v; answers with fewer than v copies may get any
+    number; each answer with at least v copies gets fewer than v or ties at v. The count is a product of polynomials in
+    x (votes) and z (ties); all its float64 terms are positive, so nothing cancels.
     """
     import numpy as np
     n = len(answers)
@@ -668,7 +669,7 @@ def maj_at_k(answers: list, correct, k: int) -> float:
     others = counts.values()
     total = 0.0
     for v in range(1, min(k, mine) + 1):
-        rest = k - v  # draws for everybody else
+        rest = k - v  # draws for the other answers
         free = blank + sum(c for c in others if c < v)
         rivals = [c for c in others if c >= v]
         ways = np.zeros((rest // v + 1, rest + 1))  # [ties, draws]
@@ -688,8 +689,8 @@ def maj_at_k(answers: list, correct, k: int) -> float:
 
 
 def bon_at_k(scores: list[float], rewards: list[float], k: int) -> float:
-    """Expected reward of the highest-scored of k draws without replacement; equal scores share the choice equally.
-    With scores = rewards this is max@k (pass@k for rewards in {0, 1}).  Raises ValueError unless 1 <= k <= n."""
+    """Expected reward of the highest-scored of k draws without replacement; ties are broken uniformly. With scores =
+    rewards this is max@k (pass@k for rewards in {0, 1}).  Raises ValueError unless 1 <= k <= n."""
     n = len(scores)
     if len(rewards) != n or not 1 <= k <= n:
         raise ValueError(f"bon_at_k needs as many rewards as scores and 1 <= k <= n, got {n}, {len(rewards)}, k={k}")
@@ -711,8 +712,8 @@ def bon_at_k(scores: list[float], rewards: list[float], k: int) -> float:
 # ---------------------------------------------------------------------------------------------------------- arithmetic
 
 def log1mexp(x: torch.Tensor) -> torch.Tensor:
-    """log(1 - e^x) for x < 0, value and gradient: each branch of a `where` needs an input that is safe for it, because
-    a NaN of the branch not taken would reach the gradient."""
+    """log(1 - e^x) for x < 0, accurate in value and gradient. Each branch of the `where` gets a safe input, because a
+    NaN in the branch not taken would reach the gradient."""
     near = x > -math.log(2)
     near_x = torch.where(near, x, -1.0)
     far_x = torch.where(near, -1.0, x)
@@ -722,22 +723,22 @@ def log1mexp(x: torch.Tensor) -> torch.Tensor:
 
 
 def standardise(rewards: torch.Tensor, pool: torch.Tensor | None = None, correction: int = 0) -> torch.Tensor:
-    """(r - mean) / standard deviation of rewards [B, M], 0 where all are equal; by those of a pool [B or 1, R] if one
-    is given, else by each prompt's own. The deviation divides by their number less `correction`, 0 or 1."""
+    """(r - mean) / standard deviation of rewards [B, M], 0 where all are equal. Mean and deviation are each prompt's
+    own, or those of a pool [B or 1, R]. The deviation divides by the count minus `correction`, 0 or 1."""
     if pool is None:
         pool = rewards
     correction = min(correction, pool.shape[1] - 1)
     mean = pool.mean(1, keepdim=True)
     std = pool.std(1, correction=correction, keepdim=True)
     spread = pool.amax(1, keepdim=True) - pool.amin(1, keepdim=True)
-    equal = spread < 1e-6  # rounding would pass for a deviation
+    equal = spread < 1e-6  # a deviation of rounding errors is none
     r = (rewards - mean) / std.clamp_min(1e-6)
     return torch.where(equal, 0.0, r)
 
 
 def elementwise(value: torch.Tensor | float, low: float, high: float, name: str):
-    """For functions of a tensor or a number -> (float tensor, function that gives a result the type of `value`).
-    A number is computed in float64; NaN passes.  Raises ValueError outside [low, high]."""
+    """For functions of a tensor or a number -> (float tensor, function that converts the result to the type of
+    `value`). Numbers are computed in float64; NaN passes through.  Raises ValueError outside [low, high]."""
     is_number = not torch.is_tensor(value)
     tensor = torch.tensor(value, dtype=torch.float64) if is_number else value
     if not tensor.is_floating_point():

@@ -2,16 +2,17 @@
 
     python evaluate.py tiny runs/ppo_passk-countdown-passk-1 --task countdown --samples 64 --k 1,8,32
 
-Each of n samples per problem is drawn once; every k <= n is then computed exactly from that pool (common.py):
+n samples per problem are drawn once; every k <= n is then computed exactly from that pool (common.py):
     pass@k  1 - C(n-c,k)/C(n,k)                          (max@k for graded rewards)
     maj@k   expected accuracy of a plurality vote, ties shared, summed over the keys that were verified right
     BoN@k   expected reward of the best of k by --score: the mean token log-probability, a learned verifier
             (--verifier), or the environment reward itself (`oracle`, which equals max@k)
-A second table holds the diversity of the samples (`diversity` below), and with --verifier how well it judges them.
-Standard errors are over problems; models are compared with the first one problem by problem (paired). A run folder
-brings its base and precision, the first one the problems too; temperature and length are this command's own. Writes
-result.json, curves.png and one pool-<n>.jsonl per model and temperature, which `--pool` rescores without sampling
-again. `--co-scaling` fits pass@N(T) = exp(a(T) N^b(T)) at each temperature (Chow et al. 2024, arXiv 2412.15287).
+A second table shows the diversity of the samples (`diversity` below) and, with --verifier, how well the verifier judges
+them. Standard errors are over problems; models are compared with the first one in pairs, problem by problem. A run
+folder sets its base and precision, the first one also the problems; temperature and length are set by this command.
+Writes result.json, curves.png and one pool-<n>.jsonl per model and temperature, which `--pool` rescores without
+sampling again. `--co-scaling` fits pass@N(T) = exp(a(T) N^b(T)) at each temperature (Chow et al. 2024, arXiv
+2412.15287).
 """
 import gc
 import json
@@ -81,7 +82,7 @@ def draw_pool(policy: common.Policy, task: tasks.Task, problems: list[tasks.Prob
     """Sample and verify: one dict per problem with id, prompt, completions, rewards, answers, logps (mean per token),
     lengths (tokens), entropy (of the sampled distribution, nats per token), gold (log pi of the gold completion, if
     there is one), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
-    Problems are taken in blocks, on which the draws do not depend."""
+    Problems are sampled in blocks; the draws do not depend on them."""
     pool = []
     blocks = Blocks(policy, len(problems), samples, label)
     while len(pool) < len(problems):
@@ -102,10 +103,10 @@ def draw_pool(policy: common.Policy, task: tasks.Task, problems: list[tasks.Prob
 
 
 class Blocks:
-    """How many problems are drawn at once: about 8,192 samples for a tiny model, what takes ten seconds for others.
-    Shows a bar on a terminal; else a line after the first block and each half minute, if it takes longer."""
+    """How many problems are drawn at once: about 8,192 samples for a tiny model, else about ten seconds of sampling.
+    Shows a bar on a terminal, else a line after the first block and every half minute."""
 
-    def __init__(self, policy, problems, samples, label):
+    def __init__(self, policy: common.Policy, problems: int, samples: int, label: str):
         from tqdm import tqdm
         self.problems = problems  # how many there are
         self.done = 0
@@ -135,15 +136,16 @@ class Blocks:
             self.mark = now
 
     def resize(self, seconds):
-        """To ten seconds per block, judged by the one before; the first process decides for all of them."""
+        """Aim at ten seconds per block, going by the last block; the first process decides for all."""
         growth = min(4, 10 / max(1e-3, seconds))
         size = min(self.most, max(1, int(self.size * growth)))
         told = 0.0 if processes.RANK else float(size)
         self.size = int(processes.all_reduce(told))
 
 
-def verified(policy, task, problems, prompts, drawn):
-    """The entries of a pool for a block of problems and what was drawn for them."""
+def verified(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem], prompts: list[list[int]],
+             drawn: common.Samples) -> list[dict]:
+    """The pool entries for a block of problems and their samples."""
     count = drawn.lengths.shape[1]
     texts = [policy.texts(rows, [x]) for x, rows in zip(prompts, drawn.lists())]
     owners = [p for p in problems for _ in range(count)]
@@ -164,8 +166,9 @@ def verified(policy, task, problems, prompts, drawn):
     return entries
 
 
-def add_gold(policy, task, problems, prompts, entries, temperature, target):
-    """Give the entries whose problem has a gold completion that fits the model `gold`, its log pi."""
+def add_gold(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem], prompts: list[list[int]],
+             entries: list[dict], temperature: float, target: str) -> None:
+    """Set `gold`, the log pi of the gold completion, in the entries whose problem has one that fits the model."""
     having = []
     xs = []
     ys = []
@@ -206,7 +209,7 @@ def mean_diversity(texts: list[str], answers: list, n: int) -> dict[str, float]:
 
 
 def add_scores(pool: list[dict], verifier: Verifier, chat: bool = False) -> None:
-    """Give every entry of a pool `scores`, those of the verifier for its completions."""
+    """Set `scores`, the verifier's scores of the completions, in every entry of a pool."""
     prompts = [entry["prompt"] for entry in pool for _ in entry["completions"]]
     texts = [text for entry in pool for text in entry["completions"]]
     scores = iter(verify_scores(verifier, prompts, texts, chat))
@@ -215,7 +218,8 @@ def add_scores(pool: list[dict], verifier: Verifier, chat: bool = False) -> None
 
 
 def auc(scores: list[float], right: list[float]) -> float:
-    """Chance that a right sample outscores a wrong one, ties half (Mann-Whitney); nan where one kind is missing."""
+    """Chance that a right sample outscores a wrong one, ties counting half (Mann-Whitney); nan if one kind is
+    missing."""
     import numpy as np
     scores = np.asarray(scores, dtype=float)
     _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
@@ -229,7 +233,7 @@ def auc(scores: list[float], right: list[float]) -> float:
     return float((rank[right].sum() - p * (p + 1) / 2) / (p * q))
 
 
-def auc_interval(pool, resamples):
+def auc_interval(pool: list[dict], resamples: int) -> tuple[float, float]:
     """95 % interval of the AUC of a pool's scores, by a bootstrap over problems -> (low, high); nan without any."""
     import numpy as np
     scores = [np.array(e["scores"]) for e in pool]
@@ -286,7 +290,7 @@ def majority(answers: list, rewards: list[float], k: int) -> float:
     return sum(common.maj_at_k(answers, key, k) for key in keys)
 
 
-def metrics_of(entry, ks, graded, score):
+def metrics_of(entry: dict, ks: Sequence[int], graded: bool, score: str) -> dict[str, float]:
     """Every metric of one problem -> {name: number}."""
     rewards = entry["rewards"]
     answers = entry["answers"]
@@ -312,8 +316,8 @@ def metrics_of(entry, ks, graded, score):
 
 
 def that_fit(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem]) -> list[tasks.Problem]:
-    """The problems whose prompt leaves room for the task's max_new_tokens in the model's positions; says how many it
-    left out.  Raises UserError if none is left, or nothing of a prompt."""
+    """The problems whose prompt leaves room for the task's max_new_tokens in the model's positions; prints how many
+    were left out.  Raises UserError if none is left, or if a prompt has no tokens."""
     longest = policy.positions - task.max_new_tokens
     rows = policy.encode([p.prompt for p in problems], task.chat)
     kept = []
@@ -333,8 +337,8 @@ def that_fit(policy: common.Policy, task: tasks.Task, problems: list[tasks.Probl
 
 
 def fit_length(policy: common.Policy, task: tasks.Task) -> int:
-    """Where the task's own max_new_tokens would fill the positions of a small model, take what the longest prompt
-    leaves, half of them at least: sets it, says so and returns it; 0 where it stays."""
+    """If the task's own max_new_tokens would fill the positions of a small model, set it to what the longest prompt
+    leaves, at least half of the positions; prints and returns it, 0 if it is unchanged."""
     half = policy.positions // 2
     if task.max_new_tokens <= half:
         return 0
@@ -367,8 +371,8 @@ def means(values):
 def evaluate(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem], samples: int, ks: Sequence[int],
              temperature: float = 1.0, seed: int = 0, kl: bool = False, verifier: Verifier | None = None,
              target: str = "solution") -> tuple[dict, list[dict]]:
-    """What the training scripts call before the first and after the last update. With a verifier best-of-N selects by
-    it. Returns ({"pass@8": {"mean", "se"}, ...}, pool).  Raises UserError if a k exceeds `samples`."""
+    """The evaluation of the training scripts before the first and after the last update. With a verifier, best-of-N
+    selects by it.  Returns ({"pass@8": {"mean", "se"}, ...}, pool).  Raises UserError if a k exceeds `samples`."""
     if max(ks) > samples:
         raise UserError(f"k = {max(ks)} needs at least as many samples per problem, not {samples}")
     pool = draw_pool(policy, task, problems, samples, temperature, seed, kl, target=target)
@@ -393,12 +397,12 @@ def table(results: dict[str, dict], kinds: Sequence[str] = MAIN, ks: Sequence[in
             names.append(name)
     names.sort(key=lambda n: kinds.index(n.split("@")[0]))  # stable: k stays in order
     width = max(map(len, results))
-    lines = [" " * width + "".join(f"{n:>15}" for n in names)]
+    lines = [" " * width + "".join(f"  {n:>13}" for n in names)]
     for row, result in results.items():
         line = f"{row:{width}}"
         for name in names:
             cell = f"{result[name]['mean']:.3f} ±{result[name]['se']:.3f}" if name in result else "-"
-            line += f"{cell:>15}"
+            line += f"  {cell:>13}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -424,7 +428,7 @@ def co_scaling(results: dict[str, dict]) -> dict[str, dict[str, float]]:
 
 
 def run_flags(model: str) -> dict | None:
-    """Flags of a run folder and, as "contents", digests of what it was begun with; None if `model` is none."""
+    """Flags of a run folder and, as "contents", digests of its inputs; None if `model` is not a run folder."""
     found = contents.read_json(os.path.join(model, "args.json"))
     flags = found.get("flags")
     known = isinstance(flags, dict) and {"model", "task", "data", "levels"} <= flags.keys()
@@ -432,8 +436,8 @@ def run_flags(model: str) -> dict | None:
 
 
 def base_and_adapter(model: str) -> tuple[str, str | None, dict | None]:
-    """(base, adapter or None, flags of the adapter's run or None) that an argument names: a run folder, BASE+ADAPTER or
-    a model.  Raises UserError if something that is a path is not there."""
+    """(base, adapter or None, flags of the adapter's run or None) of an argument: a run folder, BASE+ADAPTER or a
+    model.  Raises UserError if a path does not exist."""
     flags = run_flags(model)
     if flags:
         return contents.located(flags["model"], f"base of {model}, --model"), model, flags
@@ -450,8 +454,8 @@ def is_local(model):
 
 
 def split_at_plus(model):
-    """(base, adapter) of BASE+ADAPTER, both of which may hold a + themselves: the longest base that exists; else what
-    is before the first +, because a hub id holds none."""
+    """(base, adapter) of BASE+ADAPTER, each of which may contain a +: the longest base that exists, else the part
+    before the first +, because a hub id contains none."""
     parts = model.split("+")
     splits = [("+".join(parts[:i]), "+".join(parts[i:])) for i in range(1, len(parts))]
     local = [split for split in splits if is_local(split[0])]
@@ -459,8 +463,8 @@ def split_at_plus(model):
 
 
 def problems_of(args, runs: dict[str, dict]) -> tasks.Task:
-    """The task to evaluate on: that of --task or --data; else that of the runs among the arguments, {argument: flags};
-    else countdown.  Raises UserError if the runs are of different ones."""
+    """The task to evaluate on: from --task or --data, else from the run folders among the arguments, {argument: flags},
+    else countdown.  Raises UserError if the runs have different tasks."""
     if not args.task and not args.data:
         same_problems(runs)
     name = args.task
@@ -489,8 +493,8 @@ def problems_of(args, runs: dict[str, dict]) -> tasks.Task:
     return task
 
 
-def say_changed(model, begun, task):
-    """Say where a file that judges is not what it was when a run began with these contents."""
+def say_changed(model: str, begun: dict, task: tasks.Task) -> None:
+    """Print a note if a file that judges has changed since a run began with these contents."""
     for flag, now in task.code.items():
         names = contents.differing(begun.get(flag) or now, now)
         if names:
@@ -499,7 +503,7 @@ def say_changed(model, begun, task):
 
 
 def same_problems(runs):
-    """Raises UserError if runs {argument: flags} are of different problems."""
+    """Raises UserError if runs {argument: flags} have different problems."""
     first = {}  # of each kind of problems, the first run
     for model, flags in runs.items():
         kind = (flags["task"], flags["data"], flags["levels"], flags.get("columns"), flags.get("reward"))
@@ -535,12 +539,13 @@ def read_pool(path: str) -> list[dict]:
 
 
 def number(value):
-    """A number of a JSON file, where null stands for what is not finite."""
+    """A number from a JSON file, where null stands for a value that is not finite."""
     return math.nan if value is None else value
 
 
-def draw_pools(args, task, parts, temperatures, verifier):
-    """Sample every model of `parts` {argument: what base_and_adapter says of it} at every temperature -> {row: pool},
+def draw_pools(args, task: tasks.Task, parts: dict[str, tuple], temperatures: list[float],
+               verifier: Verifier | None) -> tuple[dict[str, list[dict]], dict]:
+    """Sample every model of `parts` {argument: result of base_and_adapter} at every temperature -> {row: pool},
     {argument: findings of its check}."""
     pools = {}
     checks = {}
@@ -574,8 +579,8 @@ def draw_pools(args, task, parts, temperatures, verifier):
     return pools, checks
 
 
-def ready(args, task, model, base, adapter, flags):
-    """A policy that is loaded, and the task set to its prompts and length; says how."""
+def ready(args, task: tasks.Task, model: str, base: str, adapter: str | None, flags: dict | None) -> common.Policy:
+    """Load a policy and set the task's prompts and length for it; prints how."""
     own = flags if flags and adapter == model else {}  # of a run folder; BASE+ADAPTER is put as asked here
     bits = args.bits or own.get("bits")
     policy = common.load_policy(base, bits, adapter=adapter, reference="base", device=args.device,
@@ -593,7 +598,7 @@ def ready(args, task, model, base, adapter, flags):
     return policy
 
 
-def paired(values, pools):
+def paired(values: dict[str, dict], pools: dict[str, list[dict]]) -> dict[str, dict]:
     """{"row - first row": means of the differences problem by problem}, where both were on the same problems."""
     first, *others = values
     ids = {row: [entry["id"] for entry in pool] for row, pool in pools.items()}
@@ -628,8 +633,8 @@ def show(report):
         print(f"co-scaling {row}: pass@N = exp({fit['a']:.3f} N^{fit['b']:.3f}), rmse {fit['rmse']:.4f}")
 
 
-def check_flags(args, ks, pools):
-    """Flags that argparse cannot judge.  Raises UserError."""
+def check_flags(args, ks: list[int], pools: dict[str, list[dict]]) -> None:
+    """Check what argparse cannot.  Raises UserError."""
     if args.problems < 0:
         raise UserError("--problems must not be negative")
     if args.max_new_tokens < 0:
@@ -656,7 +661,7 @@ def check_flags(args, ks, pools):
             raise UserError(f"--verifier: the pool file {path} has no completions to score")
 
 
-def new_report(args, ks, pools, **known):
+def new_report(args, ks: list[int], pools: dict[str, list[dict]], **known) -> dict:
     """What result.json holds, from pools {row: list of dicts}."""
     graded = next(iter(pools.values()))[0]["graded"]
     values = {row: metrics(pool, ks, graded, args.score) for row, pool in pools.items()}
@@ -679,7 +684,7 @@ def main(argv: list[str] | None = None) -> None:
     pools = {path: read_pool(path) for path in args.pool or ()}
     check_flags(args, ks, pools)
     args.verifier = contents.located(args.verifier, "--verifier")
-    parts = {model: base_and_adapter(model) for model in args.models}  # all, before the first takes its time
+    parts = {model: base_and_adapter(model) for model in args.models}  # all of them, before the first is loaded
     verifier = None
     if args.verifier:
         verifier = load_verifier(args.verifier, args.bits, device=args.device)
@@ -702,7 +707,7 @@ def main(argv: list[str] | None = None) -> None:
         known["counts"] = dict(task.counts)
         known["code"] = task.code
     report = new_report(args, ks, pools, **known)
-    # files first: what is printed may have no reader
+    # files first: printing fails if its reader has gone
     write_atomic(os.path.join(args.out, "result.json"), to_json(report, indent=1))
     plots.plot(report["results"], os.path.join(args.out, "curves.png"), known["task"])
     if args.co_scaling:

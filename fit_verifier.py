@@ -1,16 +1,16 @@
-"""Fit the learned verifier by which best-of-N selects: which samples of a policy are right.
+"""Fit the learned verifier that best-of-N selects by: it predicts which samples of a policy are right.
 
 Paper: Chow et al. 2024, "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models", arXiv 2412.15287
 (as we read it).
 Page: docs/bon_rl.md
 
-Its BoN-RL-V selects by a verifier s(x, y) that is trained before the policy is:
+Its BoN-RL-V selects by a verifier s(x, y) that is trained before the policy:
 
     loss = -(1/R) sum_j [ r_j log sigmoid(s_j) + (1 - r_j) log(1 - sigmoid(s_j)) ]
 
 over the R samples y_j of a batch, drawn from the policy on training problems, with r_j in {0, 1} the environment's
-reward. s is a scalar head at the last token of prompt and completion, on the base with a LoRA adapter of its own. It is
-judged on samples on test problems: AUC, and how often it is right about how sure it is.
+reward. s is a scalar head on the base with its own LoRA adapter, read at the last token of prompt and completion. It is
+evaluated on samples for test problems: AUC and calibration.
 
 bon_rl.py --variant v trains with it, bon_sft.py --scores verifier too, and --verifier evaluates best-of-N by it.
 
@@ -20,7 +20,7 @@ bon_rl.py --variant v trains with it, bon_sft.py --scores verifier too, and --ve
 from support import flags
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.base_parser(__doc__, task="countdown", train_problems=4000)
     g = p.add_argument_group("samples and training")
     g.add_argument("--samples", type=int, default=8,
@@ -62,16 +62,16 @@ from support import load, processes
 from support.errors import UserError
 from support.folder import new_folder
 from support.run import locate, own_base
-from support.verifier import load_verifier, verifier_logits
+from support.verifier import Verifier, load_verifier, verifier_logits
 
 # ------------------------------------------------------------------------------------------------------------ the loss
 
-def verifier_loss(scores, labels):
+def verifier_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of scores (logits) and labels in {0, 1}, [R] each, summed."""
     return F.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
 
 
-def rate(args, step, steps):
+def rate(args: flags.Flags, step: int, steps: int) -> float:
     """Learning rate of step 1, 2, ..., `steps`."""
     warm = min(1, step / 30)
     left = 1 - (step - 1) / steps
@@ -80,16 +80,16 @@ def rate(args, step, steps):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
-    """Flags that argparse cannot judge.  Raises UserError."""
+def check_flags(args: flags.Flags) -> None:
+    """Check what argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("epochs",), not_negative=("noise",))
     if args.noise > 1:
         raise UserError(f"--noise is a probability, not {args.noise}")
 
 
-def draw_pools(task, args):
-    """Samples of the policy on training and on test problems, with rewards. Puts numbers in the place of defaults that
-    depend on the model.  Returns (train, test), lists of {"prompt", "completions", "rewards", ...}."""
+def draw_pools(task: tasks.Task, args: flags.Flags) -> tuple[list[dict], list[dict]]:
+    """Sample the policy on training and test problems, and verify. Sets the defaults that depend on the model.  Returns
+    (train, test), lists of {"prompt", "completions", "rewards", ...}."""
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, "base", args.seed,
                                 args.device, chooser(args.plain))
     load.put_prompts(policy, task, args.chat, args.system)
@@ -109,7 +109,8 @@ def draw_pools(task, args):
     return train, test
 
 
-def fit(verifier, rows, labels, args, generator):
+def fit(verifier: Verifier, rows: list[list[int]], labels: torch.Tensor, args: flags.Flags,
+        generator: torch.Generator) -> None:
     """Train the verifier on rows of token ids and their labels [R]."""
     optimizer = torch.optim.AdamW(verifier.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     batches = []
@@ -134,8 +135,8 @@ def fit(verifier, rows, labels, args, generator):
             print(f"step {step}/{len(batches)}  loss {sum(last) / len(last):.4f}", flush=True)
 
 
-def show(found, problems):
-    """Print how it was judged."""
+def show(found: dict, problems: int) -> None:
+    """Print AUC and calibration on test problems."""
     print(f"AUC on {problems} test problems {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}] (95 %, over "
           f"problems), calibration error {found['calibration_error']:.3f}\n predicted     right   samples")
     for predicted, right, count in found["calibration"]:
@@ -143,7 +144,7 @@ def show(found, problems):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     check_flags(args)
     locate(args)
@@ -158,7 +159,7 @@ def main(argv=None):
     folder = new_folder(args.out, f"verifier-{task.name}")
     started = time.time()
 
-    # Sample, and verify by the environment. The policy is gone after that: a large base would be in memory twice.
+    # Sample and verify. The policy is freed before the verifier loads: a large base would be in memory twice.
     train, test = draw_pools(task, args)
     verifier = load_verifier(args.model, args.bits, args.lora_rank, args.seed, args.device)
     print(f"{folder}: {args.model}, {task.name} ({len(train):,} train, {len(test):,} test problems)\n"
@@ -174,7 +175,7 @@ def main(argv=None):
     labels = torch.where(flipped, 1 - labels, labels)
     fit(verifier, rows, labels, args, generator)
 
-    # Judge, save.
+    # Evaluate, save.
     evaluate.add_scores(test, verifier, task.chat)
     found = evaluate.judge_verifier(test)
     verifier.extra |= {"bits": args.bits, "task": task.name, "code": task.code, "flags": vars(args)}

@@ -17,26 +17,27 @@ Leave-one-out gradient (Lemma 1), unbiased because f(y_{-i}) does not depend on 
     A_i = f(y_1..y_k) - f(y_{-i}),      grad J = E[ sum_i A_i grad log pi(y_i|x) ]
 
 With n > k samples per prompt the estimate is averaged over all k-subsets (majority: over n/k groups): still unbiased,
-less variance. maxrl is MaxRL of order T = k (arXiv 2602.02710): the sum over j <= k of (1/j) pass@j, for the chance p
-of a right sample log p plus a constant as k grows; for real r, where that paper stops, the same of max@j. Its estimate
-is the sum of (1/j) times those of pass@j, unbiased for every k <= n; at k = n it is r_i/K, K right ones among n.
---k 8:1 trains for 8 first and for 1 last, between them for the nearest whole number on a line (PKPO anneals k,
-arXiv 2505.15201); evaluation reports the 8. The update is PPO: per-token ratios rho_t = pi(y_t) / pi_old(y_t), summed
-over tokens and samples,
+less variance.
+maxrl is MaxRL of order T = k (arXiv 2602.02710): the sum over j <= k of (1/j) pass@j, which tends to log p plus a
+constant as k grows, p the chance of a right sample. For real r, which that paper does not treat, max@j replaces pass@j.
+The estimate is the sum of (1/j) times the estimate of pass@j, unbiased for every k <= n; at k = n it is r_i/K, with K
+right ones among n. --k 8:1 anneals k linearly from 8 to 1, rounded (as PKPO does, arXiv 2505.15201); evaluation reports
+k = 8.
+The update is PPO: per-token ratios rho_t = pi(y_t) / pi_old(y_t), summed over tokens and samples,
 
     loss = -(1/B) sum_prompts sum_i sum_t min(rho_t A_i, clip(rho_t, 1-eps, 1+eps) A_i),
 
-whose gradient at rho = 1 is the estimate above. With one epoch and one minibatch, the default, rho is 1 (but for what
-sampler and scorer round differently), --clip does nothing and this is REINFORCE with a leave-one-out baseline.
+whose gradient at rho = 1 is the estimate above. With one epoch and one minibatch, the default, rho is 1 (up to
+rounding), --clip does nothing and this is REINFORCE with a leave-one-out baseline.
 Symbols: B prompts per step, n samples per prompt (--samples), k the budget trained for, r the reward, tau the
 temperature, beta the KL coefficient.
 
 Differences from the paper: 1) n > k by subsets; 2) no value function, the leave-one-out term is the baseline; 3) KL is
 in the reward, beta (log pi - log ref) with a leave-one-out baseline: its expected gradient is exactly that of
 KL(pi || ref) (differentiating a sampled KL estimate would give another one); 4) LoRA instead of all weights; 5) maxrl
-and --k 8:1. At k = 1 loo has no baseline: it is r_i/n, so that prompts which all samples solve move the policy too.
-6) Where an engine draws from q (--rollouts) a sample counts with w = pi(y|x) / q(y|x). For the mean and the KL that is
-exact; passk with loo has an exact form, passk_reweighted, which says what w alone leaves biased, as it does elsewhere.
+and --k 8:1. At k = 1 loo has no baseline: it is r_i/n, so prompts that every sample solves still move the policy.
+6) If an engine draws from q (--rollouts), a sample counts with w = pi(y|x) / q(y|x). For the mean and the KL that is
+exact; passk with loo has an exact form, passk_reweighted, whose docstring gives the bias that w alone leaves.
 
     CPU, embedded model:  python ppo_passk.py
     GPU, 4-bit LoRA:      python ppo_passk.py --model Qwen/Qwen2.5-1.5B-Instruct --task gsm8k --prompts 32 --lr 2e-5
@@ -44,28 +45,28 @@ exact; passk with loo has an exact form, passk_reweighted, which says what w alo
 from support import flags
 
 
-def budget(text):
-    """--k: a whole number, or FIRST:LAST, which stays a text.  Raises ValueError."""
+def budget(text: str) -> int | str:
+    """Parse --k: a whole number, or FIRST:LAST, which stays a string.  Raises ValueError."""
     first, colon, last = text.partition(":")
     if not colon:
         return int(text)
     return f"{int(first)}:{int(last)}"
 
 
-def parser():
+def parser() -> flags.Parser:
     p = flags.parser(__doc__, "ppo_passk", samples=16, prompts=64, steps=200, exact=True)
     p.add_argument("--objective", choices=["mean", "passk", "maxrl", "majority"], default="passk",
                    help="what to train for")
     p.add_argument("--k", type=budget, default=8,
-                   help="test-time budget that is trained for, at most --samples; the order T of maxrl; FIRST:LAST "
-                        "falls from one to the other over the steps (passk, maxrl)")
+                   help="test-time budget to train for, at most --samples; the order T of maxrl; FIRST:LAST anneals it "
+                        "linearly over the steps (passk, maxrl)")
     p.add_argument("--estimator", choices=["loo", "centred", "plain", "constant", "solved"], default="loo",
-                   help="leave-one-out (the paper's; at k = 1 it has no baseline), centred (needs samples > k), or no "
-                        "baseline; for maxrl with k = samples also loo minus 1/samples, `constant` for all prompts "
-                        "(unbiased), `solved` for those with a right sample (what it expects is of order k - 1)")
+                   help="leave-one-out (the paper's; no baseline at k = 1), centred (needs samples > k), or plain: no "
+                        "baseline; for maxrl with k = samples also loo minus 1/samples: `constant` for all prompts "
+                        "(unbiased), `solved` for prompts with a right sample (expectation: order k - 1)")
     p.add_argument("--epochs", type=int, default=1,
-                   help="passes over the samples of a step; with 1 epoch and 1 minibatch the ratio is 1, up to what "
-                        "sampler and scorer round differently")
+                   help="passes over the samples of a step; with 1 epoch and 1 minibatch the ratio is 1, up to "
+                        "rounding")
     p.add_argument("--minibatches", type=int, default=1,
                    help="optimiser steps per pass, each over its share of the prompts")
     p.add_argument("--clip", type=float, default=0.2,
@@ -98,11 +99,12 @@ from support.run import (
     set_up,
     start,
 )
+from tasks import Problem, Task
 
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
-def vote(answers, rewards):
-    """f of the majority objective: mean reward of the voters of the answer with most votes, tied answers sharing
+def vote(answers: list, rewards: list[float]) -> float:
+    """f of the majority objective: mean reward of the samples that gave the answer with most votes; tied answers share
     equally; 0 without votes. answers: list of hashables, None = no vote; rewards: list of float."""
     votes = Counter(a for a in answers if a is not None)
     if not votes:
@@ -113,29 +115,30 @@ def vote(answers, rewards):
     return total / (top * len(winners))
 
 
-def advantages(rewards, k, objective, answers=None, estimator="loo"):
+def advantages(rewards: torch.Tensor, k: int, objective: str, answers: list[list] | None = None,
+               estimator: str = "loo") -> torch.Tensor:
     """Coefficients A_i such that E[sum_i A_i grad log pi(y_i|x)] = grad E[f(y_1..y_k)] for every prompt (sum
     convention).
 
     rewards    [B, n] tensor: float64 stays float64, integers and booleans become float32
-    k          size of the sample that f judges, 1 <= k <= n
+    k          number of samples that f takes, 1 <= k <= n
     objective  "mean", "passk" (max@k for graded rewards), "maxrl" or "majority" (needs answers, and n a multiple of k)
-    answers    [B][n] hashables, None = no answer: it consumes a draw and casts no vote
-    estimator  with means over the k-subsets I of the n samples (majority: over the n/k groups of k)
+    answers    [B][n] hashables, None = no answer: it takes up a draw but casts no vote
+    estimator  means are over the k-subsets I of the n samples (majority: over the n/k groups of k)
                "loo"      (k/n) (mean over I with i of f(I) - f(I without i)), f of nothing = 0
                "centred"  (k/n) (mean over I with i of f(I) - mean over I without i of f(I)); needs n > k
                "plain"    (k/n) mean over I with i of f(I): no baseline
-               of maxrl the sum over j <= k of (1/j) those of f = max of j; for k = n also
-               "constant" that of loo minus 1/n, for all prompts
-               "solved"   the same, but loo where no reward is above 0. Biased: its expectation is the gradient less
-                          (1/n) grad P(a reward is above 0), which for rewards 0 and 1 is that of order n - 1
+               maxrl: the sum over j <= k of (1/j) times the estimate for f = max of j; with k = n also
+               "constant" loo minus 1/n, for all prompts
+               "solved"   constant where a reward is above 0, else loo. Biased: its expectation is the gradient minus
+                          (1/n) grad P(a reward is above 0), for rewards 0 and 1 the gradient of order n - 1
     Returns [B, n].  Raises ValueError with one sentence for anything else.
 
     Why: grad pi = pi grad log pi, so grad E[f(I)] = E[f(I) sum_{i in I} grad log pi(y_i)]. A baseline that does not
-    depend on y_i changes nothing, because E[grad log pi] = 0. The mean of this over all C(n,k) subsets gives sample i
-    the weight C(n-1,k-1) / C(n,k) = k/n times its own mean over the subsets with it.
+    depend on y_i changes nothing, because E[grad log pi] = 0. Averaged over all C(n,k) subsets, sample i gets
+    C(n-1,k-1) / C(n,k) = k/n times its mean over the subsets that contain it.
     Source: arXiv 2503.19595, Lemma 1; all k-subsets: also PKPO (arXiv 2505.15201); centred: MaxPO (arXiv 2606.06080);
-    constant: MaxRL (arXiv 2602.02710); solved: (r - mean) / mean, as programs have it for MaxRL.
+    constant: MaxRL (arXiv 2602.02710); solved: (r - mean) / mean, as in implementations of MaxRL.
     """
     check_samples(rewards, k, objective, answers, estimator)
     r = rewards if rewards.is_floating_point() else rewards.float()  # [B, n]
@@ -148,9 +151,9 @@ def advantages(rewards, k, objective, answers=None, estimator="loo"):
     return passk_advantages(r, k, estimator)
 
 
-def maxrl_advantages(r, k, estimator):
-    """MaxRL of order k for r [B, n]. Of loo, binary with K right ones, each of these gets
-    sum_{j<=k} C(n-K, j-1) / (j C(n, j)), which at k = n is 1/K, and the wrong ones 0."""
+def maxrl_advantages(r: torch.Tensor, k: int, estimator: str) -> torch.Tensor:
+    """MaxRL of order k for r [B, n]. With loo and binary rewards, K of them right, each right sample gets sum_{j<=k}
+    C(n-K, j-1) / (j C(n, j)), which is 1/K at k = n, and each wrong one 0."""
     shifted = estimator in ("constant", "solved")
     each = "loo" if shifted else estimator
     A = torch.zeros_like(r)  # [B, n]
@@ -163,14 +166,14 @@ def maxrl_advantages(r, k, estimator):
     return A - less / r.shape[1]
 
 
-def passk_leave_one_out(r, k):
+def passk_leave_one_out(r: torch.Tensor, k: int) -> torch.Tensor:
     """The paper's own case: A_i = (k/n) mean over the k-subsets I with i of (max_I r - max_{I without i} r), for r
     [B, n].
 
-    The difference is 0 unless i is the unique maximum of I. Sorted ascending it is then s_i - s_j, with j < i the
-    second largest and the other k-2 members below j: C(j, k-2) such subsets, of C(n-1, k-1) with i. And
-    (k/n) / C(n-1, k-1) = 1 / C(n, k), so  A_i = sum_{j<i} (s_i - s_j) C(j, k-2) / C(n, k).
-    For r in {0, 1} with c right ones that is C(n-c, k-1) / C(n, k) on each of them, and 0 on the wrong ones."""
+    The difference is 0 unless i is the unique maximum of I. In ascending order it is then s_i - s_j, where j < i is the
+    second largest member and the other k-2 lie below j: C(j, k-2) of the C(n-1, k-1) subsets with i. Because (k/n) /
+    C(n-1, k-1) = 1 / C(n, k),  A_i = sum_{j<i} (s_i - s_j) C(j, k-2) / C(n, k). For r in {0, 1} with c right ones, each
+    of these gets C(n-c, k-1) / C(n, k), and the wrong ones 0."""
     n = r.shape[1]
     if k == 1:
         return r / n  # f of nothing is 0: E[r grad log pi] = grad E[r]
@@ -181,15 +184,17 @@ def passk_leave_one_out(r, k):
     return torch.zeros_like(r).scatter(1, order, A)
 
 
-def passk_reweighted(r, w, k):
-    """`passk_leave_one_out` for samples that an engine drew from q, r [B, n]; with w = pi(y|x) / q(y|x) [B, n], w_i
-    times this has the gradient as its expectation: a subset counts with the product of its weights.
+def passk_reweighted(r: torch.Tensor, w: torch.Tensor, k: int) -> torch.Tensor:
+    """`passk_leave_one_out` for samples that an engine drew from q, r [B, n], with weights w = pi(y|x) / q(y|x) [B, n].
+    The expectation of w_i A_i grad log pi(y_i), summed over i, is the gradient: a subset counts with the product of its
+    weights.
 
     For r in {0, 1} it is r_i e_{k-1}(w of the wrong ones) / C(n, k), e the elementary symmetric polynomial. In general
     A_i = sum_{j<i} (s_i - s_j) w_j e_{k-2}(w_0..w_{j-1}) / C(n, k), and e_{k-2} is C(j, k-2) times its mean.
-    With w_i on `passk_leave_one_out` alone each prompt's gradient keeps its direction, but is
-    ((1 - q) / (1 - p))^(k-1) times as long, p and q the chances of success by pi and by q. Of n = k samples, two right
-    completions and two wrong ones, pi = .14 .08 .44 .34 (p = .22), q = .10 .10 .36 .44 (q = .20), against the gradient:
+    If `passk_leave_one_out` is only multiplied by w_i, each prompt's gradient keeps its direction but is
+    ((1 - q) / (1 - p))^(k-1) times as long, with p and q the chances of success under pi and q. Compared with the
+    gradient, for n = k samples of two right completions and two wrong ones, pi = .14 .08 .44 .34 (p = .22) and
+    q = .10 .10 .36 .44 (q = .20):
         k 2, no weights               cosine 0.970, scale 0.917
         k 2, w_i alone                cosine 1.000, scale 1.026
         k 2, w_i alone, w at most 1.2 cosine 0.998, scale 0.923
@@ -220,9 +225,9 @@ def passk_reweighted(r, w, k):
     return torch.zeros_like(r).scatter(1, order, A)
 
 
-def mean_products(w, m):
+def mean_products(w: torch.Tensor, m: int) -> torch.Tensor:
     """Mean over the m-subsets of w_0..w_{j-1} of their product, for each j, of weights [B, n] -> [B, n]; 0 where j < m.
-    Of j + 1 weights, a share of size / (j + 1) of the subsets of a size has the last one."""
+    Among j + 1 weights, a share of size / (j + 1) of the subsets of that size contains the last one."""
     size = torch.arange(m + 1).to(w)
     mean = torch.zeros(len(w), m + 1).to(w)  # over subsets of 0..m weights
     mean[:, 0] = 1
@@ -237,8 +242,8 @@ def mean_products(w, m):
     return torch.stack(found, 1)
 
 
-def share_of_subsets(r, k, top, bottom):
-    """C(t, bottom) / C(n, k) for each t of `top`, a tensor like r [B, n]: exact integers first, no overflow."""
+def share_of_subsets(r: torch.Tensor, k: int, top: range, bottom: int) -> torch.Tensor:
+    """C(t, bottom) / C(n, k) for each t of `top`, a tensor like r [B, n]. Integers until the division: no overflow."""
     every = comb(r.shape[1], k)
     shares = []
     for t in top:
@@ -248,53 +253,53 @@ def share_of_subsets(r, k, top, bottom):
     return r.new_tensor(shares)
 
 
-def passk_advantages(r, k, estimator):
-    """The estimate of pass@k for r [B, n]. Sorted ascending, the maximum of a subset is its last member, so that
-    subsets are counted by binomials."""
+def passk_advantages(r: torch.Tensor, k: int, estimator: str) -> torch.Tensor:
+    """The estimate of pass@k (max@k) for r [B, n]. In ascending order the maximum of a subset is its last member, so
+    binomials count the subsets."""
     if estimator == "loo":
         return passk_leave_one_out(r, k)
     n = r.shape[1]
     s, order = r.sort(dim=1)  # [B, n]
     if estimator == "centred":
-        s = s - s[:, :1]  # a shift moves nothing, and equal rewards weigh exactly nothing
+        s = s - s[:, :1]  # a shift changes nothing; equal rewards give exactly 0
     one_less = range(-1, n - 1)  # j-1 for each j
     as_last = s * share_of_subsets(r, k, range(n), k - 1)  # i is the last of I: C(i, k-1) subsets
-    behind = s * share_of_subsets(r, k, one_less, k - 2)  # a later j is: C(j-1, k-2) of those with i
+    behind = s * share_of_subsets(r, k, one_less, k - 2)  # a later j is last: C(j-1, k-2) subsets with i
     later = behind.sum(1, keepdim=True) - behind.cumsum(1)
-    q = as_last + later  # (k/n) q_i: C(n-1,k-1) / C(n,k) = k/n
+    q = as_last + later  # (k/n) mean of f over the subsets with i: C(n-1,k-1) / C(n,k) = k/n
     if estimator == "plain":
         return torch.zeros_like(r).scatter(1, order, q)
-    # rho_{-i}: of the subsets without i, j is last in C(j, k-1) if j < i, else in C(j-1, k-1).
+    # rho: the same sum over the subsets without i, where j is last in C(j, k-1) if j < i, else in C(j-1, k-1).
     after = s * share_of_subsets(r, k, one_less, k - 1)
     before = as_last.cumsum(1) - as_last
     upto_last = before + after.sum(1, keepdim=True)
     rho = upto_last - after.cumsum(1)
-    scale = k / (n - k)  # C(n,k) / C(n-1,k) = n/(n-k), times k/n
+    scale = k / (n - k)  # rho to a mean: C(n,k) / C(n-1,k) = n/(n-k); times k/n
     A = q - rho * scale
     return torch.zeros_like(r).scatter(1, order, A)
 
 
-def mean_advantages(r, k, estimator):
-    """f = mean of k, for r [B, n]: f(I) - f(I without i) = (r_i - mean of I without i) / k. Over all I with i, and
-    times k/n, it is (r_i - mean_{j != i} r_j) / n, and so is the centred one. k does not matter, but for k = 1, where f
-    of nothing leaves no baseline: r / n."""
+def mean_advantages(r: torch.Tensor, k: int, estimator: str) -> torch.Tensor:
+    """f = mean of k, for r [B, n]: f(I) - f(I without i) = (r_i - mean of I without i) / k. Averaged over all I with i,
+    times k/n, it is (r_i - mean_{j != i} r_j) / n; the centred estimate is the same. k matters only at 1, where f of
+    nothing is 0 and there is no baseline: r / n."""
     n = r.shape[1]
     if n == 1 or estimator == "loo" and k == 1:
         return r / n
     if estimator == "plain":
         others = (k - 1) * mean_of_others(r)
         return (r + others) / n
-    d = r - r.amin(1, keepdim=True)  # a shift moves nothing, and equal rewards weigh exactly nothing
+    d = r - r.amin(1, keepdim=True)  # a shift changes nothing; equal rewards give exactly 0
     return (d - mean_of_others(d)) / n
 
 
-def mean_of_others(r):
+def mean_of_others(r: torch.Tensor) -> torch.Tensor:
     n = r.shape[1]
     others = r.sum(1, keepdim=True) - r
     return others / (n - 1)  # mean of r_j, j != i  [B, n]
 
 
-def majority_advantages(r, answers, k, estimator):
+def majority_advantages(r: torch.Tensor, answers: list[list], k: int, estimator: str) -> torch.Tensor:
     """f = vote, over the n/k groups of k samples, for r [B, n] and answers [B][n]."""
     A = torch.zeros_like(r)  # [B, n]
     n = r.shape[1]
@@ -315,7 +320,7 @@ def majority_advantages(r, answers, k, estimator):
     return A * (k / n)  # mean over the n/k groups
 
 
-def vote_leave_one_out(answers, rewards):
+def vote_leave_one_out(answers: list, rewards: list[float]) -> list[float]:
     """f(y_1..y_k) - f(y_{-i}) of one group [k], computed once per distinct answer and reward."""
     gain = {}
     for i, voter in enumerate(zip(answers, rewards)):
@@ -327,8 +332,8 @@ def vote_leave_one_out(answers, rewards):
     return [gain[voter] for voter in zip(answers, rewards)]
 
 
-def check_samples(rewards, k, objective, answers, estimator):
-    """Raises ValueError for what `advantages` has no meaning for."""
+def check_samples(rewards: torch.Tensor, k: int, objective: str, answers: list[list] | None, estimator: str) -> None:
+    """Raises ValueError for arguments that `advantages` is not defined for."""
     if objective not in ("mean", "passk", "maxrl", "majority"):
         raise ValueError(f"unknown objective {objective!r}: choose mean, passk, maxrl or majority")
     if estimator not in ("loo", "centred", "plain", "constant", "solved"):
@@ -354,10 +359,11 @@ def check_samples(rewards, k, objective, answers, estimator):
         raise ValueError(f"the majority objective needs the samples per prompt to be a multiple of k = {k}, not {n}")
 
 
-def ppo_loss(logps, old_logps, mask, A, clip):
+def ppo_loss(logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor, A: torch.Tensor,
+             clip: float) -> torch.Tensor:
     """PPO's clipped objective, summed over tokens and samples, negated: -sum_i sum_t min(rho A_i, clip(rho) A_i).
     logps (with gradient), old_logps, mask (1 on completion tokens) [R, T], A [R] -> scalar. At rho = 1 its gradient is
-    -sum_i A_i grad log pi(y_i): a sum over tokens; a mean over the length would be another estimator."""
+    -sum_i A_i grad log pi(y_i): a sum over tokens; dividing by the length would change the estimator."""
     rho = (logps - old_logps).exp()  # [R, T]
     A = A[:, None]
     clipped = rho.clamp(1 - clip, 1 + clip)
@@ -367,8 +373,8 @@ def ppo_loss(logps, old_logps, mask, A, clip):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def check_flags(args):
-    """Flags that argparse cannot judge.  Raises UserError."""
+def check_flags(args: flags.Flags) -> None:
+    """Check what argparse cannot.  Raises UserError."""
     exact = args.objective == "passk" and args.estimator == "loo"
     if args.rollouts and exact and not args.rollouts_correction:
         args.rollouts_correction = "exact"
@@ -395,21 +401,23 @@ def check_flags(args):
         raise UserError(f"--estimator {args.estimator} needs --objective maxrl with --k equal to --samples")
 
 
-def ends(k):
+def ends(k: int | str) -> tuple[int, int]:
     """The first and the last k of --k: (8, 1) for "8:1", (8, 8) for 8."""
     first, _, last = str(k).partition(":")
     return int(first), int(last or first)
 
 
-def k_of(number, args):
+def k_of(number: int, args: flags.Flags) -> int:
     """The k of training step `number` (1, 2, ...)."""
     first, last = ends(args.k)
     done = (number - 1) / max(1, args.steps - 1)
     return round(first + (last - first) * done)
 
 
-def step(policy, task, optimizer, problems, number, args):
-    """Training step `number` (1, 2, ...) on B problems -> (keys of support/run.py METRICS, examples to show)."""
+def step(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
+         args: flags.Flags) -> tuple[dict, list[dict]]:
+    """Training step `number` (1, 2, ...) on B problems -> (step line by the keys of support/run.py METRICS, examples to
+    show)."""
     B = len(problems)
     n = args.samples
     tau = args.temperature
@@ -426,7 +434,7 @@ def step(policy, task, optimizer, problems, number, args):
     seconds = time.time() - started
 
     # Verify.
-    owners = [p for p in problems for _ in range(n)]
+    owners = [p for p in problems for _ in range(n)]  # B n, the problem of each completion
     texts = policy.texts(y, prompts)
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, n)
@@ -447,7 +455,7 @@ def step(policy, task, optimizer, problems, number, args):
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, n]
         kl = kl_coefficients(gap).to(coefficients)
         coefficients = coefficients - args.kl_coef * kl
-    elif args.kl_prompts:  # to watch it: one sample of each of some prompts
+    elif args.kl_prompts:  # only for the log: one sample of each of the first prompts
         watched = args.kl_prompts, 1
         gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
     coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
@@ -465,17 +473,18 @@ def step(policy, task, optimizer, problems, number, args):
     return line, examples(policy, problems, prompts, y, reward=rewards)
 
 
-def ppo_update(policy, optimizer, prompts, y, old_logps, coefficients, args):
+def ppo_update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
+               old_logps: torch.Tensor, coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
     """--epochs passes over B prompts with B n completions y, their old_logps [B n, T] and coefficients [B, n], in
-    --minibatches steps each -> (mean loss, norm of the last gradient). Samples whose coefficient is 0 never enter a
-    forward pass; divisors count every prompt."""
+    --minibatches steps each -> (mean loss, norm of the last gradient). Samples with coefficient 0 never enter a forward
+    pass, but the loss is divided by the number of all prompts."""
     loss = 0.0
     norm = 0.0
     numbers = torch.arange(len(prompts))  # [B]
-    passes = list(range(args.minibatches)) * args.epochs
+    passes = list(range(args.minibatches)) * args.epochs  # minibatch numbers, epoch by epoch
     for part in passes:
         inside = numbers % args.minibatches == part  # the prompts of this minibatch  [B]
-        weights = coefficients * inside[:, None]
+        weights = coefficients * inside[:, None]  # 0 for all other prompts  [B, n]
         optimizer.zero_grad()
         for j, logps, mask in common.score_weighted(policy, prompts, y, weights, args.temperature):  # [R], 2 x [R, T']
             A = weights.flatten()[j].to(logps)
@@ -492,7 +501,7 @@ def ppo_update(policy, optimizer, prompts, y, old_logps, coefficients, args):
 
 
 @flags.cli
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     folder = Folder("ppo_passk", parser(), argv)
     args = folder.args
     check_flags(args)

@@ -5,9 +5,9 @@ them at once, but repeats them exactly: the same kernels on the same memory. So 
 size, and everything that changes from token to token, where to write included, is a value on the device. Every
 SEGMENT tokens finished rows leave, memory is made for those that are left, and the step is captured again.
 
-In bfloat16 any sampler is off the scorer by rounding, this one as the plain one: on the embedded model by .0006 ±.0010
-nats per completion on average, with a standard deviation of .022. That is noise in a KL gap, not a bias, and PPO's
-ratio, whose denominator is what was drawn from, corrects for it.
+In bfloat16 every sampler differs from the scorer by rounding, this one like the plain one: on the embedded model by
+.0006 ±.0010 nats per completion on average, with a standard deviation of .022. That is noise in a KL gap, not a bias,
+and PPO's ratio, whose denominator is what was drawn from, corrects for it.
 """
 import functools
 import warnings
@@ -104,7 +104,7 @@ class Decoder:
         self.lengths = torch.zeros_like(self.done, dtype=torch.long)
 
     def step(self):
-        """One token of every row. Nothing in here may depend on a value the host has, which would be captured."""
+        """One token of every row. Nothing here may depend on a value of the host, which the capture would freeze."""
         self.t += 1
         self.slot += 1
         logp = torch.log_softmax(self.logits.float() / self.temperature, -1)  # [R, V]
@@ -125,7 +125,7 @@ class Decoder:
         self.logits.copy_(out.logits[:, -1])
 
     def run(self, steps):
-        """Decode a number of tokens, fewer where most rows have ended -> how many."""
+        """Decode up to `steps` tokens, fewer if most rows have ended -> how many."""
         step = self.step
         for t in range(1, steps + 1):
             if t == 2 and self.done.is_cuda:  # the first one has made ready what kernels need before they are captured
@@ -142,7 +142,7 @@ class Decoder:
         return alive < (len(self.done) + 1) // 2
 
     def capture(self):
-        """What repeats a step that is captured here. It computes nothing yet."""
+        """Capture a step -> the function that replays it. Nothing is computed yet."""
         device = self.done.device
         self.graph = torch.cuda.CUDAGraph()  # kept until the device has been waited for
         here = torch.cuda.current_stream(device)
@@ -191,8 +191,8 @@ def decode_segments(policy, prompts, u, temperature):
 
 
 class Light(torch.nn.Module):
-    """A LoRA layer in the precision of its base, which peft's casts, scales and adds take six small kernels for:
-    W x + (s B) (A x), two products in one kernel each on top of the base's."""
+    """A LoRA layer in the precision of its base: W x + (s B) (A x), two kernels beside the base's. peft's casts, scales
+    and sums take six."""
 
     def __init__(self, layer, weight):
         super().__init__()
@@ -220,8 +220,8 @@ class Light(torch.nn.Module):
 
 @contextmanager
 def light(layers):
-    """Inside, each of these LoRA layers is a Light one with the adapter as it is now. It stays apart from the weights:
-    added to them in bfloat16, small deltas would round away."""
+    """Context in which each of these LoRA layers is a Light one with the current adapter. The adapter is not added to
+    the weights: in bfloat16 small deltas would round away."""
     for parent, name, layer, weight in layers:
         setattr(parent, name, Light(layer, weight))
     try:
@@ -262,7 +262,7 @@ def dequantised(layer, dtype):
 
 
 def near(x, y, exact):
-    """Whether two ways give the same log-probabilities: in bfloat16 a logit of 20 moves by .125 at a time."""
+    """Whether two methods give the same log-probabilities: in bfloat16 logits around 20 are multiples of .125."""
     if exact:
         return torch.allclose(x, y, atol=1e-4)
     gap = (x - y).abs()
@@ -283,7 +283,7 @@ def never_waits(policy, prompts, u):
 
 
 def completions(draws):
-    """The tokens of what a loop has drawn, without padding, prompt by prompt."""
+    """The tokens drawn by a loop, without padding, prompt by prompt."""
     tokens, _, _, lengths = draws
     rows = tokens.flatten(0, 1).tolist()
     return [row[:n] for row, n in zip(rows, lengths.flatten().tolist(), strict=True)]
@@ -317,8 +317,8 @@ def draws_as_scored(policy):
 
 
 def where_possible(policy, fast, layers):
-    """Whether this model can be captured and draws by its own log-probabilities: tried.  Sets fast.captured and
-    fast.light -> what was chosen, in words."""
+    """Test whether this model can be captured and draws by its own log-probabilities. Sets fast.captured and fast.light
+    -> the choice, in words."""
     quantised = getattr(policy.lm.config, "quantization_config", None)
     if getattr(quantised, "load_in_8bit", False):
         return "decoded kernel by kernel (8 bits)"

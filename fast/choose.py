@@ -1,4 +1,4 @@
-"""Which fast paths a model gets: those that pay for it, and are right for it in a trial."""
+"""Which fast paths a model gets: those that are cheaper and pass a trial."""
 import warnings
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from support import decoding, load
 
 @dataclass
 class Fast:
-    """What a model gets. common.sample and common.score hand over to `decode`, and where it `pays` to `score`."""
+    """The fast paths of a model. common.sample calls `decode`, and common.score calls `score` where it `pays`."""
     layers: list  # LoRA layers that are folded: (parent module, attribute name, layer)
     packs: bool  # several completions to a row, the adapter folded in the update too; False: shared keys and values
     wide: bool = False  # tokens are decoded under a 4-D mask (Policy.decoding_mask)
@@ -37,7 +37,8 @@ class Fast:
             return packed.decode_packed(policy, prompts, u.unflatten(1, (-1, g)), temperature)
 
     def pays(self, prompts, completions, max_tokens, logits):
-        """Whether scoring these completions in the fast way is cheaper: by tokens, where keys and values are shared."""
+        """Whether scoring these completions the fast way is cheaper; with shared keys and values, by the number of
+        tokens."""
         if self.packs:
             return not logits
         if any(len(x) + len(y) > max_tokens for x, y in zip(prompts, completions)):
@@ -108,8 +109,8 @@ def choose_fast(policy):
 
 @torch.no_grad()
 def why_plain(policy):
-    """Why a model cannot take any fast path, in words that follow its name; None if it may. No trial of one says so for
-    certain: with small random weights a state that is another row's changes little."""
+    """Why a model cannot take any fast path, in words that follow its name; None if it may. A trial alone is not
+    enough: with small random weights, the state of another row changes little."""
     if not policy.caches:
         return "has no cache that can be shared out: for each token its row is run again"
     if not policy.pads:
@@ -153,7 +154,7 @@ def why_not(policy, way, *packs):
 
 @torch.no_grad()
 def takes_wide(policy):
-    """Whether a token after a padded prompt has the same logits under either mask."""
+    """Whether a token after a padded prompt has the same logits under both masks."""
     V = policy.lm.config.get_text_config().vocab_size
     ids, mask = common.left_pad([[1 % V, 2 % V, 3 % V], [4 % V]], policy.device)
     longer = F.pad(mask, (0, 1), value=1)

@@ -53,9 +53,9 @@ def product(layer):
 
 @contextmanager
 def folded(layers):
-    """Inside, each of these LoRA layers is one product with W + s B A (the active adapter added to a copy of its
-    weight) instead of three. Gradients reach A and B through the copy. The base is never written: merging in place and
-    back is not exact."""
+    """Context in which each of these LoRA layers is one product with W + s B A (the active adapter added to a copy of
+    its weight) instead of three. Gradients reach A and B through the copy. The base is never written: merging in place
+    and back is not exact."""
     products = [product(layer) for _, _, layer in layers]
     try:
         for (parent, name, _), new in zip(layers, products, strict=True):

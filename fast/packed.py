@@ -1,10 +1,10 @@
-"""Several completions of one prompt in one row, under a 4-D mask by which each looks past the others."""
+"""Several completions of one prompt in one row, under a 4-D mask by which none attends to another."""
 import torch
 
 import common
 from support import decoding
 
-PACK = 128  # most completion tokens in a row: beyond that, looking past each other costs more than the prompt saves
+PACK = 128  # most completion tokens in a row: beyond that, masking each other costs more than the shared prompt saves
 
 
 def decode_packed(policy, prompts, u, temperature):
@@ -67,8 +67,8 @@ def decode_packed(policy, prompts, u, temperature):
 
 
 def mask_of_samples(prompt, g, T, dtype):
-    """What the g queries of each step see, added to the scores, [R, 1, g, L + g T]: the prompt, whose mask is [R, L],
-    and of the samples' columns (token by token, g each) their own."""
+    """Additive mask [R, 1, g, L + g T] of the g queries of each step: each sees the prompt, whose mask is [R, L], and
+    of the samples' columns (token by token, g each) its own."""
     own = torch.eye(g).repeat(1, T)  # [g, g T]
     own = own.expand(len(prompt), 1, -1, -1)
     prompt = prompt[:, None, None].expand(-1, 1, g, -1)
@@ -77,8 +77,8 @@ def mask_of_samples(prompt, g, T, dtype):
 
 
 def packs_of(policy, prompts, completions):
-    """Which completions share a row: lists of indices, of one prompt each, of at most PACK tokens; alone where the
-    model's window does not hold a row."""
+    """Which completions share a row: lists of indices of one prompt each, at most PACK tokens long; a completion is
+    alone if the model's window is too short for the row."""
     lengths = [len(y) for y in completions]
     longest = max(map(len, prompts), default=0) + max(lengths, default=0)
     apart = longest > policy.window
@@ -170,8 +170,8 @@ def score_rows(policy, prompts, completions, rows, temperature):
 
 
 def mask_of_completions(mask, L, g, T, dtype):
-    """What each position of rows of a prompt and g completions sees, added to the scores: the prompt, and of its own
-    completion what is before it.  mask [p, L + g T] -> [p, 1, L + g T, L + g T]."""
+    """Additive mask of rows of a prompt and g completions: each position sees the prompt and the earlier tokens of its
+    own completion.  mask [p, L + g T] -> [p, 1, L + g T, L + g T]."""
     prompt = torch.full((L,), -1)
     owner = torch.arange(g).repeat_interleave(T)
     owner = torch.cat([prompt, owner])

@@ -10,8 +10,8 @@ embedded tasks, so that every script runs in minutes without a download. The pre
 valid or test splits (tasks.split_of). The loss is on the solution and its end-of-sequence token only.
 
 The last one, made in half a minute, is engineered: tiny has learned the distribution that the gold solutions are drawn
-from, so imitating them teaches it nothing. tiny_hasty has gone on with a corpus of which 60 % of the lines are broken
-off (`7*3` for `7*3+2`). It can do what tiny can, and mostly stops too early: something that gold solutions teach.
+from, so imitating them teaches it nothing. tiny_hasty was trained further on a corpus with 60 % of its lines broken off
+(`7*3` for `7*3+2`). It can do what tiny can, but mostly stops too early, which gold solutions correct.
 """
 import math
 import os

@@ -1,8 +1,8 @@
-"""Where a new adapter goes. And adapters that were made elsewhere: put on a base so that sampler, scorer, both
-references and what is saved say what plain peft says of the folder, or refused with the reason.
+"""Which layers a new adapter goes on, and how adapters made elsewhere are loaded: sampler, scorer, both references and
+the saved adapter agree with plain peft, or the adapter is refused with the reason.
 
-peft knows some fifty kinds. Those that only add something inside layers of the base are right as they are; `refusal`
-knows those that are not, and `check` tries the rest: a forward pass tells whether the base is still what it was.
+peft has some fifty kinds. Those that only add something inside the layers of the base need no care; `refusal` names
+those that cannot work, and `check_adapter` tests the rest: a forward pass shows whether the base is unchanged.
 """
 import contextlib
 import copy
@@ -28,9 +28,9 @@ LOFTQ = f"LoftQ put another, quantised base in the place of this one, and the fo
 
 
 def linear_layers(lm):
-    """Names of the layers of a model that a new LoRA goes on: all linear ones but the output embedding, except where it
-    would be without effect, because the model reads the weight past the layer or text does not run through it, and
-    where peft would put it on another tensor.  Raises ValueError if none is left."""
+    """Names of the layers that a new LoRA goes on: all linear ones but the output embedding. Left out are layers where
+    it would have no effect, because the model reads the weight directly or text does not pass through, and layers where
+    peft would put it on another tensor.  Raises ValueError if none is left."""
     from transformers.pytorch_utils import Conv1D
     head = lm.get_output_embeddings()
     linear = {name: module for name, module in lm.named_modules()
@@ -49,8 +49,8 @@ def leaf(name):
 
 
 def with_effect(lm, modules):
-    """Names of those linear modules {name: module} that are called as layers, with a tensor of their size as the result
-    that has an effect on the logits: a zero with a gradient is added to it."""
+    """Names of the linear modules {name: module} that are called as layers, return a tensor of their size, and affect
+    the logits: tested by the gradient of a zero that is added to their output."""
     zeros = {}
 
     def hook(name):
@@ -77,15 +77,15 @@ def with_effect(lm, modules):
 
 
 def read_by_kernels(lm):
-    """Names of layers whose whole weight the model's code hands to something else than the layer, as Mamba's out_proj
-    to a kernel. Read in the code, because such kernels run on a GPU only, and an adapter is to be the same anywhere."""
+    """Names of layers whose weight the model's code hands to a kernel directly, like Mamba's out_proj. They are found
+    in the source code, because such kernels run only on a GPU, and an adapter should be the same everywhere."""
     code = inspect.getsource(sys.modules[type(lm).__module__])
     return set(re.findall(r"self\.(\w+)\.weight(?:,| @)", code))
 
 
 def taken_for_experts(lm, name):
-    """Whether peft reads this name of a layer as that of a part of experts that are fused into one tensor, and would
-    put the LoRA on all of that tensor instead."""
+    """Whether peft takes a layer of this name for a part of experts fused into one tensor, and would put the LoRA on
+    all of that tensor."""
     import peft
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
     config = peft.LoraConfig(target_modules=[name])
@@ -97,7 +97,7 @@ def taken_for_experts(lm, name):
 
 
 class Read(TorchFunctionMode):
-    """Inside, the parameters that something is computed of are noted."""
+    """Context that records the parameters used in computations."""
 
     def __init__(self):
         super().__init__()
@@ -112,8 +112,8 @@ class Read(TorchFunctionMode):
 
 @torch.no_grad()
 def untouched(lm):
-    """What text runs through and no adapter on the model reaches, in words: its matrices other than embeddings, by the
-    names of their modules, the largest last; "" where there are none."""
+    """The matrices that text passes through and no adapter reaches, other than embeddings, in words: the names of their
+    modules, the largest last; "" if there are none."""
     with Read() as read:
         lm(input_ids=probe(lm)[:1], use_cache=False)
     modules = dict(lm.named_modules())
@@ -135,8 +135,9 @@ def untouched(lm):
 
 
 def put_on(lm, folder, start=None):
-    """The model `lm` with the adapter of a folder, trainable, as "default"; with a frozen second one of the name
-    `start`.  Raises UserError with the reason; whatever peft raises at a folder that is damaged or of another model."""
+    """The model `lm` with the adapter of a folder, trainable, as "default"; with a frozen copy called `start`, if that
+    is given.  Raises UserError with the reason, and whatever peft raises for a damaged folder or one of another
+    model."""
     import peft
     try:
         config = peft.PeftConfig.from_pretrained(folder)
@@ -161,7 +162,8 @@ def put_on(lm, folder, start=None):
 
 
 def refusal(config):
-    """Why an adapter of this kind cannot be used, in words that end a sentence; None where it can or is to be tried."""
+    """Why an adapter of this kind cannot be used, in words that end a sentence; None if it can be used or has to be
+    tested."""
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     init = str(getattr(config, "init_lora_weights", "")).lower()
     if config.is_prompt_learning:
@@ -214,9 +216,10 @@ def embeddings_in(saved, lm, config):
 
 @contextlib.contextmanager
 def plain(lm, config, folder, saved):
-    """The folder to load an adapter from. Where its kind changes the base (W becomes W - s B0 A0 as it is loaded), that
-    of an equal plain LoRA, of twice the rank: s (B A - B0 A0) beside W. The base stays what it was, for both references
-    and for whoever loads what is saved; peft would compute B0 A0 again each time, of the base as it then is."""
+    """The folder to load an adapter from. If its kind changes the base on loading (W becomes W - s B0 A0), it is the
+    folder of an equivalent plain LoRA of twice the rank: s (B A - B0 A0) beside W. The base then stays unchanged, for
+    both references and for everyone who loads the saved adapter; peft would recompute B0 A0 from the current base each
+    time."""
     if str(getattr(config, "init_lora_weights", "")).lower() not in CHANGING:
         yield folder
         return
@@ -270,8 +273,8 @@ def near(lm, found, wanted):
 
 
 def check_adapter(wrapped, lm, before):
-    """Whether the base is what it was, the model without peft around it says what it says with it, and the adapter
-    leaves it causal.  before: logits of the base.  Raises UserError."""
+    """Check that the base is unchanged, that the logits are the same with and without the peft wrapper, and that the
+    model is still causal.  before: logits of the base.  Raises UserError."""
     kind = wrapped.peft_config["default"].peft_type.value
     with wrapped.disable_adapter():
         if not near(lm, logits(lm, lm), before):
@@ -287,7 +290,7 @@ def check_adapter(wrapped, lm, before):
 
 
 def check_start(wrapped, lm, start):
-    """Whether the second copy of the adapter says what the first one does.  Raises UserError."""
+    """Check that the second copy of the adapter gives the logits of the first.  Raises UserError."""
     first = logits(lm, lm)
     wrapped.set_adapter(start)
     second = logits(lm, lm)
@@ -298,8 +301,8 @@ def check_start(wrapped, lm, start):
 
 
 def name_base(wrapped, model):
-    """Have what is saved name its base so that peft finds it from any working directory: a hub id as it is, a folder by
-    its absolute path. Of a GGUF file it is the folder; AutoPeftModelForCausalLM takes the rest, gguf_file=NAME."""
+    """Write the base into the adapter's config so that peft finds it from any working directory: a hub id unchanged, a
+    folder by its absolute path, a GGUF file by its folder (AutoPeftModelForCausalLM takes gguf_file=NAME)."""
     if model in load.EMBEDDED_MODELS:
         model = os.path.join(ROOT, "models", model)
     elif model.endswith(".gguf"):

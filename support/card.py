@@ -20,8 +20,8 @@ AGAIN = ("The base was quantised to {bits} bits while trained. transformers does
 
 
 def facts(run, result=None):
-    """What the files of a run folder say of it: {"script", "flags", "chat", "prompts", "result"}, empty where they say
-    nothing.  result: what result.json will hold, where it is not written yet."""
+    """The facts in the files of a run folder: {"script", "flags", "chat", "prompts", "result"}, empty if there are
+    none.  result: what result.json will hold, where it is not written yet."""
     found = read(run, "args.json")
     flags = found.get("flags")
     if not isinstance(flags, dict):
@@ -36,7 +36,7 @@ def facts(run, result=None):
 
 
 def read(folder, name):
-    """A JSON file -> dict, empty where there is none that can be read."""
+    """A JSON file -> dict, empty if it cannot be read."""
     try:
         with open(os.path.join(folder, name)) as file:
             found = json.load(file)
@@ -46,7 +46,7 @@ def read(folder, name):
 
 
 def prompts(folder, most=8):
-    """Different prompts that a run has shown, the last ones first, up to a limit."""
+    """Distinct prompts that a run has shown, the latest first, up to a limit."""
     try:
         with open(os.path.join(folder, "samples.jsonl")) as file:
             shown = [str(json.loads(line)["prompt"]) for line in file]
@@ -158,12 +158,13 @@ def how(found):
 
 
 def command(script, flags):
-    """The command that repeats a run: every flag that has a value, defaults too, so that later ones change nothing."""
+    """The command that repeats a run: every flag with a value, also at its default, so that later defaults change
+    nothing."""
     return " ".join(["python", f"{script}.py", *words_of(flags)])
 
 
 def words_of(flags):
-    """Flags {name: value} as a command line has them, for a shell, but for those that say where a run is kept."""
+    """Flags {name: value} as on a command line, quoted for a shell, without those that say where the run is stored."""
     words = []
     for name, value in flags.items():
         flag = f"--{name.replace('_', '-')}"

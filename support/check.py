@@ -1,6 +1,6 @@
-"""Before it is trained on, a sample is scored in three ways: as the sampler recorded it, as the update scores it, and
-by one forward pass of the model over the bare row. Where they differ, gradients would be of another policy than the one
-that was drawn from, which no curve would show."""
+"""Before training, samples are scored in three ways: by the sampler, by the update, and by one forward pass over the
+unpadded row. If these differ, gradients would belong to another policy than the sampled one, and no curve would show
+it."""
 import itertools
 
 import torch
@@ -14,14 +14,14 @@ ROWS = 4
 
 # Largest and mean gap in nats per token. In float32, 4-bit weights included, only the order of sums differs: 3e-5 and
 # 7e-6 at most. The others are ten times the median over batches of SmolLM2-135M (.2 and .05 in bfloat16, .5 and .08 in
-# 8 bits, where activations are rounded too; smaller models differ by less): rounded products are other numbers in
-# another shape of batch.
+# 8 bits, where activations are rounded too; smaller models differ by less): rounded products depend on the shape of the
+# batch.
 LIMITS = {"float32": (1e-3, 1e-3), "8 bits": (10 * 0.5, 10 * 0.08), "bfloat16": (10 * 0.2, 10 * 0.05)}
 
 
 class Check:
-    """Called by common.sample with what it drew. Looks where it is due: at first, when asked again, and where the
-    longest row is twice the longest that was looked at."""
+    """Called by common.sample with all its samples. Checks the first ones, the next ones after `again`, and those whose
+    longest row is twice the longest checked so far."""
 
     def __init__(self, report=None):
         """report: called with each finding, {"longest", "largest", "mean"}."""
@@ -62,7 +62,7 @@ class Check:
 
 
 def draw(policy, prompts, seeds, temperature, max_new_tokens):
-    """Draw a sample of each prompt for the check alone, where a step draws none."""
+    """Draw one sample per prompt, only for the check, if a step draws none."""
     sample(policy, prompts, 1, seeds, temperature, max_new_tokens)
 
 
@@ -129,7 +129,7 @@ def precision(policy):
 
 
 def refuse_gap(policy, gaps, largest, mean):
-    """Raises UserError, which names what differs, where a gap is more than rounding."""
+    """Raises UserError, naming what differs, if a gap is larger than rounding."""
     kind = precision(policy)
     most, most_mean = LIMITS[kind]
     if largest <= most and mean <= most_mean:

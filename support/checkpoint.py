@@ -1,7 +1,7 @@
-"""What a checkpoint holds: whether every weight was found, what precision it is kept in, whether its numbers are sane.
+"""Checks of a checkpoint: is every weight there, in which precision is it stored, are its numbers plausible?
 
-transformers fills what it does not find with random numbers, leaves out what it has no place for, and says so in a
-report that nobody reads. `check` reads it.
+transformers initialises missing weights at random and drops unexpected ones; only its loading report says so.
+`check_weights` reads that report.
 """
 import glob
 import json
@@ -44,8 +44,8 @@ KINDS = r"attn|attention|mlp|ffn|feed_forward|experts|\.fc"  # matrices of atten
 # ------------------------------------------------------------------------------------------ kept in another precision
 
 def stored(model, config):
-    """How the weights of a checkpoint are kept -> None (as they are), BITSANDBYTES, FP8 or MXFP4.  Raises UserError for
-    everything else: it would be read as if it were plain numbers, or needs kernels without a gradient."""
+    """How the weights of a checkpoint are stored -> None (as plain numbers), BITSANDBYTES, FP8 or MXFP4.  Raises
+    UserError for everything else: it would be read as if it were plain numbers, or needs kernels without a gradient."""
     settings = settings_of(config)
     if not settings:
         return None
@@ -59,7 +59,7 @@ def stored(model, config):
 
 
 def settings_of(config):
-    """The dict that says how a checkpoint was quantised; empty where it was not."""
+    """The quantisation settings of a checkpoint, a dict; empty if there are none."""
     for holder in (config, config.get_text_config()):
         for name in ("quantization_config", "compression_config"):
             found = getattr(holder, name, None)
@@ -78,8 +78,8 @@ def own_bits(model, config, asked):
 
 
 def made_trainable(config, dtype):
-    """Change what a bitsandbytes checkpoint says of computing, not of its weights, to what load_base has for its own:
-    float16 has gradients that vanish, and with a threshold a draw would depend on what else is drawn."""
+    """Set how a bitsandbytes checkpoint computes, not its weights, to the settings of load_base: in float16 gradients
+    vanish, and with a threshold a draw would depend on the rest of the batch."""
     settings = settings_of(config)
     settings["bnb_4bit_compute_dtype"] = str(dtype).split(".")[-1]
     settings["llm_int8_threshold"] = 0.0
@@ -90,8 +90,8 @@ def made_trainable(config, dtype):
 
 
 def check_scales(model, path, config):
-    """Of an FP8 checkpoint: transformers divides a matrix evenly by its grid of scales, which is wrong where the last
-    block is cut off by the edge.  Raises UserError there, and where a matrix has no scale at all."""
+    """Check the scales of an FP8 checkpoint: transformers divides a matrix evenly by its grid of scales, which is wrong
+    if the last block is cut off.  Raises UserError for such a matrix, and for one without a scale."""
     block = settings_of(config).get("weight_block_size")
     found = tensors_of(path)
     bad = []
@@ -152,7 +152,7 @@ def plain_settings(method, options):
 
 
 def in_one_precision(lm, dtype):
-    """Cast what was not quantised, which transformers leaves in the precision of the file, save what the model wants in
+    """Cast unquantised weights, which transformers leaves in the file's precision, except those that the model keeps in
     float32."""
     kept = [*(lm._keep_in_fp32_modules or ()), *(lm._keep_in_fp32_modules_strict or ())]
     for name, p in lm.named_parameters():
@@ -247,7 +247,7 @@ def check_shapes(model, lm):
 @torch.no_grad()
 def check_numbers(model, lm):
     """Raises UserError unless a sample of every weight is finite and of ordinary size, and the first of each kind is
-    not all zero. Later ones may be: layers that were put in to be trained begin so."""
+    not all zero. Later ones may be all zero, as layers added for training are at first."""
     names, measured = [], []
     for name, weight in lm.named_parameters():
         values = sampled(weight)

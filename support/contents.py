@@ -1,5 +1,5 @@
-"""Where the things are that a run is begun with, and what is in them, so that a resumed run finds out whether they are
-still what they were, and an adapter whether it is on its own base."""
+"""The inputs of a run: where they are, and digests of their contents. A resumed run checks that they have not changed,
+and an adapter that it is on its own base."""
 import dataclasses
 import difflib
 import hashlib
@@ -23,9 +23,9 @@ SETTINGS = r"^(?:(?:generation_|adapter_)?config|tokenizer(?:_config)?|vocab)\.j
 # --------------------------------------------------------------------------------------------------------------- places
 
 def located(text, flag):
-    """What a flag names, so that it is found from any working directory: a file or folder by its absolute path, an
-    embedded model or a hub id as it is.  Raises UserError for what can only be a path and is not there: the hub would
-    be asked for it first, for half a minute without a network."""
+    """The value of a flag, so that it is found from any working directory: a file or folder by its absolute path, an
+    embedded model or a hub id unchanged.  Raises UserError for a path that does not exist: the hub would be asked for
+    it first, for half a minute without a network."""
     text = text if text is None else os.fspath(text)
     if text and flag in ("--task", "--reward", "--operator"):
         return located_code(text, flag)
@@ -65,19 +65,19 @@ def located_code(text, flag):
 
 
 def moves(flag, value):
-    """Whether the value of a flag is a path, or may be one: what it names may lie elsewhere by now."""
+    """Whether the value of a flag is a path, or may be one: the file may have moved."""
     return flag in PATHS or flag in CODE and value is not None and code_file(value) is not None
 
 
 def looks_like_a_path(text):
-    """Whether what is not there was meant to be a file or folder. Hub ids have one slash at most."""
+    """Whether a name that does not exist was meant as a file or folder. Hub ids have one slash at most."""
     if text.startswith((".", "~", "/", "runs/")) or text.endswith(("/", ".gguf")) or text.count("/") > 1:
         return True
     return os.path.isdir(os.path.dirname(text)) and snapshot(text) is None
 
 
 def snapshot(name):
-    """The folder of a hub id in the cache of this machine, None if it is not there."""
+    """The folder of a hub id in this machine's cache, None if it is not cached."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
     try:
@@ -122,7 +122,7 @@ def base_of(adapter):
 # ------------------------------------------------------------------------------------------------------------- contents
 
 def digest(path):
-    """Of a file: of its size, its first and its last megabyte."""
+    """A digest of a file's size, its first and its last megabyte."""
     found, size = hashlib.sha256(), os.path.getsize(path)
     found.update(str(size).encode())
     with open(path, "rb") as file:
@@ -153,7 +153,7 @@ def of_adapter(path):
 
 
 def of_rows(task, data):
-    """Of the problems of a task: how many of each split, a digest of all, and what their names begin with."""
+    """The contents of a task's problems: their number in each split, a digest of all, and how their names begin."""
     found, counts = hashlib.sha256(), {}
     for split in ("train", "valid", "test"):
         problems = getattr(task, split)
@@ -161,14 +161,14 @@ def of_rows(task, data):
         for p in problems:
             prompt = getattr(p.prompt, "turns", p.prompt)  # of chat messages also who says what
             values = [split, prompt, p.answer, p.solution, p.level]
-            if hasattr(p, "row"):  # which a function of one's own judges by
+            if hasattr(p, "row"):  # which the user's own reward function judges by
                 values.append(p.row)
             found.update(json.dumps(values, default=str).encode())
     return {**counts, "sha256": found.hexdigest(), "name": data and os.path.basename(data)}
 
 
 def of_run(args, task, generated):
-    """{flag: contents} of all that a run was begun with. generated: whether the task makes its problems itself."""
+    """{flag: contents} of all inputs of a run. generated: whether the task makes its problems itself."""
     found = {"model": of_files(args.model), **task.code}
     if not generated:
         found["data"] = of_rows(task, args.data)
@@ -182,7 +182,7 @@ def of_run(args, task, generated):
 
 
 def differing(then, now):
-    """Names of the files that are not the same in two sets of them. What a single file is called makes no difference.
+    """Names of the files that differ between two sets. The name of a single file does not matter.
     """
     if len(then) == len(now) == 1 and {*then.values()} == {*now.values()}:
         return []
@@ -206,8 +206,8 @@ def change(then, now):
 
 
 def compare(then, now, flags, args, started):
-    """Raises UserError with what differs between the contents that a run was begun with (`then`, with its flags) and
-    those that are there.  started: whether it has a checkpoint, which holds the weights of its adapter."""
+    """Raises UserError with what differs between the contents at the start of a run (`then`, with its flags) and `now`.
+    started: whether it has a checkpoint, which holds the weights of its adapter."""
     for name in (*PATHS, *CODE):
         if not then.get(name) or not now.get(name):
             continue
@@ -227,7 +227,7 @@ def compare(then, now, flags, args, started):
 
 
 def rename(task, name, data):
-    """Have the problems of a file that is called otherwise by now the names that they had: their draws depend on it."""
+    """Give the problems of a renamed file their old names, because their draws depend on these."""
     new = os.path.basename(data)
     for split in ("train", "valid", "test"):
         problems = [dataclasses.replace(p, id=name + p.id.removeprefix(new)) for p in getattr(task, split)]
@@ -237,8 +237,8 @@ def rename(task, name, data):
 # ----------------------------------------------------------------------------------------------------------- its base
 
 def other_base(folder, model):
-    """Why the adapter in a folder is not one of `model`, as far as the args.json of its run or its adapter_config.json
-    say; None where they do not. Bases whose weights are equal are one, wherever they lie."""
+    """Why the adapter in a folder does not belong to `model`, according to the args.json of its run or its
+    adapter_config.json; None if they do not say so. Bases with equal weights count as one, wherever they are stored."""
     run, inner = os.path.split(folder)
     begun = read_json(os.path.join(run, "args.json")) if inner == "adapter" else {}
     source, named = "args.json", begun.get("flags", {}).get("model")

@@ -25,7 +25,7 @@ def log_probabilities(logits, tokens, mask):
 
 
 def window(config):
-    """Most tokens that a position of some layer looks back on; a row that shares its prompt must lie within it.
+    """The shortest attention window of a layer, in tokens; a row with a shared prompt must fit into it.
 
     Configs call it sliding_window, window_size, attention_window, attention_chunk_size and more, so every name with
     "window" or "chunk" in it counts, whether the model uses it or not: too small a limit costs time, too large a one is
@@ -50,9 +50,9 @@ def known_masks(lm):
 
 
 def rope_limit(config):
-    """(tokens, kind) up to which the rotary positions of a model are what they are for any length: "longrope" and
-    "dynamic" change all of them at once where a row grows longer, so that its cache, and whatever shares its batch, is
-    of other positions. (inf, None) for all other kinds."""
+    """(tokens, kind): up to this length the rotary positions of a model do not depend on the length of the row. Kinds
+    "longrope" and "dynamic" rescale all positions when a row grows longer, so its cache and the rest of its batch would
+    have wrong positions. (inf, None) for all other kinds."""
     config = config.get_text_config()
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     nested = [value for value in found.values() if isinstance(value, dict)]  # one for each type of layer
@@ -68,8 +68,8 @@ def rope_limit(config):
 
 
 class Rerun:
-    """In the place of a cache, for a model without one that can be shared out: the tokens of the rows so far, which are
-    run again from the start for each new one."""
+    """Replaces the cache of a model whose cache cannot be copied to samples: the tokens of the rows so far, which are
+    rerun from the start for each new token."""
 
     def __init__(self, ids):
         self.ids = ids  # [R, L]
@@ -84,7 +84,8 @@ class Rerun:
 
 
 def batches(rows, prompts, most, pads):
-    """Numbers of prompts, sorted by length, in lists of at most `most`; unless the model `pads`, of one length each."""
+    """Split indices of prompts, sorted by length, into lists of at most `most`; if the model does not pad, of one
+    length each."""
     parts = [rows]
     if not pads:
         groups = itertools.groupby(rows, key=lambda b: len(prompts[b]))
@@ -106,8 +107,9 @@ def additive(mask, dtype):
 
 
 def halving(loop):
-    """A sampling loop that is run for half of its rows at a time where the memory of a GPU does not hold all: the draws
-    are fixed by u, so they stay the same. (The update's micro-batches are not: their estimate leaves half free.)"""
+    """Wrap a sampling loop so that it runs on half of its rows at a time if the memory of a GPU does not hold all: the
+    draws are fixed by u, so they stay the same. (The update's micro-batches are not halved: their estimate leaves half
+    of the memory free.)"""
     def run(policy, prompts, u, temperature):
         P, k, _ = u.shape
         try:
@@ -129,7 +131,7 @@ def halving(loop):
 
 
 def out_of_memory(error):
-    """Whether memory has run out, for which instantiating a graph, cuBLAS and torch have an error of their own each."""
+    """Whether memory has run out: graphs, cuBLAS and torch each raise another error for it."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return re.search("out of memory|ALLOC_FAILED", str(error)) is not None
@@ -163,7 +165,7 @@ def roomy():
 
 
 def make_room(cache):
-    """Let the layers of a cache grow in place, those that only append; not where a gradient is wanted."""
+    """Let the append-only layers of a cache grow in place; not for use with gradients."""
     plain, Roomy = roomy()
     for layer in getattr(cache, "layers", ()):
         if type(layer) is plain and layer.get_seq_length():

@@ -1,4 +1,4 @@
-"""The command line: flags that all scripts share, their limits, and mistakes that end in one sentence.
+"""The command line: flags that all scripts share, their limits, and one-sentence error messages.
 
 Imports nothing heavy: --help and a wrong flag answer at once.
 """
@@ -22,18 +22,18 @@ TASK_NAMES = "countdown, routes, program, peptide, gsm8k, math, humaneval, mbpp,
 
 
 class Flags(argparse.Namespace):
-    """What a command line says. `given` holds the names of the flags in it, and is not in vars()."""
+    """Parsed flags. `given` holds the names of those on the command line, and is not in vars()."""
     __slots__ = ("given",)
 
 
 class Parser(argparse.ArgumentParser):
-    """Notes which flags were given (Flags), and prints its help to any console, as far as its reader reads."""
+    """Records which flags were given (Flags), and prints its help to any console, also one that closes early."""
 
     def parse_args(self, argv=None, namespace=None):
         if namespace is not None:
             return super().parse_args(argv, namespace)
         args = super().parse_args(argv, Flags())
-        absent = object()  # parsed once more with this in the place of every default: what is left was given
+        absent = object()  # parse again with this as every default: any other value was given
         found = super().parse_args(argv, Flags(**dict.fromkeys(vars(args), absent)))
         args.given = {name for name, value in vars(found).items() if value is not absent}
         return args
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def examples():
-    """The end of the docstring of tasks/: a task and a reward of one's own, ten lines each."""
+    """The end of the docstring of tasks/: how to write your own task and reward, ten lines each."""
     with open(os.path.join(ROOT, "tasks", "__init__.py"), encoding="utf-8") as file:
         words = ast.get_docstring(ast.parse(file.read()))
     _, mark, rest = words.partition("A task of your own in a file")
@@ -57,7 +57,7 @@ def examples():
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default once: the words that a help text has for it, else its value, nothing for a flag that is off."""
+    """Shows a default once: in the words of the help text, else its value; nothing for a flag that is off."""
 
     def _get_help_string(self, action):
         off = action.default is None or action.default is False
@@ -67,7 +67,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Elsewhere(argparse.Action):
-    """A flag in whose place there is something else, which `const` says: one sentence and exit code 2."""
+    """A flag that something else has replaced: prints `const`, which says what, and exits with code 2."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         parser.exit(2, f"{parser.prog}: error: {self.const}\n")
@@ -87,7 +87,7 @@ def leave_at_once(number, frame):
 
 
 def base_parser(doc, task, train_problems):
-    """A parser with the flags that say on which problems and with which base. doc: the script's docstring."""
+    """A parser with the flags for problems, base and adapter. doc: the script's docstring."""
     p = Parser(description=doc.split("\n")[0], formatter_class=Help)
     g = p.add_argument_group("problems, base and adapter")
     g.add_argument("--task", help=f"{TASK_NAMES}, or your own, FILE.py[:CLASS]; default {task}, or that of --data")
@@ -114,8 +114,8 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
            exact=False):
     """A parser for a training script, with the flags that all of them share and this script's defaults; the script adds
     its paper's. doc: the script's docstring.  kl: whether it can penalise KL, which needs sampled completions.
-    test_n: budgets that its weight can be plotted against, None where it has no weight.
-    exact: whether it knows an exact correction for samples of an engine."""
+    test_n: default budgets of --plot-weights; None if the script has no weight.
+    exact: whether the script knows an exact correction for samples of an engine."""
     p = base_parser(doc, task, train_problems)
     g = p.add_argument_group("training")
     g.add_argument("--samples", type=int, default=samples, help="samples per prompt, where the policy is sampled")
@@ -159,10 +159,10 @@ def parser(doc, script, task="countdown", samples=16, prompts=64, steps=100, tra
 
 
 def prompt_flags(parser):
-    """What evaluate.py has too: what one's own rows are, what judges them, and how a prompt is put to a model."""
-    parser.add_argument("--columns", help="which columns of --data are what, e.g. prompt=problem,answer="
+    """Flags shared with evaluate.py: columns of your own data, what judges it, and how prompts are given to a model."""
+    parser.add_argument("--columns", help="columns of --data by field, e.g. prompt=problem,answer="
                         "reward_model.ground_truth; default by their names (docs/data.md)")
-    parser.add_argument("--skip-bad-rows", action="store_true", help="leave rows of --data out that are no problems, "
+    parser.add_argument("--skip-bad-rows", action="store_true", help="leave out rows of --data that are not problems, "
                         "and count them")
     parser.add_argument("--reward", help="what judges the samples of --data instead of its answers, your own "
                         "FILE.py:FUNCTION: f(prompt, completion, answer=None, **row), or as in TRL f(prompts, "
@@ -176,7 +176,7 @@ def prompt_flags(parser):
 
 
 def rollouts_flags(parser):
-    """What every command has that may have an engine sample. Returns the group."""
+    """What every command has that may have an engine sample.  Returns the group."""
     g = parser.add_argument_group("rollouts by an engine (support/rollouts.py)")
     g.add_argument("--rollouts", metavar="URL", help="vLLM server that draws the samples, e.g. http://127.0.0.1:8000")
     g.add_argument("--rollouts-dir", metavar="DIR",
@@ -218,7 +218,7 @@ def check_rollouts(args):
 
 
 def computing_flags(parser):
-    """What every command has that samples or scores."""
+    """Flags of every command that samples or scores."""
     parser.add_argument("--device", help="cpu, cuda or cuda:NUMBER; default the GPU where there is one, of several "
                         "processes each its own")
     parser.add_argument("--plain", action="store_true",
@@ -234,8 +234,8 @@ def refuse(args, names, where):
 
 
 def check_common(args, positive=(), not_negative=(), plotted=()):
-    """What argparse cannot judge about the flags that all scripts share, and of a script's own that they are at least
-    1, or not negative.  plotted: those that --plot-weights heeds.  Raises UserError."""
+    """Check in the flags that all scripts share what argparse cannot, and that a script's own are at least 1 (positive)
+    or not negative.  plotted: those that --plot-weights uses.  Raises UserError."""
     for name in ("samples", "prompts", "steps", "lora_rank", "save_every", *positive):
         if not getattr(args, name, 1) >= 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
@@ -259,7 +259,7 @@ def check_common(args, positive=(), not_negative=(), plotted=()):
 
 
 def installed(tracker):
-    """Raises UserError if the package of a dashboard is not there."""
+    """Raises UserError if the package of a dashboard is not installed."""
     if tracker == "none":
         return
     found = importlib.util.find_spec(tracker)
@@ -280,7 +280,7 @@ def numbers(text, kind, flag):
 
 def cli(main):
     """Decorator of every script's main(argv): a mistake of the user ends in one sentence and exit code 2, Ctrl-C in one
-    line and 130. Folders that were made for a run that has computed nothing are removed then."""
+    line and 130. Then folders made for runs that have computed nothing are removed."""
     @functools.wraps(main)
     def wrapped(argv=None):
         with consoles():

@@ -1,6 +1,6 @@
 """The run folder: args.json, metrics.jsonl, samples.jsonl, checks.jsonl, result.json, curves.png, adapter/, state.pt.
 
-Everything is written so that a kill at any moment, or a full disk, leaves the last checkpoint whole.
+Everything is written so that a kill at any moment, or a full disk, leaves the last checkpoint intact.
 """
 import argparse
 import hashlib
@@ -28,7 +28,7 @@ from support.processes import on_first
 
 @contextmanager
 def writing(path):
-    """Turns a full disk, a read-only folder and whatever else keeps `path` from being written into one sentence."""
+    """Turns a full disk, a read-only folder and any other reason why `path` cannot be written into one sentence."""
     try:
         yield
     except (OSError, safetensors.SafetensorError) as error:
@@ -59,7 +59,7 @@ def write_atomic(path, data, keep=None):
 
 
 def second_name(path, name):
-    """Give the file `path` another name too, in place of the file that has it. Never is `path` missing."""
+    """Give the file `path` a second name, replacing the file of that name. `path` itself is never missing."""
     spare = name + ".tmp"
     with suppress(FileNotFoundError):
         os.remove(spare)
@@ -89,7 +89,7 @@ def save_adapter(model, folder):
 
 
 def step_of(line):
-    """The step of a line of a log (bytes), or None if it is no such line."""
+    """The step of a log line (bytes); None if it is not a log line."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -98,8 +98,8 @@ def step_of(line):
 
 
 def broken_line(data, step, name):
-    """Number of the first line of a log (bytes) that is not what was written up to `step`, None if there is none to be
-    seen. metrics.jsonl has one line per step, samples.jsonl some for some steps."""
+    """Number of the first damaged line of a log (bytes) up to `step`; None if no damage shows. metrics.jsonl has one
+    line per step, samples.jsonl some for some steps."""
     lines = data.splitlines(keepends=True)
     steps = [step_of(line) for line in lines]
     if name == "metrics.jsonl":
@@ -167,7 +167,7 @@ def make_folder(folder, label):
 
 
 def missing_folders(path):
-    """Of a path and the folders around it those that do not exist, the innermost first."""
+    """Those of a path and its parent folders that do not exist, the innermost first."""
     missing = []
     while path and not os.path.exists(path):
         missing.append(path)
@@ -176,8 +176,8 @@ def missing_folders(path):
 
 
 def remove_unused():
-    """Remove the folders that this process has made for runs that have computed nothing, a finding of their check at
-    most."""
+    """Remove the folders that this process has made for runs that have computed nothing, or only a finding of the
+    check."""
     for folder, made in MADE.items():
         with suppress(OSError):
             names = os.listdir(folder)
@@ -190,7 +190,7 @@ def remove_unused():
 
 
 def try_folder(folder):
-    """See that files can be made in the folder, before any work is done.  Raises UserError."""
+    """Check that files can be made in the folder, before any work is done.  Raises UserError."""
     probe = os.path.join(folder, "args.json.tmp")
     try:
         with open(probe, "w") as file:
@@ -211,11 +211,10 @@ class Folder:
 
     `--resume` takes every flag from args.json (a flag given again must agree), cuts what was logged after the last
     checkpoint, and continues from it. Nothing random is stored: every draw has its own seed (seed_of).
-    state.pt is what torch.save writes, and then the SHA-256 of that. It holds size and SHA-256 of the logs up to its
-    step, and the flags. What does not agree ends in one sentence with the command to continue from state.previous.pt,
-    the checkpoint before; nothing falls back to it unasked.
-    Ctrl-C or SIGTERM sets `stopping`; the loop then saves after the current step. A second Ctrl-C leaves at once.
-    Of several processes the first one reads and writes.
+    state.pt is the output of torch.save, followed by its SHA-256. It holds size and SHA-256 of the logs up to its step,
+    and the flags. A mismatch ends in one sentence with the command to continue from state.previous.pt, the checkpoint
+    before; nothing falls back to it unasked. Ctrl-C or SIGTERM sets `stopping`; the loop then saves after the current
+    step. A second Ctrl-C leaves at once. With several processes, the first one reads and writes.
     """
 
     def __init__(self, script, parser, argv):
@@ -231,14 +230,14 @@ class Folder:
         self.begun = {}  # what args.json holds, or will hold
         self.defaults = {action.dest: action.default for action in parser._actions}
         self.result = {}  # what result.json will hold
-        self.kept = {}  # what else a script wants to find again after a resume
-        self.code = {}  # {flag: contents} of files of one's own that a script has loaded
+        self.kept = {}  # what a script keeps across a resume
+        self.code = {}  # {flag: contents} of the user's own files that a script has loaded
         if self.resumed:
             self.read_args(self.args, parser, argv)
 
     @property
     def stopping(self):
-        """Whether any process was asked to stop: all of them have to ask at the same place of the loop."""
+        """Whether any process was asked to stop: all of them must call this at the same point of the loop."""
         return processes.all_reduce(float(self.asked_to_stop)) > 0
 
     def create(self, label):
@@ -275,7 +274,7 @@ class Folder:
             if name not in known or not fits(known[name], value):
                 raise UserError(f"--resume: args.json in {self.name} has --{name.replace('_', '-')} {value}, which "
                                 f"this script does not take: it is a run of {found.get('script')}.py, or damaged")
-        absent = object()  # parsed once more with this in the place of every default: what is left was given
+        absent = object()  # parse again with this as every default: any other value was given
         given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent))))
         given = {name: value for name, value in given.items() if value is not absent}
         compared = found.get("contents") or {}
@@ -287,8 +286,8 @@ class Folder:
         vars(args).update({k: v for k, v in flags.items() if k not in ("out", "resume") and k not in given})
 
     def identify(self, task, generated):
-        """Keep for args.json what is in the files and rows that the run begins with; of a resumed run see that it is
-        still the same.  generated: whether the task makes its problems itself.  Raises UserError with what differs."""
+        """Record digests of the run's input files and rows for args.json; for a resumed run check that they are
+        unchanged.  generated: whether the task makes its problems itself.  Raises UserError with what differs."""
         found = on_first(lambda: contents.of_run(self.args, task, generated)) | self.code
         begun = self.begun.get("contents")
         if not self.resumed:
@@ -301,8 +300,8 @@ class Folder:
                 contents.rename(task, name, self.args.data)
 
     def write_args(self, chat):
-        """args.json as the run begins; of a resumed one where something lies by now, if it has moved.  chat: whether
-        prompts go through the chat template."""
+        """Write args.json as the run begins; for a resumed run write the new place of anything that has moved.  chat:
+        whether prompts go through the chat template."""
         flags = vars(self.args)
         if not self.resumed:
             first = {"script": self.script, "command": self.command(), "flags": flags, "chat": chat}
@@ -316,7 +315,7 @@ class Folder:
 
     def command(self):
         """The command that repeats this run where it was begun, by the commit that args.json names: all flags that are
-        not at their defaults, also those that the model or the machine has decided."""
+        not at their defaults, including those set by the model or the machine."""
         script = os.path.relpath(os.path.join(ROOT, f"{self.script}.py"))
         start = ["python", shlex.quote(script)]
         if processes.WORLD > 1:
@@ -360,14 +359,14 @@ class Folder:
         for name, size in sizes.items():
             with writing(self.path(name)), suppress(FileNotFoundError), open(self.path(name), "r+b") as file:
                 file.truncate(size)  # in place: a full disk has no room for a copy
-        if state:  # a kill may have left an adapter/ that is ahead of the checkpoint, or half of one
+        if state:  # a kill may have left an adapter/ newer than the checkpoint, or half of one
             save_adapter(policy.model, self.path("adapter"))
             self.describe()
         return state
 
     def put_back(self, state, policy, optimizer):
-        """Put a checkpoint into policy, optimiser and this object.  Raises UserError if its flags or tensors are
-        others."""
+        """Load a checkpoint into policy, optimiser and this object.  Raises UserError if its flags or tensors do not
+        match."""
         for name, value in json.loads(state["flags"]).items():
             now = vars(self.args).get(name)
             if name not in MAY_CHANGE and not contents.moves(name, now) and now != value:
@@ -391,7 +390,7 @@ class Folder:
         self.started -= state["seconds"]
 
     def bytes_of(self, name):
-        """What is in a file of the folder, None if there is no such file.  Raises Damage if it cannot be read."""
+        """The bytes of a file of the folder, None if there is no such file.  Raises Damage if it cannot be read."""
         try:
             with open(self.path(name), "rb") as file:
                 return file.read()
@@ -422,7 +421,7 @@ class Folder:
         return sizes
 
     def way_on(self):
-        """The words that say how to continue where the last checkpoint, or what was logged before it, is damaged."""
+        """How to continue if the last checkpoint, or a log before it, is damaged, in words."""
         script = os.path.join(ROOT, self.script + ".py")
         resume = shlex.join([sys.executable, script, "--out", self.name, "--resume"])
         state, previous = self.path("state.pt"), self.path(PREVIOUS)

@@ -1,4 +1,4 @@
-"""bench.py --gpu-report DIR: everything that is worth knowing of a GPU, in one command of at most nine minutes.
+"""bench.py --gpu-report DIR: everything worth knowing about a GPU, in one command of at most nine minutes.
 
 The parts run one after the other, the most wanted first, each in a process of its own, so that one that fails or hangs
 takes nothing with it, and has seconds of its own. Every figure is appended to DIR/gpu.jsonl as soon as it is there, and
@@ -40,7 +40,7 @@ RATE = "share of the matrix rate = tokens/s x 4 P / rate: forward and the gradie
 
 
 def record(folder, part, **line):
-    """Keep a line of figures, and write the report as it is now."""
+    """Store a line of figures and rewrite the report."""
     with open(os.path.join(folder, "gpu.jsonl"), "a", encoding="utf-8") as file:
         file.write(to_json({"part": part, **line}) + "\n")
     lines = read(folder)
@@ -88,7 +88,7 @@ def device():
 
 
 def free():
-    """What was deleted leaves the card: a policy holds itself in a cycle."""
+    """Free what was deleted: a policy is part of a reference cycle."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -96,7 +96,7 @@ def free():
 
 @contextlib.contextmanager
 def attempt(folder, part):
-    """A figure that fails is named in the report, and the next one is taken."""
+    """A figure that fails is named in the report, and the report continues with the next."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, AttributeError, UserError) as error:  # out of memory among the first
@@ -133,7 +133,7 @@ def seconds_of(call):
 
 
 def wait():
-    """Until the device has done what it was told."""
+    """Wait until the device has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -148,7 +148,7 @@ def random_tokens(rows, length, args):
 
 
 def multiplied(policy):
-    """The base's weights that every token is multiplied with: not the embeddings, unless they are the head too."""
+    """The weights of the base that every token is multiplied by: not the embeddings, unless they are also the head."""
     embeddings = policy.lm.get_input_embeddings().weight
     tied = policy.lm.config.get_text_config().tie_word_embeddings
     return [p for p in policy.lm.parameters() if not p.requires_grad and (tied or p is not embeddings)]
@@ -156,7 +156,7 @@ def multiplied(policy):
 
 @contextlib.contextmanager
 def fresh_peak(policy, line):
-    """Adds the seconds and the peak memory of what is inside to a line."""
+    """Context that adds its seconds and its peak memory to a line."""
     measure.synchronise(policy)
     measure.reset_peak(policy)
     started = time.perf_counter()
@@ -309,7 +309,7 @@ def small_card(folder, path, args, total=24e9, tokens=512):
 
 @contextlib.contextmanager
 def only(total):
-    """Inside, a GPU has no more than `total` bytes, less what its context takes; a CPU stays as it is."""
+    """Context in which a GPU has at most `total` bytes, minus what its context takes; a CPU is unchanged."""
     if device().type != "cuda":
         yield
         return
@@ -410,7 +410,7 @@ def steps_of_trl(folder, path, tokenizer, task, rows, micro, args):
 
 def child(folder, command, seconds):
     """Run a command of this checkout, what it prints to DIR/output.log -> (exit code or "stopped", its lines, seconds).
-    Its temporary files go with it, also where it is killed."""
+    Its temporary files are removed, even if it is killed."""
     started = time.time()
     with tempfile.TemporaryDirectory() as scratch, open(os.path.join(folder, "output.log"), "a+") as log:
         before = log.seek(0, os.SEEK_END)
@@ -434,7 +434,7 @@ def command_part(folder, part, command, seconds):
 
 
 def one_part(args):
-    """In a process of its own: the part of --part, which says where it hangs before its seconds are over."""
+    """Runs in its own process: the part named by --part. If it hangs, it says where before its time is over."""
     kind, shape, seconds = args.part.split(":")
     faulthandler.dump_traceback_later(max(1, int(seconds) - 4), exit=True)
     {"shape": shape_part, "step": trl_part}[kind](args.gpu_report, shape, args)
@@ -442,7 +442,7 @@ def one_part(args):
 
 
 def prepare(args):
-    """Numbers in the place of flags that have defaults of their own here."""
+    """Set the flags that have other defaults here."""
     args.row_counts = flags.numbers(args.rows or "64,256,512", int, "--rows")
     if args.k < 1 or any(rows % args.k for rows in args.row_counts):
         raise UserError(f"--rows must be multiples of --k {args.k}")
@@ -457,7 +457,7 @@ def prepare(args):
 
 
 def report(args):
-    """The whole of it; parts that the time left does not hold are named and left out."""
+    """The whole report; parts that do not fit into the remaining time are named and left out."""
     started = time.time()
     folder = args.gpu_report
     start(folder)
@@ -512,7 +512,7 @@ def commands(args):
 
 
 def own_part(args, kind, shape, seconds):
-    """A part of this file, in a process of its own."""
+    """Run a part of this file in its own process."""
     folder = args.gpu_report
     command = [os.path.join(ROOT, "bench.py"), "--gpu-report", folder, "--part", f"{kind}:{shape}:{seconds}"]
     for name in ("rows", "k", "prompt_tokens", "new_tokens", "vocabulary", "seed"):

@@ -1,4 +1,4 @@
-"""Loading a frozen base in any precision, and how much of it memory holds."""
+"""Loading a frozen base in any precision, and what fits into memory."""
 import contextlib
 import ctypes
 import functools
@@ -35,12 +35,12 @@ def set_threads(parameters):
 
 
 def first_line(error):
-    """What the first line of an error says: for libraries that raise a dozen types, with a page of advice each."""
+    """The first line of an error, for libraries that raise a dozen types with a page of advice each."""
     return str(error).strip().split("\n")[0]
 
 
 def default_bits(device):
-    """Precision of the base where none is asked for."""
+    """Precision of the base if none is asked for."""
     return 4 if device.type == "cuda" else 32
 
 
@@ -60,8 +60,8 @@ def learning_rate(parameters, supervised):
 
 
 def put_prompts(policy, task, chat=None, system=None):
-    """Set how prompts are put to a policy -> what was chosen, in words; of data of one's own also what was understood,
-    the first prompt as the model meets it and its gold answer.  Raises UserError."""
+    """Set how prompts are given to a policy -> the choice, in words; for your own data also what was understood, the
+    first prompt as the model gets it and its gold answer.  Raises UserError."""
     words = choose_template(policy, task, chat, system)
     if not getattr(task, "understood", ""):
         return words
@@ -77,7 +77,7 @@ def put_prompts(policy, task, chat=None, system=None):
 
 
 def in_short(words, most=300):
-    """A text in quotes, of a long one the beginning and the end."""
+    """A text in quotes; of a long one only the beginning and the end."""
     return repr(words) if len(words) <= most else f"{words[:most // 2]!r} ... {words[-most // 2:]!r}"
 
 
@@ -108,8 +108,8 @@ def choose_template(policy, task, chat, system):
 
 
 def end_turns(policy):
-    """Have the token that ends a turn in the chat template end completions, and gold ones with it -> in words, with
-    what else the template is held to.  Raises UserError."""
+    """Let the token that ends a turn in the chat template end completions, gold ones too -> this in words, with the
+    date that the template is given.  Raises UserError."""
     words = f", whose clock says {text.DAY:%d %b %Y}" * text.has_clock(policy.tokenizer)
     end = text.end_of_turn(policy.tokenizer, policy.stop)
     policy.end = policy.tokenizer.eos_token_id
@@ -186,8 +186,8 @@ def device_of(asked):
 
 
 def compute_dtype(bits, device):
-    """What a base of this many bits is computed in: bfloat16 where the hardware has it. Never float16: without loss
-    scaling its gradients vanish.  Raises UserError for bits that there are not, or not on this device."""
+    """The precision that a base of this many bits is computed in: bfloat16 if the hardware has it. Never float16:
+    without loss scaling its gradients vanish.  Raises UserError for bits that do not exist, or not on this device."""
     if bits not in (4, 8, 16, 32):
         raise UserError(f"--bits {bits}: choose 4, 8, 16 or 32")
     bf16 = bits == 16
@@ -231,8 +231,8 @@ def path_of(model, kind, options):
 
 
 def read_files(model, path, kind, options, how, asked):
-    """Read config, tokenizer and weights, and see that they are whole.  how: options of from_pretrained; asked: bits,
-    or None.  Returns (model, tokenizer, how its files keep the weights: None, "gguf" or a name of
+    """Read config, tokenizer and weights, and check that they are complete.  how: options of from_pretrained; asked:
+    bits, or None.  Returns (model, tokenizer, how its files keep the weights: None, "gguf" or a name of
     support/checkpoint.py).  Raises UserError; whatever transformers raises."""
     import transformers
     auto = getattr(transformers, kind)
@@ -279,7 +279,7 @@ def cannot_load(model, error):
 
 
 def as_expected(lm):
-    """Freeze a model, and have it give outputs by name and gradients that are right."""
+    """Freeze a model, let it return outputs by name, and refuse a path with wrong gradients."""
     for settings in (lm.config, lm.config.get_text_config()):
         settings.return_dict = True  # a config may say otherwise
         settings.use_cache = True
@@ -316,14 +316,14 @@ def note_on(lm, device, dtype, asked, method):
 
 @contextlib.contextmanager
 def quiet():
-    """Without a terminal, without the progress bar that transformers draws over the tensors of a GGUF file."""
+    """Without a terminal, switch off the progress bar that transformers draws over the tensors of a GGUF file."""
     with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 def without_trace(lm):
-    """The model, whose weights are plain, with nothing left that says how its files kept them: it would be quantised
-    once more where it is saved."""
+    """The model, whose weights are plain, without the record of how its files stored them; with it, saving would
+    quantise them again."""
     for owner, name in ((lm, "hf_quantizer"), (lm.config, "quantization_config"), (lm, "_weight_conversions")):
         if hasattr(owner, name):
             delattr(owner, name)
@@ -331,7 +331,7 @@ def without_trace(lm):
 
 
 def free_memory(device):
-    """Bytes of memory that are free: of a GPU with the unused part of torch's own cache, of the system on a CPU."""
+    """Free memory in bytes: of a GPU including the unused part of torch's cache, of the system on a CPU."""
     if device.type != "cuda":
         import psutil
         return psutil.virtual_memory().available
@@ -354,8 +354,8 @@ def sizes(lm):
 
 
 def most_rows(lm, tokens):
-    """Rows of a number of tokens that the sampler decodes at once: those whose keys, values and logits half the
-    free memory of a GPU holds; on a CPU 1 GB, at most 1024."""
+    """How many rows of this many tokens the sampler decodes at once: as many as fit with keys, values and logits into
+    half the free memory of a GPU; on a CPU into 1 GB, at most 1024."""
     c = lm.config.get_text_config()
     layers, hidden, vocabulary = sizes(lm)
     heads = largest(c, "num_attention_heads", 1)
@@ -385,8 +385,8 @@ def micro_batch(lm):
 
 @contextlib.contextmanager
 def checkpoints(lm, wanted):
-    """Inside, if wanted, each layer of a model keeps its inputs only and is computed again in the backward pass: for a
-    row of more tokens than a micro-batch should have. Not by the model's own switch, which turns dropout on."""
+    """Context in which, if wanted, each layer keeps only its inputs and is recomputed in the backward pass: for a row
+    with more tokens than a micro-batch should have. The model's own switch is not used, because it turns dropout on."""
     from transformers.modeling_layers import GradientCheckpointingLayer
     layers = [layer for layer in lm.modules() if isinstance(layer, GradientCheckpointingLayer)] if wanted else []
     for layer in layers:

@@ -1,5 +1,5 @@
-"""What bench.py and its report on a GPU measure with: random models in the shape of real ones, clocks, generate, and
-training steps of TRL."""
+"""Tools of bench.py and its GPU report: random models in the shape of real ones, clocks, generate, and training steps
+of TRL."""
 import math
 import time
 

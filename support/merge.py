@@ -1,11 +1,11 @@
-"""Make a plain model folder of a base and the adapter of a run: for transformers alone, or a server.
+"""Make a plain model folder from a base and the adapter of a run, for transformers alone or a server.
 
     python -m support.merge runs/mine DIR
 
 The adapter is merged in float32 into the weights that it was trained on: those of a 4- or 8-bit or GGUF base are
 de-quantised, which is not the base before it was quantised (for that, --bits 32). DIR holds weights, config,
-generation_config, tokenizer, chat template and a model card. Before it gets its name it is loaded again, by
-transformers alone, and has to give 64 samples of the trained policy the log-probabilities that the policy gave them.
+generation_config, tokenizer, chat template and a model card. Before the folder gets its name, transformers alone loads
+it, and it must give 64 samples of the trained policy the same log-probabilities as the policy.
 """
 import argparse
 import contextlib
@@ -126,7 +126,7 @@ def on_plain_weights(policy, model, bits, adapter):
 
 
 def merged(wrapped, adapter):
-    """The model with the adapter in its weights and nothing of peft.  Raises UserError where peft cannot do that."""
+    """The model with the adapter in its weights and without peft.  Raises UserError if peft cannot do that."""
     lm, kind = wrapped.get_base_model(), wrapped.peft_config["default"].peft_type.value
     tied = getattr(lm.config.get_text_config(), "tie_word_embeddings", False)
     part(lm)
@@ -146,8 +146,8 @@ def merged(wrapped, adapter):
 
 
 def part(lm):
-    """Give every module its own copy of a weight that it shares: an adapter on the embedding alone, or on the head
-    alone, would be merged into both."""
+    """Give every module its own copy of a shared weight: otherwise an adapter on only the embedding or the head would
+    be merged into both."""
     seen = set()
     for module in lm.modules():
         for name, p in list(module.named_parameters(recurse=False)):
@@ -173,7 +173,7 @@ def beside(folder):
 
 @contextlib.contextmanager
 def enough_memory():
-    """Turns what torch says of a CPU without memory into one sentence."""
+    """Turns torch's error for a CPU out of memory into one sentence."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -265,7 +265,7 @@ def merge(run, folder, dtype="bfloat16", model=None, bits=None):
             moved = (before - logps(wrapped.get_base_model(), rows)).abs().mean().item()
 
         save(merged(wrapped, adapter).to(getattr(torch, dtype)), policy, place, folder)
-        del wrapped  # two of them need not fit
+        del wrapped  # two may not fit into memory
         gc.collect()
         texts = [*found["prompts"], *(policy.decode(y) for _, y in rows)]
         after = logps(reloaded(place, policy, texts), rows)

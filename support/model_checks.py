@@ -1,8 +1,8 @@
-"""What a model has to be before anything is sampled from it: a decoder of its own, causal, the same in a batch. And
-what it can do: share a padded batch, share out its cache.
+"""What a model must be before it is sampled from: a stand-alone decoder, causal, with logits that do not depend on the
+batch. And what it can do: share a padded batch, copy its cache to samples.
 
 The transformers class for causal LMs also builds BERT and its kin, which see the whole text unless told otherwise, and
-decoders that were trained beside an encoder. All of them sample something, without a word of complaint.
+decoders that were trained beside an encoder. All of them sample something without any warning.
 """
 import inspect
 import math
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from support.errors import UserError
 
-TOKENS = 12  # of a row that is tried, fewer where the model has not as many positions
-PADDING = 3  # columns to the left of the row that is tried in a padded batch
+TOKENS = 12  # of a test row; fewer if the model has fewer positions
+PADDING = 3  # columns to the left of the test row in a padded batch
 CROSS = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")  # layers that read an encoder's states
 
 
@@ -34,7 +34,7 @@ def refuse(lm, model):
         raise
     except Exception as error:  # a model may want other inputs than text, and raises what it likes
         reason = str(error).strip().split("\n")[0]
-        if not exact(lm):  # some models do with a weight what a quantised one does not stand
+        if not exact(lm):  # some models use a weight in ways that quantisation does not support
             hint = f"give --bits 32, or {hint}"
         raise UserError(f"model {model!r} cannot be run on tokens alone ({name}: {reason}): {hint}") from error
     if different:
@@ -43,24 +43,24 @@ def refuse(lm, model):
 
 
 def pads(lm):
-    """Whether prompts of several lengths may share a batch, padded on the left; where padding changes what follows it,
-    as in RWKV's recurrence, only those of one length may."""
+    """Whether prompts of different lengths may share a left-padded batch. If padding changes what follows it, as in
+    RWKV's recurrence, only prompts of one length may."""
     return differs_in_batch(lm) is None
 
 
 def needs_encoder(lm):
-    """Whether this is a part of an encoder-decoder. The class of such a decoder alone sets is_encoder_decoder to false
-    in its own config, but keeps the layers that attend to the encoder."""
+    """Whether this is the decoder of an encoder-decoder model. The class of such a decoder alone sets
+    is_encoder_decoder to false in its own config, but keeps the layers that attend to the encoder."""
     if getattr(lm.config, "is_encoder_decoder", False):
         return True
-    # Layers of such a name may read pictures, which need not be there: those have another argument.
+    # Layers with these names may also read optional images, through another argument.
     if "encoder_hidden_states" not in inspect.signature(lm.forward).parameters and not has_decoder_of(lm):
         return False
     return any(path.rpartition(".")[2] in CROSS for path, _ in lm.named_modules())
 
 
 def has_decoder_of(lm):
-    """Whether a module inside takes the states of an encoder, where the model's own forward hides it."""
+    """Whether a submodule takes the states of an encoder, even if the model's own forward does not show it."""
     return any("encoder_hidden_states" in inspect.signature(module.forward).parameters for module in lm.modules()
                if hasattr(module, "get_input_embeddings"))
 
@@ -77,7 +77,7 @@ def probe(lm):
 
 
 def mean_gap(found, wanted):
-    """A mean, because in half precision a router of experts may decide otherwise for a single token."""
+    """Mean gap, because in half precision a router may choose other experts for a single token."""
     return (found.float() - wanted.float()).abs().mean().item()
 
 
@@ -86,16 +86,16 @@ def exact(lm):
 
 
 def tolerance(lm):
-    """Mean gap of logits that rounding may make, as a share of how much they differ from place to place."""
+    """Mean gap of logits that rounding may cause, relative to how much logits differ between positions."""
     return 1e-3 if exact(lm) else 0.1
 
 
 @torch.no_grad()
 def causal(lm):
-    """Whether later tokens leave the logits of earlier ones as they are: one forward of two rows without padding.
+    """Whether later tokens leave the logits of earlier ones unchanged: one forward pass of two rows without padding.
 
-    What the change does before its place is held against what it does from there on, so that a model with small random
-    weights, in which little depends on other tokens, is judged like a trained one.
+    The effect of a change on earlier positions is compared with its effect on later ones, so that a model with small
+    random weights, in which little depends on other tokens, is judged like a trained one.
     """
     one, other = lm(input_ids=probe(lm)).logits
     half = len(one) // 2
@@ -108,9 +108,9 @@ def causal(lm):
 
 @torch.no_grad()
 def differs_in_batch(lm, padding=PADDING):
-    """Where the logits are others than alone, without padding, mask and positions, in words; None where they are the
-    same. It is how the sampler and the scorer of common.py call the model.  padding: columns on the left; with 0 it is
-    tried beside another row, and before padding on the right."""
+    """In which batch the logits differ from those of the row alone (without padding, mask and positions), in words;
+    None if they are the same. The model is called as by the sampler and scorer of common.py.  padding: columns on the
+    left; with 0 it is tried beside another row, and before padding on the right."""
     rows = probe(lm)
     row = rows[:1]
     known = inspect.signature(lm.forward).parameters
@@ -137,8 +137,8 @@ def differs_in_batch(lm, padding=PADDING):
 
 @torch.no_grad()
 def caches(lm):
-    """Whether the model's cache can be shared out to several samples of a prompt, and rows selected from it: tried,
-    with a row that gets another row's states if one of its tensors is left behind."""
+    """Whether the model's cache can be copied to several samples of a prompt, and rows selected from it. Tested with a
+    row that would keep another row's states if a tensor of the cache were left out."""
     for module in lm.modules():
         limit = getattr(module, "time_step_limit", (0.0, math.inf))
         if tuple(limit) != (0.0, math.inf):

@@ -1,4 +1,4 @@
-"""What a run can know of itself, said once each: that it learns nothing, or something else than one thinks."""
+"""Notes that a run prints about itself, each once: it learns nothing, or not what one thinks."""
 import statistics
 from collections import deque
 
@@ -21,7 +21,7 @@ class Notes:
         self.said = set()
 
     def look(self, line):
-        """Print what this step is the first to show. line: its keys of METRICS."""
+        """Print the notes that this step gives a reason for. line: its keys of METRICS."""
         self.lines.append(line)
         self.norms.append(line["grad_norm"])
         if line["step"] == 1:
@@ -41,7 +41,7 @@ class Notes:
             self.said.add(name)
 
     def recent(self, name):
-        """The values of a key in the last steps, as far as they have it."""
+        """The values of a key in those of the last steps that have it."""
         found = [line.get(name) for line in self.lines]
         return [value for value in found if value is not None]
 

@@ -1,4 +1,4 @@
-"""What leaves a process: text that no console can end a run by, and JSON that every reader takes."""
+"""Output: text that cannot fail on any console, and JSON that every reader accepts."""
 import contextlib
 import json
 import math
@@ -7,8 +7,8 @@ import sys
 
 
 def to_json(value, **options):
-    """JSON of nested lists and dicts, with null in the place of NaN and infinity, which JSON does not have. All files
-    are written by this."""
+    """JSON of nested lists and dicts, with null for NaN and infinity, which JSON does not have. All files are written
+    with it."""
     return json.dumps(finite(value), allow_nan=False, **options)
 
 
@@ -57,7 +57,7 @@ class Console:
 
 @contextlib.contextmanager
 def consoles():
-    """Inside, nothing that is printed ends the run."""
+    """Context in which no print can end the run."""
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (stream and Console(stream) for stream in streams)  # None where it is closed
     try:

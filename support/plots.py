@@ -36,7 +36,8 @@ def finish(axis):
 
 
 def k_curve(axis, result, kind, **style):
-    """A line of kind@k against k from a result row, bars: a standard error. Nothing where the row has no such key."""
+    """A line of kind@k against k from a result row, with error bars of one standard error. Nothing if the row has no
+    such key."""
     ks = sorted(int(name.split("@")[1]) for name in result if name.startswith(kind + "@"))
     if ks:
         cells = [result[f"{kind}@{k}"] for k in ks]
@@ -75,8 +76,8 @@ TESTS = [
 
 
 def plot_run(folder, result):
-    """curves.png of a run folder: training curves from metrics.jsonl, k-curves before and after, where they are, from
-    the run's result."""
+    """curves.png of a run folder: training curves from metrics.jsonl, and k-curves before and after from the run's
+    result, if it has them."""
     if processes.RANK:
         return
     lines = read_metrics(os.path.join(folder, "metrics.jsonl"))
@@ -98,7 +99,7 @@ def plot_run(folder, result):
 
 
 def read_metrics(path):
-    """The lines of metrics.jsonl, where null stands for what is not finite."""
+    """The lines of metrics.jsonl, where null stands for a value that is not finite."""
     lines = []
     with open(path) as file:
         for line in file:
@@ -144,7 +145,7 @@ def smooth(values):
 
 
 def widths(count):
-    """Of lines in the order in which they are drawn, ever thinner: where they lie on one another all of them show."""
+    """Line widths in drawing order, each thinner than the last, so that lines on top of each other all show."""
     more = min(1.0, 4 / count)
     return [1.2 + more * i for i in reversed(range(count))]
 
@@ -177,13 +178,13 @@ def in_words(spans):
 
 
 def weight_report(train, tests, folder, xlabel):
-    """weights.png, weights.json and a table: what a training weight pays attention to, and what a test budget needs.
+    """weights.png, weights.json and a table: where a training weight is large, and where a test budget needs it.
 
     train  (label, w [G]): the training weight at x = (i + 1/2) / G, so uniform on (0, 1)
     tests  {label: w [G]}: the same for each test budget
     alignment   cosine of the two weights over x
-    waste       x where training pushes and the test weight has gone (below 5 % of its maximum)
-    starvation  x where the test weight is there and training is silent (below 5 % of its maximum)
+    waste       x where training has weight and the test budget has none (below 5 % of its maximum)
+    starvation  x where the test budget has weight and training has none (below 5 % of its maximum)
     As we read the diagnostics of arXiv 2604.24957; the 5 % are ours.
     """
     name, w = train

@@ -1,7 +1,7 @@
 """Several processes, started by torchrun or accelerate launch (one process is a group of one and takes the same path).
 
-They hold the same adapter and the same batch. Each samples, verifies and updates with its own prompts; sums over the
-processes put the shares together. The first one writes the run folder, and only it prints.
+All hold the same adapter and the same batch. Each samples, verifies and updates with its own prompts; sums over the
+processes combine the shares. Only the first one writes the run folder and prints.
 """
 import datetime
 import os
@@ -18,7 +18,7 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 
 
 def init_processes():
-    """Meet the other processes, if there are any.  Raises UserError if one cannot be reached."""
+    """Connect to the other processes, if there are any.  Raises UserError if one cannot be reached."""
     if WORLD > 1 and not torch.distributed.is_initialized():
         own = int(os.environ.get("LOCAL_RANK", 0))
         if own < torch.cuda.device_count():  # with --device cpu there may be more processes
@@ -32,7 +32,7 @@ def init_processes():
 
 
 def leave():
-    """Leave the other processes, if there are any."""
+    """Disconnect from the other processes, if there are any."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         # Threads of gloo outlive the group and may still be dropping the tensors of the last sum. One that does so when
@@ -61,7 +61,8 @@ def all_reduce(x):
 
 
 def on_first(call):
-    """What call() returns on the first process, on all of them. If it raises UserError there, all end, one says why."""
+    """Run call() on the first process and return its result on all. If it raises UserError, all end and one says
+    why."""
     result, error = None, None
     if not RANK:
         try:

@@ -1,6 +1,6 @@
 """What every script does around its step: set up a run, hand out batches, log and save a step, compare in the end.
 
-These are functions over a plain object that a script's main() fills; the loop itself, and all of a paper, stands there.
+These functions take a plain object that a script's main() fills; the loop and everything of the paper is in the script.
 """
 import functools
 import random
@@ -120,8 +120,8 @@ def splits_of(args):
 
 
 def locate(args):
-    """Have the flags that name files and folders do so from any working directory.  Raises UserError where there is
-    none, before anything is loaded."""
+    """Make flags that name files and folders valid from any working directory.  Raises UserError if one does not exist,
+    before anything is loaded."""
     for name in (*contents.PATHS, *contents.CODE):
         try:
             if name in args:
@@ -132,8 +132,8 @@ def locate(args):
 
 
 def own_base(adapter):
-    """The base that an adapter was made on, None if it does not say.  Raises UserError if it is a folder that is not
-    there any more."""
+    """The base that an adapter was made on, None if it does not say.  Raises UserError if that is a folder that no
+    longer exists."""
     named = contents.base_of(adapter) if adapter else None
     try:
         return contents.located(named, "--model")
@@ -143,8 +143,8 @@ def own_base(adapter):
 
 
 def resolve(folder, policy):
-    """Put numbers in the place of defaults that depend on the model or the machine, so that args.json and a resume
-    have them; add them to the policy's note."""
+    """Replace defaults that depend on the model or the machine by numbers, so that args.json and a resume have them,
+    and add them to the policy's note."""
     args = folder.args
     size = policy.size
     why = "as asked"
@@ -172,7 +172,7 @@ def start(run, words):
 
 
 def counts(run):
-    """How many problems there are, in words: of those that are used the ones that fit, and are evaluated on."""
+    """The number of problems of each split that fit the model, in words, and how many of the test problems are used."""
     train, valid, test = run.problems
     valid = valid or run.task.valid
     test = test or run.task.test
@@ -190,7 +190,8 @@ def report_check(run, found):
 
 
 def look_again(run):
-    """Have the samples of the next step compared (support/check.py). A supervised step draws none: four are drawn."""
+    """Have the samples of the next step checked (support/check.py). A supervised step draws none, so four are drawn
+    here."""
     args = run.args
     run.policy.check.again()
     if getattr(args, "mode", "rl") == "sft" or run.folder.script == "bon_sft" and args.n == 1:
@@ -211,7 +212,7 @@ def evaluate_before(run):
 
 
 def result_row(run, problems, row=None):
-    """A row of result.json: the policy as it is now on these problems."""
+    """A row of result.json: the current policy on these problems."""
     args = run.args
     budgets = {1, 2, 4, 8, 16, 32, 64, run.budget}
     budgets = sorted(k for k in budgets if k <= args.eval_samples)
@@ -234,7 +235,7 @@ def show(run, rows):
 
 def gold_completions(policy, task, problems, target="solution", longest=torch.inf):
     """Gold completions for supervised fine-tuning -> (problems that have one of at most `longest` tokens, {problem id:
-    its token ids with end-of-sequence}); says how many were left out.  Raises UserError if none is left."""
+    its token ids with end-of-sequence}); prints how many were left out.  Raises UserError if none is left."""
     golds = {}
     unwritten = 0  # no ids are read as the text
     for p, prompt in zip(problems, policy.encode([p.prompt for p in problems], task.chat)):
@@ -268,7 +269,7 @@ def permutation(n, seed, epoch):
 
 
 def batch_of(problems, size, step, seed):
-    """The `size` problems of step 1, 2, ...: one shuffled pass over `problems` after the other, nothing dropped."""
+    """The `size` problems of step 1, 2, ...: shuffled epochs over `problems`, one after the other, nothing dropped."""
     batch = []
     for j in range((step - 1) * size, step * size):
         epoch, place = divmod(j, len(problems))
@@ -303,7 +304,7 @@ def sample_stats(policy, task, drawn, rewards, budget, gap, seconds, answers=Non
 
 
 def share_cut(policy, drawn):
-    """Share of samples that do not end with a token that ends a completion."""
+    """Share of samples without an end-of-sequence token."""
     rows = [row for rows in drawn.lists() for row in rows]
     cut = [row[-1] not in policy.stop for row in rows]
     return sum(cut) / len(cut)
@@ -398,7 +399,7 @@ def evaluate_after(run):
     run.folder.training = False
     if run.args.eval_samples:
         run.folder.result["after"] = result_row(run, run.problems.test, "after")
-    run.folder.finish()  # files first: what is printed may have no reader
+    run.folder.finish()  # files first: printing fails if its reader has gone
     if run.args.eval_samples:
         show(run, {row: run.folder.result[row] for row in ("before", "after")})
         for row in ("before", "after") if run.verifier else ():

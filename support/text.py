@@ -19,8 +19,8 @@ CUT = "\ufffd"  # what stands for bytes that are no character
 # ----------------------------------------------------------------------------------------------------------- templates
 
 class Chat(str):
-    """A prompt that is chat messages: `turns`, (role, text) each. As a text it is those of its messages, one after the
-    other: what a model without a chat template reads, if it is told to."""
+    """A prompt of chat messages: `turns`, (role, text) each. As a string it is the texts of its messages in order,
+    which a model without a chat template gets with --no-chat."""
 
     def __new__(cls, turns):
         turns = tuple(turns)
@@ -41,7 +41,7 @@ class Chat(str):
 
 
 def turns_of(prompt):
-    """The messages of a prompt: its own, or a text as the user's."""
+    """The messages of a prompt; a plain text becomes one message of the user."""
     return prompt.turns if isinstance(prompt, Chat) else (("user", prompt),)
 
 
@@ -82,12 +82,12 @@ def put(tokenizer, prompt, system=None):
 
 
 def has_clock(tokenizer):
-    """Whether the chat template writes the time."""
+    """Whether the chat template writes the date or time."""
     return CLOCK.search(tokenizer.get_chat_template()) is not None
 
 
 def ignores_system(tokenizer, system):
-    """Whether the chat template writes the same prompt for another system message."""
+    """Whether the chat template ignores the system message."""
     found = {render(tokenizer, [("system", text), ("user", "prompt")], answer=True) for text in (system, system + "!")}
     return len(found) == 1
 
@@ -112,13 +112,13 @@ def end_of_turn(tokenizer, stop):
 # ---------------------------------------------------------------------------------------------------------------- ends
 
 def name_of(tokenizer, token):
-    """A token in words: its text, if the tokenizer knows it, and its id."""
+    """A token in words: its text, if there is one, and its id."""
     text = tokenizer.convert_ids_to_tokens(token)
     return str(token) if text is None else f"{text!r} ({token})"
 
 
 def ends(lm, tokenizer, model):
-    """What ends a completion of a model as it was loaded -> {token id: where that is said}.  Raises UserError if there
+    """The tokens that end a completion of a loaded model -> {token id: which file says so}.  Raises UserError if there
     is none, or one that the model cannot say."""
     found = {}
     told = getattr(getattr(lm, "generation_config", None), "eos_token_id", None)
@@ -142,7 +142,7 @@ def ends(lm, tokenizer, model):
 # ------------------------------------------------------------------------------------------------------------ encoding
 
 def ids_of(tokenizer, text):
-    """Token ids of a text, or of each of a list, without what the tokenizer puts around every text."""
+    """Token ids of a text, or of each text in a list, without the special tokens that the tokenizer adds."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -167,8 +167,8 @@ def encode(tokenizer, prompts, written=False):
 
 
 def continuations(tokenizer, text, prompt, whole):
-    """Token ids that may stand for a text after a prompt, the likeliest first.  prompt, whole: token ids of the prompt,
-    and of prompt and text encoded as one."""
+    """Candidate token ids of a text after a prompt, the likeliest first.  prompt, whole: token ids of the prompt, and
+    of prompt and text encoded as one."""
     if prompt and whole[:len(prompt)] == prompt:
         yield whole[len(prompt):]
     added = {str(token): [i] for i, token in tokenizer.added_tokens_decoder.items()}
@@ -181,7 +181,7 @@ def continuations(tokenizer, text, prompt, whole):
 
 
 def after(tokenizer, text):
-    """Token ids of a text as it is encoded where it continues another one."""
+    """Token ids of a text encoded as the continuation of another text."""
     for opener in OPENERS if text else ():
         first, both = ids_of(tokenizer, [opener, opener + text])
         ids = both[len(first):]
@@ -193,7 +193,7 @@ def after(tokenizer, text):
 # ------------------------------------------------------------------------------------------------------------ decoding
 
 def read(tokenizer, tokens):
-    """The text of tokens on their own."""
+    """The text of tokens without context."""
     return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 

@@ -1,6 +1,6 @@
-"""--track: a run on a dashboard, beside its own files. Nothing is imported and nothing sent unless it is asked for.
+"""--track: a run on a dashboard, in addition to its own files. Nothing is imported or sent unless it is asked for.
 
-What goes out is what the last checkpoint holds: the row `before` as step 0, the lines of metrics.jsonl under their own
+What is sent is what the last checkpoint holds: the row `before` as step 0, the lines of metrics.jsonl under their own
 keys, with the last step the row `after` and curves.png. So no step is there twice, however often a run was stopped or
 killed, and resumed. tracked.json says how far wandb or trackio have been told, and says so before they are: what they
 have not written or sent yet when a run is killed is missing there, never in metrics.jsonl. The files of TensorBoard lie
@@ -36,7 +36,7 @@ class TensorBoard:
 
     @functools.cached_property
     def writer(self):
-        """Made for the first line: of a run that computes nothing no file is left."""
+        """Made for the first line, so that a run that computes nothing leaves no file."""
         writer = self.make()
         rows = [f"{name} {value}" for name, value in self.config.items()]
         writer.add_text("flags", "\n\n".join(rows))
@@ -74,7 +74,7 @@ class Service:
 
 
 class Tracker:
-    """What a run tells the dashboard `kind`, or nobody. folder: its support/folder.py, Folder. Of several processes the
+    """Sends a run to the dashboard `kind`, or nowhere. folder: its support/folder.py, Folder. Of several processes the
     first one does."""
 
     def __init__(self, kind, folder):
@@ -84,7 +84,7 @@ class Tracker:
         self.told = -1  # the last step that is there; one more than all steps with what comes after them
 
     def open(self, config):
-        """Begin, or go on from where a resumed run has come to.  Raises UserError if the dashboard cannot be had."""
+        """Begin, or continue at the last step of a resumed run.  Raises UserError if the dashboard cannot be used."""
         if self.kind != "none":
             processes.on_first(lambda: self.begin(config))
 
@@ -104,7 +104,7 @@ class Tracker:
         print(f"tracked by {self.kind}: {self.board.where}", flush=True)
 
     def send(self):
-        """Tell what the last checkpoint holds and has not been told."""
+        """Send what the last checkpoint holds and has not been sent yet."""
         if not self.board:
             return
         rows = {}
@@ -129,7 +129,7 @@ class Tracker:
             self.board.close()
 
     def tell(self, place, step, values, picture=None):
-        """One line. A dashboard that fails is left, since it must not end a run."""
+        """Send one line. A dashboard that fails is dropped, because it must not end a run."""
         self.told = self.record[self.kind] = place
         write_atomic(self.folder.path(RECORD), to_json(self.record))
         try:

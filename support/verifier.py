@@ -61,19 +61,21 @@ def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
         raise UserError(f"{path!r} is no verifier: give a folder of fit_verifier.py, or a decoder with one "
                         "label")
     import peft
-    # transformers reads the output at the last token that is no padding, and the padding token is often the
-    # end-of-sequence token; rows are padded on the left here, so the last column it is
+    # transformers reads the output at the last token that is not padding, and the padding token is often the
+    # end-of-sequence token. Rows are padded on the left here, so -1 makes it read the last column.
     model.config.pad_token_id = -1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if lora_rank:  # SEQ_CLS: the head is trained and saved with the adapter
-                model = peft.get_peft_model(model, peft.LoraConfig(
-                    r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="SEQ_CLS"))
+                layers = [name for name in adapters.linear_layers(model) if name != "score"]
+                config = peft.LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=layers,
+                                         task_type="SEQ_CLS")
+                model = peft.get_peft_model(model, config)
                 adapters.name_base(model, path)
             elif extra["model"] != path:
                 model = peft.PeftModel.from_pretrained(model, os.path.join(path, "adapter"))
-    except Exception as error:  # as in load_policy
+    except Exception as error:  # peft raises many types
         raise UserError(f"cannot put the verifier's adapter on {extra['model']!r} ({load.first_line(error)}): fit it "
                         "again with fit_verifier.py") from error
     return Verifier(model.eval(), tokenizer, note, extra)
@@ -97,7 +99,7 @@ def verifier_logits(verifier, rows, max_tokens=None):
 
 @torch.no_grad()
 def verify_scores(verifier, prompts, completions, chat=False):
-    """Scores of R pairs of texts -> list of float. Equal pairs are scored once, so that they tie exactly."""
+    """Scores of R pairs of texts -> list of float. Equal pairs are scored once, so they tie exactly."""
     pairs = list(dict.fromkeys(zip(prompts, completions, strict=True)))
     scores = torch.zeros(len(pairs), dtype=torch.float64)
     share = slice(processes.RANK, None, processes.WORLD)

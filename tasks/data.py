@@ -1,4 +1,4 @@
-"""Problems from data sets on the hub or local copies of them, and from data of one's own.
+"""Problems from data sets on the hub or local copies of them, and from your own data.
 
 Your own problems are rows of a prompt and an answer, or tests, in any of the formats of files.py: a file, a folder or a
 data set of the hub by its id (org/name, org/name:config). What its columns may be called is in shapes.py. Without a
@@ -53,7 +53,7 @@ def tenth(n: int) -> int:
 
 
 def key_of(problem: Problem) -> str:
-    """The prompt without what layout makes different; itself where that is the same, which takes no memory."""
+    """The prompt without differences of layout; the same object if nothing changes, which saves memory."""
     text = squeeze(problem.prompt)
     return problem.prompt if text == problem.prompt else text
 
@@ -105,7 +105,7 @@ class BadRows:
 
 
 def read(rows, make, bad):
-    """(place, make(row, place, n)) of rows (n counts them from 1) of which that is not None."""
+    """(place, make(row, place, n)) for the rows for which make gives something; n counts rows from 1."""
     for n, (place, row) in enumerate(rows, start=1):
         try:
             if isinstance(row, UserError):
@@ -405,10 +405,10 @@ def divide(rows, bad, named):
 
 def load_own(data: str, columns: str | None = None, skip: bool = False, limit: int | None = None,
              only: str | None = None, judged: Callable | None = None) -> Task:
-    """Problems of one's own file or folder, or of a data set of the hub, as shapes.py reads them. Without any split in
+    """Problems of your own file or folder, or of a data set of the hub, as shapes.py reads them. Without any split in
     the rows or the names of files, a seeded 80/10/10.  columns: text of --columns; skip: leave rows out that are no
-    problems, and say so; limit: how many train problems, and only: which split is wanted of a data set of the hub,
-    of which no more is read (None: all); judged(train, valid, test): the task, where it is not their answers that judge
+    problems, and say so; limit: how many train problems, and only: which split is wanted of a data set of the hub, of
+    which no more is read (None: all); judged(train, valid, test): the task, where it is not their answers that judge
     them.  Raises UserError."""
     started = time.time()
     path, config = parted(data)

@@ -24,13 +24,13 @@ class Problem:
 class Task:
     """Base of all tasks; the docstring of tasks/__init__.py is the contract."""
     name = ""
-    graded = False  # True: rewards are real numbers and max@k takes the place of pass@k
+    graded = False  # True: rewards are real numbers, and max@k replaces pass@k
     max_new_tokens = 512  # long enough for the gold solutions
     base = "tiny"  # the embedded model that the scripts take where no --model is given
     chat = True  # prompts go through the tokenizer's chat template where the model has one
-    places = {}  # {flag: FILE.py:NAME} of a class or function of one's own
+    places = {}  # {flag: FILE.py:NAME} of the user's own class or function
     code = {}  # {flag: {file: SHA-256}} of its file and of the modules beside it
-    understood = ""  # of data of one's own: what its columns were taken for, and how many problems there are
+    understood = ""  # for your own data: how its columns were read, and the number of problems
 
     def __init__(self):
         self.train, self.valid, self.test = [], [], []
@@ -59,7 +59,7 @@ class Task:
         """Raises UserError if no completion can be judged."""
 
     def need(self, split: str) -> list[Problem]:
-        """The problems of a split that the caller cannot do without.  Raises UserError if there are none."""
+        """The problems of a split.  Raises UserError if there are none."""
         problems = getattr(self, split)
         if not problems:
             found = f"{len(self.train)} train, {len(self.valid)} valid, {len(self.test)} test"

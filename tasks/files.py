@@ -4,7 +4,7 @@ A file holds JSON lines, one JSON list or object, Parquet, CSV or TSV with a hea
 gzipped or not; its name says which, and JSON is what any other name stands for. A folder is one of such files, with the
 hub's layout or without; in the names of files or folders stands the split (train, test, valid, validation, val or dev).
 A row comes with its place, (file, unit, number), as in "a.jsonl, line 3"; in the place of what is no row stands a
-UserError with what is wrong with it.
+UserError that says what is wrong with it.
 """
 import contextlib
 import csv
@@ -102,7 +102,7 @@ def json_rows(file):
         if first.startswith(b"["):
             yield "line", getattr(value, "line", 1), value
             return
-        file.seek(0)  # lines of which the first is broken
+        file.seek(0)  # JSON lines with a broken first line
     for number, line in enumerate(file, start=1):
         if line.strip():
             yield "line", number, as_row(parsed(line))
@@ -162,7 +162,7 @@ def parted(data: str) -> tuple[str, str | None]:
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether it can only be a data set of the hub, of which each has an owner."""
+    """Whether it can only be a data set of the hub: their ids have an owner."""
     return bool(HUB_ID.fullmatch(path)) and not FORMAT.search(path) and not os.path.exists(path)
 
 

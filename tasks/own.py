@@ -1,8 +1,8 @@
-"""A Python file of one's own, imported: that of a reward (reward.py), or a task, --task FILE.py:CLASS.
+"""The user's own Python file, imported: a reward (reward.py), or a task, --task FILE.py:CLASS.
 
-Whatever its code raises, and whatever it returns that is none of what it should, ends the run in one sentence, never in
-a reward of 0. The SHA-256 of the file, and of what it imports from its folder, is kept with the run. tasks/__init__.py
-shows ten lines of each.
+Any exception of its code, and any value of a wrong kind, ends the run in one sentence; it never becomes a reward of 0.
+The SHA-256 of the file, and of what it imports from its folder, is kept with the run. tasks/__init__.py shows ten lines
+of each.
 """
 import ast
 import contextlib
@@ -26,13 +26,13 @@ from .programs import squeeze
 
 OURS = ("bench", "common", "evaluate", "fast", "support", "tasks")  # modules of this project that a file may import
 SPLITS = ("train", "valid", "test")
-LOADED = []  # names of the modules that a file of one's own has imported from its folder
+LOADED = []  # names of the modules that the user's file has imported from its folder
 
 
 # ------------------------------------------------------------------------------------------------------------ the file
 
 class File:
-    """A Python file of one's own, imported.  flag: that names it; text: FILE.py or FILE.py:NAME.  Raises UserError."""
+    """The user's own Python file, imported.  flag: that names it; text: FILE.py or FILE.py:NAME.  Raises UserError."""
 
     def __init__(self, flag, text):
         found = code_file(text)
@@ -160,7 +160,7 @@ class File:
         return candidates[self.name]
 
     def mark(self, task, kind):
-        """Have a task say what it is made by, for args.json.  kind: of what NAME stands for."""
+        """Record in a task what it is made by, for args.json.  kind: what NAME stands for."""
         flag = self.flag.removeprefix("--")
         task.places = {flag: f"{self.path}:{self.name}"}
         task.code = {flag: {**self.digests, kind: self.name}}
@@ -216,7 +216,7 @@ def list_of_numbers(values, count, call, graded):
 
 
 def named(value):
-    """A value that is none that was wanted, in words."""
+    """A value of a wrong kind, in words."""
     if value is None or isinstance(value, (str, bytes)):
         return squeeze(repr(value))[:60]
     kind = type(value)
@@ -305,7 +305,7 @@ def check_problems(splits, what):
 
 
 def guard(task, file):
-    """Have what a task says of completions checked, and its errors told in a sentence."""
+    """Check what a task returns for completions, and turn its errors into one sentence."""
     rewards = task.rewards
     extract = task.extract
     target = task.target

@@ -256,7 +256,7 @@ def stub(prefix: str) -> str:
 
 
 def definitions_of(prompt):
-    """The functions and classes in the beginning of a program, none if the prompt is no such thing."""
+    """The functions and classes in the beginning of a program; none if the prompt is not one."""
     try:
         tree = ast.parse(stub(prompt))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -387,8 +387,8 @@ def job_of(spec: dict, program: str = "", kind: str = "tests") -> dict:
 
 
 def report_left_out(flaws: dict[str, str], of: int | None = None):
-    """Say which problems {id: reason} cannot be judged, reason by reason; of a file of so many.  Raises UserError if
-    none is left."""
+    """Say which problems {id: reason} cannot be judged, reason by reason; `of`: the number of problems of a file.
+    Raises UserError if none is left."""
     reasons = {}
     for id, reason in flaws.items():
         reasons.setdefault(squeeze(reason), []).append(id)

@@ -1,4 +1,4 @@
-"""A function of one's own that judges the samples of --data: --reward FILE.py:FUNCTION.
+"""The user's own function that judges the samples of --data: --reward FILE.py:FUNCTION.
 
 It is one of two, told apart by the names of their parameters:
 
@@ -41,7 +41,7 @@ OF_SAMPLES = ("prompt", "prompts", "completion", "completions")  # columns of th
 
 
 class Judge:
-    """A function of one's own: FILE.py:FUNCTION, or the only one in FILE.py.  Raises UserError."""
+    """The user's own function: FILE.py:FUNCTION, or the only one in FILE.py.  Raises UserError."""
 
     def __init__(self, text):
         file = File("--reward", text)
@@ -92,7 +92,7 @@ class Judge:
                                 f"column; there are {', '.join(sorted(given))}")
 
     def keywords(self, problems, completions):
-        """What it is called with for some samples, of which there is one where it takes one."""
+        """The arguments for some samples; for a function of one sample there is only one."""
         if self.batched:
             found = self.columns_of(problems)
             found["prompts"] = [messages_or_text(p.prompt) for p in problems]

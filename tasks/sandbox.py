@@ -254,7 +254,7 @@ def receive(fd, wait=lambda: None):
 
 
 def read_bytes(fd, missing, wait):
-    """So many bytes.  Raises Gone if the other side ends before."""
+    """Read `missing` bytes.  Raises Gone if the other side ends before."""
     found = []
     while missing > 0:
         wait()
@@ -370,8 +370,8 @@ OPERATIONS |= {"item": item, "put": put, "signature": signature}
 
 
 class Answers:
-    """What a program answers to what its tests ask of its objects, which they know by number: first the things that
-    they have names for, then instances of the classes among those, and methods."""
+    """The program's side: answers requests of the tests about its objects, which have numbers: first the things that
+    the tests name, then instances of these classes, and methods."""
 
     def __init__(self, objects):
         self.objects = objects
@@ -1001,7 +1001,7 @@ class Worker:
             os.waitpid(pid, 0)
             try:
                 if inner and os.waitpid(inner, os.WNOHANG)[0] == 0:
-                    os.kill(inner, 9)  # ours by now, so the number cannot mean anybody else
+                    os.kill(inner, 9)  # our child, so the number cannot be reused
                     os.waitpid(inner, 0)
             except ChildProcessError:
                 pass  # bwrap had reaped it
@@ -1151,7 +1151,7 @@ class Worker:
         return True
 
     def late_if_false(self, verdict, started, job):
-        """A program that took too long was not wrong."""
+        """A program that took too long counts as late, not as wrong."""
         import time
         late = time.monotonic() - started > job["limit"]
         return "timeouts" if verdict is False and late else verdict

@@ -177,7 +177,7 @@ class Fields:
 
 
 def alike(value, field):
-    """The text of a value, the same for two of which it makes no difference which one is meant."""
+    """The text of a value, equal for values between which it makes no difference which one is meant."""
     text = as_text(value, field)
     return (field == "answer" and marked(text) or text).strip()
 
@@ -321,14 +321,13 @@ def problem_of(row: dict, name: str, columns: dict[str, str] | None = None, used
 
 @dataclass(frozen=True)
 class RowProblem(Problem):
-    """A problem that a function of one's own judges (reward.py), which reads its row."""
+    """A problem with its row, for the user's own reward function (reward.py)."""
     row: dict = field(default_factory=dict, hash=False)
 
 
 def row_problem(row: dict, name: str, columns: dict[str, str] | None = None, used: dict[str, set[str]] | None = None
                 ) -> tuple[RowProblem, str | None]:
-    """The same as `problem_of` for a function of one's own that judges: a RowProblem, which needs a prompt and nothing
-    else."""
+    """`problem_of` for the user's own reward function: a RowProblem, which needs only a prompt."""
     columns = dict(columns or {})
     if row.get("answer") is not None:  # the function gets the others by their own names
         columns.setdefault("answer", "answer")

@@ -18,7 +18,7 @@ import sympy
 from .answers import FUNCTIONS, glance
 
 sys.set_int_max_str_digits(0)
-DIGITS = 150  # of which a number is known; the last thirty may be rounding errors
+DIGITS = 150  # of a computed number; the last thirty may be rounding errors
 TURNED = {">": "<", "≥": "≤"}
 RELATION = {"≤": "<=", "≥": ">=", "≠": "!="}
 RELATIONS = "=<>≤≥≠"
@@ -283,7 +283,7 @@ def readings(text):
 HARD = re.compile(r"[∑∫]|\\(?:prod|lim)(?![a-z])")  # what math-verify is asked about
 LETTER = re.compile(r"(?<![\w\\⟨])[a-zA-Z](?![\w⟩(])")
 PLAIN_NAME = re.compile(r"[A-Z]*|\\\w+|[^-+*/]?_?'*")  # without what is in brackets
-HUGE = re.compile(r"\^\(*-?[0-9]{5,}|\^\(*[0-9]+\^|factorial\(+(?:[0-9]{5,}|\\factorial)")  # takes for ever
+HUGE = re.compile(r"\^\(*-?[0-9]{5,}|\^\(*[0-9]+\^|factorial\(+(?:[0-9]{5,}|\\factorial)")  # would take forever
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -316,7 +316,7 @@ def close(gold, answer, digits):
 
 
 def same(gold, answer):
-    """Whether two `clean` answers are the same, or None if that is a question for math-verify."""
+    """Whether two `clean` answers are the same; None if math-verify has to decide."""
     a, b = understand(gold), understand(answer)
     if None in (a.forms, b.forms):
         return None

@@ -1,4 +1,4 @@
-"""Child processes that judge, because what they run may hang, crash or eat the memory, and then they are killed."""
+"""Child processes that judge: what they run may hang, crash or eat the memory, and then they are killed."""
 import json
 import os
 import queue

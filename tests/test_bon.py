@@ -7,9 +7,11 @@ import os
 import subprocess
 from decimal import Decimal, getcontext
 
+import architectures
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from conftest import ROOT, load_policy
 from tabular import assert_figures, distance, on_three_prompts, slope_on_three_prompts
 from test_scripts import command, read_lines, run, same_run
@@ -831,3 +833,13 @@ def test_errors_are_one_sentence(script, flags, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = run(MAIN.get(script, evaluate.main), *flags)
     assert code == 2 and words in err and err.count("\n") == 1, err
+
+
+def test_a_verifier_on_fused_experts(tmp_path):
+    """Its adapter goes where that of a policy goes: the names of a router or of experts would be taken for others."""
+    config = transformers.MixtralConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                                        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4)
+    verifier = verifiers.load_verifier(architectures.save(tmp_path, config), lora_rank=4)
+    trained = {name for name, p in verifier.model.named_parameters() if p.requires_grad}
+    assert any("q_proj.lora_A" in name for name in trained) and any(".score." in name for name in trained)
+    assert not any("experts" in name or ".gate." in name for name in trained)

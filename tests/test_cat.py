@@ -14,7 +14,6 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import ROOT, load_policy
-from references import blocks, source
 from tabular import assert_figures, distance, on_three_prompts, slope_on_three_prompts
 from test_scripts import read_lines, run, same_run
 from test_text import llama_folder
@@ -268,34 +267,6 @@ def test_raw_weight_at_the_true_probability_is_exact_and_log_has_a_factor_p(n, k
         if k == 1:
             assert torch.allclose(raw, expected_sum(THETA, RIGHT, m, lambda r, _: r / m * passn_weight(p, n, "raw")),
                                   atol=1e-12)
-
-
-def test_maxrl_as_an_operator():
-    """The operator on docs/cat_passk.md: its slope is the sum of (1/j) slopes of pass@j; times the log weight of Pass@N
-    it is the raw one; --operator takes it."""
-    space = {}
-    code, = (block for block in blocks(source("docs/cat_passk.md"), "python") if "def maxrl" in block)
-    exec(code, space)
-    maxrl = space["maxrl"]
-    p = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
-    for n in (1, 2, 5, 16):
-        w = cat_passk.weight_of(p, n, "raw", maxrl)
-        assert torch.allclose(w, sum(passn_weight(p, j, "raw") / j for j in range(1, n + 1)), rtol=1e-12, atol=0)
-        assert torch.allclose(w, cat_passk.powers(1 - p, n), rtol=1e-12, atol=0)
-        assert torch.allclose(w * passn_weight(p, n, "log"), passn_weight(p, n, "raw"), rtol=1e-12, atol=0)
-        for form in ("raw", "log"):
-            cat_passk.check_operator(maxrl, n, form, "maxrl")
-
-
-@pytest.mark.parametrize("standardised", [False, True])
-def test_what_a_reward_for_nobody_right_teaches(standardised):
-    """A reward a where all M are wrong adds -a w (1-p)^(M-1) grad p, w the weight there: p is pushed up."""
-    M, n, k, a = 3, 5, 2, -0.5
-    with_it, without = (expected_sum(THETA, RIGHT, M, lambda r, _: cat_majority.rl_coefficients(
-        r, None, n, "raw", k, standardised, all_wrong, False)) for all_wrong in (a, 0.0))
-    p = success(RIGHT)(torch.softmax(THETA, 0))
-    wanted = -a * majority_weight(1 / (M + 2), n, k, "raw") * (1 - p) ** (M - 1) * gradient_of(success(RIGHT), THETA)
-    assert torch.allclose(with_it - without, wanted, atol=1e-12) and wanted.abs().max() > 1e-3
 
 
 def test_the_bias_of_the_plug_in_forms():
@@ -1172,3 +1143,14 @@ def test_the_peptide_base_is_small_and_as_good_as_it_says(tmp_path):
     assert recorded["max@8"]["mean"] > recorded["max@1"]["mean"] + 0.3
     code, _, err = run(make_tiny.main, "--tasks", "peptide,routes", "--out", tmp_path / "t")
     assert code == 2 and "peptide" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("standardised", [False, True])
+def test_what_a_reward_for_nobody_right_teaches(standardised):
+    """A reward a where all M are wrong adds -a w (1-p)^(M-1) grad p, w the weight there: p is pushed up."""
+    M, n, k, a = 3, 5, 2, -0.5
+    with_it, without = (expected_sum(THETA, RIGHT, M, lambda r, _: cat_majority.rl_coefficients(
+        r, None, n, "raw", k, standardised, all_wrong, False)) for all_wrong in (a, 0.0))
+    p = success(RIGHT)(torch.softmax(THETA, 0))
+    wanted = -a * majority_weight(1 / (M + 2), n, k, "raw") * (1 - p) ** (M - 1) * gradient_of(success(RIGHT), THETA)
+    assert torch.allclose(with_it - without, wanted, atol=1e-12) and wanted.abs().max() > 1e-3

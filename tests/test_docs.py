@@ -198,6 +198,24 @@ def test_the_coefficients_shown_for_cat_bon():
             assert as_printed(c[place - 1].item(), text.strip()), (name, place)
 
 
+def test_maxrl_as_an_operator():
+    """The operator on docs/cat_passk.md: its slope is the sum of (1/j) slopes of pass@j; times the log weight of Pass@N
+    it is the raw one; --operator takes it."""
+    from cat_passk import check_operator, passn_weight, powers, weight_of
+    space = {}
+    code, = (block for block in blocks(page("cat_passk"), "python") if "def maxrl" in block)
+    exec(code, space)
+    maxrl = space["maxrl"]
+    p = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    for n in (1, 2, 5, 16):
+        w = weight_of(p, n, "raw", maxrl)
+        assert torch.allclose(w, sum(passn_weight(p, j, "raw") / j for j in range(1, n + 1)), rtol=1e-12, atol=0)
+        assert torch.allclose(w, powers(1 - p, n), rtol=1e-12, atol=0)
+        assert torch.allclose(w * passn_weight(p, n, "log"), passn_weight(p, n, "raw"), rtol=1e-12, atol=0)
+        for form in ("raw", "log"):
+            check_operator(maxrl, n, form, "maxrl")
+
+
 def test_docstrings_link_the_pages():
     for script in SCRIPTS:
         assert f"\nPage: {references.page_of(script)}" in importlib.import_module(script).__doc__, script

@@ -41,7 +41,7 @@ def test_top_level():
 
 
 def test_lines_are_short():
-    """120 characters at most; in results/ and docs/ all but rows of tables, which cannot be broken."""
+    """120 characters at most, but for rows of tables, which cannot be broken."""
     for path in files(".py", ".sh", ".toml", ".md"):
         for number, line in enumerate(source(path).split("\n"), 1):
             row = path.startswith(("results/", "docs/")) and line.startswith("|")

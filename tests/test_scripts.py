@@ -774,6 +774,6 @@ def test_a_run_prints_its_own_lines_only(tmp_path):
     done = subprocess.run(command("ppo_passk.py", *SMALL, "--steps", 1, "--bits", 4, "--out", tmp_path / "r"),
                           capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    allowed = re.compile(r"\S*r: tiny|cpu \(|sampling and scoring: |prompts |the first samples, |  c\S+> -> |"
-                         r"step 1/1|\s+pass@1|\s+distinct|before|after|\d+ s; everything")
+    allowed = re.compile(r"\S*r: tiny|cpu \(|sampling and scoring: |prompts |to repeat it: |what the keys|the first "
+                         r"samples, |  c\S+> -> |step 1/1|\s+pass@1|\s+distinct|before|after|\d+ s; everything")
     assert all(allowed.match(line) for line in done.stdout.strip().split("\n")), done.stdout
