@@ -86,6 +86,8 @@ def set_up(folder, default, label, binary=False, base=None):
     task = tasks.task_of(args)
     if args.eval_samples:
         task.check_can_verify()
+    for split in splits_of(args):  # before a model is loaded for nothing
+        task.need(split)
     if not args.model:
         args.model = own_base(args.adapter) or (base if base and task.name == default else task.base)
     if task.graded and binary:
@@ -107,12 +109,14 @@ def set_up(folder, default, label, binary=False, base=None):
 
 def problems_of(policy, task, args):
     """The problems of each split that fit the model, as far as the flags need them.  Raises UserError."""
-    def those(split):
-        return evaluate.that_fit(policy, task, task.need(split))
-    train = those("train")[:args.train_problems or None]
-    valid = those("valid") if args.eval_every else []
-    test = those("test") if args.eval_samples else []
-    return Problems(train, valid, test)
+    found = {split: evaluate.that_fit(policy, task, task.need(split)) for split in splits_of(args)}
+    return Problems(found["train"][:args.train_problems or None], found.get("valid", []), found.get("test", []))
+
+
+def splits_of(args):
+    """The splits that the flags need."""
+    wanted = {"train": True, "valid": args.eval_every, "test": args.eval_samples}
+    return [split for split, amount in wanted.items() if amount]
 
 
 def locate(args):
@@ -214,8 +218,8 @@ def result_row(run, problems, row=None):
     budgets = sorted(k for k in budgets if k <= args.eval_samples)
     problems = problems[:args.eval_problems or None]
     if run.policy.size >= load.SMALL:
-        print(f"evaluation on {len(problems)} problems x {args.eval_samples} samples (--eval-problems, --eval-samples)",
-              flush=True)
+        print(f"evaluation on {len(problems)} problems x {args.eval_samples} samples of at most "
+              f"{run.task.max_new_tokens} tokens (--eval-problems, --eval-samples, --max-new-tokens)", flush=True)
     what = {"kl": True, "verifier": run.verifier, "target": run.target}
     found, pool = evaluate.evaluate(run.policy, run.task, problems, args.eval_samples, budgets, args.temperature,
                                     args.seed, **what)

@@ -62,7 +62,9 @@ class Task:
         """The problems of a split.  Raises UserError if there are none."""
         problems = getattr(self, split)
         if not problems:
-            raise UserError(f"task {self.name} has no {split} problems: add some to its data, or choose other levels")
+            found = f"{len(self.train)} train, {len(self.valid)} valid, {len(self.test)} test"
+            raise UserError(f"task {self.name} has no {split} problems ({found}): add some to its data, name "
+                            "splits in its column `split`, or choose other levels")
         return problems
 
 

@@ -126,8 +126,7 @@ class File:
 
     def told(self, error):
         """The last line of a traceback, and where in the folder of this file it comes from."""
-        message = squeeze(str(error))[:200]
-        words = type(error).__name__ + f": {message}" * bool(message)
+        message = str(error)
         frames = traceback.extract_tb(error.__traceback__)
         inside = re.compile(re.escape(self.folder + os.sep) + "(?!.*site-packages)")
         own = [frame for frame in frames if inside.match(frame.filename)]
@@ -135,6 +134,9 @@ class File:
         place = last.filename, last.lineno
         if isinstance(error, SyntaxError) and os.path.isfile(error.filename or ""):
             place = error.filename, error.lineno
+            message = error.msg  # without the place, which follows
+        message = squeeze(message)[:200]
+        words = type(error).__name__ + f": {message}" * bool(message)
         return f"{words} ({os.path.basename(place[0])}, line {place[1]})"
 
     def defined(self):

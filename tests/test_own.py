@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import textwrap
 import time
@@ -292,6 +293,23 @@ def test_what_is_said_at_once(source, name, words, tmp_path, monkeypatch):
     err = said_no(run(ppo_passk.main, *TINY, "--data", rows(tmp_path), "--reward", f"{file}{name}", "--out",
                       tmp_path / "r"), words)
     assert len(err) < 400 and "--reward" in err and not (tmp_path / "r").exists()
+    assert err.count("(my_reward.py, line 1)") <= 1
+
+
+def test_a_split_without_problems_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.load_policy", lambda *rest, **more: pytest.fail("a model was loaded"))
+    said_no(run(ppo_passk.main, *TINY, "--data", rows(tmp_path, ROWS[:2]), "--eval-samples", 4, "--out",
+                tmp_path / "r"),
+            "has no test problems (2 train, 0 valid, 0 test): add some")
+    assert not (tmp_path / "r").exists()
+
+
+def test_problems_of_the_readme_fill_every_split(tmp_path):
+    with open(os.path.join(os.path.dirname(__file__), "..", "README.md"), encoding="utf-8") as file:
+        source = re.search(r"python - > problems.jsonl <<'END'\n(.*?)END\n", file.read(), re.DOTALL)[1]
+    made = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True).stdout
+    task = tasks.load_task(data=str(put(tmp_path / "problems.jsonl", made)))
+    assert all(len(task.need(split)) >= 10 for split in ("train", "valid", "test"))
 
 
 def test_flags_that_do_not_belong_together(tmp_path):
