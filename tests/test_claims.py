@@ -322,7 +322,7 @@ def test_a_formula_takes_the_place_of_the_coefficients(tmp_path, monkeypatch):
     monkeypatch.setattr(ppo_passk, "ppo_update", captured)
     rewards = []
     judged = ppo_passk.sample_stats
-    monkeypatch.setattr(ppo_passk, "sample_stats", lambda *args: rewards.append(args[2]) or judged(*args))
+    monkeypatch.setattr(ppo_passk, "sample_stats", lambda *args: rewards.append(args[3]) or judged(*args))
     with runner.handed("GRPO"):
         ppo_passk.main(["--task", "countdown", "--k", "2", "--samples", "6", "--prompts", "4", "--steps", "1",
                         "--eval-samples", "0", "--out", str(tmp_path / "run")])
