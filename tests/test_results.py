@@ -165,7 +165,7 @@ def test_what_is_drawn_is_up_to_date():
         cited = re.findall(r"([+-]\.\d+) (\[[^]]*\]), \[`([\w-]+)`\]\(results/claims\.md", file.read())
     assert len(cited) == 6
     for mean, interval, name in cited:
-        assert f"| {mean} | {interval} |" in claims.report(found, name), (name, mean)
+        assert f"| {mean} {interval} |" in claims.report(found, name), (name, mean)
     with open(os.path.join(ROOT, "results", "claims.md"), encoding="utf-8") as file:
         assert claims.listing(found) in file.read(), "python results/claims.py --draw"
     with open(os.path.join(ROOT, "results", "which.md"), encoding="utf-8") as file:

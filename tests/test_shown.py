@@ -86,7 +86,7 @@ def test_what_samples_show():
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     tokens = torch.tensor([[[5, 0, 7], [5, 5, 0], [5, 5, 5], [0, 5, 5]]]).expand(2, 4, 3)
     lengths = torch.tensor([[2, 3, 3, 1]]).expand(2, 4)
-    drawn = common.Samples(tokens, torch.zeros(2, 4, 3), lengths, torch.zeros(2, 4, 3))
+    drawn = common.Samples(tokens, torch.zeros(2, 4, 3), lengths, torch.zeros(2, 4, 3), torch.ones(2, 4))
     policy = types.SimpleNamespace(stop=[0])
     stats = runs.sample_stats(policy, types.SimpleNamespace(graded=False), drawn, rewards, 3, None, 1.0, answers)
     votes = [choice.count("a") == choice.count("b") == 1 for choice in itertools.combinations(answers[0], 3)]
