@@ -42,7 +42,7 @@ def parse_args(argv=None):
     parser.add_argument("--k", default="1,2,4,8,16,32", help="budgets k, comma-separated, each at most --samples")
     parser.add_argument("--temperature", default="1.0", help="sampling temperatures, comma-separated")
     parser.add_argument("--max-new-tokens", type=int, default=0,
-                        help="longest completion in tokens; 0 = the task's own")
+                        help="longest completion in tokens; 0 = that of the runs, else the task's own")
     parser.add_argument("--score", default=None, choices=["logp", "oracle", "verifier"],
                         help="what best-of-N selects by; default the verifier if there is one, else logp")
     parser.add_argument("--verifier", default=None,
@@ -493,6 +493,12 @@ def problems_of(args, runs: dict[str, dict]) -> tasks.Task:
     return task
 
 
+def length_of(args, runs: dict[str, dict]) -> int:
+    """Longest completion in tokens of the runs on the problems that are evaluated; 0 where there is none."""
+    matching = [flags for flags in runs.values() if args.task in (None, flags["task"]) and not args.data]
+    return max((flags.get("max_new_tokens") or 0 for flags in matching), default=0)
+
+
 def say_changed(model: str, begun: dict, task: tasks.Task) -> None:
     """Print a note if a file that judges has changed since a run began with these contents."""
     for flag, now in task.code.items():
@@ -696,7 +702,9 @@ def main(argv: list[str] | None = None) -> None:
         for pool in pools.values() if verifier else ():
             add_scores(pool, verifier, pool[0].get("chat", False))
     else:
-        task = problems_of(args, {model: flags for model, (*_, flags) in parts.items() if flags})
+        runs = {model: flags for model, (*_, flags) in parts.items() if flags}
+        task = problems_of(args, runs)
+        args.max_new_tokens = args.max_new_tokens or length_of(args, runs)
         task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
         if not parts:
             args.models = [task.base]

@@ -12,6 +12,7 @@ import torch
 from test_scripts import read_lines, run, untimed
 
 import common
+import evaluate
 import ppo_passk
 from support import card, plots
 from support import run as runs
@@ -130,3 +131,12 @@ def test_no_curve_is_hidden(tmp_path, monkeypatch):
     monkeypatch.undo()
     plots.plot_run(str(folder), {})
     assert (folder / "curves.png").stat().st_size > 1000
+
+
+def test_evaluation_takes_the_length_of_the_runs():
+    """Where none is given: the longest of those on the same task, so that all are compared at one."""
+    runs = {"a": {"task": "countdown", "max_new_tokens": 5}, "b": {"task": "countdown", "max_new_tokens": 7},
+            "c": {"task": "routes", "max_new_tokens": 30}}
+    for flags, longest in (([], 30), (["--task", "countdown"], 7), (["--task", "program"], 0)):
+        assert evaluate.length_of(evaluate.parse_args(flags), runs) == longest
+    assert evaluate.length_of(evaluate.parse_args(["tiny"]), {}) == 0
