@@ -21,7 +21,7 @@ SMALL = ["--steps", 1, "--prompts", 4, "--samples", 4, "--eval-samples", 4, "--e
 RUNS = [("ppo_passk", ["--k", 4]), ("bon_sft", ["--n", 4]), ("bon_rl", ["--n", 4]),
         ("cat_passk", ["--n", 4, "--eval-every", 1]), ("cat_passk", ["--n", 4, "--mode", "sft"]),
         ("cat_majority", ["--n", 4]), ("cat_majority", ["--n", 4, "--mode", "sft"]), ("cat_bon", ["--n", 4]),
-        ("cat_bon", ["--n", 4, "--mode", "sft"])]
+        ("cat_bon", ["--n", 4, "--mode", "sft", "--train-problems", 40])]
 
 
 def small(script, flags):

@@ -516,10 +516,10 @@ def test_what_follows_two_dashes_is_the_script():
             assert args.training_script == after[0] and args.training_script_args == [*after[1:], "--n", "8"]
 
 
-@pytest.mark.parametrize("number", range(len(launched())))
-def test_a_launcher_for_two_steps(number, tmp_path):
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate launch"])
+def test_a_launcher_for_two_steps(launcher, tmp_path):
     """As documented, with the embedded model in the place of a large one, two processes and a few rows of the task."""
-    launcher, before, (script, *flags) = launched()[number]
+    before, (script, *flags) = next(rest for name, *rest in launched() if name == launcher)
     before = re.sub(r"(--nproc-per-node|--num_processes) \d+", r"\1 2", " ".join(before)).split()
     for split, count in (("train", 12), ("test", 4)):
         rows = [{"question": f"{a}+1", "answer": f"#### {a + 1}"} for a in range(count)]
@@ -531,7 +531,7 @@ def test_a_launcher_for_two_steps(number, tmp_path):
     import torch.distributed.run as torchrun
     module = torchrun if launcher == "torchrun" else accelerate
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                   "MASTER_PORT": str(29600 + os.getpid() % 1000 + number)}
+                   "MASTER_PORT": str(29600 + os.getpid() % 1000 + len(launcher))}
     local = ["--master-port" if launcher == "torchrun" else "--main_process_port", environment["MASTER_PORT"]]
     child = Child([module.__file__, *local, *before, "--", os.path.join(ROOT, script), *flags, *own, *small,
                    "--out", tmp_path / "r"], environment, tmp_path / "err")
