@@ -85,9 +85,9 @@ class Engine:
             def served(self, body):
                 with engine.lock:
                     engine.log.append((self.path, body))
-                    for fault in engine.faults:
+                    for fault in list(engine.faults):
                         used = fault(self, self.path, body)
-                        if used:
+                        if used and fault in engine.faults:  # the test may have cleared them meanwhile
                             engine.faults.remove(fault)
                         if used == "answered":
                             return
