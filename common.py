@@ -78,7 +78,7 @@ class Policy:
         return min(most, unscaled)
 
     @property
-    def limit(self) -> float:
+    def limit(self) -> str:
         """`positions` in words, with the reason if it is below the model's maximum."""
         _, kind = decoding.rope_limit(self.lm.config)
         if not kind:
@@ -90,7 +90,7 @@ class Policy:
         """The shortest attention window of a layer, in tokens."""
         return decoding.window(self.lm.config)
 
-    def decoding_mask(self, mask: torch.Tensor) -> torch.Tensor | None:
+    def decoding_mask(self, mask: torch.Tensor) -> torch.Tensor:
         """The mask [P, L + T] of prompts and all future tokens, in the form used for decoding: 4-D on a GPU, because
         transformers reads the values of a 2-D mask at every token, which makes the host wait for the device."""
         wide = self.fast and self.fast.wide
@@ -306,7 +306,7 @@ def left_pad(prompts: list[list[int]], device=None) -> tuple[torch.Tensor, torch
     return ids, mask
 
 
-def right_pad(completions: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def right_pad(completions: list[list[int]], device=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Completions (lists of ids) padded on the right -> ids [R, T], mask [R, T]."""
     T = max(map(len, completions))
     ids = []
@@ -315,8 +315,8 @@ def right_pad(completions: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]
         padding = [0] * (T - len(completion))
         ids.append(completion + padding)
         mask.append([1] * len(completion) + padding)
-    ids = torch.tensor(ids, dtype=torch.long)
-    mask = torch.tensor(mask, dtype=torch.long)
+    ids = torch.tensor(ids, dtype=torch.long, device=device)
+    mask = torch.tensor(mask, dtype=torch.long, device=device)
     return ids, mask
 
 
@@ -525,9 +525,14 @@ def score(policy: Policy, prompts: list[list[int]], completions: list[list[int]]
         own = mask[:, L:].bool()
         values = scaled
         if not logits:
-            surprise = F.cross_entropy(scaled.flatten(0, 1), tokens.flatten(), reduction="none")
-            values = -surprise.view_as(own).masked_fill(~own, 0.0)
+            values = log_probabilities(scaled, tokens, own)
         yield torch.tensor(index), values, own.float()
+
+
+def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [R, T] of tokens [R, T] under logits [R, T, V], 0 where the mask (boolean) is False."""
+    nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+    return -nats.view_as(tokens).masked_fill(~mask, 0.0)
 
 
 def micro_batches(prompts: list[list[int]], completions: list[list[int]], max_tokens: int, pads: bool):

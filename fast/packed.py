@@ -2,7 +2,6 @@
 import torch
 
 import common
-from support import decoding
 
 PACK = 128  # most completion tokens in a row: beyond that, masking each other costs more than the shared prompt saves
 
@@ -139,7 +138,7 @@ def score_rows(policy, prompts, completions, rows, temperature):
     x = [prompts[pack[0]] for pack in rows]
     y = [completions[i] for i in index]
     ids, prompt = common.left_pad(x)  # [p, L]
-    tokens, own = decoding.right_pad(y)  # [r, T]
+    tokens, own = common.right_pad(y)  # [r, T]
     L = ids.shape[1]
     T = tokens.shape[1]
 
@@ -165,7 +164,7 @@ def score_rows(policy, prompts, completions, rows, temperature):
         columns[:, 0] = 0
         row = slot[:, None] // g
         scaled = scaled[row, columns[slot % g]]  # [r, T, V]
-    logps = decoding.log_probabilities(scaled, tokens, own)
+    logps = common.log_probabilities(scaled, tokens, own.bool())
     return torch.tensor(index), logps, own.float()
 
 

@@ -2,7 +2,6 @@
 import torch
 
 import common
-from support import decoding
 
 
 def score_shared(policy, prompts, completions, temperature, max_tokens, logits=False):
@@ -61,7 +60,7 @@ def score_units(policy, prompts, completions, units, temperature, logits):
     x = [prompts[rows[0]] for rows in units]
     y = [completions[i] for i in index]
     ids, mask = common.left_pad(x, policy.device)  # [p, L]
-    tokens, own = decoding.right_pad(y, policy.device)  # [r, T]
+    tokens, own = common.right_pad(y, policy.device)  # [r, T]
     T = tokens.shape[1]
     position = common.positions_of(mask)
     out = policy.forward(ids, mask, position, 1, use_cache=True)
@@ -69,7 +68,7 @@ def score_units(policy, prompts, completions, units, temperature, logits):
     if T > 1:
         cache = out.past_key_values
         cache.reorder_cache(owner)
-        mask = torch.cat([mask[owner], own[:, :-1].long()], 1)  # [r, L + T - 1]
+        mask = torch.cat([mask[owner], own[:, :-1]], 1)  # [r, L + T - 1]
         places = torch.arange(1, T, device=policy.device)
         position = position[owner, -1:] + places
         out = policy.forward(tokens[:, :-1], mask, position, T - 1, past_key_values=cache, use_cache=True)
@@ -77,5 +76,5 @@ def score_units(policy, prompts, completions, units, temperature, logits):
     scaled = scaled[:, :T].float() / temperature  # [r, T, V]
     values = scaled
     if not logits:
-        values = decoding.log_probabilities(scaled, tokens, own)
+        values = common.log_probabilities(scaled, tokens, own.bool())
     return torch.tensor(index), values, own.float()

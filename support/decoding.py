@@ -6,22 +6,6 @@ import re
 import sys
 
 import torch
-import torch.nn.functional as F
-
-
-def right_pad(completions, device=None):
-    """Completions (lists of ids) padded on the right -> ids [r, T], mask [r, T], True on the ids of completions."""
-    lengths = [len(y) for y in completions]
-    T = max(lengths)
-    ids = torch.tensor([y + [0] * (T - len(y)) for y in completions], dtype=torch.long)
-    mask = torch.arange(T) < torch.tensor(lengths)[:, None]
-    return ids.to(device=device), mask.to(device=device)
-
-
-def log_probabilities(logits, tokens, mask):
-    """Log-probabilities of tokens [r, T] by logits [r, T, V], 0 where the mask is False."""
-    nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
-    return -nats.view_as(tokens).masked_fill(~mask, 0.0)
 
 
 def window(config):
