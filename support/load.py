@@ -65,6 +65,7 @@ def put_prompts(policy, task, chat=None, system=None):
     words = choose_template(policy, task, chat, system)
     if not getattr(task, "understood", ""):
         return words
+    words = leave_written(policy, task, chat, system) or words
     problem = next(iter(task.train or task.valid or task.test))
     (shown,), _ = policy.put([problem.prompt], task.chat)
     if isinstance(problem.prompt, text.Chat) and not task.chat:
@@ -104,21 +105,41 @@ def choose_template(policy, task, chat, system):
     if ignored:
         raise UserError("--system: the chat template of this model leaves the system message out: put what it says "
                         "into the prompts")
-    return "through the chat template" + ", with a system message" * bool(system) + end_turns(policy)
+    words = "through the chat template" + ", with a system message" * bool(system)
+    words += f", whose clock says {text.DAY:%d %b %Y}" * text.has_clock(policy.tokenizer)
+    return words + end_turns(policy)
+
+
+def leave_written(policy, task, chat, system):
+    """Leave prompts as they are that have been through the chat template already: through it again, each would be a
+    message in a message -> this in words, None where they have not been.  Raises UserError."""
+    prompts = [problem.prompt for problem in task.train + task.valid + task.test]
+    if not policy.tokenizer.chat_template:
+        return None
+    written = sum(text.is_written(policy.tokenizer, prompts))
+    if not written:
+        return None
+    if chat or system:
+        raise UserError(f"{'--chat' if chat else '--system'}: {written:,} of {len(prompts):,} prompts have been "
+                        "through the chat template already: leave it out")
+    if written < len(prompts) and task.chat:
+        raise UserError(f"{written:,} of {len(prompts):,} prompts have been through the chat template already, the "
+                        "others not: give --no-chat, or make them alike")
+    task.chat = False
+    return "as they are, with the chat template in them" + end_turns(policy)
 
 
 def end_turns(policy):
-    """Let the token that ends a turn in the chat template end completions, gold ones too -> this in words, with the
-    date that the template is given.  Raises UserError."""
-    words = f", whose clock says {text.DAY:%d %b %Y}" * text.has_clock(policy.tokenizer)
+    """Let the token that ends a turn in the chat template end completions, gold ones too -> this in words.  Raises
+    UserError."""
     end = text.end_of_turn(policy.tokenizer, policy.stop)
     policy.end = policy.tokenizer.eos_token_id
     if end is not None:
         policy.known([end])
         policy.end = end
         policy.stop = sorted({*policy.stop, end})
-        words += f", whose turns end with {text.name_of(policy.tokenizer, end)}, and so completions"
-    return words
+        return f", whose turns end with {text.name_of(policy.tokenizer, end)}, and so completions"
+    return ""
 
 
 def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **options):

@@ -256,8 +256,10 @@ def merge(run, folder, dtype="bfloat16", model=None, bits=None):
         bits = bits or found["flags"].get("bits")
         policy = common.load_policy(model, bits, adapter=adapter, reference="base", device="cpu")
         print(policy.note.split("\n")[0], flush=True)
+        print(f"drawing {SAMPLES} samples of the trained policy", flush=True)
         rows = samples(policy, found)
         trained, limits = logps(policy.lm, rows), rounding(policy)
+        print("merging, in float32", flush=True)
         wrapped, said = on_plain_weights(policy, model, bits, adapter)
         before = logps(wrapped.get_base_model(), rows)
         checked_gap(trained, before, limits, "the base in float32")
@@ -265,6 +267,7 @@ def merge(run, folder, dtype="bfloat16", model=None, bits=None):
             moved = (before - logps(wrapped.get_base_model(), rows)).abs().mean().item()
 
         save(merged(wrapped, adapter).to(getattr(torch, dtype)), policy, place, folder)
+        print("stored; loading it again, to compare it with the trained policy on these samples", flush=True)
         del wrapped  # two may not fit into memory
         gc.collect()
         texts = [*found["prompts"], *(policy.decode(y) for _, y in rows)]

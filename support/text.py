@@ -2,6 +2,7 @@
 import contextlib
 import datetime
 import functools
+import os
 import re
 import string
 
@@ -107,6 +108,31 @@ def end_of_turn(tokenizer, stop):
                 if read(tokenizer, [token]).strip():
                     return None
     return None
+
+
+def is_written(tokenizer, prompts):
+    """Of each text, whether it ends as the chat template begins an answer, tags such as <think> aside: it has been
+    through the template. Chat messages have not."""
+    opening = opening_of_answer(tokenizer)
+    if not opening:
+        return [False] * len(prompts)
+    end = re.compile(re.escape(opening) + r"\s*(</?\w+>\s*)*\Z")
+    return [not isinstance(prompt, Chat) and bool(end.search(prompt)) for prompt in prompts]
+
+
+def opening_of_answer(tokenizer):
+    """What the chat template puts between a message of the user and any answer, without white space around it; "" if
+    it takes no such messages."""
+    user = ("user", "4711")
+    answer = ("assistant", "4712")
+    try:
+        asked = render(tokenizer, [user], answer=True)
+        answered = render(tokenizer, [user, answer])
+    except Exception:  # a template is a program, and raises what it likes
+        return ""
+    after = asked.rpartition("4711")[2]
+    between = answered.rpartition("4712")[0].rpartition("4711")[2]
+    return os.path.commonprefix([after, between]).strip()
 
 
 # ---------------------------------------------------------------------------------------------------------------- ends

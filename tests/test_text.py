@@ -20,6 +20,7 @@ from support import load, text
 from support import verifier as verifiers
 from support.errors import UserError
 from support.run import gold_completions
+from tasks.embedded import Problem
 
 CORPUS = ["def f(x):\n    return x + 1\n\n\nfor i in range(10):\n\tprint(i)\n",
           "    y = 1\n    return y  # tabs\t\tand spaces", "The answer is 42. 你好，世界！ 🙂🙂 naïve café",
@@ -390,6 +391,38 @@ def test_the_end_of_a_turn_stops(template, end, tmp_path):
     shown = [policy.decode(row) for row in drawn]
     assert any("<|assistant|>" in found for found in shown) and not any("<eos>" in found for found in shown)
     assert end is None or not any(end in found for found in shown)
+
+
+@pytest.mark.parametrize("template,end", [(CHATML, "<|im_end|>"), (PHI, "<|end|>"), (MISTRAL, "<eos>"),
+                                          (GLM, "<|user|>"), (VICUNA, None)])
+def test_prompts_that_have_been_through_the_template(template, end, tmp_path):
+    """They do not go through it again, and the end of a turn ends completions all the same."""
+    tokenizer = tiny_tokenizer(added=MARKS)
+    tokenizer.chat_template = template
+    policy = load_policy(llama_folder(tmp_path, tokenizer, vocab_size=len(tokenizer) + 5), bits=32)
+
+    def put(prompts, chat=None, system=None):
+        policy.stop, policy.end = [0], None
+        task.train, task.chat = [Problem(str(i), prompt, "3") for i, prompt in enumerate(prompts)], True
+        return load.put_prompts(policy, task, chat, system)
+    task = types.SimpleNamespace(train=[], valid=[], test=[], understood="read")
+    plain = ["7*3", "1+2: <assistant>", "assistant"]
+    assert "through the chat template" in put(plain) and task.chat
+    stop = list(policy.stop)
+    written = [text.put(tokenizer, prompt) for prompt in plain]
+    for some in (written, [prompt + "<think>\n\n</think>\n" for prompt in written]):
+        assert "as they are, with the chat template in them" in put(some) and not task.chat
+        assert policy.stop == stop and policy.end == (tokenizer.convert_tokens_to_ids(end) if end else 0)
+        assert policy.put(some, task.chat) == (some, False)
+        with pytest.raises(UserError, match="--chat: 3 of 3 prompts have been through the chat template"):
+            put(some, chat=True)
+        with pytest.raises(UserError, match="--system: 3 of 3"):
+            put(some, system="12")
+        with pytest.raises(UserError, match="3 of 6 prompts .*--no-chat"):
+            put(some + plain)
+        assert "as they are" in put(some + plain, chat=False)
+    turns = [text.Chat([("user", prompt)]) for prompt in written]
+    assert "through the chat template" in put(turns)
 
 
 def test_a_turn_that_ends_without_an_embedding(tmp_path):
