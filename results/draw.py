@@ -51,7 +51,7 @@ def set_title(axis, title):
     axis.set_title(title, fontsize=10)
 
 
-# ------------------------------------------------------------------------------------------------------ curves against k
+# ----------------------------------------------------------------------------------------------------- curves against k
 
 def curves(found, name):
     """The panels of a figure of PANELS. Those of which fewer than two rows are recorded are left out."""
