@@ -2,7 +2,7 @@
 
 Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as
 we read it).
-Page: docs/cat_passk.md
+Derivation: docs/cat_passk.md
 
 An inference strategy maps the success probability p of one sample to the success probability T(p) of the strategy:
 
@@ -39,8 +39,8 @@ Differences from the paper: 1) the pool form; 2) --normalise divides by the mean
 3) KL is in the reward, with a leave-one-out baseline. If p << 1/N for every gold completion, w is 1 and sft is
 cross-entropy: short targets (--target answer) keep p larger, and the step line shows the weights (w_even = 1: no
 effect).
-A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
-depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
+With --rollouts, samples come from the distribution q of an inference engine and are weighted by pi / q. A bias remains,
+because a coefficient depends on all samples of its prompt; passk_reweighted in ppo_passk.py measures it for pass@k.
 
     CPU, embedded model:  python cat_passk.py
     supervised:           python cat_passk.py --mode sft --train-problems 50
@@ -91,7 +91,7 @@ def parser() -> flags.Parser:
 
 
 if __name__ == "__main__":
-    flags.answer(parser().parse_args)  # --help and bad flags, before the heavy imports
+    flags.answer(parser().parse_args)  # answer --help and reject bad flags before the slow imports
 
 import math
 import time
@@ -295,7 +295,7 @@ def rl_weights(rewards: torch.Tensor, n: int, form: str = "log", probability: st
 # ------------------------------------------------------------------------------------------------------------- training
 
 def check_flags(args: flags.Flags) -> None:
-    """Check what argparse cannot.  Raises UserError."""
+    """Check values and combinations that argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n",), not_negative=("clip_weight",), plotted=("mode", "n", "form", "operator"))
     if args.mode == "sft" and args.kl_coef:
         raise UserError("--kl-coef needs samples: use it with --mode rl")
@@ -384,8 +384,8 @@ def plot_weights(args: flags.Flags, operator, name: str) -> None:
 
 def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
              args: flags.Flags, golds: dict[str, list[int]], operator=None) -> tuple[dict, list[dict]]:
-    """Training step `number` (1, 2, ...) on the gold completions of B problems -> (step line by the keys of
-    support/run.py METRICS, examples to show)."""
+    """Run training step `number` (1, 2, ...) on the gold completions of B problems -> (metrics by the keys of METRICS
+    in support/run.py, examples to print)."""
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
@@ -411,29 +411,29 @@ def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer
 
     gold_logp = processes.all_reduce(gold_logp)
     p = gold_logp.exp().clamp(max=1)
-    line = {"loss": processes.all_reduce(float(loss))}
-    line["gold"] = gold_logp.mean().item()
-    line["zero"] = 0.0
-    line["length"] = sum(map(len, y)) / B
+    metrics = {"loss": processes.all_reduce(float(loss))}
+    metrics["gold"] = gold_logp.mean().item()
+    metrics["zero"] = 0.0
+    metrics["length"] = sum(map(len, y)) / B
     w = weight_of(p, args.n, "log", operator)
-    line |= weight_stats(w, "w")
-    line["grad_norm"] = norm
+    metrics |= weight_stats(w, "w")
+    metrics["grad_norm"] = norm
     took = time.time() - started
-    line["samples_per_s"] = len(y) / took
-    return line, examples(policy, problems, prompts, y, logp=gold_logp)
+    metrics["samples_per_s"] = len(y) / took
+    return metrics, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
 def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
             args: flags.Flags, operator=None) -> tuple[dict, list[dict]]:
-    """Training step `number` (1, 2, ...) on samples for B problems -> (step line by the keys of support/run.py METRICS,
-    examples to show)."""
+    """Run training step `number` (1, 2, ...) on samples for B problems -> (metrics by the keys of METRICS in
+    support/run.py, examples to print)."""
     B = len(problems)
     M = args.samples
     tau = args.temperature
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
 
-    # Sample. The seed alone fixes the M draws of each prompt.
+    # Sample. Each prompt has its own seed, so its M samples do not depend on the rest of the batch.
     questions = [p.prompt for p in problems]
     prompts = policy.encode(questions, task.chat)
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
@@ -447,7 +447,7 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, M)
 
-    # Weight.
+    # Compute the coefficients.
     logp = drawn.logps.double().sum(-1).cpu()  # log pi(y|x)  [B, M]
     standardised = args.rewards == "standardised"
     weighing = {"form": args.form, "probability": args.probability, "logp": logp, "normalised": args.normalise,
@@ -462,35 +462,37 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
         kl = kl_coefficients(gap).to(coefficients)
         coefficients = coefficients - args.kl_coef * kl
-    elif args.kl_prompts:  # only for the log: one sample of each of the first prompts
-        watched = args.kl_prompts, 1
-        gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
-    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
+    elif args.kl_prompts:  # measured for the log only: one sample for each of the first prompts
+        measured = args.kl_prompts, 1
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=measured)
+    coefficients = coefficients * drawn.weights  # pi / q if an inference engine sampled from q (--rollouts), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)
 
-    line = {"loss": loss}
-    line |= sample_stats(policy, task, drawn, rewards, args.n, gap, seconds)
-    line["zero"] = zero
-    line |= weight_stats(w, "w")
-    line["grad_norm"] = norm
+    metrics = {"loss": loss}
+    metrics |= sample_stats(policy, task, drawn, rewards, args.n, gap, seconds)
+    metrics["zero"] = zero
+    metrics |= weight_stats(w, "w")
+    metrics["grad_norm"] = norm
     took = time.time() - started
-    line["samples_per_s"] = len(y) / took
-    return line, examples(policy, problems, prompts, y, reward=rewards)
+    metrics["samples_per_s"] = len(y) / took
+    return metrics, examples(policy, problems, prompts, y, reward=rewards)
 
 
 def update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
            coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
-    """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and
-    coefficients c [B, M] -> (loss, gradient norm). Samples with coefficient 0 never enter a forward pass."""
+    """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x) -> (loss, gradient norm).
+
+    B prompts and B M completions y as token ids, coefficients c [B, M]. Samples with coefficient 0 never enter a
+    forward pass, but their prompts count in the mean over prompts."""
     loss = 0.0
     norm = 0.0
     optimizer.zero_grad()
     for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, args.temperature):  # [R], [R, T]
         logp = logps.sum(-1)  # log pi(y|x)  [R]
         c = coefficients.flatten()[j].to(logp)
-        part_loss = -(c * logp).sum() / len(prompts)  # the divisor counts every prompt
+        part_loss = -(c * logp).sum() / len(prompts)
         part_loss.backward()
         loss += part_loss.detach()
     if coefficients.any():
@@ -517,10 +519,10 @@ def main(argv: list[str] | None = None) -> None:
     for number in range(run.step + 1, args.steps + 1):
         batch = batch_of(train, args.prompts, number, args.seed)
         if args.mode == "sft":
-            line, shown = step_sft(policy, task, optimizer, batch, number, args, golds, operator)
+            metrics, shown = step_sft(policy, task, optimizer, batch, number, args, golds, operator)
         else:
-            line, shown = step_rl(policy, task, optimizer, batch, number, args, operator)
-        end_of_step(run, line, shown)
+            metrics, shown = step_rl(policy, task, optimizer, batch, number, args, operator)
+        end_of_step(run, metrics, shown)
     evaluate_after(run)
 
 

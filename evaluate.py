@@ -640,7 +640,7 @@ def show(report):
 
 
 def check_flags(args, ks: list[int], pools: dict[str, list[dict]]) -> None:
-    """Check what argparse cannot.  Raises UserError."""
+    """Check values and combinations that argparse cannot.  Raises UserError."""
     if args.problems < 0:
         raise UserError("--problems must not be negative")
     if args.max_new_tokens < 0:

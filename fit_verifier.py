@@ -2,7 +2,7 @@
 
 Paper: Chow et al. 2024, "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models", arXiv 2412.15287
 (as we read it).
-Page: docs/bon_rl.md
+Derivation: docs/bon_rl.md
 
 Its BoN-RL-V selects by a verifier s(x, y) that is trained before the policy:
 
@@ -47,7 +47,7 @@ def parser() -> flags.Parser:
 
 
 if __name__ == "__main__":
-    flags.answer(parser().parse_args)  # --help and bad flags, before the heavy imports
+    flags.answer(parser().parse_args)  # answer --help and reject bad flags before the slow imports
 
 import time
 
@@ -81,7 +81,7 @@ def rate(args: flags.Flags, step: int, steps: int) -> float:
 # ------------------------------------------------------------------------------------------------------------- training
 
 def check_flags(args: flags.Flags) -> None:
-    """Check what argparse cannot.  Raises UserError."""
+    """Check values and combinations that argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("epochs",), not_negative=("noise",))
     if args.noise > 1:
         raise UserError(f"--noise is a probability, not {args.noise}")

@@ -218,7 +218,7 @@ def test_maxrl_as_an_operator():
 
 def test_docstrings_link_the_pages():
     for script in SCRIPTS:
-        assert f"\nPage: {references.page_of(script)}" in importlib.import_module(script).__doc__, script
+        assert f"\nDerivation: {references.page_of(script)}" in importlib.import_module(script).__doc__, script
 
 
 def test_readme_is_one_screen_and_a_little():
