@@ -7,7 +7,7 @@ Derivation: docs/bon_rl.md
 At test time N samples are drawn and a verifier keeps the one with the highest score. The paper models the distribution
 of that sample as a tilted policy (equations 10-11), and training maximises its expected reward:
 
-    pi_bon(y|x) ~ pi(y|x) exp(lambda_N Q(x, y)),    Q(x, y) = P_{y'~pi}( s(x, y) >= s(x, y') )
+    pi_bon(y|x) = pi(y|x) exp(lambda_N Q(x, y)) / Z,    Q(x, y) = P_{y'~pi}( s(x, y) >= s(x, y') )
     J(theta) = E_{y ~ pi_bon}[ r(x, y) ]
 
     --variant

@@ -8,7 +8,7 @@ At test time N samples are drawn and a verifier keeps the one with the highest s
 of that sample as a tilted policy (equations 10-11), and training maximises the log-likelihood of the gold completion y*
 under it:
 
-    pi_bon(y|x) ~ pi(y|x) exp(lambda_N Q(x, y)),    Q(x, y) = P_{y'~pi}( s(x, y) >= s(x, y') )
+    pi_bon(y|x) = pi(y|x) exp(lambda_N Q(x, y)) / Z,    Q(x, y) = P_{y'~pi}( s(x, y) >= s(x, y') )
     J(theta) = E_{(x, y*) ~ D}[ log pi_bon(y*|x) ]
 
     grad log pi_bon(y*) = grad F(y*) - E_{y ~ pi_bon}[ grad F(y) ],
