@@ -88,7 +88,7 @@ def test_the_example_of_a_task(tmp_path):
     said_no(resumed_run, f"--task {file}:Sums has changed", "in my_task.py")
     code, out, err = run(evaluate.main, tmp_path / "r", "--samples", 2, "--k", 1, "--problems", 3, "--out",
                          tmp_path / "e")
-    assert code == 0 and "sums, 3 problems" in out and "note: what --task names is not what" in out, err
+    assert code == 0 and "sums, 3 problems" in out and "note: --task has changed since" in out, err
     begun = json.loads((tmp_path / "r" / "args.json").read_text())
     assert begun["flags"]["task"] == f"{file}:Sums"  # which is not another task than FILE.py
     assert begun["contents"]["task"] == {"my_task.py": own.hashlib.sha256(TASK.encode()).hexdigest(), "class": "Sums"}
