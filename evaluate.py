@@ -31,8 +31,8 @@ def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0], formatter_class=Help)
     parser.add_argument("models", nargs="*", default=[],
                         help="run folders, hub ids, local model directories, GGUF files or embedded models (tiny, "
-                             "tiny_program, ...); BASE+ADAPTER for an adapter on a base; default: the task's base
-                             model")
+                             "tiny_program, ...); BASE+ADAPTER for an adapter on a base; default: the task's "
+                             "base model")
     parser.add_argument("--task", default=None, help="task name, or your own task, FILE.py[:CLASS]; default: that of "
                         "the first run folder, else countdown")
     parser.add_argument("--data", default=None, help="problems from FILE.jsonl, or a local copy of the task's data set")

@@ -554,8 +554,8 @@ def test_another_reward_is_said(name, words, begun, tmp_path, capsys):
     asked = evaluate.parse_args([*flag, "--data", str(place / "p.jsonl")])
     task = evaluate.problems_of(asked, {"runs/mine": evaluate.run_flags(place / "whole")})
     place_of = words.removeprefix("differs from it ")
-    assert capsys.readouterr().out == (f"note: what --reward names is not what runs/mine was trained with, {place_of}: "
-                                       "these figures are by what it is now\n")
+    assert capsys.readouterr().out == (f"note: --reward has changed since runs/mine was trained, {place_of}: these "
+                                       "figures are from its current version\n")
     assert task.code["reward"].keys() == {"my_reward.py", "helper.py", "function"}
 
 
