@@ -20,7 +20,7 @@ from test_house import SMALL
 
 OTHERS = ["results/README.md", "results/claims.md", "results/elsewhere.md", "results/which.md"]
 HEADINGS = ["The question", "The objective", "From the definition to the coefficient",
-            "From equation to line, test and result", "A first run", "Where this leaves the paper",
+            "From equation to line, test and result", "A first run", "Differences from the paper",
             "The paper's settings", "Copy it out", "In TRL", "Exercises"]
 
 
