@@ -141,8 +141,8 @@ class Problems:
 
 
 class Noise:
-    """Workload for random weights: random prompts. Such a model solves nothing, so rewards are random, 1 with p =
-    0.2."""
+    """Workload for random weights: random prompts, and random rewards, 1 with p = 0.2, since such a model solves
+    nothing."""
     new_tokens = 256
 
     def __init__(self, args):
@@ -512,8 +512,7 @@ PROGRAM = {"inputs": ["2\n"], "outputs": ["4\n"], "limit": 3.0}
 
 
 def bench_sandbox(count):
-    """Time the sandbox for two kinds of programs -> dicts: verdicts per second with all workers, CPU time per
-    verdict."""
+    """Time the sandbox for two kinds of programs -> dicts: verdicts per second with all workers, CPU time of each."""
     return [sandbox_line(count, "function", FUNCTION, "def f(x): return x * x  # {}"),
             sandbox_line(count, "program", PROGRAM, "print(int(input()) ** 2)  # {}")]
 

@@ -235,8 +235,7 @@ def operator_sft_loss(T, logp: torch.Tensor | float) -> torch.Tensor | float:
 
 
 def weight_of(p: torch.Tensor | float, n: int, form: str, operator=None) -> torch.Tensor | float:
-    """Weight of the operator T(p, n), or of Pass@N if there is none, at success probability p; any shape, tensor or
-    float."""
+    """Weight of the operator T(p, n), by default Pass@N, at success probability p; any shape, tensor or float."""
     if operator is None:
         return passn_weight(p, n, form)
     return operator_weight(lambda x: operator(x, n), p, form)

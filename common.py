@@ -740,8 +740,9 @@ def log1mexp(x: torch.Tensor) -> torch.Tensor:
 
 def standardise(rewards: torch.Tensor, pool: torch.Tensor | None = None, correction: int = 0) -> torch.Tensor:
     """(r - mean) / standard deviation of rewards [B, M] -> [B, M], 0 where all are equal. Mean and deviation are those
-    of each prompt, or of a pool of rewards [B or 1, R]. correction (0 or 1) is subtracted from the deviation's
-    divisor."""
+    of each prompt, or of a pool of rewards [B or 1, R]. The deviation divides by their number minus correction (0 or
+    1).
+    """
     if pool is None:
         pool = rewards
     correction = min(correction, pool.shape[1] - 1)

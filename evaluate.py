@@ -90,6 +90,7 @@ def draw_pool(policy: common.Policy, task: tasks.Task, problems: list[tasks.Prob
     entropy  mean entropy of the sampled distributions, nats per token
     gold     log pi of the gold completion of the kind `target`, if there is one
     kl       with kl=True: mean of log pi - log ref over the first 8 samples, nats
+
     Problems are sampled in blocks; the samples do not depend on the blocks."""
     pool = []
     blocks = Blocks(policy, len(problems), samples, label)
@@ -404,6 +405,7 @@ def table(results: dict[str, dict], kinds: Sequence[str] = MAIN, ks: Sequence[in
 
     kinds  metrics to show, without @k; default pass@k, maj@k, bon@k, KL and length
     ks     budgets to show; None: all
+
     maj@1 and bon@1 are left out, because they equal pass@1."""
     names = []
     for name in next(iter(results.values())):

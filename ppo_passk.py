@@ -163,8 +163,8 @@ def advantages(rewards: torch.Tensor, k: int, objective: str, answers: list[list
 
 
 def maxrl_advantages(r: torch.Tensor, k: int, estimator: str) -> torch.Tensor:
-    """MaxRL of order k, for r [B, n]. For loo and binary rewards with c correct samples, each correct sample gets
-    sum_{j<=k} C(n-c, j-1) / (j C(n, j)), which is 1/c at k = n, and each wrong sample 0."""
+    """MaxRL of order k, for r [B, n] -> [B, n]. For loo and binary rewards with c correct samples, each correct sample
+    gets sum_{j<=k} C(n-c, j-1) / (j C(n, j)), which is 1/c at k = n, and each wrong sample 0."""
     shifted = estimator in ("constant", "solved")
     passk_estimator = "loo" if shifted else estimator
     A = torch.zeros_like(r)  # [B, n]
@@ -207,8 +207,7 @@ def passk_reweighted(r: torch.Tensor, w: torch.Tensor, k: int) -> torch.Tensor:
 
     Multiplying `passk_leave_one_out` by w_i alone keeps the direction of each prompt's gradient, but scales it by
     ((1 - p_q) / (1 - p))^(k-1), where p and p_q are the probabilities of a correct sample under pi and q. The expected
-    estimates compared with the exact gradient, for n = k samples from four completions, of which the first two are
-    correct,
+    estimates compared with the exact gradient, for n = k samples from four completions, two correct and two wrong:
     pi = .14 .08 .44 .34 (p = .22), q = .10 .10 .36 .44 (p_q = .20):
         k 2, no weights               cosine 0.970, scale 0.917
         k 2, w_i alone                cosine 1.000, scale 1.026
