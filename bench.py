@@ -46,7 +46,7 @@ def parse_args(argv=None):
     parser.add_argument("--k", type=int, default=8, help="samples per prompt")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="prompt length for random shapes")
     parser.add_argument("--new-tokens", type=int, default=0,
-                        help="longest completion in tokens; 0 = the task's default, 256 for random shapes, 24 with "
+                        help="longest completion in tokens; 0 = the task's limit, 256 for random shapes, 24 with "
                              "--model")
     parser.add_argument("--precision", default=None,
                         help="any of base (no adapter), lora, 4bit (NF4 + LoRA), comma-separated; default all for "

@@ -45,7 +45,7 @@ def parse_args(argv=None):
     parser.add_argument("--k", default="1,2,4,8,16,32", help="budgets k, comma-separated, each at most --samples")
     parser.add_argument("--temperature", default="1.0", help="sampling temperatures, comma-separated")
     parser.add_argument("--max-new-tokens", type=int, default=0,
-                        help="longest completion in tokens; 0 = that of the run folders, else the task's default")
+                        help="longest completion in tokens; 0 = that of the run folders, else the task's limit")
     parser.add_argument("--score", default=None, choices=["logp", "oracle", "verifier"],
                         help="score by which best-of-N selects; default verifier with --verifier, else logp")
     parser.add_argument("--verifier", default=None,

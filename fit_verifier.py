@@ -29,7 +29,7 @@ def parser() -> flags.Parser:
     g.add_argument("--temperature", type=float, default=1.0,
                    help="sampling temperature T")
     g.add_argument("--max-new-tokens", type=int, default=0,
-                   help="longest completion in tokens; 0 = the task's default")
+                   help="longest completion in tokens; 0 = the task's limit")
     g.add_argument("--epochs", type=int, default=2,
                    help="passes over the samples, in batches of 256")
     g.add_argument("--lr", type=float,
