@@ -248,13 +248,13 @@ def auc_interval(pool: list[dict], resamples: int) -> tuple[float, float]:
     """95 % bootstrap interval over problems of the AUC of a pool's scores -> (low, high); nan if no AUC is defined."""
     import numpy as np
     scores = [np.array(e["scores"]) for e in pool]
-    right = [np.array(e["rewards"]) == 1 for e in pool]
+    correct = [np.array(e["rewards"]) == 1 for e in pool]
     rng = np.random.default_rng(0)
     draws = []
     for _ in range(resamples):
         some = rng.integers(len(pool), size=len(pool))
         those = np.concatenate([scores[i] for i in some])
-        labels = np.concatenate([right[i] for i in some])
+        labels = np.concatenate([correct[i] for i in some])
         draws.append(auc(those, labels))
     if np.isnan(draws).all():
         return math.nan, math.nan
@@ -268,7 +268,7 @@ def judge_verifier(pool: list[dict], resamples: int = 200) -> dict:
     predicted probability, share of correct samples, count), and the expected calibration error."""
     import numpy as np
     scores = np.array([s for e in pool for s in e["scores"]])
-    right = np.array([r for e in pool for r in e["rewards"]]) == 1
+    correct = np.array([r for e in pool for r in e["rewards"]]) == 1
     probability = 0.5 + 0.5 * np.tanh(scores / 2)
     bins = np.minimum((probability * 10).astype(int), 9)
     calibration = []
@@ -276,13 +276,13 @@ def judge_verifier(pool: list[dict], resamples: int = 200) -> dict:
         inside = bins == b
         if inside.any():
             expected = float(probability[inside].mean())
-            share = float(right[inside].mean())
+            share = float(correct[inside].mean())
             calibration.append([expected, share, int(inside.sum())])
     low, high = auc_interval(pool, resamples)
-    report = {"auc": auc(scores, right), "low": low, "high": high, "calibration": calibration}
+    report = {"auc": auc(scores, correct), "low": low, "high": high, "calibration": calibration}
     report["calibration_error"] = sum(abs(p - share) * n for p, share, n in calibration) / len(scores)
-    report["score_right"] = float(scores[right].mean()) if right.any() else None
-    report["score_wrong"] = float(scores[~right].mean()) if (~right).any() else None
+    report["score_right"] = float(scores[correct].mean()) if correct.any() else None
+    report["score_wrong"] = float(scores[~correct].mean()) if (~correct).any() else None
     return report
 
 

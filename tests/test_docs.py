@@ -409,7 +409,7 @@ def test_a_pasted_list_trains(script):
 def test_copying_out_the_whole(tmp_path):
     """The scripts run with the files that the pages list beside them, and nothing else of this project. (That none
     needs another one is in test_copies_are_identical.)"""
-    lists = {" ".join(re.search(r"take the script whole, with (.*?) beside\s+it", part(script, "Copy it out"),
+    lists = {" ".join(re.search(r"take\s+the\s+whole script, with (.*?) next\s+to it", part(script, "Copy it out"),
                                 re.DOTALL)[1].split()) for script in SCRIPTS}
     listed, = lists
     for name in [*(f"{script}.py" for script in SCRIPTS), *re.findall(r"`([\w./]+)`", listed)]:
