@@ -51,7 +51,7 @@ def set_title(axis, title):
     axis.set_title(title, fontsize=10)
 
 
-# ------------------------------------------------------------------------------------------------------ curves against k
+# ----------------------------------------------------------------------------------------------------- curves against k
 
 def curves(found, name):
     """The panels of a figure of PANELS. Those of which fewer than two rows are recorded are left out."""
@@ -386,7 +386,7 @@ def save(found, name):
     if name.startswith("which"):  # the same labels for every panel, beside the last: points are all over it
         labels = [axis.get_legend_handles_labels() for axis in axes[0]]
         most = max(labels, key=lambda pair: len(pair[0]))
-        axes[0][-1].legend(*most, fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
+        axes[0][-1].legend(*most, fontsize=7, labelspacing=.2, loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.tight_layout()
     os.makedirs(FOLDER, exist_ok=True)
     figure.savefig(os.path.join(FOLDER, name + ".png"), dpi=80, metadata={"Software": None})
