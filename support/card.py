@@ -1,4 +1,4 @@
-"""The model card beside what a run leaves: README.md of its adapter, and of the model that support/merge.py makes."""
+"""Model cards: README.md of a run's adapter, and of a model merged by support/merge.py."""
 import json
 import os
 import re
@@ -6,47 +6,47 @@ import shlex
 
 from support.output import to_json
 
-PLACE = ("out", "resume")  # flags that say where a run is kept, and nothing about it
-NEGATED = ("chat", "normalise")  # flags that are told --no-... where they are off
-OBJECTIVE = ("objective", "variant", "mode", "operator", "weight", "estimator", "target", "k", "n")  # own flags
+PLACE = ("out", "resume")  # flags about the location of a run, not its contents
+NEGATED = ("chat", "normalise")  # flags that are switched off with --no-...
+OBJECTIVE = ("objective", "variant", "mode", "operator", "weight", "estimator", "target", "k", "n")  # of the scripts
 TRAINING = ("steps", "prompts", "samples", "lr", "temperature", "seed")
-LONGEST = 300  # characters of the example's prompt
+LONGEST = 300  # maximum length of the example prompt, in characters
 
 QUANTISED = {4: 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
              8: "load_in_8bit=True, llm_int8_threshold=0.0"}
-AGAIN = ("The base was quantised to {bits} bits while trained. transformers does not do that with a GGUF file, so what "
-         "the lines below load is a little different; `python -m support.merge` writes the model that was trained."
-         "\n\n")
+AGAIN = ("The base was quantised to {bits} bits during training. transformers cannot quantise a GGUF file that way, so "
+         "the code below loads a slightly different model; `python -m support.merge` writes the model that was "
+         "trained.\n\n")
 
 
 def facts(run, result=None):
     """The facts in the files of a run folder: {"script", "flags", "chat", "prompts", "result"}, empty if there are
-    none.  result: what result.json will hold, where it is not written yet."""
-    found = read(run, "args.json")
-    flags = found.get("flags")
+    none.  result: the contents of result.json, if it is not written yet."""
+    args = read(run, "args.json")
+    flags = args.get("flags")
     if not isinstance(flags, dict):
         flags = {}
     if result is None:
         result = read(run, "result.json")
-    return {"script": found.get("script"),
+    return {"script": args.get("script"),
             "flags": flags,
-            "chat": found.get("chat"),
+            "chat": args.get("chat"),
             "prompts": prompts(run),
             "result": result}
 
 
 def read(folder, name):
-    """A JSON file -> dict, empty if it cannot be read."""
+    """Read a JSON file -> dict, empty if this fails."""
     try:
         with open(os.path.join(folder, name)) as file:
-            found = json.load(file)
+            values = json.load(file)
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return values if isinstance(values, dict) else {}
 
 
 def prompts(folder, most=8):
-    """Distinct prompts that a run has shown, the latest first, up to a limit."""
+    """Up to `most` distinct prompts of samples.jsonl, latest first."""
     try:
         with open(os.path.join(folder, "samples.jsonl")) as file:
             shown = [str(json.loads(line)["prompt"]) for line in file]
@@ -56,13 +56,17 @@ def prompts(folder, most=8):
 
 
 def of_adapter(found):
-    """The card of an adapter, by the facts of its run."""
+    """The card of an adapter, from the facts of its run."""
     flags = found["flags"]
-    bits, file = flags.get("bits"), os.path.basename(flags.get("model") or "")
-    named, options, precision, note = "", "", [], ""
+    bits = flags.get("bits")
+    file = os.path.basename(flags.get("model") or "")
+    gguf = ""
+    options = ""
+    precision = []
+    note = ""
     imports = "from transformers import AutoTokenizer"
     if file.endswith(".gguf"):
-        named = options = f", gguf_file={to_json(file)}"
+        gguf = options = f", gguf_file={to_json(file)}"
         note = AGAIN.format(bits=bits) if bits in QUANTISED else ""
     elif bits in QUANTISED:
         imports += ", BitsAndBytesConfig"
@@ -72,14 +76,14 @@ def of_adapter(found):
     lines = ["import torch", "from peft import AutoPeftModelForCausalLM, PeftConfig", imports, "",
              'folder = "."',
              "base = PeftConfig.from_pretrained(folder).base_model_name_or_path",
-             f"tokenizer = AutoTokenizer.from_pretrained(base{named})",
+             f"tokenizer = AutoTokenizer.from_pretrained(base{gguf})",
              *precision,
              f"model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype={dtype}{options})"]
     return page("peft", found, note, lines)
 
 
 def of_model(found, note):
-    """The card of a merged model, by the facts of the run that its adapter is from.  note: how it was made."""
+    """The card of a merged model, from the facts of the run that trained its adapter.  note: how it was made."""
     lines = ["import torch", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
              'folder = "."',
              "tokenizer = AutoTokenizer.from_pretrained(folder)",
@@ -88,19 +92,19 @@ def of_model(found, note):
 
 
 def page(library, found, note, lines):
-    """A whole card.  lines: of Python, that make `tokenizer` and `model`."""
+    """A complete card.  lines: Python code that creates `tokenizer` and `model`."""
     code = "\n".join([*lines, *sampling(found)])
     temperature = found["flags"].get("temperature", 1.0)
     return (f"{front(library, found)}{title(found)}{note}{table(found)}{figures(found)}{how(found)}"
-            "In this folder, a completion from what was trained, the whole distribution at temperature "
+            "Run this in the folder to sample a completion from the trained distribution, at temperature "
             f"{temperature:g}:\n\n```python\n{code}\n```\n")
 
 
 def front(library, found):
-    """The lines by which a hub files a model; only an id of a hub is a base there."""
+    """The metadata for a hub. base_model is left out unless it is a hub id."""
     base = found["flags"].get("model") or ""
-    named = f"base_model: {base}\n" * is_hub_id(base)
-    return f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n{named}---\n\n"
+    base_line = f"base_model: {base}\n" * is_hub_id(base)
+    return f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n{base_line}---\n\n"
 
 
 def is_hub_id(model):
@@ -109,12 +113,12 @@ def is_hub_id(model):
 
 def title(found):
     if not found["script"]:
-        return "# An adapter that no run folder describes\n\n"
+        return "# Adapter without a run folder\n\n"
     return f"# {found['script']} on {task_of(found['flags'])}\n\n"
 
 
 def task_of(flags):
-    """What it was trained on, without the folders that this lies in."""
+    """The task, data and reward of a run, without paths."""
     task = os.path.basename(flags.get("task") or "own problems")
     data = f" {os.path.basename(flags['data'])}" if flags.get("data") else ""
     judge = f", judged by {os.path.basename(flags['reward'])}" if flags.get("reward") else ""
@@ -122,7 +126,7 @@ def task_of(flags):
 
 
 def table(found):
-    """What was trained and how, row by row."""
+    """A table of what was trained and how."""
     flags = found["flags"]
     if not found["script"]:
         return ""
@@ -130,7 +134,7 @@ def table(found):
     base = model if is_hub_id(model) else os.path.basename(os.path.normpath(model))
     objective = [f"{name} {os.path.basename(str(flags[name]))}" for name in OBJECTIVE if flags.get(name) is not None]
     training = [f"{name} {flags.get(name)}" for name in TRAINING]
-    rows = {"base": f"{base}, {flags.get('bits')} bits while trained",
+    rows = {"base": f"{base}, {flags.get('bits')} bits during training",
             "script": f"`{found['script']}.py` of train-as-you-test",
             "objective": ", ".join(objective),
             "task": task_of(flags),
@@ -139,18 +143,18 @@ def table(found):
 
 
 def figures(found):
-    """The rows before and after, mean and standard error over problems."""
+    """The results before and after training, mean and standard error over problems."""
     rows = {name: found["result"][name] for name in ("before", "after") if name in found["result"]}
     if not rows:
         return ""
     budget = found["flags"].get("k") or found["flags"].get("n")
-    budget = str(budget).split(":")[0]  # of 8:1, which falls while training, the first
+    budget = str(budget).split(":")[0]  # a schedule such as 8:1 starts with the largest k
     names = [name for name in rows["before"] if name in {"pass@1", "max@1", "kl"} or name.endswith(f"@{budget}")]
     lines = ["| test problems | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for row, cells in rows.items():
         values = [f"{cells[name]['mean']:.3f} ±{cells[name]['se']:.3f}" for name in names]
         lines.append(f"| {row} | " + " | ".join(values) + " |")
-    return "\n".join(lines) + "\n\n± is the standard error over problems; kl, to the base, is in nats.\n\n"
+    return "\n".join(lines) + "\n\n± is the standard error over problems; kl is relative to the base, in nats.\n\n"
 
 
 def how(found):
@@ -158,13 +162,12 @@ def how(found):
 
 
 def command(script, flags):
-    """The command that repeats a run: every flag with a value, also at its default, so that later defaults change
-    nothing."""
+    """The command that repeats a run. It has all flags with a value, also defaults, which may change later."""
     return " ".join(["python", f"{script}.py", *words_of(flags)])
 
 
 def words_of(flags):
-    """Flags {name: value} as on a command line, quoted for a shell, without those that say where the run is stored."""
+    """Flags {name: value} as words of a command line, quoted for a shell, without those of PLACE."""
     words = []
     for name, value in flags.items():
         flag = f"--{name.replace('_', '-')}"
@@ -182,7 +185,7 @@ def words_of(flags):
 
 
 def sampling(found):
-    """Lines that draw one completion of a prompt of the run."""
+    """Code that draws one completion of a prompt of the run, as lines."""
     flags = found["flags"]
     prompt = next((text for text in found["prompts"] if len(text) <= LONGEST), "Your problem")
     lines = [f"prompt = {to_json(prompt)}"]
@@ -192,10 +195,10 @@ def sampling(found):
         lines.append(f'turns = {to_json(turns)} + [{{"role": "user", "content": prompt}}]')
         lines.append("prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)")
         special = ", add_special_tokens=False"
-    words = f"max_new_tokens={flags.get('max_new_tokens') or 64}, do_sample=True,"
+    options = f"max_new_tokens={flags.get('max_new_tokens') or 64}, do_sample=True,"
     temperature = flags.get("temperature", 1.0)
     return [*lines,
             f'ids = tokenizer(prompt, return_tensors="pt"{special})["input_ids"]',
-            f"out = model.generate(ids, {words}",
+            f"out = model.generate(ids, {options}",
             f"                     temperature={temperature}, top_k=0, top_p=1.0)",
             "print(tokenizer.decode(out[0]))"]

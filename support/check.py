@@ -1,6 +1,6 @@
-"""Before training, samples are scored in three ways: by the sampler, by the update, and by one forward pass over the
-unpadded row. If these differ, gradients would belong to another policy than the sampled one, and no curve would show
-it."""
+"""Check that samples have the same log-probabilities in the sampler, in the update, and in one forward pass over the
+unpadded row. If these differ, the gradient belongs to another policy than the one sampled from, and no training curve
+would show it."""
 import itertools
 
 import torch
@@ -12,48 +12,48 @@ from support.errors import UserError
 
 ROWS = 4
 
-# Largest and mean gap in nats per token. In float32, 4-bit weights included, only the order of sums differs: 3e-5 and
-# 7e-6 at most. The others are ten times the median over batches of SmolLM2-135M (.2 and .05 in bfloat16, .5 and .08 in
-# 8 bits, where activations are rounded too; smaller models differ by less): rounded products depend on the shape of the
-# batch.
+# Limits of the largest and the mean gap, in nats per token. In float32, also with 4-bit weights, only the order of sums
+# differs: we measured at most 3e-5 and 7e-6. In bfloat16 and 8 bits (where activations are rounded, too), products
+# depend on the shape of the batch; the limits are ten times the median over batches of SmolLM2-135M. Smaller models
+# have smaller gaps.
 LIMITS = {"float32": (1e-3, 1e-3), "8 bits": (10 * 0.5, 10 * 0.08), "bfloat16": (10 * 0.2, 10 * 0.05)}
 
 
 class Check:
-    """Called by common.sample with all its samples. Checks the first ones, the next ones after `again`, and those whose
-    longest row is twice the longest checked so far."""
+    """common.sample calls it with all samples. It checks the first ones, the next ones after `again`, and those whose
+    longest row is at least twice the longest checked so far."""
 
     def __init__(self, report=None):
-        """report: called with each finding, {"longest", "largest", "mean"}."""
+        """report: called with each result, {"longest", "largest", "mean"}."""
         self.report = report
         self.longest = 0
 
     def again(self):
-        """Look at the next samples, whatever their length."""
+        """Check the next samples, whatever their length."""
         self.longest = 0
 
     @torch.no_grad()
     def __call__(self, policy, prompts, drawn, temperature):
-        """Compare, for a few of the samples.  Raises UserError if they differ by more than rounding."""
+        """Compare the log-probabilities of a few samples.  Raises UserError if they differ by more than rounding."""
         lengths = drawn.lengths.cpu()
-        before = torch.tensor([len(x) for x in prompts])
-        whole = lengths + before[:, None]  # [B, k]
-        longest = int(whole.max())
+        prompt_lengths = torch.tensor([len(x) for x in prompts])
+        row_lengths = lengths + prompt_lengths[:, None]  # [B, k]
+        longest = int(row_lengths.max())
         if longest < 2 * self.longest:
             return
         self.longest = longest
-        rows = some_rows(lengths, whole)
+        rows = some_rows(lengths, row_lengths)
         x = [prompts[b] for b, _ in rows]
         tokens = drawn.lists()
         y = [tokens[b][i] for b, i in rows]
         logps = drawn.logps.float().cpu()
         sampled = [logps[b, i, :lengths[b, i]] for b, i in rows]
-        alone = [bare(policy, *pair, temperature) for pair in zip(x, y)]
-        ways = scored(policy, x, y, temperature)
-        worst = max(ways, key=lambda way: gap(way, alone))
-        found = {"the sampler": sampled, "the scorer": worst, "one unpadded forward": alone}
-        pairs = itertools.combinations(sorted(found), 2)
-        gaps = {(one, other): gap(found[one], found[other]) for one, other in pairs}
+        unpadded = [bare(policy, *pair, temperature) for pair in zip(x, y)]
+        scores = scored(policy, x, y, temperature)
+        worst = max(scores, key=lambda score: gap(score, unpadded))
+        results = {"the sampler": sampled, "the scorer": worst, "one unpadded forward": unpadded}
+        pairs = itertools.combinations(sorted(results), 2)
+        gaps = {(one, other): gap(results[one], results[other]) for one, other in pairs}
         largest = max(most for most, _ in gaps.values())
         mean = max(average for _, average in gaps.values())
         refuse_gap(policy, gaps, largest, mean)
@@ -62,17 +62,18 @@ class Check:
 
 
 def draw(policy, prompts, seeds, temperature, max_new_tokens):
-    """Draw one sample per prompt, only for the check, if a step draws none."""
+    """Draw one sample per prompt for the check, in a step that draws no samples itself."""
     sample(policy, prompts, 1, seeds, temperature, max_new_tokens)
 
 
-def some_rows(lengths, whole):
-    """[(prompt, sample)] of the longest row, of the longest and the shortest completion of its prompt, and of a sample
-    of the prompt with the most padding. lengths [B, k] of completions, whole [B, k] with their prompts."""
+def some_rows(lengths, row_lengths):
+    """Select rows to check -> at most ROWS pairs (prompt, sample): the longest and the shortest completion of the
+    prompt with the longest row, and of the prompt with the most padding.  lengths of completions, row_lengths with
+    their prompts  [B, k]."""
     k = lengths.shape[1]
-    longest = whole.argmax().item() // k
-    prompts = (whole - lengths)[:, 0]
-    padded = prompts.argmin().item()
+    longest = row_lengths.argmax().item() // k
+    prompt_lengths = (row_lengths - lengths)[:, 0]
+    padded = prompt_lengths.argmin().item()
     rows = []
     for b in (longest, padded):
         rows.append((b, lengths[b].argmax().item()))
@@ -81,16 +82,16 @@ def some_rows(lengths, whole):
 
 
 def scored(policy, x, y, temperature):
-    """Log-probabilities [T_j] of completions y_j in each of the ways that the update may compute them: by common.score,
-    and by the fast path, which it takes only where that pays."""
-    ways = [common.score(policy, x, y, temperature)]
+    """Log-probabilities [T_j] of completions y_j, once for each way in which the update may compute them: common.score,
+    and the fast path, if the policy has one."""
+    scorers = [common.score(policy, x, y, temperature)]
     if policy.fast:
-        most = load.micro_batch(policy.lm)
-        ways.append(policy.fast.score(policy, x, y, temperature, most))
+        max_tokens = load.micro_batch(policy.lm)
+        scorers.append(policy.fast.score(policy, x, y, temperature, max_tokens))
     results = []
-    for way in ways:
+    for scorer in scorers:
         out = [None] * len(y)
-        for index, logps, _ in way:
+        for index, logps, _ in scorer:
             for j, row in zip(index.tolist(), logps):
                 n = len(y[j])
                 out[j] = row[:n].float().cpu()
@@ -99,8 +100,8 @@ def scored(policy, x, y, temperature):
 
 
 def bare(policy, x, y, temperature):
-    """Log-probabilities [T] of a completion y by one forward pass over prompt and completion: no padding, no cache, no
-    positions given, no fast path."""
+    """Log-probabilities [T] of a completion y from one forward pass over prompt and completion, without padding, cache,
+    position ids or fast paths."""
     ids = torch.tensor([x + y], device=policy.device)
     options = {}
     if "logits_to_keep" in policy.accepts:
@@ -113,7 +114,7 @@ def bare(policy, x, y, temperature):
 
 
 def gap(a, b):
-    """(largest, mean) absolute difference of two lists of tensors; infinite where one is not finite."""
+    """(largest, mean) absolute difference of two lists of tensors; infinite if a value is not finite."""
     difference = (torch.cat(a) - torch.cat(b)).abs()
     if not difference.isfinite().all():
         return float("inf"), float("inf")
@@ -121,7 +122,7 @@ def gap(a, b):
 
 
 def precision(policy):
-    """Key of LIMITS."""
+    """The key of LIMITS for a policy."""
     if policy.lm.dtype != torch.float32:
         return "bfloat16"
     quantised = getattr(policy.lm.config, "quantization_config", None)
@@ -129,27 +130,26 @@ def precision(policy):
 
 
 def refuse_gap(policy, gaps, largest, mean):
-    """Raises UserError, naming what differs, if a gap is larger than rounding."""
+    """Raises UserError that names what differs, if the gaps exceed the limits."""
     kind = precision(policy)
-    most, most_mean = LIMITS[kind]
-    if largest <= most and mean <= most_mean:
+    limit, limit_mean = LIMITS[kind]
+    if largest <= limit and mean <= limit_mean:
         return
-    (one, other), _ = min(gaps.items(), key=lambda item: item[1])  # the two that are nearest
+    (one, other), (nearest, _) = min(gaps.items(), key=lambda item: item[1])
     odd, = {name for pair in gaps for name in pair} - {one, other}
-    near = gaps[one, other][0]
-    who = f"{odd} differs from {one} and {other}"
-    if near > most:
-        who = "the sampler, the scorer and one unpadded forward all differ"
-    hint = "give --plain, or try another --bits" if policy.fast else "try another --bits"
-    raise UserError(f"log-probabilities of the same sample: {who}, by up to {largest:.3g} nats for a token and "
-                    f"{mean:.2g} on average, where {most:g} and {most_mean:g} are the limits in {kind}, so training "
+    culprit = f"{odd} differs from {one} and {other}"
+    if nearest > limit:
+        culprit = "the sampler, the scorer and one unpadded forward all differ"
+    hint = "use --plain, or try another --bits" if policy.fast else "try another --bits"
+    raise UserError(f"log-probabilities of the same sample: {culprit}, by up to {largest:.3g} nats for a token and "
+                    f"{mean:.2g} on average, above the limits {limit:g} and {limit_mean:g} in {kind}, so training "
                     f"would be wrong: {hint} or another model (docs/troubleshooting.md)")
 
 
-def words(found):
-    """A finding in a line."""
+def words(result):
+    """A result as one line of text."""
     engine = ""
-    if "engine_gap" in found:
-        engine = f"; the engine's own: largest {found['engine_gap_max']:.1g}, mean {found['engine_gap']:.1g}"
-    return (f"the first samples, scored by the sampler, by the update and by one unpadded forward: largest gap "
-            f"{found['largest']:.1g}, mean {found['mean']:.1g} nats per token{engine}")
+    if "engine_gap" in result:
+        engine = f"; the engine's: largest {result['engine_gap_max']:.1g}, mean {result['engine_gap']:.1g}"
+    return (f"first samples, scored by the sampler, the update and one unpadded forward: largest gap "
+            f"{result['largest']:.1g}, mean {result['mean']:.1g} nats per token{engine}")

@@ -1,4 +1,4 @@
-"""What the sampling loop and its fast paths share: memory for keys and values, masks, the window of a model."""
+"""Helpers shared by the sampling loop and the fast paths: caches that grow in place, masks, attention windows."""
 import functools
 import itertools
 import math
@@ -9,11 +9,11 @@ import torch
 
 
 def window(config):
-    """The shortest attention window of a layer, in tokens; a row with a shared prompt must fit into it.
+    """Shortest attention window of any layer, in tokens; a row with a shared prompt must fit into it.
 
-    Configs call it sliding_window, window_size, attention_window, attention_chunk_size and more, so every name with
-    "window" or "chunk" in it counts, whether the model uses it or not: too small a limit costs time, too large a one is
-    wrong."""
+    Configs name it sliding_window, window_size, attention_window, attention_chunk_size and more, so every name that
+    contains "window" or "chunk" counts, whether the model uses it or not: a limit that is too small only costs time,
+    one that is too large gives wrong results."""
     limits = [math.inf]
     for name, value in vars(config.get_text_config()).items():
         if ("window" in name or "chunk" in name) and name != "max_window_layers":
@@ -23,8 +23,8 @@ def window(config):
 
 
 def known_masks(lm):
-    """Whether the layers of a model attend by the mask that they are given: its code makes masks by transformers' own
-    function, and no layer keeps a mask of its own (GPT-Neo's local layers do)."""
+    """Whether the layers of a model use the attention mask they are given: the model's code creates masks with the
+    function of transformers, and no layer stores another mask (as GPT-Neo's local layers do)."""
     code = sys.modules[type(lm).__module__]
     for name, buffer in lm.named_buffers():
         mask = buffer.dtype in (torch.bool, torch.uint8) and buffer.dim() > 1
@@ -34,15 +34,15 @@ def known_masks(lm):
 
 
 def rope_limit(config):
-    """(tokens, kind): up to this length the rotary positions of a model do not depend on the length of the row. Kinds
-    "longrope" and "dynamic" rescale all positions when a row grows longer, so its cache and the rest of its batch would
-    have wrong positions. (inf, None) for all other kinds."""
+    """(tokens, kind): the row length up to which rotary positions do not depend on the length of the row. RoPE of kind
+    "longrope" or "dynamic" rescales all positions when a row grows longer, which would make the positions in the cache
+    and in the rest of the batch wrong. (inf, None) for all other kinds."""
     config = config.get_text_config()
-    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    nested = [value for value in found.values() if isinstance(value, dict)]  # one for each type of layer
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = [value for value in settings.values() if isinstance(value, dict)]  # one for each type of layer
     original = "original_max_position_embeddings"
     limit = math.inf, None
-    for rope in nested or [found]:
+    for rope in nested or [settings]:
         kind = rope.get("rope_type") or rope.get("type")
         if kind in ("longrope", "dynamic"):
             most = rope.get(original) or getattr(config, original, None)
@@ -52,8 +52,8 @@ def rope_limit(config):
 
 
 class Rerun:
-    """Replaces the cache of a model whose cache cannot be copied to samples: the tokens of the rows so far, which are
-    rerun from the start for each new token."""
+    """Replaces the cache of a model whose cache cannot be copied to samples. It stores the tokens of the rows so far,
+    which are rerun from the start for each new token."""
 
     def __init__(self, ids):
         self.ids = ids  # [R, L]
@@ -62,37 +62,37 @@ class Rerun:
         self.ids = self.ids[rows]
 
     def longer(self, token):
-        """The rows with a token more, [R, L + 1]."""
+        """Append a token to each row -> the rows [R, L + 1]."""
         self.ids = torch.cat([self.ids, token], 1)
         return self.ids
 
 
 def batches(rows, prompts, most, pads):
-    """Split indices of prompts, sorted by length, into lists of at most `most`; if the model does not pad, of one
-    length each."""
+    """Split prompt indices, sorted by prompt length, into batches of at most `most`.  pads: whether prompts of
+    different lengths may share a batch."""
     parts = [rows]
     if not pads:
         groups = itertools.groupby(rows, key=lambda b: len(prompts[b]))
         parts = [list(part) for _, part in groups]
-    found = []
+    split = []
     for part in parts:
-        found += [part[first:first + most] for first in range(0, len(part), most)]
-    return found
+        split += [part[first:first + most] for first in range(0, len(part), most)]
+    return split
 
 
 def recurrent(cache):
-    """Whether layers of a cache keep states that each token changes, beside or in place of keys and values."""
+    """Whether a cache has recurrent states, which every token changes, besides or instead of keys and values."""
     return any(hasattr(layer, "recurrent_states") for layer in getattr(cache, "layers", ()))
 
 
 def additive(mask, dtype):
-    """A mask [P, L] of zeros and ones as it is added to the attention scores, [P, 1, 1, L]."""
+    """Convert a mask [P, L] of zeros and ones to the additive form [P, 1, 1, L] for attention scores."""
     return ((1 - mask) * torch.finfo(dtype).min).to(dtype)[:, None, None]
 
 
 def halving(loop):
-    """Wrap a sampling loop so that it runs on half of its rows at a time if the memory of a GPU does not hold all: the
-    draws are fixed by u, so they stay the same. (The update's micro-batches are not halved: their estimate leaves half
+    """Wrap a sampling loop so that it splits its rows in halves when a GPU runs out of memory. The uniform numbers u
+    determine the draws, so these stay the same. (Micro-batches of the update are not halved: their estimate leaves half
     of the memory free.)"""
     def run(policy, prompts, u, temperature):
         P, k, _ = u.shape
@@ -101,7 +101,7 @@ def halving(loop):
         except RuntimeError as error:
             if not out_of_memory(error) or P * k == 1:
                 raise
-        torch.cuda.empty_cache()  # outside of `except`, which holds the frames that hold the memory
+        torch.cuda.empty_cache()  # outside of `except`, whose traceback keeps tensors alive
         if P > 1:
             half = P // 2
             first = run(policy, prompts[:half], u[:half], temperature)
@@ -115,7 +115,7 @@ def halving(loop):
 
 
 def out_of_memory(error):
-    """Whether memory has run out: graphs, cuBLAS and torch each raise another error for it."""
+    """Whether an error means that GPU memory has run out: CUDA graphs, cuBLAS and torch raise different errors."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return re.search("out of memory|ALLOC_FAILED", str(error)) is not None
@@ -123,8 +123,8 @@ def out_of_memory(error):
 
 @functools.cache
 def roomy():
-    """A layer of transformers' cache that grows in place, with room for a quarter more: the default copies all keys and
-    values for every token."""
+    """A cache layer for transformers that grows in place and reserves a quarter more memory than needed. The default
+    layer copies all keys and values for every token. -> (the default class, the new class)"""
     from transformers.cache_utils import DynamicLayer
 
     class Roomy(DynamicLayer):
@@ -137,8 +137,8 @@ def roomy():
         def longer(old, new):
             R, H, n, D = old.shape
             m = n + new.shape[2]
-            head = old.stride(1)  # numbers from one head to the next
-            if head < m * D or old.stride() != (H * head, head, D, 1):  # no room behind it
+            head = old.stride(1)  # distance between heads, in elements
+            if head < m * D or old.stride() != (H * head, head, D, 1):  # no reserved memory left
                 room = m + max(4, m // 4)
                 moved = old.new_empty(R, H, room, D)[:, :, :n]
                 old = moved.copy_(old)
@@ -149,7 +149,7 @@ def roomy():
 
 
 def make_room(cache):
-    """Let the append-only layers of a cache grow in place; not for use with gradients."""
+    """Make the append-only layers of a cache grow in place. Not for use with gradients."""
     plain, Roomy = roomy()
     for layer in getattr(cache, "layers", ()):
         if type(layer) is plain and layer.get_seq_length():

@@ -1,5 +1,5 @@
-"""The one error that all parts share."""
+"""The exception for mistakes of the user, shared by all modules."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave (flag, file, model). Its message is one sentence: what is wrong, what to do."""
+    """Invalid user input (flag, file, model). The message says in one sentence what is wrong and what to do."""

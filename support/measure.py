@@ -1,5 +1,5 @@
-"""Tools of bench.py and its GPU report: random models in the shape of real ones, clocks, generate, and training steps
-of TRL."""
+"""Tools for bench.py and its GPU report: random models with the shapes of real ones, timers, generate, and TRL's
+training steps."""
 import math
 import time
 
@@ -11,19 +11,19 @@ from support import ROOT, load
 TINY_FOLDER = ROOT + "/models/tiny"
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 SHAPES = {
-    "micro": (64, 192, 4, 4, 4),  # the size of the embedded model, for --scaling
+    "micro": (64, 192, 4, 4, 4),  # size of the embedded model, for --scaling
     "0.1b": (512, 1536, 8, 8, 2),
     "0.5b": (896, 4864, 24, 14, 2),
     "1.5b": (1536, 8960, 28, 12, 2),
     "7b": (3584, 18944, 28, 28, 4)}
 IDS = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
-UNCHANGED = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # draws from the model's distribution
-SAME = {"temperature": 1.0, "beta": 0.0}  # what TRL is told, to do what the scripts do
+UNCHANGED = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # sample from the full distribution
+SAME = {"temperature": 1.0, "beta": 0.0}  # settings with which TRL does the same as the scripts
 QUIET = {"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
 
 
 def build(shape, folder, seed, vocabulary=151936, device=None):
-    """Write a random model of a shape, with the embedded tokenizer, into `folder`, so that it loads like any other."""
+    """Save a randomly initialised model of a shape, with the embedded tokenizer, in `folder`."""
     import transformers
     transformers.utils.logging.disable_progress_bar()
     device = load.device_of(device)
@@ -43,7 +43,7 @@ def build(shape, folder, seed, vocabulary=151936, device=None):
 
 
 def whole_bits(device=None):
-    """Precision of a base that is not quantised: 16 on a GPU that has bfloat16, else 32."""
+    """Precision of an unquantised base model: 16 on a GPU that supports bfloat16, else 32."""
     device = load.device_of(device)
     half = device.type == "cuda" and load.has_bfloat16()
     return 16 if half else 32
@@ -55,7 +55,7 @@ def synchronise(policy):
 
 
 def timed(policy, call):
-    """(seconds, result) of one call, the device idle before and after."""
+    """(seconds, result) of one call; waits for the device before and after it."""
     synchronise(policy)
     started = time.perf_counter()
     result = call()
@@ -64,7 +64,7 @@ def timed(policy, call):
 
 
 def alternate(policy, repeat, *calls):
-    """Run the calls in turn, `repeat` times after one burn-in -> per call a list of (seconds, result)."""
+    """Run the calls in turn, `repeat` times after one warm-up -> for each call a list of (seconds, result)."""
     for call in calls:
         timed(policy, call)
     rounds = [[timed(policy, call) for call in calls] for _ in range(repeat)]
@@ -73,7 +73,7 @@ def alternate(policy, repeat, *calls):
 
 @torch.no_grad()
 def generate(policy, prompts, k, max_new_tokens, seed):
-    """The same draw by transformers' generate -> number of useful tokens."""
+    """Sample with the generate method of transformers -> number of tokens up to each EOS token."""
     ids, mask = common.left_pad(prompts, device=policy.device)
     torch.manual_seed(common.torch_seed(seed))
     ends = {"eos_token_id": policy.stop, "pad_token_id": policy.stop[0]}
@@ -81,7 +81,7 @@ def generate(policy, prompts, k, max_new_tokens, seed):
                              **ends, **UNCHANGED)
     stop = torch.tensor(policy.stop, device=policy.device)
     ended = torch.isin(out[:, ids.shape[1]:], stop).long()
-    return int((ended.cumsum(1) - ended == 0).sum())  # tokens up to the first end-of-sequence token, inclusive
+    return int((ended.cumsum(1) - ended == 0).sum())  # tokens up to and including the first EOS token
 
 
 def reset_peak(policy):
@@ -90,16 +90,17 @@ def reset_peak(policy):
 
 
 def without_gradients(policy):
-    """Forget the gradients of a policy."""
+    """Clear the gradients of a policy."""
     for p in policy.parameters():
         p.grad = None
 
 
 def trl_trainer(path, tokenizer, task, problems, folder, rows, micro, dtype=torch.float32, cpu=None, **settings):
-    """TRL's GRPOTrainer of a base with LoRA, for steps of `rows` samples in micro-batches, as close to the scripts as
-    it can be; but for `settings` what is left are its defaults.  problems: {prompt: problem of the task}; cpu: whether
-    to leave a GPU alone, None: where there is none."""
-    cpu = not torch.cuda.is_available() if cpu is None else cpu
+    """TRL's GRPOTrainer with LoRA, for steps of `rows` samples in micro-batches, configured as close to the scripts as
+    possible. Other settings are TRL's defaults, or given in `settings`.  problems: {prompt: problem of the task}; cpu:
+    whether to use the CPU; None: only if there is no GPU."""
+    if cpu is None:
+        cpu = not torch.cuda.is_available()
     import datasets
     import peft
     import transformers
@@ -109,8 +110,8 @@ def trl_trainer(path, tokenizer, task, problems, folder, rows, micro, dtype=torc
         return task.rewards([problems[x] for x in prompts], completions)
 
     batch = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": math.ceil(rows / micro)}
-    place = {"use_cpu": cpu, "bf16": dtype == torch.bfloat16}
-    args = trl.GRPOConfig(output_dir=folder, max_completion_length=task.max_new_tokens, **batch, **place, **SAME,
+    hardware = {"use_cpu": cpu, "bf16": dtype == torch.bfloat16}
+    args = trl.GRPOConfig(output_dir=folder, max_completion_length=task.max_new_tokens, **batch, **hardware, **SAME,
                           **QUIET, **settings)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -122,7 +123,7 @@ def trl_trainer(path, tokenizer, task, problems, folder, rows, micro, dtype=torc
 
 
 def steps_of_trl(trainer, between=lambda: None):
-    """Run TRL's training -> the seconds of each of its steps; after each, `between` is called and not counted."""
+    """Run TRL's training -> seconds of each step. `between` is called after each step, outside of the timing."""
     import transformers
     seconds = []
 

@@ -1,4 +1,4 @@
-"""Output: text that cannot fail on any console, and JSON that every reader accepts."""
+"""Output: printing that works on every console, and JSON that every parser accepts."""
 import contextlib
 import json
 import math
@@ -7,8 +7,8 @@ import sys
 
 
 def to_json(value, **options):
-    """JSON of nested lists and dicts, with null for NaN and infinity, which JSON does not have. All files are written
-    with it."""
+    """JSON of nested lists and dicts, with null for NaN and infinity, which JSON lacks. All JSON files are written with
+    it."""
     return json.dumps(finite(value), allow_nan=False, **options)
 
 
@@ -23,9 +23,8 @@ def finite(value):
 
 
 class Console:
-    """A stream that can be printed to, whatever it is: characters that it does not have are replaced, and when its
-    reader has gone, as `head` does, the rest is dropped. Where it cannot be written, on a full disk, that is raised
-    once."""
+    """Wraps a stream so that printing does not fail: characters missing in its encoding are replaced, and output is
+    dropped when the reader of a pipe has exited, as `head` does. Other errors (full disk) are raised once."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -48,18 +47,18 @@ class Console:
         try:
             yield
         except OSError as error:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())  # for what is still in the buffer, too
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.stream.fileno())  # also drops what is still buffered
+            os.close(null)
             if not isinstance(error, BrokenPipeError):
                 raise
 
 
 @contextlib.contextmanager
 def consoles():
-    """Context in which no print can end the run."""
+    """Context that wraps stdout and stderr as `Console`, so that printing does not end the run."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (stream and Console(stream) for stream in streams)  # None where it is closed
+    sys.stdout, sys.stderr = (stream and Console(stream) for stream in streams)  # a closed stream is None
     try:
         yield
     finally:

@@ -1,10 +1,10 @@
-"""--track: a run on a dashboard, in addition to its own files. Nothing is imported or sent unless it is asked for.
+"""--track: log a run to a dashboard, in addition to its files. Without the flag, nothing is imported or sent.
 
-What is sent is what the last checkpoint holds: the row `before` as step 0, the lines of metrics.jsonl under their own
-keys, with the last step the row `after` and curves.png. So no step is there twice, however often a run was stopped or
-killed, and resumed. tracked.json says how far wandb or trackio have been told, and says so before they are: what they
-have not written or sent yet when a run is killed is missing there, never in metrics.jsonl. The files of TensorBoard lie
-in the run folder, and a resumed run writes them anew.
+Only what the last checkpoint contains is sent: the row `before` as step 0, the lines of metrics.jsonl with their keys,
+and at the last step the row `after` and curves.png. So no step is sent twice, however often a run is interrupted and
+resumed. tracked.json records the last step sent to wandb or trackio, and is written before sending: if a run is killed
+in between, the step is missing on the dashboard, but not in metrics.jsonl. TensorBoard files are in the run folder, and
+a resumed run rewrites them.
 """
 import functools
 import importlib
@@ -27,16 +27,16 @@ RECORD = "tracked.json"
 class TensorBoard:
     """Event files in the run folder."""
 
-    def __init__(self, place, config):
+    def __init__(self, folder, config):
         from torch.utils.tensorboard import SummaryWriter
-        shutil.rmtree(place, ignore_errors=True)
-        self.make = functools.partial(SummaryWriter, place)
+        shutil.rmtree(folder, ignore_errors=True)
+        self.make = functools.partial(SummaryWriter, folder)
         self.config = config
-        self.where = f"tensorboard --logdir {place}"
+        self.where = f"tensorboard --logdir {folder}"
 
     @functools.cached_property
     def writer(self):
-        """Made for the first line, so that a run that computes nothing leaves no file."""
+        """Created for the first line, so that a run that computes nothing leaves no files."""
         writer = self.make()
         rows = [f"{name} {value}" for name, value in self.config.items()]
         writer.add_text("flags", "\n\n".join(rows))
@@ -56,12 +56,12 @@ class TensorBoard:
 
 
 class Service:
-    """wandb, or trackio, which has the same functions. What a key had last is its summary there."""
+    """wandb, or trackio, which has the same API."""
 
     def __init__(self, kind, name, config):
         self.module = importlib.import_module(kind)
-        known_by = {"id": name.split("-")[-1]} if kind == "wandb" else {}  # trackio finds a run by its name
-        self.run = self.module.init(project=PROJECT, name=name, config=config, resume="allow", **known_by)
+        identity = {"id": name.split("-")[-1]} if kind == "wandb" else {}  # trackio identifies a run by its name
+        self.run = self.module.init(project=PROJECT, name=name, config=config, resume="allow", **identity)
         self.where = f"project {PROJECT}, run {name}"
 
     def log(self, values, step, picture=None):
@@ -74,37 +74,37 @@ class Service:
 
 
 class Tracker:
-    """Sends a run to the dashboard `kind`, or nowhere. folder: its support/folder.py, Folder. Of several processes the
-    first one does."""
+    """Sends a run to a dashboard, from the first process.  kind: one of flags.TRACKERS, or "none"; folder: the run's
+    support/folder.py, Folder."""
 
     def __init__(self, kind, folder):
         self.kind = kind
         self.folder = folder
         self.board = None
-        self.told = -1  # the last step that is there; one more than all steps with what comes after them
+        self.sent = -1  # last step that was sent; the number of steps + 1 once the row `after` was sent
 
     def open(self, config):
-        """Begin, or continue at the last step of a resumed run.  Raises UserError if the dashboard cannot be used."""
+        """Start, or continue after the last step of a resumed run.  Raises UserError if the dashboard is not usable."""
         if self.kind != "none":
             processes.on_first(lambda: self.begin(config))
 
     def begin(self, config):
-        known = self.folder.read(RECORD) or {}
-        own = os.path.basename(os.path.abspath(self.folder.name))
-        self.record = {"name": f"{own}-{secrets.token_hex(4)}", **known}  # other folders may have the same name
+        stored = self.folder.read(RECORD) or {}
+        name = os.path.basename(os.path.abspath(self.folder.name))
+        self.record = {"name": f"{name}-{secrets.token_hex(4)}", **stored}  # other folders may have the same name
         try:
             if self.kind == "tensorboard":
                 self.board = TensorBoard(self.folder.path("tensorboard"), config)
             else:
                 self.board = Service(self.kind, self.record["name"], config)
-                self.told = known.get(self.kind, -1)
-        except Exception as error:  # each package has errors of its own; wandb asks for a login here
-            raise UserError(f"--track {self.kind} cannot begin ({first_line(error)}): put that right, or leave it out"
+                self.sent = stored.get(self.kind, -1)
+        except Exception as error:  # each package has its own exceptions; wandb asks for a login here
+            raise UserError(f"--track {self.kind} cannot start ({first_line(error)}): fix this, or leave the flag out"
                             ) from error
         print(f"tracked by {self.kind}: {self.board.where}", flush=True)
 
     def send(self):
-        """Send what the last checkpoint holds and has not been sent yet."""
+        """Send the steps that the last checkpoint contains and that have not been sent yet."""
         if not self.board:
             return
         rows = {}
@@ -114,39 +114,42 @@ class Tracker:
             for line in read_metrics(self.folder.path("metrics.jsonl")):
                 rows[line.pop("step")] = line
         for step, values in rows.items():
-            if self.board and self.told < step <= self.folder.step:
-                self.tell(step, step, values)
+            if self.board and self.sent < step <= self.folder.step:
+                self.send_line(step, step, values)
 
     def finish(self):
-        """Tell the row `after` and curves.png, and close."""
+        """Send the row `after` and curves.png, and close."""
         if not self.board:
             return
         self.send()
         last = self.folder.step
-        if self.board and self.told <= last:
-            self.tell(last + 1, last, {"after": self.folder.result.get("after", {})}, self.folder.path("curves.png"))
+        if self.board and self.sent <= last:
+            after = self.folder.result.get("after", {})
+            self.send_line(last + 1, last, {"after": after}, self.folder.path("curves.png"))
         if self.board:
             self.board.close()
 
-    def tell(self, place, step, values, picture=None):
-        """Send one line. A dashboard that fails is dropped, because it must not end a run."""
-        self.told = self.record[self.kind] = place
+    def send_line(self, count, step, values, picture=None):
+        """Send values as those of a step, and record `count` as sent. If this fails, the dashboard is dropped: it must
+        not end a run."""
+        self.sent = self.record[self.kind] = count
         write_atomic(self.folder.path(RECORD), to_json(self.record))
         try:
             self.board.log(flat(values), step, picture)
         except Exception as error:
             self.board = None
-            print(f"note: --track {self.kind} has failed and is left ({first_line(error)}); metrics.jsonl has "
-                  "everything", flush=True)
+            print(f"note: --track {self.kind} has failed and is switched off ({first_line(error)}); metrics.jsonl is "
+                  "complete", flush=True)
 
 
-def flat(values, start=""):
-    """{key: number} of what a line holds, `valid/pass@8` of what is inside; of a mean with its error the mean."""
-    found = {}
+def flat(values, prefix=""):
+    """Flatten the values of a line -> {key: number}, with keys such as `valid/pass@8`. Of a value with mean and
+    standard error, only the mean is kept."""
+    numbers = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            inside = {"": value["mean"]} if "mean" in value else value
-            found |= flat(inside, f"{start}{name}/")
+            nested = {"": value["mean"]} if "mean" in value else value
+            numbers |= flat(nested, f"{prefix}{name}/")
         elif value is not None and math.isfinite(value):
-            found[(start + name).rstrip("/")] = value
-    return found
+            numbers[(prefix + name).rstrip("/")] = value
+    return numbers

@@ -293,8 +293,8 @@ def test_what_a_card_says(runs):
         assert re.search(rf"\| {row} \|.* {cell['mean']:.3f} ±{cell['se']:.3f} \|", text)
     for words in ("base | model.gguf, 32 bits", "`ppo_passk.py`", "objective passk", "k 2", "own problems sums.jsonl"):
         assert words in text, words
-    assert "a little different" not in text
-    assert "a little different" in (runs / "gguf in 4 bits" / "adapter" / "README.md").read_text()
+    assert "a slightly different model" not in text
+    assert "a slightly different model" in (runs / "gguf in 4 bits" / "adapter" / "README.md").read_text()
     assert "\nbase_model:" not in text  # which is for ids of a hub
     named = {**card.facts(runs / "32"), "flags": {**flags_of(runs / "32"), "model": "org/some-model"}}
     assert "\nbase_model: org/some-model\n" in card.of_adapter(named)

@@ -233,7 +233,7 @@ def test_thresholds_of_the_first_step(capsys):
     first = {**LINE, "step": 1, "w_mean": 1.0}
     assert not noted([{**first, "w_even": 0.95}], capsys)
     assert not noted([{**first, "step": 2, "w_even": 1.0}], capsys)
-    assert "the weights are all alike" in noted([{**first, "w_even": 0.96}], capsys)
+    assert "all weights are nearly equal" in noted([{**first, "w_even": 0.96}], capsys)
 
 
 # ------------------------------------------------------------------------------------------------------- both of them

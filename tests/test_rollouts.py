@@ -78,7 +78,7 @@ def test_a_run_is_the_run_of_the_built_in_sampler(name, tmp_path):
         assert len({body["lora_path"] for body in engine.asked("/v1/load_lora_adapter")}) == 3
         assert len(engine.asked(DRAW)) >= 2 * 4
     assert not (tmp_path / "engine" / "rollouts").exists()
-    assert "; the engine's own: largest" in said and f"rollouts by {engine.url}" in said
+    assert "; the engine's: largest" in said and f"rollouts by {engine.url}" in said
     for own, found in zip(read_lines(tmp_path / "own"), read_lines(tmp_path / "engine"), strict=True):
         assert found.keys() - own.keys() == {"engine_gap", "engine_gap_max", "engine_cut"}
         assert found["engine_gap"] <= found["engine_gap_max"] < 1e-4 and found["engine_cut"] == 0
@@ -343,7 +343,7 @@ def test_a_server_that_goes_away_and_a_resume(tmp_path, monkeypatch):
         assert engine.adapters == {}
     assert len(read_lines(tmp_path / "r")) == 1
     code, _, err = run(ppo_passk.main, "--out", tmp_path / "r", "--resume")
-    assert code == 2 and "no vLLM server lists its models there" in err and err.count("\n") == 1, err
+    assert code == 2 and "cannot list the models of a vLLM server" in err and err.count("\n") == 1, err
     with Engine() as engine:
         code, _, err = run(ppo_passk.main, "--out", tmp_path / "r", "--resume", "--rollouts", engine.url)
         assert code == 0, err
@@ -384,8 +384,8 @@ def test_a_full_disk(engine, tmp_path, monkeypatch):
     assert code == 0 and len(read_lines(tmp_path / "r")) == 3, err
 
 
-REFUSED = {"rank": ({"r": 32}, "LoRA rank 32 is greater than max_lora_rank"), "dora": ({"use_dora": True}, "no DoRA"),
-           "bias": ({"lora_bias": True}, "no biases"), "modules": ({"modules_to_save": ["norm"]}, "no whole modules")}
+REFUSED = {"rank": ({"r": 32}, "LoRA rank 32 is greater than max_lora_rank"), "dora": ({"use_dora": True}, "not load DoRA"),
+           "bias": ({"lora_bias": True}, "not load biases"), "modules": ({"modules_to_save": ["norm"]}, "not load whole modules")}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -401,14 +401,14 @@ def test_adapters_that_vllm_does_not_load(name, engine, tmp_path):
     assert not (tmp_path / "r").exists() and engine.asked(DRAW) == [] and engine.adapters == {}
 
 
-FLAG_ERRORS = [(["--rollouts-bound", 2], "--rollouts-bound does nothing without --rollouts"),
+FLAG_ERRORS = [(["--rollouts-bound", 2], "--rollouts-bound has no effect without --rollouts"),
                (["--rollouts", "localhost:8000"], "give the address of a server"),
-               (["--rollouts", "http://127.0.0.1:1"], "no vLLM server lists its models there"),
+               (["--rollouts", "http://127.0.0.1:1"], "cannot list the models of a vLLM server"),
                (["--rollouts", "URL", "--rollouts-timeout", 0], "--rollouts-timeout must be positive"),
                (["--rollouts", "URL", "--rollouts-bound", 0.5], "--rollouts-bound must be at least 1"),
                (["--rollouts", "URL", "--rollouts-correction", "none", "--rollouts-bound", 2], "with --rollouts-corr"),
                (["--rollouts", "URL", "--temperature", 0.001], "with --rollouts at least 0.01"),
-               (["--rollouts", "URL", "--max-new-tokens", 100], "with another --max-model-len")]
+               (["--rollouts", "URL", "--max-new-tokens", 100], "with a larger --max-model-len")]
 
 
 @pytest.mark.parametrize("flags,words", FLAG_ERRORS)

@@ -182,7 +182,7 @@ def test_no_flipped_byte_is_missed(folder):
 def test_both_checkpoints_damaged(whole, folder):
     for name in ("state.pt", "state.previous.pt"):
         (folder / name).write_bytes((folder / name).read_bytes()[:-1])
-    go_on(refused(folder, "state.pt is damaged", "begin this run again"))
+    go_on(refused(folder, "state.pt is damaged", "start this run again"))
     same(whole, folder)
 
 
@@ -234,9 +234,9 @@ def test_damage_before_both_checkpoints(name, whole, folder):
     data = (folder / name).read_bytes()
     digit = next(i for i, byte in enumerate(data) if chr(byte).isdigit() and i > 12)
     (folder / name).write_bytes(data[:digit] + (b"1" if data[digit:digit + 1] != b"1" else b"2") + data[digit + 1:])
-    refused(folder, folder / name, "begin this run again")
+    refused(folder, folder / name, "start this run again")
     os.remove(folder / name)
-    go_on(refused(folder, folder / name, "begin this run again"))
+    go_on(refused(folder, folder / name, "start this run again"))
     same(whole, folder)
 
 
@@ -269,7 +269,7 @@ def test_targets_are_not_found_again_by_a_trained_policy(tmp_path):
     original = (tmp_path / "r" / "targets.json").read_bytes()
     for data in (b"", original[:-1], flip(original, [len(original) // 2])):
         (tmp_path / "r" / "targets.json").write_bytes(data)
-        sentence = refused(tmp_path / "r", "targets.json is damaged", "begin this run again", main=cat_bon.main)
+        sentence = refused(tmp_path / "r", "targets.json is damaged", "start this run again", main=cat_bon.main)
     subprocess.run(sentence.partition(" with: ")[2].partition(" && ")[0], shell=True, check=True)
     assert run(cat_bon.main, "--out", tmp_path / "r", "--resume")[0] == 0
     assert (tmp_path / "r" / "targets.json").read_bytes() == original

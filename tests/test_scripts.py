@@ -433,7 +433,7 @@ def test_k_that_falls(tmp_path, monkeypatch):
         found["flags"]["k"] = damaged
         (tmp_path / "r" / "args.json").write_text(json.dumps(found))
         code, _, err = run(ppo_passk.main, "--out", tmp_path / "r", "--resume")
-        assert code == 2 and f"has --k {damaged}, which this script does not take" in err
+        assert code == 2 and f"has --k {damaged}, which this script does not accept" in err
 
 
 def test_a_full_folder_is_not_overwritten(whole):
@@ -781,6 +781,6 @@ def test_a_run_prints_its_own_lines_only(tmp_path):
     done = subprocess.run(command("ppo_passk.py", *SMALL, "--steps", 1, "--bits", 4, "--out", tmp_path / "r"),
                           capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    allowed = re.compile(r"\S*r: tiny|cpu \(|sampling and scoring: |prompts |to repeat it: |what the keys|the first "
+    allowed = re.compile(r"\S*r: tiny|cpu \(|sampling and scoring: |prompts |to repeat it: |what the keys|first "
                          r"samples, |  c\S+> -> |step 1/1|\s+pass@1|\s+distinct|before|after|\d+ s; everything")
     assert all(allowed.match(line) for line in done.stdout.strip().split("\n")), done.stdout

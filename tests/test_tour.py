@@ -72,4 +72,4 @@ def test_what_is_said_of_the_runs():
     assert all(aware[k] > max(mean[k], base[k]) for k in (8, 16, 32))
     own = stored("%%bash\npython ppo_passk.py --data")
     before, after = (float(re.search(rf"^{row}\s+(\S+)", own, re.MULTILINE)[1]) for row in ("before", "after"))
-    assert after > before + .3 and "left what it was pretrained on" in own
+    assert after > before + .3 and "far from the model it started from" in own

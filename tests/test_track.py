@@ -185,7 +185,7 @@ def test_what_cannot_be_had(tmp_path, wandb, monkeypatch):
     wandb(refuses="True")
     code, _, error = run(ppo_passk.main, *flags, "--track", "wandb")
     assert code == 2 and error.count("\n") == 1
-    assert "--track wandb cannot begin (No API key configured. Use `wandb login` to log in.): put that right" in error
+    assert "--track wandb cannot start (No API key configured. Use `wandb login` to log in.): fix this" in error
     monkeypatch.undo()
     sys.modules.pop("wandb")
     os.makedirs(tmp_path / "here" / "wandb")  # where wandb puts its files

@@ -241,7 +241,7 @@ def test_a_run_goes_on_where_everything_has_moved(moving, moved):
     """The same bits; the names of the problems, on which draws depend, are those of the file as it was called."""
     os.rename(moving / "base", moving / "gone")  # nothing is where it was
     try:
-        said_no(resume(moved, model=None), moving / "base", "give its new one")
+        said_no(resume(moved, model=None), moving / "base", "give its new path")
         code, _, err = resume(moved)
         assert code == 0, err
         assert untimed(read_lines(moved / "run")) == untimed(read_lines(moving / "whole"))
