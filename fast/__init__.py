@@ -1,12 +1,13 @@
-"""The fast paths of common.sample and common.score: the same draws and log-probabilities, where that is cheaper.
+"""Fast paths for common.sample and common.score, with the same samples and log-probabilities up to rounding.
 
-Three ideas. Completions of one prompt share its keys and values, computed once, with gradient, and handed out to them
-(shared.py). The adapter is folded into a copy of the weights, so that a linear layer is one product instead of three
-(folded.py). And completions of one prompt share a row under a 4-D mask, so that its keys are stored and read once for
-all of them (packed.py). A model of 0.2 M parameters, whose cost is calls and not arithmetic, gets the last two: with 64
-prompts x 16 samples of countdown sampling was measured to be 1.4 to 1.7 times as fast, the update 1.9 times. A real one
-gets the first, which needs no mask, and where it is float32 the second, for sampling only: in the update the gradient
-of the copy would cost more than the small products. On a GPU a token of all rows is captured as one graph
-(captured.py). choose.py says what a model gets, and why; tests compare all of it with the plain versions, which a run
-takes with --plain.
+- shared.py: the keys and values of a prompt are computed once and shared by its completions, with gradients.
+- folded.py: the adapter is folded into a copy of the weights, so a linear layer is one product instead of three.
+- packed.py: completions of one prompt share a row under a 4-D mask, so its keys are stored and read once.
+- captured.py: on a GPU, decoding one token for all rows is one CUDA graph.
+
+A model of 0.2 M parameters, which spends its time on calls and not on arithmetic, uses folded and packed: with 64
+prompts x 16 samples of countdown, we measured sampling to be 1.4 to 1.7 times as fast, and the update 1.9 times. A
+larger model uses shared, which needs no 4-D mask, and in float32 folded, but only for sampling: in the update, the
+gradient of the copy would cost more than it saves. choose.py selects the paths for a model and says why. Tests compare
+them all with the plain versions, which a run uses with --plain.
 """

@@ -1,13 +1,14 @@
-"""The sampling loop on a GPU, a token of all rows captured as one CUDA graph.
+"""The sampling loop on a GPU: decoding one token for all rows is captured as one CUDA graph.
 
-A token of a model with 28 layers is about 2,400 kernels, which take longer to launch than to run. A CUDA graph launches
-them at once, but repeats them exactly: the same kernels on the same memory. So keys and values have memory of fixed
-size, and everything that changes from token to token, where to write included, is a value on the device. Every
-SEGMENT tokens finished rows leave, memory is made for those that are left, and the step is captured again.
+For a model with 28 layers, one token takes about 2,400 kernels, whose launches take longer than their execution. A CUDA
+graph launches all of them at once, but always runs the same kernels on the same memory. So keys and values are in
+buffers of fixed size, and everything that changes between tokens, such as the position to write to, is a tensor on the
+device. Every SEGMENT tokens, finished rows are removed, buffers for the others are allocated, and the step is captured
+again.
 
-In bfloat16 every sampler differs from the scorer by rounding, this one like the plain one: on the embedded model by
-.0006 ±.0010 nats per completion on average, with a standard deviation of .022. That is noise in a KL gap, not a bias,
-and PPO's ratio, whose denominator is what was drawn from, corrects for it.
+In bfloat16 every sampler differs from the scorer by rounding. For this one, as for the plain one, the difference on the
+embedded model was .0006 ±.0010 nats per completion on average, with a standard deviation of .022. In a KL estimate this
+is noise and not a bias, and PPO's ratio corrects for it, because its denominator has the sampler's log-probabilities.
 """
 import functools
 import warnings
@@ -20,26 +21,26 @@ import common
 from fast.folded import plain_lora
 from support import load
 
-SEGMENT = 128  # most tokens between captures, each of which costs about three tokens launched kernel by kernel
-EVERY = 16  # tokens between questions to the device of how many rows are left
+SEGMENT = 128  # most tokens between captures; a capture costs about as much as three tokens without a graph
+EVERY = 16  # tokens between checks of how many rows are still running, for which the host waits
 
 
 @functools.cache
 def fixed_layer():
-    """A layer of transformers' cache whose memory stays where it is."""
+    """A cache layer for transformers with buffers of fixed size and address -> (the default class, the new class)."""
     from transformers.cache_utils import DynamicLayer
 
     class Fixed(DynamicLayer):
-        """The first n keys and values of some rows of another layer, and room for more."""
+        """The first n keys and values of selected rows of another layer, with space for up to `room`."""
 
         def __init__(self, layer, rows, n, room, slot):
             super().__init__()
 
-            def kept(old):
+            def padded(old):
                 first = old[:, :, :n].index_select(0, rows)
                 return F.pad(first, (0, 0, 0, room - n))  # [R, heads, room, width]
-            self.keys = kept(layer.keys)
-            self.values = kept(layer.values)
+            self.keys = padded(layer.keys)
+            self.values = padded(layer.values)
             self.dtype = self.keys.dtype
             self.device = self.keys.device
             self.slot = slot
@@ -54,18 +55,18 @@ def fixed_layer():
 
 @functools.cache
 def side(device):
-    """The stream that graphs of a device are captured on: torch would take one of the device that is current, and
-    cuBLAS keeps memory for each stream that it has met."""
+    """The stream for capturing graphs on a device. By default torch would use a stream of the current device, and
+    cuBLAS allocates memory for each stream that it is used on."""
     return torch.cuda.Stream(device)
 
 
 class Decoder:
-    """A step of common.decode, in memory that stays where it is."""
+    """The step of common.decode, with all tensors in fixed memory."""
 
     def __init__(self, policy, prompts, temperature):
         ids, mask = common.left_pad(prompts, policy.device)  # [P, L]
         position = common.positions_of(mask)
-        out = policy.forward(ids, mask, position, 1, use_cache=True)  # each prompt once
+        out = policy.forward(ids, mask, position, 1, use_cache=True)  # run each prompt once
         self.policy = policy
         self.temperature = temperature
         self.cache = out.past_key_values
@@ -76,17 +77,17 @@ class Decoder:
         dtype = policy.lm.dtype
         self.least = torch.finfo(dtype).min
         unseen = (1 - mask) * self.least
-        self.mask = unseen.to(dtype)[:, None, None]  # [P, 1, 1, L], added to the scores
+        self.mask = unseen.to(dtype)[:, None, None]  # [P, 1, 1, L], additive
         self.done = torch.zeros(len(prompts), dtype=torch.bool, device=policy.device)
         plain, _ = fixed_layer()
         if not all(type(layer) is plain for layer in self.cache.layers):
-            raise ValueError("a cache that does more than append")
+            raise ValueError("its cache does more than append")
 
     def take_rows(self, rows, u):
-        """Memory for a segment: of these rows, one for each row of uniforms u [R, S]."""
+        """Allocate memory for a segment of S tokens of these rows.  u [R, S]: uniform numbers, a row for each."""
         S = u.shape[1]
         n = self.seen
-        room = -(-(n + S) // 16) * 16  # attention kernels want a multiple of 8
+        room = -(-(n + S) // 16) * 16  # attention kernels need a multiple of 8
         self.t = torch.full((1,), -1, device=u.device)
         self.slot = self.t + n
         _, Fixed = fixed_layer()
@@ -104,7 +105,8 @@ class Decoder:
         self.lengths = torch.zeros_like(self.done, dtype=torch.long)
 
     def step(self):
-        """One token of every row. Nothing here may depend on a value of the host, which the capture would freeze."""
+        """Decode one token of each row. Nothing here may depend on a changing value on the host, because a capture
+        would record it as a constant."""
         self.t += 1
         self.slot += 1
         logp = torch.log_softmax(self.logits.float() / self.temperature, -1)  # [R, V]
@@ -125,10 +127,10 @@ class Decoder:
         self.logits.copy_(out.logits[:, -1])
 
     def run(self, steps):
-        """Decode up to `steps` tokens, fewer if most rows have ended -> how many."""
+        """Decode up to `steps` tokens, fewer if most rows have ended -> number of tokens."""
         step = self.step
         for t in range(1, steps + 1):
-            if t == 2 and self.done.is_cuda:  # the first one has made ready what kernels need before they are captured
+            if t == 2 and self.done.is_cuda:  # the first step is the warm-up that a capture needs
                 step = self.capture()
             step()
             if t % EVERY == 0 and t < steps and self.mostly_ended():
@@ -137,26 +139,26 @@ class Decoder:
         return t
 
     def mostly_ended(self):
-        """Whether fewer than half of the rows are still running; asks the device."""
+        """Whether fewer than half of the rows are still running; the host waits for the answer."""
         alive = (~self.done).sum()
         return alive < (len(self.done) + 1) // 2
 
     def capture(self):
-        """Capture a step -> the function that replays it. Nothing is computed yet."""
+        """Capture a step, without running it -> the function that replays it."""
         device = self.done.device
-        self.graph = torch.cuda.CUDAGraph()  # kept until the device has been waited for
-        here = torch.cuda.current_stream(device)
+        self.graph = torch.cuda.CUDAGraph()  # an attribute, so that it lives until the device has finished
+        current = torch.cuda.current_stream(device)
         try:
             with torch.cuda.graph(self.graph, stream=side(device)):
                 self.step()
-        finally:  # a capture that failed would leave its stream current
-            torch.cuda.set_stream(here)
+        finally:  # a failed capture leaves its stream as the current one
+            torch.cuda.set_stream(current)
         return self.graph.replay
 
 
 @torch.no_grad()
 def decode(policy, prompts, u, temperature):
-    """common.decode, captured."""
+    """As common.decode, with CUDA graphs."""
     current = nullcontext()
     if policy.device.type == "cuda":
         current = torch.cuda.device(policy.device)
@@ -165,16 +167,16 @@ def decode(policy, prompts, u, temperature):
 
 
 def decode_segments(policy, prompts, u, temperature):
-    """`decode` on the current device with the layers that are in place."""
+    """`decode` on the current device, with the model's current layers."""
     P, k, T = u.shape
     decoder = Decoder(policy, prompts, temperature)
     u = u.flatten(0, 1)  # [P k, T]
     tokens = torch.zeros_like(u, dtype=torch.long)
     logps = torch.zeros_like(u, dtype=torch.float32)
     entropies = torch.zeros_like(logps)
-    rows = torch.arange(P * k, device=u.device)  # the row of the result that each row writes
+    rows = torch.arange(P * k, device=u.device)  # row of the results that each active row writes to
     lengths = torch.zeros_like(rows)
-    chosen = rows // k  # of those of the segment before; at first, of the prompts
+    chosen = rows // k  # active rows as indices into those of the previous segment, at first into the prompts
     t = 0
     while t < T and len(rows):
         decoder.take_rows(chosen, u[rows, t:t + SEGMENT])
@@ -191,13 +193,13 @@ def decode_segments(policy, prompts, u, temperature):
 
 
 class Light(torch.nn.Module):
-    """A LoRA layer in the precision of its base: W x + (s B) (A x), two kernels beside the base's. peft's casts, scales
-    and sums take six."""
+    """A LoRA layer in the precision of its base, W x + (s B) (A x), with two kernels besides the base's; peft uses six
+    (casts, scaling, sums)."""
 
     def __init__(self, layer, weight):
         super().__init__()
         self.base = layer.base_layer
-        self.weight = weight  # the base's, de-quantised; None: as it is
+        self.weight = weight  # de-quantised weight of the base; None: call the base layer
         dtype = self.base.weight.dtype if weight is None else weight.dtype
         active = [] if layer.disable_adapters else layer.active_adapters
         self.plain = not active
@@ -220,8 +222,8 @@ class Light(torch.nn.Module):
 
 @contextmanager
 def light(layers):
-    """Context in which each of these LoRA layers is a Light one with the current adapter. The adapter is not added to
-    the weights: in bfloat16 small deltas would round away."""
+    """Context that replaces each of these LoRA layers by a Light layer with the current adapter. The adapter is not
+    added to the weights, because in bfloat16 small deltas would be rounded away."""
     for parent, name, layer, weight in layers:
         setattr(parent, name, Light(layer, weight))
     try:
@@ -232,22 +234,23 @@ def light(layers):
 
 
 def weights(policy, layers):
-    """[(parent, name, layer, de-quantised weight or None)] of LoRA layers that Light can replace, and that in words."""
+    """The LoRA layers that Light can replace -> ([(parent, name, layer, de-quantised weight or None)], the choice as
+    text)."""
     kinds = {type(layer.base_layer).__name__ for _, _, layer in layers}
     if not kinds <= {"Linear", "Conv1D", "Linear4bit"} or not plain_lora(policy):
-        return [], "the adapter as peft has it"
+        return [], "adapter computed by peft"
     dtype = policy.lm.dtype
     sizes = [layer.in_features * layer.out_features for _, _, layer in layers if in_four_bits(layer)]
     if not sizes:
-        return [(*layer, None) for layer in layers], "the adapter beside the weights"
+        return [(*layer, None) for layer in layers], "adapter computed in two kernels"
     need = dtype.itemsize * sum(sizes)
     if need > load.free_memory(policy.device) / 4:
         return [], "weights de-quantised for each token (a copy would take more than a quarter of the memory)"
-    found = []
+    replaceable = []
     for parent, name, layer in layers:
         weight = dequantised(layer, dtype) if in_four_bits(layer) else None
-        found.append((parent, name, layer, weight))
-    return found, f"weights de-quantised for rollouts ({need / 1e9:.1f} GB)"
+        replaceable.append((parent, name, layer, weight))
+    return replaceable, f"weights de-quantised for rollouts ({need / 1e9:.1f} GB)"
 
 
 def in_four_bits(layer):
@@ -255,14 +258,14 @@ def in_four_bits(layer):
 
 
 def dequantised(layer, dtype):
-    """The weight that a layer keeps in four bits."""
+    """The de-quantised weight of a layer that stores it in 4 bits."""
     from bitsandbytes.functional import dequantize_4bit
     weight = layer.base_layer.weight
     return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
 
 
 def near(x, y, exact):
-    """Whether two methods give the same log-probabilities: in bfloat16 logits around 20 are multiples of .125."""
+    """Whether log-probabilities are equal up to rounding. In bfloat16, logits around 20 are multiples of .125."""
     if exact:
         return torch.allclose(x, y, atol=1e-4)
     gap = (x - y).abs()
@@ -270,11 +273,11 @@ def near(x, y, exact):
 
 
 def never_waits(policy, prompts, u):
-    """A step of the decoder under which the host does not wait for the device.  Raises RuntimeError if it does."""
+    """Run a decoder step without a graph.  Raises RuntimeError if it makes the host wait for the device."""
     with light(policy.fast.light):
         decoder = Decoder(policy, prompts, 1.0)
         decoder.take_rows(torch.arange(len(prompts), device=u.device), u[:, 0])
-        decoder.step()  # the first one makes ready what kernels need
+        decoder.step()  # warm-up
         torch.cuda.set_sync_debug_mode("error")
         try:
             decoder.step()
@@ -283,7 +286,7 @@ def never_waits(policy, prompts, u):
 
 
 def completions(draws):
-    """The tokens drawn by a loop, without padding, prompt by prompt."""
+    """The completions that a sampling loop has drawn, as lists of token ids without padding."""
     tokens, _, _, lengths = draws
     rows = tokens.flatten(0, 1).tolist()
     return [row[:n] for row, n in zip(rows, lengths.flatten().tolist(), strict=True)]
@@ -291,34 +294,34 @@ def completions(draws):
 
 @torch.no_grad()
 def draws_as_scored(policy):
-    """Whether `decode` draws by the log-probabilities that the scorer gives, and in float32 what the plain loop does:
-    tried on padded prompts. First kernel by kernel, where a host that waits is an error: one that waits in a capture
-    leaves CUDA in disorder.  Raises what a model raises that cannot be captured."""
+    """Test on padded prompts whether `decode` samples with the scorer's log-probabilities and, in float32, draws the
+    same tokens as the plain loop. A step without a graph runs first and must not make the host wait, because waiting
+    during a capture leaves CUDA in an invalid state.  Raises what the model raises if it cannot be captured."""
     V = policy.lm.config.get_text_config().vocab_size
     prompts = [[1 % V, 2 % V, 3 % V], [4 % V]]
     u = torch.linspace(0.1, 0.9, 16, dtype=torch.float64)
     u = u.view(2, 2, 4).to(policy.device)
-    apart = common.decode(policy, prompts, u, 1.0)
+    plain_draws = common.decode(policy, prompts, u, 1.0)
     never_waits(policy, prompts, u)
-    found = decode(policy, prompts, u, 1.0)
-    ys = completions(found)
+    draws = decode(policy, prompts, u, 1.0)
+    ys = completions(draws)
     exact = policy.lm.dtype == torch.float32
-    if exact and ys != completions(apart):
+    if exact and ys != completions(plain_draws):
         return False
-    # What was drawn, scored as always: rounding may have drawn other tokens than the plain loop does.
+    # Score these draws with the plain scorer: with rounding, the plain loop may have drawn other tokens.
     policy.fast = None
     scored = torch.zeros(len(ys))
-    each = [x for x in prompts for _ in range(2)]
-    for index, logps, _ in common.score(policy, each, ys, 1.0, 2048):
+    xs = [x for x in prompts for _ in range(2)]
+    for index, logps, _ in common.score(policy, xs, ys, 1.0, 2048):
         scored[index] = logps.sum(-1).cpu()
-    drawn = found[1].sum(-1).flatten().cpu()
-    first = [entropies[..., 0] for _, _, entropies, _ in (apart, found)]
+    drawn = draws[1].sum(-1).flatten().cpu()
+    first = [entropies[..., 0] for _, _, entropies, _ in (plain_draws, draws)]
     return near(scored, drawn, exact) and near(*first, exact)
 
 
 def where_possible(policy, fast, layers):
-    """Test whether this model can be captured and draws by its own log-probabilities. Sets fast.captured and fast.light
-    -> the choice, in words."""
+    """Use CUDA graphs if the model can be captured and `draws_as_scored`. Sets fast.captured and fast.light -> the
+    choice as text."""
     quantised = getattr(policy.lm.config, "quantization_config", None)
     if getattr(quantised, "load_in_8bit", False):
         return "decoded kernel by kernel (8 bits)"
@@ -330,10 +333,10 @@ def where_possible(policy, fast, layers):
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message="The CUDA Graph is empty")
             if not draws_as_scored(policy):
-                why = "other log-probabilities"
+                why = "different log-probabilities"
     except torch.OutOfMemoryError:
         raise
-    except (ValueError, RuntimeError, AttributeError, TypeError, Warning) as error:  # what cannot be captured
+    except (ValueError, RuntimeError, AttributeError, TypeError, Warning) as error:  # the model cannot be captured
         why = load.first_line(error)
     finally:
         policy.fast = None

@@ -1,14 +1,14 @@
-"""Several completions of one prompt in one row, under a 4-D mask by which none attends to another."""
+"""Pack several completions of one prompt in a row, with a 4-D mask that hides them from each other."""
 import torch
 
 import common
 
-PACK = 128  # most completion tokens in a row: beyond that, masking each other costs more than the shared prompt saves
+PACK = 128  # most completion tokens in a row: in longer rows, wider attention costs more than the shared prompt saves
 
 
 def decode_packed(policy, prompts, u, temperature):
-    """common.decode for u [P, k/g, g, T], g samples of one prompt to a row: its keys are stored and read once for all
-    of them, but each looks past the others."""
+    """As common.decode, with g samples of one prompt in a row, u [P, k/g, g, T]. The keys of the prompt are stored and
+    read once for all of them."""
     P, repeat, g, T = u.shape
     R = P * repeat  # rows
     shape = (R, g, T)
@@ -19,7 +19,7 @@ def decode_packed(policy, prompts, u, temperature):
     out = policy.forward(ids, prompt, position, 1, use_cache=True)
     cache = out.past_key_values
     memory = {"past_key_values": cache, "use_cache": True}
-    owner = torch.arange(P).repeat_interleave(repeat)  # the prompt of each row
+    owner = torch.arange(P).repeat_interleave(repeat)  # prompt of each row
     if repeat > 1:
         cache.reorder_cache(owner)
     logits = out.logits[owner, -1:]
@@ -27,7 +27,7 @@ def decode_packed(policy, prompts, u, temperature):
     position = position[owner, -1:].repeat(1, g)  # [R, g]
     mask = mask_of_samples(prompt[owner], g, T, logits.dtype)
     u = u.flatten(0, 1)
-    rows = torch.arange(R)  # the row of the result that each row writes
+    rows = torch.arange(R)  # row of the results that each active row writes to
     done = torch.zeros(R, g, dtype=torch.bool)
     lengths = torch.zeros(R, g, dtype=torch.long)
     tokens = torch.zeros(shape, dtype=torch.long)
@@ -66,27 +66,27 @@ def decode_packed(policy, prompts, u, temperature):
 
 
 def mask_of_samples(prompt, g, T, dtype):
-    """Additive mask [R, 1, g, L + g T] of the g queries of each step: each sees the prompt, whose mask is [R, L], and
-    of the samples' columns (token by token, g each) its own."""
-    own = torch.eye(g).repeat(1, T)  # [g, g T]
-    own = own.expand(len(prompt), 1, -1, -1)
+    """Additive mask [R, 1, g, L + g T] for the g queries of each step. A sample attends to the prompt, with mask
+    [R, L], and to its own column in each later group of g columns (one per sample)."""
+    own_columns = torch.eye(g).repeat(1, T)  # [g, g T]
+    own_columns = own_columns.expand(len(prompt), 1, -1, -1)
     prompt = prompt[:, None, None].expand(-1, 1, g, -1)
-    seen = torch.cat([prompt, own], -1)
+    seen = torch.cat([prompt, own_columns], -1)
     return (1 - seen) * torch.finfo(dtype).min
 
 
 def packs_of(policy, prompts, completions):
-    """Which completions share a row: lists of indices of one prompt each, at most PACK tokens long; a completion is
-    alone if the model's window is too short for the row."""
+    """Group completions that share a row -> lists of indices, each of one prompt and at most PACK tokens. If a row may
+    exceed the model's attention window, all completions are alone."""
     lengths = [len(y) for y in completions]
     longest = max(map(len, prompts), default=0) + max(lengths, default=0)
-    apart = longest > policy.window
-    same = {}
+    alone = longest > policy.window
+    groups = {}
     for i in sorted(range(len(prompts)), key=lengths.__getitem__):
-        key = i if apart else tuple(prompts[i])
-        same.setdefault(key, []).append(i)
+        key = i if alone else tuple(prompts[i])
+        groups.setdefault(key, []).append(i)
     packs = []
-    for rows in same.values():
+    for rows in groups.values():
         while rows:
             longest = max(1, lengths[rows[-1]])
             g = max(1, PACK // longest)
@@ -96,8 +96,8 @@ def packs_of(policy, prompts, completions):
 
 
 def score_packs(policy, prompts, completions, packs, temperature, max_tokens):
-    """common.score for rows that each hold one prompt and the completions packs[row] of it, one after the other:
-    completion j starts at the position after the prompt, and sees the prompt and itself only."""
+    """As common.score, for rows that contain a prompt and its completions packs[row], one after the other. Each
+    completion starts at the position after the prompt, and attends only to the prompt and itself."""
     def size(pack):
         longest = max(len(completions[i]) for i in pack)
         return len(pack), longest, len(prompts[pack[0]])
@@ -108,8 +108,8 @@ def score_packs(policy, prompts, completions, packs, temperature, max_tokens):
 
 
 def micro_batch(order, prompts, completions, max_tokens):
-    """Takes packs from the end of a list, from the longest down, as many as a micro-batch holds. It is as wide as its
-    longest prompt and its longest completion make it."""
+    """Remove packs from the end of a list, longest first, for one micro-batch -> the packs. Its width is given by its
+    longest prompt and its longest completion."""
     rows = []
     g = len(order[-1])
     L = 0
@@ -130,7 +130,7 @@ def score_rows(policy, prompts, completions, rows, temperature):
     """One micro-batch of score_packs -> (index [r], logps [r, T], mask [r, T])."""
     g = len(rows[0])
     index = [i for pack in rows for i in pack]
-    slot = []  # of each completion among the p g of the rows
+    slot = []  # index of each completion among the p g slots of the rows
     for row, pack in enumerate(rows):
         first = row * g
         slot += range(first, first + len(pack))
@@ -138,7 +138,7 @@ def score_rows(policy, prompts, completions, rows, temperature):
     x = [prompts[pack[0]] for pack in rows]
     y = [completions[i] for i in index]
     ids, prompt = common.left_pad(x)  # [p, L]
-    tokens, own = common.right_pad(y)  # [r, T]
+    tokens, completion_mask = common.right_pad(y)  # [r, T]
     L = ids.shape[1]
     T = tokens.shape[1]
 
@@ -147,11 +147,11 @@ def score_rows(policy, prompts, completions, rows, temperature):
         slots[slot] = values.long()
         return slots.view(-1, g * T)
     ids = torch.cat([ids, in_rows(tokens)], 1)  # [p, L + g T]
-    mask = torch.cat([prompt, in_rows(own)], 1)
-    before = common.positions_of(prompt)
-    first = before[:, -1:] + 1
-    after = first + torch.arange(T).repeat(g)
-    position = torch.cat([before, after], 1)
+    mask = torch.cat([prompt, in_rows(completion_mask)], 1)
+    prompt_position = common.positions_of(prompt)
+    first = prompt_position[:, -1:] + 1
+    completion_position = first + torch.arange(T).repeat(g)
+    position = torch.cat([prompt_position, completion_position], 1)
     if g > 1:
         mask = mask_of_completions(mask, L, g, T, policy.lm.dtype)
     out = policy.forward(ids, mask, position, g * T + 1, use_cache=False)
@@ -159,23 +159,23 @@ def score_rows(policy, prompts, completions, rows, temperature):
     scaled = logits.float() / temperature  # [p, 1 + g T, V]
     if g == 1:
         scaled = scaled[:, :-1]  # [r, T, V]
-    else:  # what predicts token t of completion j: the prompt's last position for t = 0, else the token before it
+    else:  # token t of a completion is predicted at the previous token, or at the prompt's last one for t = 0
         columns = torch.arange(g * T).view(g, T)
         columns[:, 0] = 0
         row = slot[:, None] // g
         scaled = scaled[row, columns[slot % g]]  # [r, T, V]
-    logps = common.log_probabilities(scaled, tokens, own.bool())
-    return torch.tensor(index), logps, own.float()
+    logps = common.log_probabilities(scaled, tokens, completion_mask.bool())
+    return torch.tensor(index), logps, completion_mask.float()
 
 
 def mask_of_completions(mask, L, g, T, dtype):
-    """Additive mask of rows of a prompt and g completions: each position sees the prompt and the earlier tokens of its
-    own completion.  mask [p, L + g T] -> [p, 1, L + g T, L + g T]."""
+    """Additive mask for rows of a prompt and g completions: each position attends to the prompt and to the earlier
+    tokens of its completion.  mask [p, L + g T] -> [p, 1, L + g T, L + g T]."""
     prompt = torch.full((L,), -1)
     owner = torch.arange(g).repeat_interleave(T)
     owner = torch.cat([prompt, owner])
-    own = owner == owner[:, None]
-    seen = (owner == -1) | own
+    same_completion = owner == owner[:, None]
+    seen = (owner == -1) | same_completion
     seen = seen.tril() & mask[:, None, None].bool()
     unseen = (~seen).to(dtype)
     return unseen * torch.finfo(dtype).min

@@ -1,26 +1,27 @@
-"""Each prompt of a micro-batch computed once, its keys and values handed out to its completions."""
+"""Score completions that share the keys and values of their prompt, which is computed once per micro-batch."""
 import torch
 
 import common
 
 
 def score_shared(policy, prompts, completions, temperature, max_tokens, logits=False):
-    """common.score with each prompt of a micro-batch computed once: its keys and values, through which the gradient
-    flows, are handed out to its completions."""
+    """As common.score, but each prompt of a micro-batch is computed once. Its completions share its keys and values,
+    through which gradients flow."""
     units = units_of(prompts, completions, max_tokens)
     while units:
-        some = micro_batch(units, prompts, completions, max_tokens)
-        yield score_units(policy, prompts, completions, some, temperature, logits)
+        batch = micro_batch(units, prompts, completions, max_tokens)
+        yield score_units(policy, prompts, completions, batch, temperature, logits)
 
 
 def units_of(prompts, completions, max_tokens):
-    """Indices of completions of one prompt, the longest first, no more than a micro-batch holds; the longest last."""
+    """Split the completions into units -> lists of indices. A unit has completions of one prompt, longest first, and
+    fits into a micro-batch. The unit with the longest completion is last."""
     lengths = [len(y) for y in completions]
-    same = {}
+    by_prompt = {}
     for i in sorted(range(len(prompts)), key=lambda i: -lengths[i]):
-        same.setdefault(tuple(prompts[i]), []).append(i)
+        by_prompt.setdefault(tuple(prompts[i]), []).append(i)
     units = []
-    for x, rows in same.items():
+    for x, rows in by_prompt.items():
         room = max_tokens - len(x)
         longest = max(1, lengths[rows[0]])
         g = max(1, room // longest)
@@ -32,9 +33,9 @@ def units_of(prompts, completions, max_tokens):
 
 
 def micro_batch(units, prompts, completions, max_tokens):
-    """Takes units from the end of a list, from the longest down, as many as a micro-batch holds."""
-    some = []
-    r = 0  # completions
+    """Remove units from the end of a list, longest first, for one micro-batch -> the units."""
+    batch = []
+    r = 0  # number of completions
     L = 0
     T = 0
     while units:
@@ -42,17 +43,17 @@ def micro_batch(units, prompts, completions, max_tokens):
         r += len(rows)
         L = max(L, len(prompts[rows[0]]))
         T = max(T, len(completions[rows[0]]))
-        size = (len(some) + 1) * L + r * T
-        if some and size > max_tokens:
+        size = (len(batch) + 1) * L + r * T
+        if batch and size > max_tokens:
             break
-        some.append(units.pop())
-    return some
+        batch.append(units.pop())
+    return batch
 
 
 def score_units(policy, prompts, completions, units, temperature, logits):
     """One micro-batch of score_shared -> (index [r], logps [r, T] or logits [r, T, V], mask [r, T])."""
     index = []
-    owner = []  # the prompt of each completion
+    owner = []  # prompt of each completion, as a row of ids
     for p, rows in enumerate(units):
         index += rows
         owner += [p] * len(rows)
@@ -60,21 +61,21 @@ def score_units(policy, prompts, completions, units, temperature, logits):
     x = [prompts[rows[0]] for rows in units]
     y = [completions[i] for i in index]
     ids, mask = common.left_pad(x, policy.device)  # [p, L]
-    tokens, own = common.right_pad(y, policy.device)  # [r, T]
+    tokens, completion_mask = common.right_pad(y, policy.device)  # [r, T]
     T = tokens.shape[1]
     position = common.positions_of(mask)
     out = policy.forward(ids, mask, position, 1, use_cache=True)
-    scaled = out.logits[:, -1:][owner]  # [r, 1, V]: what the first token is drawn from
+    scaled = out.logits[:, -1:][owner]  # logits of the first token  [r, 1, V]
     if T > 1:
         cache = out.past_key_values
         cache.reorder_cache(owner)
-        mask = torch.cat([mask[owner], own[:, :-1]], 1)  # [r, L + T - 1]
-        places = torch.arange(1, T, device=policy.device)
-        position = position[owner, -1:] + places
+        mask = torch.cat([mask[owner], completion_mask[:, :-1]], 1)  # [r, L + T - 1]
+        offsets = torch.arange(1, T, device=policy.device)
+        position = position[owner, -1:] + offsets
         out = policy.forward(tokens[:, :-1], mask, position, T - 1, past_key_values=cache, use_cache=True)
         scaled = torch.cat([scaled, out.logits[:, 1 - T:]], 1)
     scaled = scaled[:, :T].float() / temperature  # [r, T, V]
     values = scaled
     if not logits:
-        values = common.log_probabilities(scaled, tokens, own.bool())
-    return torch.tensor(index), values, own.float()
+        values = common.log_probabilities(scaled, tokens, completion_mask.bool())
+    return torch.tensor(index), values, completion_mask.float()

@@ -1,9 +1,9 @@
-"""bench.py --gpu-report DIR: everything worth knowing about a GPU, in one command of at most nine minutes.
+"""bench.py --gpu-report DIR: benchmarks and tests on a GPU, in one command of at most nine minutes.
 
-The parts run one after the other, the most wanted first, each in a process of its own, so that one that fails or hangs
-takes nothing with it, and has seconds of its own. Every figure is appended to DIR/gpu.jsonl as soon as it is there, and
-DIR/gpu.json and DIR/gpu.md are made anew from that, so that a run that is cut off still counts; what the parts print is
-in DIR/output.log. --parts takes some of them. On a CPU the same command is a rehearsal.
+The parts run one after the other, the most important first, each in a separate process with a time limit, so that a
+part that fails or hangs does not affect the others. Every result is appended to DIR/gpu.jsonl at once, and DIR/gpu.json
+and DIR/gpu.md are regenerated from it, so an interrupted run keeps its results. DIR/output.log has the output of the
+parts. --parts selects some of them. On a CPU, the same command is a rehearsal.
 """
 import contextlib
 import faulthandler
@@ -31,23 +31,23 @@ from support.output import to_json
 from support.run import batch_of
 from tasks import Problem
 
-SECONDS = 500  # of the whole command: below nine minutes with what starting and ending take
-PARTS = {"shape": (60, 190), "tests": (60, 120), "step": (60, 130), "ppo": (40, 70)}  # seconds: needed, at most
-THEIRS = 64  # tokens that the slow rivals of the sampler decode, where they need not be given the whole length
+SECONDS = 500  # for the whole command: less than nine minutes with start and end
+PARTS = {"shape": (60, 190), "tests": (60, 120), "step": (60, 130), "ppo": (40, 70)}  # seconds: least, most
+THEIRS = 64  # tokens decoded by the sampler's slower rivals, if the full length is not needed
 BOUND = ("tokens/s at most = rows x bandwidth / (W + rows x c x (L + T/2)): weights W and, per token of context, keys "
          "and values c are read once for each decoded token; L prompt, T new tokens")
 RATE = "share of the matrix rate = tokens/s x 4 P / rate: forward and the gradient of activations, 2 P each; P weights"
 
 
 def record(folder, part, **line):
-    """Store a line of figures and rewrite the report."""
+    """Store a line of results and rewrite the report."""
     with open(os.path.join(folder, "gpu.jsonl"), "a", encoding="utf-8") as file:
         file.write(to_json({"part": part, **line}) + "\n")
     lines = read(folder)
     write_atomic(os.path.join(folder, "gpu.json"), to_json(lines, indent=1) + "\n")
     write_atomic(os.path.join(folder, "gpu.md"), markdown(lines))
-    told = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in line.items())
-    print(f"{part}: " + ", ".join(told), flush=True)
+    shown = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in line.items())
+    print(f"{part}: " + ", ".join(shown), flush=True)
 
 
 def read(folder):
@@ -56,18 +56,19 @@ def read(folder):
 
 
 def markdown(lines):
-    """The report in Markdown: a section for each part, of lines with the same keys a table."""
+    """The report in Markdown: a section for each part, with one table for all lines that have the same keys."""
     head = lines[0]
-    made = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
-    text = [f"# {head['device']}", f"{head['date']}, commit {head['commit']}, `{head['command']}`, {made}", BOUND, RATE]
+    packages = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
+    origin = f"{head['date']}, commit {head['commit']}, `{head['command']}`, {packages}"
+    text = [f"# {head['device']}", origin, BOUND, RATE]
     for part in dict.fromkeys(line["part"] for line in lines[1:]):
         text.append(f"## {part}")
-        alike = {}  # lines with the same keys
+        tables = {}  # {keys: lines}
         for line in lines:
             if line["part"] == part:
                 names = tuple(name for name in line if name != "part")
-                alike.setdefault(names, []).append(line)
-        text += [table(names, rows) for names, rows in alike.items()]
+                tables.setdefault(names, []).append(line)
+        text += [table(names, rows) for names, rows in tables.items()]
     return "\n\n".join(text) + "\n"
 
 
@@ -88,7 +89,7 @@ def device():
 
 
 def free():
-    """Free what was deleted: a policy is part of a reference cycle."""
+    """Free the memory of deleted objects. A policy needs the garbage collector, because it is in a reference cycle."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -96,23 +97,23 @@ def free():
 
 @contextlib.contextmanager
 def attempt(folder, part):
-    """A figure that fails is named in the report, and the report continues with the next."""
+    """Context that reports an error as a note, so that the report continues."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, AttributeError, UserError) as error:  # out of memory among the first
+    except (RuntimeError, ValueError, TypeError, AttributeError, UserError) as error:  # also out of memory
         record(folder, part, note=f"failed: {type(error).__name__}: {load.first_line(error)}")
-        error.__traceback__ = None  # its frames hold tensors
+        error.__traceback__ = None  # its frames keep tensors alive
     free()
 
 
 def rates():
-    """(bytes per second of a copy, reading and writing; floating-point operations per second of a matrix product) as
-    this device reaches them, in the precision of the base."""
+    """Measure (memory bandwidth of a copy in bytes per second, read and written; floating-point operations per second
+    of a matrix product) in the precision of the base model."""
     gpu = device().type == "cuda"
     dtype = torch.bfloat16 if measure.whole_bits() == 16 else torch.float32
     n = 8192 if gpu else 1024
     numbers = 2 ** 30 if gpu else 2 ** 24
-    # random: a card multiplies ones faster, because it draws less power
+    # Random numbers: a GPU multiplies constants faster, because that takes less power.
     x, y = (torch.randn(numbers, dtype=dtype, device=device()) for _ in range(2))
     a, b = (v[:n * n].view(n, n) for v in (x, y))
     copying = seconds_of(lambda: y.copy_(x))
@@ -121,7 +122,7 @@ def rates():
 
 
 def seconds_of(call):
-    """Mean seconds of a call on the device, after two that warm it up."""
+    """Mean duration of a call on the device in seconds, after two warm-up calls."""
     times = 100 if device().type == "cuda" else 3
     for count in (2, times):
         wait()
@@ -133,7 +134,7 @@ def seconds_of(call):
 
 
 def wait():
-    """Wait until the device has finished."""
+    """Wait for the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -148,7 +149,8 @@ def random_tokens(rows, length, args):
 
 
 def multiplied(policy):
-    """The weights of the base that every token is multiplied by: not the embeddings, unless they are also the head."""
+    """The base model's weights that every token is multiplied by: all but the embeddings, unless these are tied to the
+    output layer."""
     embeddings = policy.lm.get_input_embeddings().weight
     tied = policy.lm.config.get_text_config().tie_word_embeddings
     return [p for p in policy.lm.parameters() if not p.requires_grad and (tied or p is not embeddings)]
@@ -156,7 +158,7 @@ def multiplied(policy):
 
 @contextlib.contextmanager
 def fresh_peak(policy, line):
-    """Context that adds its seconds and its peak memory to a line."""
+    """Context that adds its duration and peak memory to a line."""
     measure.synchronise(policy)
     measure.reset_peak(policy)
     started = time.perf_counter()
@@ -166,7 +168,7 @@ def fresh_peak(policy, line):
 
 
 def read_per_token(policy):
-    """Bytes of weights that are read for a decoded token: where a de-quantised copy is decoded from, the copy's."""
+    """Bytes of weights that are read for each decoded token; those of the de-quantised copy, if the sampler has one."""
     light = getattr(policy.fast, "light", None) or ()
     copies = {id(layer.base_layer.weight): copy for _, _, layer, copy in light if copy is not None}
     total = sum(copy.nbytes for copy in copies.values())
@@ -174,15 +176,15 @@ def read_per_token(policy):
 
 
 def cached_per_token(policy):
-    """Bytes of keys and values of a token."""
+    """Bytes of keys and values per token."""
     config = policy.lm.config.get_text_config()
     width = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * width * policy.lm.dtype.itemsize
 
 
 def sampler(policy, rows, args, bandwidth):
-    """A line: tokens per second of the sampler, and the bound. The second of two calls: the first makes ready what
-    depends on the number of rows."""
+    """A line: the sampler's tokens per second, and the bound. Times the second of two calls; the first one is a warm-up
+    for this number of rows."""
     prompts = prompts_of(rows, args)
     line = {"rows": rows}
     for _ in range(2):
@@ -196,8 +198,8 @@ def sampler(policy, rows, args, bandwidth):
 
 
 def rivals(policy, rows, tokens, args):
-    """Lines: on equal prompts and tokens, the sampler, its plain loop and transformers' generate, with the adapter as
-    peft computes it, and how many times as fast the sampler is."""
+    """Lines that compare, on the same prompts and number of tokens, the sampler, its plain loop, and the generate
+    method of transformers with peft's adapter; with the sampler's speed-up."""
     prompts = prompts_of(rows, args)
     first = None
 
@@ -211,51 +213,51 @@ def rivals(policy, rows, tokens, args):
         finally:
             policy.fast.captured = True
 
-    whose = {"sampler": ours}
+    calls = {"sampler": ours}
     if getattr(policy.fast, "captured", False):
-        whose["kernel by kernel"] = plain
+        calls["kernel by kernel"] = plain
     if not args.skip_generate:
-        whose["generate"] = lambda: measure.generate(policy, prompts, args.k, tokens, args.seed)
-    for who, call in whose.items():
-        taken = {}
-        with fresh_peak(policy, taken):
+        calls["generate"] = lambda: measure.generate(policy, prompts, args.k, tokens, args.seed)
+    for who, call in calls.items():
+        cost = {}
+        with fresh_peak(policy, cost):
             call()
-        first = first or taken["seconds"]
-        line = {"rows": rows, "new_tokens": tokens, "who": who, "tokens_per_s": rows * tokens / taken["seconds"]}
-        line["sampler_is_faster"] = taken["seconds"] / first
-        line["peak_gb"] = taken["peak_gb"]
+        first = first or cost["seconds"]
+        line = {"rows": rows, "new_tokens": tokens, "who": who, "tokens_per_s": rows * tokens / cost["seconds"]}
+        line["sampler_is_faster"] = cost["seconds"] / first
+        line["peak_gb"] = cost["peak_gb"]
         yield line
 
 
 def update(policy, rows, args, rate):
-    """A line: tokens per second of an update with all of the rows, those that are computed (a shared prompt once)."""
+    """A line: tokens per second of an update with all rows. Computed tokens count a shared prompt once."""
     xs = [x for x in prompts_of(rows, args) for _ in range(args.k)]
     ys = random_tokens(rows, args.new_tokens, args)
-    taken = {}
+    cost = {}
     computed = []
 
     def count(module, inputs, options):
         computed.append(options["input_ids"].numel())
 
     hook = policy.lm.register_forward_pre_hook(count, with_kwargs=True)
-    for _ in range(2):  # the first one warms up
+    for _ in range(2):  # the first one is a warm-up
         computed.clear()
         measure.without_gradients(policy)
-        with fresh_peak(policy, taken):
+        with fresh_peak(policy, cost):
             for _, logps, _ in common.score(policy, xs, ys):
                 logps.sum().backward()
     hook.remove()
-    weights = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in multiplied(policy))  # two to a byte
-    line = {"rows": rows, "completion_tokens_per_s": rows * args.new_tokens / taken["seconds"]}
-    line["computed_tokens_per_s"] = sum(computed) / taken["seconds"]
+    weights = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in multiplied(policy))  # 4 bits: two per byte
+    line = {"rows": rows, "completion_tokens_per_s": rows * args.new_tokens / cost["seconds"]}
+    line["computed_tokens_per_s"] = sum(computed) / cost["seconds"]
     line["of_matrix_rate"] = line["computed_tokens_per_s"] * 4 * weights / rate
-    line["peak_gb"] = taken["peak_gb"]
+    line["peak_gb"] = cost["peak_gb"]
     return line
 
 
 def shape_part(folder, shape, args):
-    """A model of random weights in both precisions: loading, sampler, update; of the 7b shape first what a card of 24
-    GB would do."""
+    """Benchmark a randomly initialised model in both precisions: loading, sampler, update; for the 7b shape, first a
+    step within 24 GB."""
     bandwidth, rate = rates()
     record(folder, shape, what="device", bandwidth_gb_per_s=bandwidth / 1e9, matrix_tflops=rate / 1e12)
     with tempfile.TemporaryDirectory() as path:
@@ -270,9 +272,10 @@ def shape_part(folder, shape, args):
 
 
 def precision_part(folder, label, path, bits, args, bandwidth, rate):
+    """Benchmark a model in one precision."""
     policy = common.load_policy(path, bits, seed=args.seed, fast=chooser(args.plain))
     middle = args.row_counts[len(args.row_counts) // 2]
-    policy.stop = [args.vocabulary]  # nothing ends before its length
+    policy.stop = [args.vocabulary]  # no completion ends early
     record(folder, label, how=policy.note)
     for rows in args.row_counts:
         with attempt(folder, label):
@@ -280,10 +283,10 @@ def precision_part(folder, label, path, bits, args, bandwidth, rate):
     with attempt(folder, label):
         record(folder, label, what="update", **update(policy, args.row_counts[0], args, rate))
     if not args.skip_generate:
-        measure.generate(policy, prompts_of(args.k, args)[:1], args.k, 4, args.seed)  # makes ready
+        measure.generate(policy, prompts_of(args.k, args)[:1], args.k, 4, args.seed)  # warm-up
     for rows in sorted(args.row_counts, key=lambda rows: rows != middle):
         tokens = min(THEIRS, args.new_tokens)
-        if rows == middle and bits != 4:  # the figure that counts is taken on the whole length
+        if rows == middle and bits != 4:  # the main result is measured at full length
             tokens = args.new_tokens
         with attempt(folder, label):
             for line in rivals(policy, rows, tokens, args):
@@ -291,25 +294,25 @@ def precision_part(folder, label, path, bits, args, bandwidth, rate):
 
 
 def small_card(folder, path, args, total=24e9, tokens=512):
-    """A step of one prompt, k samples of 512 tokens, all in the update, on what a card of 24 GB has: more than that is
-    refused."""
+    """Measure a step with one prompt and k samples of 512 tokens, all of them in the update, with the memory limited to
+    that of a 24 GB GPU."""
     with only(total):
         policy = common.load_policy(path, 4, seed=args.seed, fast=chooser(args.plain))
         policy.stop = [args.vocabulary]
         prompts = prompts_of(args.k, args)
-        taken = {}
-        with fresh_peak(policy, taken):
+        cost = {}
+        with fresh_peak(policy, cost):
             drawn = common.sample(policy, prompts, args.k, [0], max_new_tokens=tokens)
             for _, logps, _ in common.score(policy, prompts * args.k, drawn.lists()[0]):
                 logps.sum().backward()
         if device().type == "cuda":
-            taken["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
-        record(folder, "7b on 24 GB", how=policy.note.split("\n")[-1], k=args.k, tokens=tokens, **taken)
+            cost["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
+        record(folder, "7b on 24 GB", how=policy.note.split("\n")[-1], k=args.k, tokens=tokens, **cost)
 
 
 @contextlib.contextmanager
 def only(total):
-    """Context in which a GPU has at most `total` bytes, minus what its context takes; a CPU is unchanged."""
+    """Context that limits a GPU to `total` bytes, less the size of a CUDA context; no effect on a CPU."""
     if device().type != "cuda":
         yield
         return
@@ -329,8 +332,8 @@ def only(total):
 
 
 class RandomTask:
-    """A task of random prompts whose rewards are a coin of 1 in 5 that depends on the text alone: random weights solve
-    nothing. For TRL the prompts are texts, so the tokenizer has a word for each token."""
+    """A task with random prompts. A completion is correct with probability 1/5, decided by a hash of its text, because
+    random weights solve no real problem. TRL needs prompts as text, so the tokenizer has one word per token."""
     chat = False
     graded = False
 
@@ -348,8 +351,8 @@ class RandomTask:
 
 
 def word_tokenizer(size):
-    """A tokenizer of `size` words w0, w1, ...; w0 ends a sequence. Never saved: transformers would load another one for
-    this kind of model."""
+    """A tokenizer of `size` words w0, w1, ...; w0 is the EOS token. It is never saved, because transformers would load
+    another class for this type of model."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
@@ -358,8 +361,8 @@ def word_tokenizer(size):
 
 
 def trl_part(folder, shape, args):
-    """A whole step, 32 prompts x k samples, all of --new-tokens: ours under two objectives, then TRL's with its
-    defaults and with a larger micro-batch. Both in bfloat16 with LoRA, temperature 1, no KL."""
+    """Benchmark a whole step with all completions at --new-tokens: ours with two objectives, and TRL's with its default
+    micro-batch and a larger one. Both use bfloat16, LoRA, temperature 1 and no KL."""
     if importlib.util.find_spec("trl") is None:
         record(folder, "TRL", note="not installed: pip install trl==1.16.0")
         return
@@ -376,24 +379,26 @@ def trl_part(folder, shape, args):
 
 
 def our_steps(folder, path, tokenizer, task, rows, args):
+    """Benchmark steps of ppo_passk.py."""
     policy = common.load_policy(path, measure.whole_bits(), seed=args.seed, fast=chooser(args.plain))
     policy.tokenizer = tokenizer
-    policy.stop = [args.vocabulary]  # nothing ends early, as with TRL's least length
+    policy.stop = [args.vocabulary]  # no completion ends early; for TRL, min_new_tokens ensures this
     for objective in ("mean", "passk"):
         flags = (f"--objective {objective} --k {args.k} --samples {args.k} --prompts {rows // args.k} --lr 1e-5 "
                  "--kl-prompts 0")
-        own = ppo_passk.parser().parse_args(flags.split())
+        script_args = ppo_passk.parser().parse_args(flags.split())
         optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, weight_decay=0.0)
-        for number in (1, 2):  # the first one warms up
-            taken = {}
-            problems = batch_of(task.train, own.prompts, number, args.seed)
-            with fresh_peak(policy, taken):
-                shown, _ = ppo_passk.step(policy, task, optimizer, problems, number, own)
-        record(folder, "step", who=f"ours, {objective}", rows=rows, zero=shown["zero"],
-               samples_per_s=rows / taken["seconds"], **taken)
+        for number in (1, 2):  # the first one is a warm-up
+            cost = {}
+            problems = batch_of(task.train, script_args.prompts, number, args.seed)
+            with fresh_peak(policy, cost):
+                line, _ = ppo_passk.step(policy, task, optimizer, problems, number, script_args)
+        record(folder, "step", who=f"ours, {objective}", rows=rows, zero=line["zero"],
+               samples_per_s=rows / cost["seconds"], **cost)
 
 
 def steps_of_trl(folder, path, tokenizer, task, rows, micro, args):
+    """Benchmark steps of TRL's GRPOTrainer."""
     import trl
     problems = {p.prompt: p for p in task.train}
     settings = {"num_generations": args.k, "max_steps": 2, "learning_rate": 1e-5}
@@ -409,8 +414,8 @@ def steps_of_trl(folder, path, tokenizer, task, rows, micro, args):
 
 
 def child(folder, command, seconds):
-    """Run a command of this checkout, what it prints to DIR/output.log -> (exit code or "stopped", its lines, seconds).
-    Its temporary files are removed, even if it is killed."""
+    """Run a Python command in this checkout, with its output appended to DIR/output.log -> (exit code or "stopped",
+    lines of output, seconds). Its temporary files are removed, even if it is killed."""
     started = time.time()
     with tempfile.TemporaryDirectory() as scratch, open(os.path.join(folder, "output.log"), "a+") as log:
         before = log.seek(0, os.SEEK_END)
@@ -426,15 +431,15 @@ def child(folder, command, seconds):
 
 
 def command_part(folder, part, command, seconds):
-    """The lines of a command's output that say how it ended."""
+    """Run a command and record how it ended, with the lines of its output that summarise it."""
     code, lines, taken = child(folder, command, seconds)
-    tail = [line for line in lines if re.search(r"passed|failed|FAILED|^E  |^\w*Error|^before|^after", line)]
-    shown = (tail or lines[-3:])[-30:]
+    summary = [line for line in lines if re.search(r"passed|failed|FAILED|^E  |^\w*Error|^before|^after", line)]
+    shown = (summary or lines[-3:])[-30:]
     record(folder, part, command=" ".join(command), exit_code=code, seconds=taken, output="\n".join(shown))
 
 
 def one_part(args):
-    """Runs in its own process: the part named by --part. If it hangs, it says where before its time is over."""
+    """Run the part named by --part, in its own process. If it hangs, it prints a traceback before the time limit."""
     kind, shape, seconds = args.part.split(":")
     faulthandler.dump_traceback_later(max(1, int(seconds) - 4), exit=True)
     {"shape": shape_part, "step": trl_part}[kind](args.gpu_report, shape, args)
@@ -442,7 +447,7 @@ def one_part(args):
 
 
 def prepare(args):
-    """Set the flags that have other defaults here."""
+    """Set the defaults of the report.  Raises UserError."""
     args.row_counts = flags.numbers(args.rows or "64,256,512", int, "--rows")
     if args.k < 1 or any(rows % args.k for rows in args.row_counts):
         raise UserError(f"--rows must be multiples of --k {args.k}")
@@ -450,14 +455,14 @@ def prepare(args):
     chosen = (args.parts or ",".join(PARTS)).split(",")
     for name in chosen:
         if name not in PARTS:
-            raise UserError(f"--parts: there is no {name!r}; choose from {', '.join(PARTS)}")
+            raise UserError(f"--parts: unknown part {name!r}; choose from {', '.join(PARTS)}")
     args.parts = chosen
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("--gpu-report needs bitsandbytes: pip install -r requirements.txt")
 
 
 def report(args):
-    """The whole report; parts that do not fit into the remaining time are named and left out."""
+    """Run the whole report. Parts that do not fit into the remaining time are left out, with a note."""
     started = time.time()
     folder = args.gpu_report
     start(folder)
@@ -478,20 +483,20 @@ def report(args):
 
 
 def start(folder):
-    """The folder of a report, with its first line.  Raises UserError."""
+    """Create the folder of a report and record its first line.  Raises UserError."""
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --gpu-report {folder}: {error.strerror}") from error
     if os.path.exists(os.path.join(folder, "gpu.jsonl")):
-        raise UserError(f"--gpu-report {folder} holds a report: give another folder")
+        raise UserError(f"--gpu-report {folder} already contains a report: choose another folder")
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU: a rehearsal, not a GPU"
     record(folder, "start", device=name, date=time.strftime("%Y-%m-%d"), command="python " + " ".join(sys.argv),
            **versions())
 
 
 def plan(args):
-    """[(kind of part, shape of its model or name of its command)], the most wanted first."""
+    """[(kind of part, shape of its model or name of its command)], the most important first."""
     shapes = ["1.5b", "7b", "0.5b"] if args.shape == "tiny" else [args.shape]
     parts = [("shape", shapes[0]), ("tests", "GPU tests")]
     parts += [("shape", shape) for shape in shapes[1:2]]
@@ -501,7 +506,7 @@ def plan(args):
 
 
 def commands(args):
-    """The parts that are commands of this project, {name: words}."""
+    """The parts that are commands of this project, {name: arguments of python}."""
     tests = "-m pytest -v --tb=short -rf -o addopts= -p no:cacheprovider tests/test_gpu.py".split()
     if torch.cuda.is_available() and importlib.util.find_spec("xdist"):
         tests += ["-n", "4"]
@@ -524,5 +529,5 @@ def own_part(args, kind, shape, seconds):
         print("\n".join(lines[-30:]), file=sys.stderr)
         note = f"ended with exit code {code}: {load.first_line(lines[-1])}"
         if code == "stopped":
-            note = "stopped: its time was over"
+            note = "stopped at its time limit"
         record(folder, f"{kind} {shape}", note=note)

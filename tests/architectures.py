@@ -13,9 +13,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 ROWS = "samples of a prompt share a row, the adapter is folded into the weights"
 KEYS = "samples of a prompt share its keys and values"
-STATES = "plain: states go from token to token"
+STATES = "plain: recurrent layers"
 EQUAL = "plain: only prompts of one length share a batch"
-RERUN = "plain: no cache that can be shared out, so that a row is run again for each token"
+RERUN = "plain: no cache that can be shared, so each token reruns its row"
 
 RIGHT = {  # the path that a model of this size takes on a CPU
     ROWS: """afmoe apertus arcee aria_text axk1 axk2 beam biogpt bitnet codegen cohere cohere2 cohere2_moe

@@ -12,8 +12,8 @@ from support import load
 from support.errors import UserError
 
 PATHS = {ROWS: "fast (", KEYS: "samples of a prompt share its keys and values",
-         RERUN: "no cache that can be shared out", STATES: "whose states go from token to token",
-         EQUAL: "only prompts of one length share a batch"}
+         RERUN: "no cache that can be shared", STATES: "has recurrent layers",
+         EQUAL: "only prompts of equal length share a batch"}
 PROMPTS = [[5, 7, 3, 9, 11, 4, 6, 8, 10, 12], [3, 4], [8, 6, 4, 12, 10, 5, 3]]
 NEW = 14  # tokens, so that the longest row is three times the windows of these models
 

@@ -90,7 +90,7 @@ def test_a_batch_that_changes_a_row_is_refused(tmp_path, monkeypatch):
 def test_padding_that_changes_the_rest(tmp_path):
     """RoFormer takes no positions: it counts columns. Only prompts of one length share a batch."""
     policy = load_policy(save(tmp_path, "roformer", **SMALL, is_decoder=True))
-    assert not policy.pads and "only prompts of one length share a batch" in policy.note
+    assert not policy.pads and "only prompts of equal length share a batch" in policy.note
     lengths, forward = [], policy.lm.forward
 
     def watched(**options):

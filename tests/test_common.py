@@ -408,13 +408,13 @@ def test_draw_of_a_large_vocabulary(V):
 
 
 def test_the_path_taken_is_said(folder_of, monkeypatch):
-    for kind, why in (("bloom", "BloomForCausalLM under a 4-D mask"), ("mpt", "under a 4-D mask: other log-prob")):
+    for kind, why in (("bloom", "BloomForCausalLM under a 4-D mask"), ("mpt", "under a 4-D mask: different log-prob")):
         policy = load_policy(folder_of(kind), bits=32)
         assert policy.fast and not policy.fast.packs and why in policy.note
     policy = load_policy(folder_of("llama"), bits=32)
     for module, name in ((packing, "score_packs"), (shared, "score_shared")):
         monkeypatch.setattr(module, name, lambda *rest: iter([(torch.arange(2), torch.ones(2, 3), None)]))
-    assert choose_fast(policy) == (None, "plain (LlamaForCausalLM from a prompt's keys and values on: other "
+    assert choose_fast(policy) == (None, "plain (LlamaForCausalLM with shared keys and values: different "
                                          "log-probabilities)")
     monkeypatch.undo()
     monkeypatch.setattr(load, "free_memory", lambda device: 10 ** 5)

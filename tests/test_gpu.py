@@ -55,7 +55,7 @@ def test_captured_and_plain_draw_the_same(folder_of, kind, monkeypatch):
     log-probabilities. In several segments."""
     monkeypatch.setattr(captured, "SEGMENT", 3 if PRETENDED else 48)
     policy = shaken(load_policy(folder_of(kind), bits=32), scale=0.05)
-    assert "decoded in CUDA graphs, the adapter beside the weights" in policy.note, policy.note
+    assert "decoded in CUDA graphs, adapter computed in two kernels" in policy.note, policy.note
     prompts, k, T = [policy.encode(x) for x in PROMPTS], 4 if PRETENDED else 64, 8 if PRETENDED else 110
     found = common.sample(policy, prompts, k, range(len(prompts)), max_new_tokens=T)
     policy.fast.captured = False

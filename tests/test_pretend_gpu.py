@@ -105,7 +105,7 @@ def test_captured_and_plain_draw_the_same(folder_of, kind, monkeypatch):
     """In float32, on five architectures, with rows that leave at the ends of segments and within."""
     with PretendGPU() as gpu:
         policy = shaken(load_policy(folder_of(kind), bits=32), scale=0.05)
-        assert "decoded in CUDA graphs, the adapter beside the weights" in policy.note
+        assert "decoded in CUDA graphs, adapter computed in two kernels" in policy.note
         found, plain = drawn_both_ways(policy, monkeypatch, temperature=0.8)
         assert found.lists() == plain.lists() and len({n for row in plain.lengths.tolist() for n in row}) > 5
         for a, b in ((found.logps, plain.logps), (found.entropies, plain.entropies)):
@@ -133,7 +133,7 @@ def test_captured_is_as_exact_as_plain(folder_of, kind, bits, monkeypatch):
     as those of the plain loop to what the weights give in float32."""
     with PretendGPU() as gpu:
         policy = shaken(load_policy(folder_of(kind), bits=bits), scale=0.05)
-        how = {16: "the adapter beside", 4: "weights de-quantised for rollouts"}[bits]
+        how = {16: "adapter computed in two kernels", 4: "weights de-quantised for rollouts"}[bits]
         assert f"decoded in CUDA graphs, {how}" in policy.note, policy.note
         both, off = drawn_both_ways(policy, monkeypatch), []
         prompts = [x for x in ([3, 4, 5], [3, 4, 5, 6, 7, 8, 9], [5] * 20) for _ in range(6)]
@@ -182,7 +182,7 @@ def test_what_cannot_be_captured_is_decoded_kernel_by_kernel(folder_of, monkeypa
         policy = load_policy(folder_of("llama"), bits=32)
         drawn.append(common.sample(policy, [[3, 4]], 4, [1], max_new_tokens=9).lists())
         assert drawn[0] == drawn[1] == drawn[2]
-        assert "a cache that does more than append" in load_policy(folder_of("gemma2"), bits=32).note
+        assert "its cache does more than append" in load_policy(folder_of("gemma2"), bits=32).note
         assert "kernel by kernel (8 bits)" in load_policy("tiny", bits=8).note
     assert not gpu.mismatches
 
@@ -198,7 +198,7 @@ def test_a_graph_that_computes_something_else_is_not_taken(bits, monkeypatch):
     monkeypatch.setattr(captured.Decoder, "step", wrong)
     with PretendGPU():
         policy = load_policy("tiny", bits=bits)
-    assert "kernel by kernel (LlamaForCausalLM captured: other log-probabilities)" in policy.note
+    assert "kernel by kernel (LlamaForCausalLM captured: different log-probabilities)" in policy.note
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16, 32])
@@ -220,9 +220,9 @@ def test_sampler_and_scorer(bits):
 
 @pytest.mark.parametrize("bits", [4, 16, 32])
 @pytest.mark.parametrize("kind,how", [
-    ("qwen3_5_text", "plain (Qwen3_5ForCausalLM has layers whose states go from token to token)"),
-    ("mamba2", "plain (Mamba2ForCausalLM has no cache that can be shared out"),
-    ("gpt_oss", "decoded kernel by kernel (GptOssForCausalLM captured: a cache that does more than append"),
+    ("qwen3_5_text", "plain (Qwen3_5ForCausalLM has recurrent layers)"),
+    ("mamba2", "plain (Mamba2ForCausalLM has no cache that can be shared"),
+    ("gpt_oss", "decoded kernel by kernel (GptOssForCausalLM captured: its cache does more than append"),
     ("qwen3_moe", "samples of a prompt share its keys and values, decoded ")])
 def test_states_and_experts(kind, how, bits, tmp_path):
     """A hybrid, one without attention and fused experts; what cannot be captured says so."""
@@ -476,7 +476,7 @@ def test_the_plan_of_the_report(tmp_path, monkeypatch):
     gpu_report.prepare(args)
     gpu_report.report(args)
     assert [part.split("/")[-1] for part, _ in told] == ["step:7b:130", "run"]
-    assert gpu_report.read(tmp_path / "b")[1]["note"] == "stopped: its time was over"
+    assert gpu_report.read(tmp_path / "b")[1]["note"] == "stopped at its time limit"
 
 
 def test_the_bound_of_the_report():
@@ -494,7 +494,7 @@ def test_the_bound_of_the_report():
 def test_mistakes_about_the_report(tmp_path):
     (tmp_path / "gpu.jsonl").write_text("")
     (tmp_path / "file").write_text("")
-    for flags, why in (([tmp_path], "holds a report"), ([tmp_path / "file"], "cannot write to --gpu-report"),
+    for flags, why in (([tmp_path], "already contains a report"), ([tmp_path / "file"], "cannot write to --gpu-report"),
                        ([tmp_path / "new", "--rows", "9"], "multiples of --k 8"),
                        ([tmp_path / "new", "--parts", "all"], "--parts: there is no 'all'; choose from shape, tests")):
         code, _, error = run(bench.main, "--gpu-report", *flags)

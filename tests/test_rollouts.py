@@ -407,7 +407,7 @@ FLAG_ERRORS = [(["--rollouts-bound", 2], "--rollouts-bound has no effect without
                (["--rollouts", "URL", "--rollouts-timeout", 0], "--rollouts-timeout must be positive"),
                (["--rollouts", "URL", "--rollouts-bound", 0.5], "--rollouts-bound must be at least 1"),
                (["--rollouts", "URL", "--rollouts-correction", "none", "--rollouts-bound", 2], "with --rollouts-corr"),
-               (["--rollouts", "URL", "--temperature", 0.001], "with --rollouts at least 0.01"),
+               (["--rollouts", "URL", "--temperature", 0.001], "with --rollouts it must be at least 0.01"),
                (["--rollouts", "URL", "--max-new-tokens", 100], "with a larger --max-model-len")]
 
 
