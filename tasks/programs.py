@@ -41,9 +41,9 @@ STATEMENT = re.compile(  # a line that begins like code, as hardly any prose doe
 FUNCTION = re.compile(  # or its body
     rf"^(?:{DEFINITION}(?!test|check\b)\w|(?:[^#\n\"']*[\s:;])?(?:return|yield)\b)", re.MULTILINE)
 READS = re.compile(r"\binput\(|\bopen\(0|\bread\(0|\bstdin\b(?! *=)")
-FUTURE = re.compile(r"^from[ \t]+__future__[ \t]+import[ \t]*(?:\([^)]*\)|.*)", re.MULTILINE)
+FUTURE = re.compile(r"^from[ \t]+__future__[ \t]+import[ \t]*(?:\([^()]*\)|.*)", re.MULTILINE)
 NOISE = re.compile(  # a byte order mark, and tokens of chat templates at the end of a line
-    r"^\ufeff|(?:<[|｜][^\s<>]{1,40}[|｜]>|</s>)+[ \t]*$", re.MULTILINE)
+    r"^\ufeff|(?<!>)(?:<[|｜][^\s<>]{1,40}[|｜]>|</s>)+[ \t]*$", re.MULTILINE)
 LANGUAGE = r"[ \t]*(?:python[0-9.]*|py)"  # a line that has lost its fence
 FIRST_LANGUAGE = re.compile(rf"\A(?:[ \t]*\n)*{LANGUAGE}[ \t]*\n", re.IGNORECASE)
 TYPING = ({name for name in typing.__all__ if name[0].isupper()}  # the others would stand for what a program forgot

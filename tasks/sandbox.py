@@ -113,7 +113,7 @@ def encode(value, objects=None, number=None):
         for tag, kind in CONTAINERS.items():
             if isinstance(value, kind):
                 inside = [write(part, depth + 1) for part in parts(value, kind)]
-                return framed((b"C" if is_counter(value) else tag) + b"".join(inside))
+                return framed((b"C" if tag == b"d" and is_counter(value) else tag) + b"".join(inside))
         if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():  # a number of a test
             return write(value.item(), depth + 1)
         if not number or number(value, True) is None:
@@ -660,6 +660,31 @@ class Object:
     del word
 
 
+class Coroutine:
+    """What tests hold of a coroutine of the program: they can await it, also by asyncio.run, and nothing else."""
+
+    def __init__(self, program, number):
+        self.program = program
+        self.number = number
+
+    def __await__(self):
+        return self.program.ask(self.number, "await", (), {})
+        yield
+
+    def send(self, value):
+        raise StopIteration(self.program.ask(self.number, "await", (), {}))
+
+    def throw(self, error, *more):
+        raise error
+
+    def close(self):
+        pass
+
+    def __bool__(self):
+        self.program.unsupported = True
+        raise Unsupported
+
+
 def number_of(value, last):
     return value._Object__number if type(value) is Object else None
 
@@ -707,9 +732,6 @@ class Program:
             entries.append(value)
         return entries
 
-    async def awaited(self, number):
-        return self.ask(number, "await", (), {})
-
     def ask(self, number, operation, args, kwargs):
         """What the program makes of an operation on one of its objects, value or exception."""
         self.asked = True
@@ -732,7 +754,7 @@ class Program:
             if reply[0] == "value":
                 return reply[1]
             if reply[0] == "coroutine":
-                return self.awaited(reply[1])
+                return Coroutine(self, reply[1])
             error = error_of(*reply[1], self.classes)
         except Raised:
             raise

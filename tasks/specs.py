@@ -13,7 +13,7 @@ LIMIT = 3.0  # seconds of CPU for all tests of a function or one input of a prog
 MAX_TESTS = 50  # of one problem
 MAX_TEST_TEXT = 300_000  # characters of its inputs and outputs
 ENTRY = r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?"  # name, or Class().method
-EITHER = "Solution().{0} if 'Solution' in globals() else {0}"
+EITHER = "Solution().{0} if 'Solution' in globals() else {0}"  # what is called, as in the graders of APPS and TACO
 SAME = """
 from math import inf, isclose, nan
 def same(value, wanted):
@@ -26,7 +26,7 @@ def same(value, wanted):
         return isclose(value, wanted, rel_tol=1e-6, abs_tol=1e-6) or value != value and wanted != wanted
     return value == wanted
 def numbered(value):  # keys that are numbers are text in JSON
-    if isinstance(value, dict) and all(key.removeprefix("-").isdecimal() for key in value):
+    if isinstance(value, dict) and all(str(key).removeprefix("-").isdecimal() for key in value):
         return {int(key): part for key, part in value.items()}
     return value
 def right(value, wanted):
@@ -79,8 +79,8 @@ def arguments_of(given, wanted):
         return ", ".join(texts), wanted
     try:
         arguments = [json.loads(line) for line in given.strip().split("\n")]
-        return ", ".join(map(repr, arguments)), json.loads(wanted)
-    except (AttributeError, TypeError, ValueError):
+        return ", ".join(map(repr, arguments)), json.loads(wanted) if isinstance(wanted, str) else wanted
+    except (AttributeError, ValueError):
         return repr(given), wanted
 
 

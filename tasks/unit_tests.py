@@ -22,7 +22,7 @@ FAILING = ("assert", "fail", "raises", "warns", "exit", "_exit", "abort", "eval"
 BEFORE = ("setup_module", "setUpModule", "setup_function")
 ELSEWHERE = {"stdin", "sys.stdin", "builtins.input", "builtins.print", "builtins.open"}  # what only a program has
 CASES = """
-def cases(test):
+def parametrized(test):
     found = [{}]
     for mark in test.pytestmark:
         names, values = mark.args[:2]
@@ -185,7 +185,7 @@ def calls_of_function(node, entry):
     gives."""
     wanted = parameters(node)
     if has_cases(node):
-        return [f"for case in cases({node.name}): {call_of(node, node.name, '**case')}"]
+        return [f"for case_of_test in parametrized({node.name}): {call_of(node, node.name, '**case_of_test')}"]
     is_check = node.name == "check" or wanted == ["candidate"]
     if not is_check and not node.name.startswith("test"):
         return []
@@ -211,8 +211,8 @@ def calls_of_class(node):
             wanted = parameters(methods["setup_method"])[1:]
             own.append(f"case.setup_method({'None' * len(wanted)})")
         if several:
-            own.append(call_of(method, f"case.{method.name}", "**values"))
-            own = [f"for values in cases({node.name}.{method.name}):", *("    " + line for line in own)]
+            own.append(call_of(method, f"case.{method.name}", "**case_of_test"))
+            own = [f"for case_of_test in parametrized({node.name}.{method.name}):", *("    " + line for line in own)]
         else:
             own.append(call_of(method, f"case.{method.name}"))
         lines += own
@@ -249,7 +249,7 @@ def prepare(source: str, entry: str) -> tuple[str, dict[str, str]]:
     if changed:
         source = ast.unparse(ast.fix_missing_locations(tree))
     lines = calls(tree, entry)
-    helper = CASES if any(" in cases(" in line for line in lines) else ""
+    helper = CASES if any(" in parametrized(" in line for line in lines) else ""
     source = "\n".join([source + helper, *lines, ""])
     nodes, mentioned = reached(ast.parse(source))
     if mentioned & ELSEWHERE:

@@ -148,7 +148,7 @@ def test_shapes_of_a_program(completion, judged):
 
 @pytest.mark.parametrize("unit", ["```\n", "```python\n", "~~~", "`", "```a ", "> ", "> ```\n", "- ", "- ```\n", "1. ",
                                   "    ", "\t", "def f(x):\n", "return\n", "x = 1\n", "a, ", "(", "\n", "\r\n",
-                                  "\"\"\"", "if x:\n "])
+                                  "\"\"\"", "if x:\n ", "</s>", "<|a|>", "<|", "from __future__ import (\n"])
 def test_long_completions_take_linear_time(unit):
     for text in (unit * (400_000 // len(unit)), "```python\n" + unit * (400_000 // len(unit)) + "\n```"):
         started = time.process_time()
@@ -504,7 +504,8 @@ IDLE = {  # tests that cannot judge f -> why
     "import unittest\nraise unittest.SkipTest('no')\nassert f(2) == 3": "before they use the program \\(SkipTest",
     "assert f(len) == 3": "no plain data", "def test_a(numbers):\n    assert f(2) == 3": "what to call test_a",
     "class TestF:\n    def test_a(self, x):\n        assert f(x) == 3": "what to call TestF",
-    "from unittest.mock import patch\nwith patch('builtins.input', lambda: '2'):\n    assert f() == 3": "runs elsewhere",
+    "from unittest.mock import patch\nwith patch('builtins.input', lambda: '2'):\n    assert f() == 3":
+        "runs elsewhere",
     "def check(candidate, cases):\n    assert candidate(2) == 3": "what to call check"}
 
 
@@ -613,7 +614,8 @@ CALLS = [  # what data sets hold of a function -> what a right one and a wrong o
     ({"inputs": [[[1, 1]], [[2]]], "outputs": [{"1": 2}, [{"2": 1}]]}, "def f(x): return ", "{x[0]: len(x)}", "{1: 2}"),
     ({"inputs": [["11"]], "outputs": [{"1": 2}]}, "def f(x): return ", "{x[0]: len(x)}", "{x: 2}"),
     ({"inputs": [[0.1, 0.2]], "outputs": [0.3]}, "def f(x, y): return ", "x + y", "x + y + 1e-5"),
-    ({"inputs": [[1]], "outputs": [[[0.3], 10 ** 17]]}, "def f(x): return ", "((.1 + .2,), 10 ** 17)", "[[.3], 10 ** 17 + 1]"),
+    ({"inputs": [[1]], "outputs": [[[0.3], 10 ** 17]]}, "def f(x): return ", "((.1 + .2,), 10 ** 17)",
+     "[[.3], 10 ** 17 + 1]"),
     ({"inputs": [[1], [2]], "outputs": [float("inf"), float("nan")]}, "def f(x): return ",
      "float('inf' if x == 1 else 'nan')", "float('nan')"),
     ({"inputs": [[float("inf")], [1]], "outputs": [True, False]}, "def f(x): return ", "x > 1e300", "True"),
@@ -640,7 +642,8 @@ def test_cases_in_the_column_of_tests(write):
     """As DeepCoder and LiveCodeBench have them, and with numbers in place of text."""
     cases = [{"type": "stdin_stdout", "input": "2\n", "output": "4"}, {"input": "3", "output": "9\n"}]
     call = [{"input": "2\n1", "output": "4", "testtype": "functional", "metadata": {"func_name": "f"}}]
-    columns = [{"tests": json.dumps(cases)}, {"tests": cases}, {"tests": json.dumps({"inputs": ["2"], "outputs": ["4"]})},
+    columns = [{"tests": json.dumps(cases)}, {"tests": cases},
+               {"tests": json.dumps({"inputs": ["2"], "outputs": ["4"]})},
                {"input_output": {"inputs": [2, 3.0], "outputs": [4, 9]}}, {"tests": json.dumps(call)}]
     task = tasks.load_task(data=write(*({"prompt": str(i), **row, "split": "test"} for i, row in enumerate(columns))))
     right = ["print(round(float(input()) ** 2))"] * 4 + ["class Solution:\n    def f(self, x, y): return x ** 2"]
