@@ -26,10 +26,16 @@ def parametrized(test):
     found = [{}]
     for mark in test.pytestmark:
         names, values = mark.args[:2]
+        alone = isinstance(names, str) and "," not in names  # then a value is no row
         names = names.replace(",", " ").split() if isinstance(names, str) else names
-        values = [getattr(value, "values", ()) if type(value).__name__ == "ParameterSet" else
-                  value if len(names) > 1 else [value] for value in values]
-        found = [{**case, **dict(zip(names, value, strict=True))} for case in found for value in values]
+        rows = []
+        for value in values:
+            if type(value).__name__ == "ParameterSet":
+                value = value.values
+            elif alone:
+                value = [value]
+            rows.append(value)
+        found = [{**case, **dict(zip(names, row, strict=True))} for case in found for row in rows]
     return found
 """
 WARM = {*PACKAGES, "unittest", "asyncio", "json"}  # what takes long to import
