@@ -107,7 +107,7 @@ def encode(value, objects=None, number=None):
         body = scalar(value)
         if body is not None:
             return framed(body)
-        maker = None if type(value) in PLAIN else maker_of(value)
+        maker = maker_of(value)
         if maker:
             return framed(b"x" + write(maker, depth + 1))
         for tag, kind in CONTAINERS.items():
@@ -150,6 +150,8 @@ def is_counter(value):
 
 def maker_of(value):
     """(module, name, arguments): what makes a value of the library anew; None of any other value."""
+    if type(value) in PLAIN:
+        return None
     if isinstance(value, tuple) and hasattr(type(value), "_fields"):
         return "collections", "namedtuple", (type(value).__name__, tuple(value._fields), tuple(parts(value, tuple)))
     if isinstance(value, type) and vars(sys.modules["builtins"]).get(value.__name__) is value:
@@ -685,6 +687,12 @@ class Coroutine:
         raise Unsupported
 
 
+def say(text):
+    """Print what the program has printed."""
+    if text:
+        sys.stdout.write(text)
+
+
 def number_of(value, last):
     return value._Object__number if type(value) is Object else None
 
@@ -749,8 +757,7 @@ class Program:
             if reply[-1] is not None:
                 for mine, new in zip(known, reply[-1], strict=True):
                     replace(mine, new)
-            if reply[-2]:
-                sys.stdout.write(reply[-2])
+            say(reply[-2])
             if reply[0] == "value":
                 return reply[1]
             if reply[0] == "coroutine":

@@ -374,9 +374,12 @@ def tests_in(row, columns):
     if row.get("input_output") is not None:
         return "input_output", "io", object_in(row["input_output"])
     for column in ("verification_info.test_cases", "reward_model.ground_truth"):
-        cases = cases_in(at(row, column))
+        value = at(row, column)
+        cases = cases_in(value)
         if cases:
             return column, "io", cases
+        if value and column.endswith("test_cases"):
+            raise TypeError(f"{column} are no test cases")
     names = [name for name in ("test_list", "challenge_test_list", "test") if row.get(name)]
     parts = [row.get(name) or [] for name in ("test_imports", "test_setup_code", *names)]
     lines = [line for part in parts for line in ([part] if isinstance(part, str) else part)]
