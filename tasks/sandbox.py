@@ -110,10 +110,9 @@ def encode(value, objects=None, number=None):
         maker = maker_of(value)
         if maker:
             return framed(b"x" + write(maker, depth + 1))
-        for tag, kind in CONTAINERS.items():
-            if isinstance(value, kind):
-                inside = [write(part, depth + 1) for part in parts(value, kind)]
-                return framed((b"C" if tag == b"d" and is_counter(value) else tag) + b"".join(inside))
+        tag, inside = container(value)
+        if tag:
+            return framed(tag + b"".join([write(part, depth + 1) for part in inside]))
         if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():  # a number of a test
             return write(value.item(), depth + 1)
         if not number or number(value, True) is None:
@@ -135,6 +134,14 @@ def scalar(value):
     if isinstance(value, bytes):
         return b"b" + bytes(value)
     return b"a" + bytes(value) if isinstance(value, bytearray) else None
+
+
+def container(value):
+    """(tag, what is in it) of a container, (b"", []) of anything else."""
+    for tag, kind in CONTAINERS.items():
+        if isinstance(value, kind):
+            return b"C" if tag == b"d" and is_counter(value) else tag, parts(value, kind)
+    return b"", []
 
 
 def parts(value, kind):
