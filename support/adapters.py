@@ -139,14 +139,20 @@ def put_on(lm, folder, start=None):
     is given.  Raises UserError with the reason, and whatever peft raises for a damaged folder or one of another
     model."""
     import peft
+    contents.look_for_hub(folder)
     try:
         config = peft.PeftConfig.from_pretrained(folder)
+    except KeyError as error:
+        raise UserError(f"peft {peft.__version__} does not know its kind, {error}: take a newer one") from error
     except ImportError as error:  # LoftQ is refused, whether or not the package is there that it wants
         raise UserError(LOFTQ if "scipy" in str(error) else load.first_line(error)) from error
     reason = refusal(config) or contents.other_base(folder, getattr(lm, "source", lm.name_or_path))
     if reason:
         raise UserError(reason)
     saved = peft.utils.load_peft_weights(folder, device="cpu")
+    damaged = [name for name, value in saved.items() if not value.isfinite().all()]
+    if damaged:
+        raise UserError(f"its weight {damaged[0]} holds numbers that are not finite: train it again, or take another")
     tables = embeddings_in(saved, lm, config)
     before = logits(lm, lm)
     with plain(lm, config, folder, saved) as source:
