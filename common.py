@@ -238,6 +238,7 @@ def load_policy(model: str = "tiny", bits: int | None = None, lora_rank: int = 1
                 start = "start" if reference == "start" else None
                 folder = contents.adapter_of(adapter)
                 wrapped = adapters.put_on(lm, folder, start)
+                note += adapters.template_note(folder, tokenizer)
             adapters.name_base(wrapped, model)
     except UserError as error:
         raise UserError(f"cannot use adapter {adapter!r} on {model!r}: {error}") from error

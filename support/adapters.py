@@ -16,7 +16,7 @@ import tempfile
 import torch
 from torch.overrides import TorchFunctionMode
 
-from support import ROOT, contents, load
+from support import ROOT, contents, load, text
 from support.errors import UserError
 from support.model_checks import PADDING, causal, differs_in_batch, exact, mean_gap, pads, probe
 
@@ -165,6 +165,21 @@ def put_on(lm, folder, start=None):
             wrapped.load_adapter(source, adapter_name=start, is_trainable=False)
             check_start(wrapped.eval(), lm, start)
     return wrapped
+
+
+def template_note(folder, tokenizer):
+    """Words where the folder of an adapter holds a tokenizer that writes a chat in another way than that of the base,
+    which is used: the adapter was trained on other prompts; else "".  Raises what such a tokenizer raises."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    if not any(re.search(contents.TOKENIZER, name) for name in names):
+        return ""
+    import transformers
+    own = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    chat = [("user", "4711")]
+    said = [text.render(each, chat, answer=True) for each in (own, tokenizer) if each.chat_template]
+    if not own.chat_template or len(said) == 2 and said[0] == said[1]:
+        return ""
+    return ", chat template of the base (the adapter's folder holds another one, which is not used)"
 
 
 def refusal(config):

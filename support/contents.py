@@ -39,7 +39,7 @@ def located(text, flag):
         return os.path.abspath(in_cache(text))
     folder, mark, config = text.rpartition(":")
     if flag == "--data" and mark and os.path.isdir(folder):  # a configuration of a data set
-        return f"{os.path.abspath(folder)}:{config}"
+        return f"{os.path.abspath(in_cache(folder))}:{config}"
     if looks_like_a_path(text) or "adapter" in flag and "/" not in text:  # those of the hub have an owner
         raise UserError(f"{flag} {text}: there is no such file or folder")
     if flag == "--data" and "/" not in text:
@@ -162,7 +162,8 @@ def fault_in(path, wanted):
             return None
         return "it has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model that it was made from"
     if os.path.exists(os.path.join(adapter_of(path), "adapter_config.json")) and not of_adapter:
-        return "it holds an adapter: give its base as --model, and it as --adapter"
+        return ("it holds an adapter and no model of its own: give --model BASE --adapter IT, to evaluate.py BASE+IT, "
+                "and as a verifier the merged model")
     lacking = "weights, .safetensors or .bin" if wanted in names else wanted
     inner = [os.path.dirname(file) for depth in ("*", "*/*") for file in glob.glob(f"{path}/{depth}/{wanted}")]
     return f"it has no {lacking}" + f", but {listed(sorted(inner))} has: give that" * bool(inner)

@@ -316,6 +316,9 @@ def cannot_load(model, error):
     if "automatic conversion of the weights" in str(error):  # and transformers names none
         reason = ("what its files hold of quantised weights cannot be put together, a part is missing or has another "
                   "size: fetch them again or take another model")
+    if "backend tokenizer" in str(error) and not reason:
+        reason = ("its tokenizer is in files that only other libraries read: pip install sentencepiece tiktoken, or "
+                  "save it as tokenizer.json")
     if "trust_remote_code" in str(error):
         reason = ("it comes with code of its own, which is not run here: take a model of an architecture that "
                   "transformers has")

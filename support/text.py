@@ -88,11 +88,12 @@ def has_clock(tokenizer):
 
 
 def leaves_out(tokenizer, role):
-    """Whether the chat template leaves out what the first message says, one of this role, system or user: some ignore
-    the system, some look for a list of parts and find none in a text."""
-    rest = [("user", "prompt")] if role == "system" else []
+    """Whether the chat template leaves out what a message of this role says: some ignore the system, some look for a
+    list of parts and find none in a text."""
+    before = [("user", "prompt")] * (role == "assistant")
+    after = [("user", "prompt")] * (role == "system")
     try:
-        found = {render(tokenizer, [(role, said), *rest], answer=True) for said in ("4711", "4712")}
+        found = {render(tokenizer, [*before, (role, said), *after], answer=not before) for said in ("4711", "4712")}
     except Exception:  # a template is a program, and raises what it likes
         return False
     return len(found) == 1

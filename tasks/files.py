@@ -132,7 +132,7 @@ def csv_rows(file, separator):
     csv.field_size_limit(2 ** 31 - 1)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     rows = csv.reader(text, delimiter=separator, strict=True)
-    names = next(filter(None, rows), [])
+    names = [name.strip() for name in next(filter(None, rows), [])]
     if len({*names}) < len(names):
         raise UserError("two columns of one name")
     number = rows.line_num + 1

@@ -232,6 +232,23 @@ def test_damaged_folders(change, words, bases, tmp_path):
     assert "\n" not in str(found.value)
 
 
+def test_a_chat_template_of_its_own(bases, tmp_path):
+    """As TRL saves it with the adapter; said where it says another thing than that of the base."""
+    made = make_adapter(bases[False], lora(), tmp_path / "made")
+    words = "the adapter's folder holds another one"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bases[False])
+    tokenizer.save_pretrained(made)
+    assert words not in load_policy(bases[False], adapter=made).note
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}>"
+    tokenizer.save_pretrained(made)
+    assert words in load_policy(bases[False], adapter=made).note
+    base = shutil.copytree(bases[False], tmp_path / "base")
+    for template, said in ((tokenizer.chat_template + "{# alike #}", False), (tokenizer.chat_template + ">", True)):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(base)
+        assert (words in load_policy(str(base), adapter=made).note) == said
+
+
 def edit(folder, **entries):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))

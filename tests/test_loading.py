@@ -229,7 +229,7 @@ def test_exit_code(tmp_path):
 # -------------------------------------------------------------------------------------------------- folders and files
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-ADAPTER = "it holds an adapter: give its base as --model, and it as --adapter"
+ADAPTER = "it holds an adapter and no model of its own: give --model BASE --adapter IT"
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +275,7 @@ def test_places_beside_the_model(base, tmp_path):
     (cache / "refs/main").write_text("def")
     for flag in ("--model", "--data"):
         assert contents.located(cache, flag) == str(cache / "snapshots/def")
+    assert contents.located(f"{cache}:main", "--data") == str(cache / "snapshots/def:main")
     assert load_policy(str(cache)).lm.source == str(cache / "snapshots/def")
 
 
@@ -289,6 +290,12 @@ def test_code_of_a_checkpoint_is_not_run(file, entries, base, tmp_path, monkeypa
     monkeypatch.setattr("builtins.input", lambda *args: "y")
     refused(folder, "code of its own, which is not run here")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_for_another_library(base):
+    """The reason stands in the last of five lines."""
+    several = ValueError("Couldn't instantiate the backend tokenizer from one of: \n(1) a `tokenizers` library\n(2) ...")
+    assert "pip install sentencepiece tiktoken" in str(load.cannot_load(base, several))
 
 
 def test_other_kinds_of_models(tmp_path):

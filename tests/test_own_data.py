@@ -464,6 +464,13 @@ def test_files_of_other_formats(name, content, words, tmp_path):
             tasks.load_task(data=str(tmp_path / name), skip_bad_rows=skip)
 
 
+def test_spaces_in_a_header(tmp_path):
+    """As people write it; the cells stay as they are."""
+    (tmp_path / "a.csv").write_text("prompt , answer\n" + "".join(f"p{i}, {i}\n" for i in range(9)))
+    rows = [row for _, row in files.rows_in(str(tmp_path / "a.csv"))]
+    assert rows[0] == {"prompt": "p0", "answer": " 0"} and len(problems_of(tmp_path / "a.csv")[1]) == 9
+
+
 def test_contents_before_names(tmp_path):
     """What is zipped is so under any name, and JSON is under a name that says nothing."""
     put(tmp_path / "a.jsonl.gz", ROWS).rename(tmp_path / "a.jsonl")

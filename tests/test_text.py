@@ -483,6 +483,18 @@ def test_what_the_user_says_is_left_out(template):
     assert load.put_prompts(talker(template), types.SimpleNamespace(chat=False)) == "as they are"
 
 
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_verifier_that_would_not_see_a_text(role):
+    """A template that leaves one of both out would give all completions, or all prompts, one score."""
+    others = VICUNA.replace("{{ m.content }}", "{% if m.role != '" + role + "' %}{{ m.content }}{% endif %}")
+    verifier = verifiers.Verifier(None, talker(others).tokenizer, "", {})
+    with pytest.raises(UserError, match=f"verifier leaves out what the {role} says"):
+        verifier.encode("1", "2", chat=True)
+    assert verifier.encode("1", "2") != verifier.encode("1", "3")
+    verifier = verifiers.Verifier(None, talker(VICUNA).tokenizer, "", {})
+    assert verifier.encode("1", "2", chat=True) != verifier.encode("1", "3", chat=True)
+
+
 def test_system_messages_of_the_data_are_left_out():
     prompts = ["12", text.Chat([("system", "3"), ("user", "4")])]
     problems = [Problem(prompt, prompt, "1") for prompt in prompts]
