@@ -294,7 +294,7 @@ def test_code_of_a_checkpoint_is_not_run(file, entries, base, tmp_path, monkeypa
 
 def test_a_tokenizer_for_another_library(base):
     """The reason stands in the last of five lines."""
-    several = ValueError("Couldn't instantiate the backend tokenizer from one of: \n(1) a `tokenizers` library\n(2) ...")
+    several = ValueError("Couldn't instantiate the backend tokenizer from one of: \n(1) a `tokenizers` library\n(2) a")
     assert "pip install sentencepiece tiktoken" in str(load.cannot_load(base, several))
 
 
