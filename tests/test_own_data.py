@@ -721,7 +721,7 @@ def test_messages_go_through_the_template():
     with pytest.raises(UserError, match="does not take messages of system, user, assistant, user .*no system role"):
         policy.encode([chat], True)
     with_template(policy, None)
-    with pytest.raises(UserError, match="prompts are chat messages, and the tokenizer of this model has no chat temp"):
+    with pytest.raises(UserError, match="prompts are chat messages, but the tokenizer of this model has no chat temp"):
         policy.encode([chat], True)
     assert policy.encode([chat], False) == policy.encode([str(chat)], False)
 
