@@ -274,10 +274,9 @@ def read_files(model, path, kind, options, how, asked):
     no_code = {"trust_remote_code": False}  # a checkpoint's own; without it transformers asks at the terminal
     both = {"output_loading_info": True, "ignore_mismatched_sizes": True, **no_code}
     config = transformers.AutoConfig.from_pretrained(path, **no_code, **options)  # small, and first
-    decoder = any("CausalLM" in name for name in config.architectures or ())  # saved alone: see model_checks.py
-    if getattr(config, "is_encoder_decoder", False) and not decoder:
-        raise UserError(f"model {model!r} is an encoder-decoder ({config.model_type}), and what is trained here only "
-                        "continues a text: choose a decoder-only language model")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"model {model!r} is an encoder-decoder or is the decoder of an encoder-decoder "
+                        f"({config.model_type}): choose a decoder-only language model")
     named = {name: value for name, value in options.items() if name == "gguf_file"}
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, **no_code, **named)
     method = "gguf" if named else checkpoint.stored(model, config)

@@ -303,7 +303,7 @@ def test_other_kinds_of_models(tmp_path):
     import transformers
     small = dict(vocab_size=28, d_model=32, num_layers=1, num_heads=2, d_ff=32, d_kv=16)
     refused(save(tmp_path / "t5", transformers.T5ForConditionalGeneration(transformers.T5Config(**small))),
-            "is an encoder-decoder (t5)")
+            "is an encoder-decoder or")
     reward = build(config_of("llama", num_labels=1), "AutoModelForSequenceClassification")
     refused(save(tmp_path / "reward", reward), "config says LlamaForSequenceClassification, and it is read as LlamaFor")
     transformers.CLIPConfig().save_pretrained(tmp_path / "clip")
