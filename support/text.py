@@ -87,9 +87,15 @@ def has_clock(tokenizer):
     return CLOCK.search(tokenizer.get_chat_template()) is not None
 
 
-def ignores_system(tokenizer, system):
-    """Whether the chat template ignores the system message."""
-    found = {render(tokenizer, [("system", text), ("user", "prompt")], answer=True) for text in (system, system + "!")}
+def leaves_out(tokenizer, role):
+    """Whether the chat template leaves out what a message of this role says: some ignore the system, some look for a
+    list of parts and find none in a text."""
+    before = [("user", "prompt")] * (role == "assistant")
+    after = [("user", "prompt")] * (role == "system")
+    try:
+        found = {render(tokenizer, [*before, (role, said), *after], answer=not before) for said in ("4711", "4712")}
+    except Exception:  # a template is a program, and raises what it likes
+        return False
     return len(found) == 1
 
 
@@ -158,6 +164,9 @@ def ends(lm, tokenizer, model):
         raise UserError(f"model {model!r} has no end-of-sequence token: add eos_token to its tokenizer_config.json")
     size = len(lm.get_input_embeddings().weight)
     for token, places in found.items():
+        if type(token) is not int:
+            raise UserError(f"model {model!r}: the end-of-sequence token of its {places[0]} is {token!r}, which is no "
+                            "token id: set eos_token_id there to a whole number, or a list of them")
         if not 0 <= token < size:
             raise UserError(f"model {model!r} has {size:,} embeddings and none for its end-of-sequence token "
                             f"{name_of(tokenizer, token)} of its {' and '.join(places)}: set eos_token_id in "
