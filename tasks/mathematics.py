@@ -50,7 +50,7 @@ from contextlib import suppress
 
 from support.errors import UserError
 
-from .answers import LATEX, clean, final_answer, glance, has_answer
+from .answers import LATEX, clean, final_answer, glance
 from .embedded import Task
 from .workers import WorkerPool
 
@@ -64,7 +64,7 @@ class Math(Task):
             raise UserError("math answers are compared by math-verify, which is not installed: pip install math-verify")
         self.name, self.max_new_tokens = name, max_new_tokens
         for split, problems in zip(("train", "valid", "test"), (train, valid, test)):
-            setattr(self, split, [p for p in problems if p.answer and has_answer(p.answer)])
+            setattr(self, split, [p for p in problems if p.answer and clean(p.answer)])
             if len(problems) > len(getattr(self, split)):
                 self.counts[f"{split}_without_answer"] = len(problems) - len(getattr(self, split))
         self.pool, self.memo = VerifierPool(), {}
@@ -111,6 +111,9 @@ def at_once(gold, answer=""):
     """The verdict on two answers that needs no child, or None: of words, of equal numbers, and of different units."""
     if answer is None:
         return False
+    for letter, choice in ((gold, answer), (answer, gold)):
+        if re.fullmatch("[A-Z]", letter) and choice.startswith(f"{letter}="):
+            return True
     a, b = glance(gold), glance(answer)
     if any(map(operator.ne, a.units, b.units)):
         return False

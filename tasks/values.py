@@ -53,7 +53,7 @@ KNOWN = {  # what sympy calls them
     "\\ceil": "ceiling",
     "\\factorial": "factorial",
     "\\binom": "binomial",
-    "\\root": "real_root",
+    "\\root": "root",
     "\\sqrt": "sqrt",
     "\\det": "det",
     "\\matrix": "Matrix"}
@@ -129,7 +129,7 @@ def line(expression):
         return str(expression)
     texts = []
     for shift in range(3 if expression.free_symbols else 1):
-        value = expression.evalf(DIGITS, subs=point(expression, shift), maxn=500)
+        value = sympy.real_root(expression.subs(point(expression, shift))).evalf(DIGITS, maxn=500)
         if not value.is_finite:
             raise ValueError(expression)
         texts.append("+".join(map(number, value.as_real_imag())).removesuffix("+0"))
@@ -180,13 +180,14 @@ def pieces(numbers):
 
 
 def assigned(text):
-    """(what a value is called or "", the value) of x=3, f(x)=3, x=y=3 and 1+2=3, but not of -x=3."""
+    """(what a value is called or "", the value) of x=3, f(2)=3, x=y=3 and 1+2=3, but not of -x=3."""
     name, *rest = split(text, SEPARATORS + RELATIONS)
     if set(rest[::2]) != {"="}:
         return "", text
-    if re.fullmatch(r"[-+*/^().0-9]*", name):
-        return "", rest[-1]
-    if re.search(r"(?<!_⟨)[0-9^](?!⟩)|^-", name):
+    with suppress(Exception):  # sympy's are of many types
+        if evaluate(name).is_number:
+            return "", rest[-1]
+    if re.search(r"[0-9^]|^-", re.sub(r"(?<=[A-Zfghpqu'])\([^()]*\)|_⟨[^⟩]*⟩", "", name)):
         return "", text
     return name, rest[-1]
 
@@ -272,11 +273,15 @@ def readings(text):
     forms = [form(value)]
     parts = split(value, SEPARATORS)
     if len(parts) > 1:
-        forms.append(ordered(assigned(part)[1] for part in parts[::2]))
+        pairs = [assigned(part) for part in parts[::2]]
+        forms.append(ordered(value for _, value in pairs))
+        if len({name.split("_")[0] for name, _ in pairs}) == 1:  # x_1 and x_2 may be solutions
+            forms.append(collection(form(value) for _, value in pairs))
     elif value[-1:] == "%":
         forms += [forms[0][:-1], form(f"({value[:-1]})/100")]
-    elif name and forms[0][0] not in "([{" and "≢" not in value:
-        forms.append(relation(split(text, RELATIONS)))
+    elif name:
+        with suppress(Exception):
+            forms.append(relation(split(text, RELATIONS)))
     return name, forms
 
 
@@ -309,9 +314,10 @@ def close(gold, answer, digits):
         return gold == answer
     gold, answer = NUMBER.split(gold), NUMBER.split(answer)
     near = gold[::2] == answer[::2]
-    for right, given in zip(gold[1::2], answer[1::2]):
-        right = Fraction(right)
-        near &= abs(right - Fraction(given)) <= min(Fraction(1, 2 * 10 ** digits), abs(right) / 10_000)
+    for right, given in zip(map(Fraction, gold[1::2]), map(Fraction, answer[1::2])):
+        off = abs(right - given)
+        cut = int(right * 10 ** digits) == int(given * 10 ** digits)
+        near &= off <= abs(right) / 10_000 and (cut or 2 * off * 10 ** digits <= 1)
     return near
 
 
