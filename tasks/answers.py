@@ -175,8 +175,8 @@ SPELLING = r"""
     \\hat *\{?([ijk])(?![a-z])\}?|\\(?:hat|vec) *\{(?:\\(?:mathbf|mathrm|bf) *\{?)?([ijk])\}{1,2} ==> \1\2
     \\\| ==> ‖
     \\root *\{?([0-9n])\}? *\\of *\{?([0-9A-Za-z])\}? ==> √[\1]{\2}
-    (?<![-A-Za-z\\ ])(?:[Zz]ero|[Oo]ne|[Tt]wo|[Tt]hree|[Ff]our|[Ff]ive|[Ss]ix|[Ss]even|[Ee]ight|[Nn]ine)(?![-A-Za-z ]) ==> SIGN
-    (?<![-A-Za-z\\ ])(?:[Tt]en|[Ee]leven|[Tt]welve)(?![-A-Za-z ]) ==> SIGN
+    (?<![-A-Za-z\\ ])(?:[Zz]ero|[Oo]ne|[Tt]wo|[Tt]hree|[Ff]our|[Ff]ive|[Ss]ix)(?![-A-Za-z ]) ==> SIGN
+    (?<![-A-Za-z\\ ])(?:[Ss]even|[Ee]ight|[Nn]ine|[Tt]en|[Ee]leven|[Tt]welve)(?![-A-Za-z ]) ==> SIGN
     ([⁰¹²³⁴-⁹⁺⁻⁼⁽⁾ⁿⁱᵃᵇᶜᵈᵏᵐᵗˣʸᵀ]+) ==> ^{\1}
     ([₀-₉₊₋₌₍₎ₐₑₓᵢⱼₖₘₙ]+) ==> _{\1}
     ([¼-¾⅐-⅞]) ==> ~\1
@@ -224,10 +224,10 @@ SPELLING = r"""
     (?<![A-Za-z])km?p?h(?![a-z]) ==> km/h
     # Qualifiers, and what separates the elements of a list
     \\text\{ *(?:if|for|when|otherwise),? *\}(?=.*\\end\{cases) ==>
-    (.[^{}]*)\\text\{[ ,(]*(?:for|where|with|when|if|because|since)(?![a-z])(?!.*(?:for|when|if|else|otherwise)[ },]).* ==> \1
+    (.[^{}]*)\\text\{[ ,(]*(?:for|where|with|when|if|because|since)(?![a-z])(?!.*(?:for|when|if|wise|else)[ },]).* ==> \1
     (?<=.)(?:[;,] ?\(?|(?:\\text\{)? ?\()[a-zA-Z] ?∈ ?[ℝℤℕℚℂ](?:(?!\\\}).)* ==>
     ^([a-z]) ?∈ ?ℝ ?[,;] ?(?=\1) ==>
-    (?<=[^ ]) ?,? (?:for|where|with|when|if|because|since) (?!.*(?:for|when|if|else|otherwise) ).* ==>
+    (?<=[^ ]) ?,? (?:for|where|with|when|if|because|since) (?!.*(?:for|when|if|wise|else) ).* ==>
     ^\\text\{ *(?i:there (?:is|are) )?(?i:no solutions?)\.? *\}$|^(?i:no solutions?)$ ==> ∅
     ^(?:\\text\{)? *(?i:all real numbers|all reals)\.? *\}?$ ==> ℝ
     (?<=[0-9π}∞]) ?∨ ? ==> ⊔
@@ -253,7 +253,8 @@ SPELLING = r"""
     (?:[.,; ]|\\\\(?:\[[0-9.]+ *[a-z]+\])?)*(?=\\end) ==>
     (\\\\)\[[0-9.]+ *[a-z]+\] ==> \1
     # Systems of equations are lists
-    \\\{ *\\begin\{(?:array|aligned|cases)\}(?:\{[lcr| ]*\})?(.*)\\end\{(?:array|aligned|cases)\} ==> \\begin{cases}\1\\end{cases}
+    \\\{ *\\begin\{(?:array|aligned|cases)\}(?:\{[lcr| ]*\})?(?=.*\\end\{([a-z]+)\}) ==> \\begin{cases\1}
+    \\begin\{cases([a-z]+)\}(.*)\\end\{\1\} ==> \\begin{cases}\2\\end{cases}
     [,;]? *& *(?==) ==>
     [,;]? *& *(?=.*\\end\{cases) ==> &
     [,;. ]*\\\\ *(?=[^&]*\\end\{(?:cases|aligned)\}) ==> ,
@@ -314,6 +315,8 @@ FLAT = r"""
     (?<!\\log)(?<!\\log )_ *(?:\{\(?([^{}()]*)\)?\}|([0-9]+|[A-Za-z])) ==> _⟨\1\2⟩
     √ *\[([^][]*)\] *(?:\{([^{}]*)\}|([0-9]+|[A-Za-z])) ==> \\root(\2\3,\1)
     √ *([0-9]+(?:\.[0-9]+)?|[A-Za-zα-ω]) ==> √(\1)
+    ([A-Za-zα-ω]|[0-9]+|BRACKET)\^\((-?)([0-9]+)/([3579])\) ==> \\root(\1,\4)^(\2\3)
+    ([A-Za-zα-ω]|[0-9]+|BRACKET)\^\((-?)\(\(([0-9]+)\)/\(([3579])\)\)\) ==> \\root(\1,\4)^(\2\3)
     (\\(?:max|min|gcd|lcm)) *\\\{([^{}]*)\\\} ==> \1(\2)
     (?<!\\)\{((?:[^{}\\]|\\[^{}])*)\} ==> (\1)
     \\frac *(BRACKET) *(BRACKET) ==> (\1/\2)
@@ -384,13 +387,10 @@ def flatten(text):
     return text
 
 
-PLAIN = re.compile("[1-9][0-9]{0,99}")  # most answers; no pattern would change them
-
-
 def clean(answer):
     """The answer as one line of LaTeX, or None if it is empty or too long; of a text that says where its answer is,
     the answer."""
-    if PLAIN.fullmatch(answer):
+    if re.fullmatch("[1-9][0-9]{0,99}", answer):  # as most are; no pattern would change it
         return answer
     text = find(answer) or EMPHASIS.sub(r"\2", answer.strip())
     if len(text) > MAX_ANSWER:

@@ -53,7 +53,7 @@ KNOWN = {  # what sympy calls them
     "\\ceil": "ceiling",
     "\\factorial": "factorial",
     "\\binom": "binomial",
-    "\\root": "root",
+    "\\root": "real_root",
     "\\sqrt": "sqrt",
     "\\det": "det",
     "\\matrix": "Matrix"}
@@ -129,7 +129,7 @@ def line(expression):
         return str(expression)
     texts = []
     for shift in range(3 if expression.free_symbols else 1):
-        value = sympy.real_root(expression.subs(point(expression, shift))).evalf(DIGITS, maxn=500)
+        value = expression.evalf(DIGITS, subs=point(expression, shift), maxn=500)
         if not value.is_finite:
             raise ValueError(expression)
         texts.append("+".join(map(number, value.as_real_imag())).removesuffix("+0"))
@@ -309,7 +309,8 @@ NUMBER = re.compile(r"(-?[0-9][0-9./]*(?:e[-+][0-9]+)?)")
 
 
 def close(gold, answer, digits):
-    """Whether two forms are equal; a decimal of at least six places and four digits is equal to what rounds to it."""
+    """Whether two forms are equal; a decimal of at least six places and four digits is equal to what is rounded or
+    cut to it."""
     if gold == answer or not 6 <= digits < 99 or "f" in gold:
         return gold == answer
     gold, answer = NUMBER.split(gold), NUMBER.split(answer)
