@@ -224,10 +224,10 @@ SPELLING = r"""
     (?<![A-Za-z])km?p?h(?![a-z]) ==> km/h
     # Qualifiers, and what separates the elements of a list
     \\text\{ *(?:if|for|when|otherwise),? *\}(?=.*\\end\{cases) ==>
-    (.[^{}]*)\\text\{[ ,(]*(?:for|where|with|when|if|because|since)(?![a-z])(?!.*(?:for|when|if|wise|else)[ },]).* ==> \1
+    (.[^{}]*)\\text\{[ ,(]*(?:for|where|with|when|if|because|since)(?![a-z])(?!.*(?:for|when|if|se)[ },]).* ==> \1
     (?<=.)(?:[;,] ?\(?|(?:\\text\{)? ?\()[a-zA-Z] ?∈ ?[ℝℤℕℚℂ](?:(?!\\\}).)* ==>
     ^([a-z]) ?∈ ?ℝ ?[,;] ?(?=\1) ==>
-    (?<=[^ ]) ?,? (?:for|where|with|when|if|because|since) (?!.*(?:for|when|if|wise|else) ).* ==>
+    (?<=[^ ]) ?,? (?:for|where|with|when|if|because|since) (?!.*(?:for|when|if|se) ).* ==>
     ^\\text\{ *(?i:there (?:is|are) )?(?i:no solutions?)\.? *\}$|^(?i:no solutions?)$ ==> ∅
     ^(?:\\text\{)? *(?i:all real numbers|all reals)\.? *\}?$ ==> ℝ
     (?<=[0-9π}∞]) ?∨ ? ==> ⊔
@@ -519,7 +519,7 @@ def last_box(text):
 
 MARK = re.compile(
     r"^[#*_> ]{0,9}(?:final )?answer[*_: ]{0,4}\n|####|<(?:final_)?answer>|correct (?:option|choice) is\b|(?<!this )\b"
-    r"(?:answers?(?: to [a-z ]{1,40})?|r[ée]ponse|antwort|respuesta|risposta|resposta|ответ|정답)(?:\s+(?:is|are|equals"
+    r"(?:answers?(?: to [a-z ]{1,40}| \([a-z ]{1,20}\))?|r[ée]ponse|antwort|respuesta|risposta|resposta|ответ|정답)(?:\s+(?:is|are|equals"
     r"|(?:should|must|would) be|est|ist|lautet|es|è|é)\b(?: (?:therefore|thus|then|simply|just|exactly|indeed|equal to"
     r"|approximately|about)\b)?|\W{0,4}[:：]|\W{0,3}(?:[=→]|->|[-–—]\s)|[은는])|(?:答案|答え)\W{0,4}[是为為はは:：]",
     re.IGNORECASE | re.MULTILINE)
@@ -527,8 +527,8 @@ PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}|[a-z]{3,}ly\b
 EMPHASIS = re.compile(r"(?<![\w)\]}*])(\*\*?|__|`)(?=\S)(.*?\S)\1(?![\w*])")
 LEAD = re.compile(r"(?:[:：\s>\"]|```[a-z]*\n|[*_`]+(?=\s)|(?<=\n)[-*•]\s)*")
 DISPLAY = re.compile(r"(?:\$\$|\\\[)(.*?)(?:\$\$|\\\])", re.DOTALL)
-END = re.compile(r"\n|</|\"\s*\}|<\||\.[*_`]*(?:\s|$)|。|です|입니다|(?<=[0-9])!+\s*(?:\n|$)|\s\((?=[A-Za-z ]{4,}\))|; (?=[a-z]{3,} )"
-                 r"|,? (?:because|since|which)\b|, (?:so|as|in|not|but)\b")
+END = re.compile(r"\n|</|\"\s*\}|<\||\.[*_`]*(?:\s|$)|。|です|입니다|(?<=[0-9])!+\s*(?:\n|$)|\s\((?=[A-Za-z ]{4,}\))"
+                 r"|; (?=[a-z]{3,} )|,? (?:because|since|which)\b|, (?:so|as|in|not|but)\b")
 NUMBER = r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|[-+]?\.[0-9]+"
 VALUE = rf"(?:\$|\\[(\[])? *(?:[A-Za-z] *= *)?((?:{NUMBER})(?:/[0-9]+)?|-?\\[dt]?frac[0-9{{}} ]+) *(?:\$|\\[)\]])?%?"
 WHOLE = re.compile(  # a completion that is one number, or one short sentence with one
@@ -552,7 +552,8 @@ def sentence(text):
 
 def find(text):
     r"""The text of the answer, or None. What the last balanced \boxed{...} holds (then nothing else counts), else what
-    follows the last '####', 'answer is', 'answer:' or '<answer>' that is not prose; none of a thought that was cut off."""
+    follows the last '####', 'answer is', 'answer:' or '<answer>' that is not prose. A thought that was cut off has
+    none."""
     thought, mark, after = text.rpartition("</think>")
     if mark and (find(after) or len(after) < MAX_ANSWER and WHOLE.fullmatch(unmarked(after))):
         text = after

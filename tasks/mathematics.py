@@ -34,7 +34,7 @@ What is debatable, decided once (gold | equal to it | not equal; in tests/test_t
     percent is the number or its hundredth            50\% | 0.5; 50 | 0.05
     degrees are their number, but angles in functions 60^\circ | 60 | \frac{\pi}{3};  \sin 30^\circ | \frac12 |
     (a,b) is also an interval, if the other side is   (0,7) | 0<x<7 | 0\le x\le 7
-    k, m and n are the same in a family with π        k\pi | n\pi,\ n\in\mathbb{Z} | 2k\pi;  \frac{m}{k}\pi | | \frac{n}{k}\pi
+    k, m and n are the same in a family with π        k\pi | n\pi,\ n\in\mathbb{Z} | 2k\pi;  k\pi r | | n\pi r
     what follows 'for', 'where' or 'with' is ignored  2^n-1 | 2^n-1\text{ for all }n | 2^n
     remainders are equal modulo the same number       7\pmod{12} | 19 \bmod 12 | 7\pmod{13}
 

@@ -137,11 +137,11 @@ def line(expression):
 
 
 def collection(forms):
-    """Elements in any order, those of collections among them too."""
+    """Elements in any order, each once, those of collections among them too."""
     flat = []
     for form in forms:
         flat += split(form[1:-1], ",")[::2] if form[0] == "{" else [form]
-    return flat[0] if len(flat) == 1 else f"{{{','.join(sorted(flat))}}}"
+    return flat[0] if len(flat) == 1 else f"{{{','.join(sorted(set(flat)))}}}"
 
 
 def inequality(left, sign, right):

@@ -407,10 +407,12 @@ xy=1: yx=1 | 2 |  | 1 x+y=1
 (1,2): \begin{cases}x=1\\y=2\end{cases} \left\{\begin{array}{l}x=1,\\y=2.\end{array}\right. | x=2,y=1
 (1,2): \begin{aligned}x&=1\\y&=2\end{aligned} | \begin{cases}x=2\\y=1\end{cases}
 x=1,~x=2: |  | x_1=1,~x_2=2
-\begin{pmatrix}1&2\\3&4\end{pmatrix}: \left[\begin{array}{cc}1&2\\3&4\end{array}\right] \begin{pmatrix}1&2\cr3&4\end{pmatrix}
+\begin{pmatrix}1&2\\3&4\end{pmatrix}: \left[\begin{array}{cc}1&2\\3&4\end{array}\right]
+\begin{pmatrix}1&2\\3&4\end{pmatrix}: \begin{pmatrix}1&2\cr3&4\end{pmatrix}
 \begin{pmatrix}1&2\\3&4\end{pmatrix}: A=\begin{pmatrix}1&2\\3&4\end{pmatrix} \begin{Bmatrix}1&2\\3&4\end{Bmatrix}
 \begin{cases}x&x>0\\-x&x\le0\end{cases}: | \begin{cases}-x&x>0\\x&x\le0\end{cases}
 \{1,2\}: {1,~2} \{2,1\} | (1,2)
+-2,0,2: 0,\pm2 \{0,\pm2\} x=0,\pm2 | \pm2 0,2
 \emptyset: \text{no~solution} \text{There~are~no~solutions.} | \text{no} 0
 \mathbb{R}: \text{all~real~numbers} \R \mathbf{R} | \text{all~integers}
 (-\infty,2)\cup(2,\infty): x\in\mathbb{R},~x\ne2 x<2\lor~x>2 (-\infty,2)\bigcup(2,\infty) | x=2
@@ -535,8 +537,9 @@ def test_kinds(task, gold, right, wrong):
     ("Answer → 7", "7"), ("The answer is equal to 7.", "7"), ("The answer to the question is 7.", "7"),
     ("The answers are 7 and 8.", "{7,8}"), ("Answer:\n```python\n7\n```", "7"), ("The answer is 7</s>", "7"),
     ("The answer is 7 (seven).", "7"), ("The answer is 7; this can be checked.", "7"), ("The answer isn't 7.", None),
-    ("The answer cannot be 7.", None), ("The answer is seven.", "7"), ("(7)", "7"), ("$x = 7$", "7"), ("3 + 4 = 7", "7"),
-    ("Thus $x = 7$.", "7"), ('{"answer": "7"}', "7"), (r"\boxed{\frac{7}{1}\\}", "7"), (r"$$\text{ANSWER: } \$7$$", "7"),
+    ("The answer cannot be 7.", None), ("The answer is seven.", "7"), ("(7)", "7"), ("$x = 7$", "7"),
+    ("3 + 4 = 7", "7"), ("Thus $x = 7$.", "7"), ('{"answer": "7"}', "7"), (r"\boxed{\frac{7}{1}\\}", "7"),
+    (r"$$\text{ANSWER: } \$7$$", "7"),
 ])
 def test_where_the_answer_stands(task, completion, answer):
     assert task.extract(completion) == answer
