@@ -86,13 +86,23 @@ def check_flags(args, names):
     for name in names:
         if name not in tasks.EMBEDDED_TASKS:
             raise UserError(f"--tasks: {name!r} is not an embedded task; choose from {', '.join(tasks.EMBEDDED_TASKS)}")
-    if min(args.steps, args.layers, args.width) < 1 or args.batch < len(names) or args.width % 16 or not args.lr > 0:
-        raise UserError("--steps and --layers must be at least 1, --batch at least the number of tasks, --width a "
-                        "multiple of 16 and --lr positive")
-    if not 0 <= args.cut < 1 or (args.cut or args.start) and OWN.keys() & {*names} or args.cut and "routes" in names:
-        raise UserError("--cut is a share below 1 of the lines of countdown, and --start tiny knows no other alphabet")
-    if len(names) > 1 and OWN.keys() & {*names}:
+    if len({*names}) < len(names):
+        raise UserError("--tasks names a task twice")
+    if args.steps < 1 or args.layers < 1:
+        raise UserError("--steps and --layers must be at least 1")
+    if args.batch < len(names):
+        raise UserError("--batch must be at least the number of tasks")
+    if args.width < 1 or args.width % 16:
+        raise UserError("--width must be a multiple of 16")
+    if not args.lr > 0:
+        raise UserError("--lr must be positive")
+    own = OWN.keys() & {*names}
+    if own and len(names) > 1:
         raise UserError(f"--tasks: {' and '.join(OWN)} have alphabets of their own, so each gets a model of its own")
+    if own and args.start:
+        raise UserError(f"--start: tiny does not know the alphabet of {names[0]}")
+    if args.cut and (own or "routes" in names) or not 0 <= args.cut < 1:
+        raise UserError("--cut is a share below 1 of the lines of countdown")
 
 
 def batch(tokenizer, pairs):
@@ -108,6 +118,50 @@ def batch(tokenizer, pairs):
     return ids, ids.masked_fill(apart, -100)
 
 
+def new_model(args, tokenizer):
+    """A Llama with random weights, or the model of --start."""
+    if args.start:
+        return load.load_base(args.start, 32)[0].requires_grad_(True)
+    import transformers
+    heads = args.width // 16
+    eos = tokenizer.eos_token_id
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=args.width, intermediate_size=3 * args.width,
+        num_hidden_layers=args.layers, num_attention_heads=heads, num_key_value_heads=heads,
+        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, eos_token_id=eos, pad_token_id=eos))
+
+
+def lr_factor(step, steps):
+    """Learning rate over its peak: 30 steps of warm-up, the peak until 30 % of the steps, then a cosine to zero."""
+    progress = max(0.0, (step - 0.3 * steps) / (0.7 * steps))
+    return min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def pretrain(model, tokenizer, streams, args):
+    """Train on streams {task: iterator of (prompt, solution)}, an equal share of a batch from each."""
+    started = time.time()
+    running = {}  # loss of each task, averaged over steps
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, args.steps))
+    for step in range(1, args.steps + 1):
+        loss = 0.0
+        for name, stream in streams.items():  # one block per task: little padding, and a loss of each task
+            pairs = [next(stream) for _ in range(args.batch // len(streams))]
+            ids, target = batch(tokenizer, pairs)
+            logits = model(input_ids=ids).logits  # causal attention never looks right, so padding there needs no mask
+            task_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), target[:, 1:].flatten())
+            loss = loss + task_loss / len(streams)
+            running[name] = 0.98 * running.get(name, task_loss.item()) + 0.02 * task_loss.item()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 200 == 0 or step == args.steps:
+            losses = "  ".join(f"{name} loss {value:.4f}" for name, value in running.items())
+            print(f"step {step}/{args.steps}  {losses}  {time.time() - started:.0f} s", flush=True)
+
+
 @cli
 def main(argv=None):
     args = parse_args(argv)
@@ -121,53 +175,28 @@ def main(argv=None):
     except OSError as error:
         raise UserError(f"cannot write to --out {args.out}: {error.strerror}") from error
     write_atomic(os.path.join(args.out, "result.json"), "{}")
-    corpora = [tasks.EMBEDDED_TASKS[name](sizes=(0, 0, 0)) for name in names]
-    for task in corpora:
+
+    streams = {}
+    for name in names:
+        task = tasks.EMBEDDED_TASKS[name](sizes=(0, 0, 0))
         task.cut = args.cut
-    streams = [task.stream(random.Random(f"pretrain {task.name} {args.seed}")) for task in corpora]
+        streams[name] = task.stream(random.Random(f"pretrain {name} {args.seed}"))
     tokenizer = make_tokenizer(OWN.get(names[0], CHARACTERS))
-    eos = tokenizer.eos_token_id
     torch.manual_seed(common.torch_seed(args.seed))
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=args.width, intermediate_size=3 * args.width,
-        num_hidden_layers=args.layers, num_attention_heads=args.width // 16, num_key_value_heads=args.width // 16,
-        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, eos_token_id=eos, pad_token_id=eos)
-    model = (load.load_base(args.start, 32)[0].requires_grad_(True) if args.start
-             else transformers.LlamaForCausalLM(config))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    started = time.time()
+    model = new_model(args, tokenizer)
+    pretrain(model, tokenizer, streams, args)
 
-    def lr_factor(step):  # warm up for 30 steps, hold until 30 % of the steps, then a cosine to zero
-        progress = max(0.0, (step - 0.3 * args.steps) / (0.7 * args.steps))
-        return min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * progress))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor)
-
-    started, running = time.time(), {}
-    for step in range(1, args.steps + 1):
-        loss = 0.0
-        for name, stream in zip(names, streams):  # one block per task: little padding, and each task's loss by itself
-            pairs = [next(stream) for _ in range(args.batch // len(names))]
-            ids, target = batch(tokenizer, pairs)
-            logits = model(input_ids=ids).logits  # causal attention never looks right, so padding there needs no mask
-            task_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), target[:, 1:].flatten())
-            running[name] = 0.98 * running.get(name, task_loss.item()) + 0.02 * task_loss.item()
-            loss = loss + task_loss / len(names)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 200 == 0 or step == args.steps:
-            print(f"step {step}/{args.steps}  " + "  ".join(f"{n} loss {v:.4f}" for n, v in running.items())
-                  + f"  {time.time() - started:.0f} s", flush=True)
-
+    eos = tokenizer.eos_token_id
     model.generation_config = type(model.generation_config)(eos_token_id=eos, pad_token_id=eos)
     with writing(args.out):
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)
     seconds = time.time() - started
     policy = common.load_policy(os.path.abspath(args.out), bits=32, fast=choose_fast)
-    result = {"flags": {name: value for name, value in vars(args).items() if name != "out"},
-              "parameters": sum(p.numel() for p in model.parameters()), "seconds": round(seconds)}
+    flags = {name: value for name, value in vars(args).items() if name != "out"}
+    parameters = sum(p.numel() for p in model.parameters())
+    result = {"flags": flags, "parameters": parameters, "seconds": round(seconds)}
     for name in names:
         task = tasks.load_task(name)
         result[name], _ = evaluate.evaluate(policy, task, task.valid, samples=64, ks=(1, 8, 32), seed=args.seed)

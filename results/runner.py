@@ -96,6 +96,8 @@ ROWS = {
     "majority-1": MAJRL + "--n 1 --form raw --threshold auto --all-wrong 0",
     "majority-raw-16": MAJRL + "--n 16 --form raw --threshold auto --all-wrong -0.5",
     **{f"peptide-{n}": PEP + f"--mode rl --form rank --ranks prompt --rewards standardised --n {n}" for n in (1, 8)},
+    **{f"peptide-{n}-slow": PEP.replace("--lr 0.002", "--lr 0.001") + "--mode rl --form rank --ranks prompt "
+       f"--rewards standardised --n {n}" for n in (1, 8)},
     **{f"peptide-target-{n}": PEP + f"--mode sft --train-problems 256 --n {n}" for n in (1, 8)},
 }
 

@@ -79,36 +79,55 @@ def tied(found, best, row, metric):
 def results(found, task):
     """Markdown: means over seeds ± standard deviation; the best in bold, what ties with it marked ≈."""
     rows = {objective: chosen(found, task, objective) for objective in LABELS}
-    values = {(objective, column): known(found, row, column) for objective, row in rows.items() for column in COLUMNS}
-    best = {}
-    for column in BEST:
-        having = [objective for objective in rows if values[objective, column]]
-        if having:
-            best[column] = max(having, key=lambda objective: statistics.mean(values[objective, column]))
+    best = {column: best_row(found, rows.values(), column) for column in BEST}
     lines = []
     for objective, row in rows.items():
-        rate = f"{len(tried(found, task, objective))} of {len(runner.LRS)} tried"
-        if row:
-            rate = "" if objective == "base" else row.rpartition("-")[2]
-        cells = [LABELS[objective], rate, str(len(runs_of(found, row)))]
-        for column in COLUMNS:
-            some = values[objective, column]
-            text = spread(some, 0 if some and abs(some[0]) >= 10 else 3)
-            if best.get(column) == objective:
-                text = f"**{text}**"
-            elif column in best and some and tied(found, rows[best[column]], row, column):
-                text = f"≈ {text}"
-            cells.append(text)
-        lines.append(cells)
+        cells = [result(found, row, column, best.get(column)) for column in COLUMNS]
+        lines.append([LABELS[objective], rate_of(found, task, objective), str(len(runs_of(found, row))), *cells])
     return table(["objective", "learning rate", "seeds", *COLUMNS], lines)
+
+
+def best_row(found, rows, metric):
+    """The row with the highest mean of a metric, None where no row has it."""
+    means = {}
+    for row in rows:
+        values = known(found, row, metric)
+        if values:
+            means[row] = statistics.mean(values)
+    return max(means, key=means.get, default=None)
+
+
+def result(found, row, column, best):
+    """A cell of `results`. best: the row with the best value of the column, None if there is no best."""
+    values = known(found, row, column)
+    large = values and abs(values[0]) >= 10
+    text = spread(values, 0 if large else 3)
+    if not values or best is None:
+        return text
+    if row == best:
+        return f"**{text}**"
+    return f"≈ {text}" if tied(found, best, row, column) else text
+
+
+def rate_of(found, task, objective):
+    """The chosen learning rate of an objective, or how many are tried before one is chosen."""
+    if objective == "base":
+        return ""
+    row = chosen(found, task, objective)
+    if row is None:
+        return f"{len(tried(found, task, objective))} of {len(runner.LRS)} tried"
+    return row.rpartition("-")[2]
 
 
 def leads(found, task):
     """Markdown: each objective's lead over the base, paired by seed."""
-    rows = {objective: chosen(found, task, objective) for objective in SELECT}
-    return table(["lead over the base", *BEST], [
-        [objective, *(with_interval(*lead(found, row, f"which-{task}-base", metric)) for metric in BEST)]
-        for objective, row in rows.items() if row])
+    base = chosen(found, task, "base")
+    lines = []
+    for objective in SELECT:
+        row = chosen(found, task, objective)
+        if row:
+            lines.append([objective, *(with_interval(*lead(found, row, base, metric)) for metric in BEST)])
+    return table(["lead over the base", *BEST], lines)
 
 
 def ahead(found, objective, metric):
@@ -131,15 +150,19 @@ def against(found, metric):
     lines = []
     for objective in SELECT:
         if objective != AGAINST:
-            cells = []
-            for task in TASKS:
-                rows = [chosen(found, task, name) for name in (objective, AGAINST)]
-                seeds = len(differences(found, *rows, metric))
-                few = f" ({seeds} seeds)" if 1 < seeds < 5 else ""
-                cells.append(with_interval(*lead(found, *rows, metric)) + few)
-            tasks = ahead(found, objective, metric)
-            lines.append([objective, *cells, f"**{len(tasks)}**" if len(tasks) > 1 else str(len(tasks))])
+            count = len(ahead(found, objective, metric))
+            cells = [lead_over_passk(found, task, objective, metric) for task in TASKS]
+            lines.append([objective, *cells, f"**{count}**" if count > 1 else str(count)])
     return table([f"lead at {metric}", *TASKS, "tasks ahead"], lines)
+
+
+def lead_over_passk(found, task, objective, metric):
+    """A cell of `against`, with the number of seeds where some are missing."""
+    row = chosen(found, task, objective)
+    other = chosen(found, task, AGAINST)
+    seeds = len(differences(found, row, other, metric))
+    few = f" ({seeds} seeds)" if 1 < seeds < 5 else ""
+    return with_interval(*lead(found, row, other, metric)) + few
 
 
 def best_five(found, task, metric):
@@ -240,29 +263,14 @@ def compared(found, k, n):
 
 def robust_page(found):
     """Markdown lines: the lead of pass@k training at pass@k over the mean objective, and over the base."""
-    pooled = []
-    single = {base: [] for base in runner.BASES}
+    columns = ["k", "n", "each at its best", *(f"learning rate {lr}" for lr in runner.LRS)]
     ends = []  # of each interval of one base and learning rate
     for k, n in runner.BUDGETS:
-        columns = compared(found, k, n)
-        ends += [interval(pairs)[1:] for column in columns[1:] for pairs in column if len(pairs) > 1]
-        together = [sum(column, []) for column in columns]
-        if any(together):
-            count = min(map(len, together[1:]))
-            pooled.append([str(k), str(n), *(with_interval(*interval(pairs)) for pairs in together), str(count)])
-        for i, base in enumerate(runner.BASES):
-            own = [column[i] for column in columns]
-            if any(own):
-                cells = [with_interval(*interval(own[0]))]
-                for lr, pairs in zip(runner.LRS, own[1:]):
-                    over = lead(found, robust_rows(base, k, n, lr)[0], f"robust-{base}-base", f"pass@{k}")[0]
-                    missing = not pairs or over is None
-                    cells.append("" if missing else f"{with_interval(*interval(pairs))} / {number(over)}")
-                single[base].append([base, str(k), str(n), *cells, str(min(map(len, own[1:])))])
-    columns = ["k", "n", "each at its best", *(f"learning rate {lr}" for lr in runner.LRS)]
-    unfinished = any((row, seed) not in found for row, seed in robust_runs(3))
+        for column in compared(found, k, n)[1:]:
+            ends += [interval(pairs)[1:] for pairs in column if len(pairs) > 1]
     above = sum(low > 0 for low, _ in ends)
     below = sum(high < 0 for _, high in ends)
+    unfinished = any((row, seed) not in found for row, seed in robust_runs(3))
     return [
         "## How robust is pass@k against the mean?", "",
         *paragraph(
@@ -271,9 +279,37 @@ def robust_page(found):
             "interval. Each at its best: each objective at the learning rate that is best for it on these same "
             "problems. First all bases together, a pair per base and seed."),
         *["Not finished: every cell is to have three seeds.\n"] * unfinished,
-        *table([*columns, "pairs"], pooled).split("\n"), "",
+        *table([*columns, "pairs"], of_all_bases(found)).split("\n"), "",
         *paragraph(
             "Each base by itself, and / the lead over that base. *tiny* is the embedded model, *short* has a third of "
             f"its pretraining, *wide* four times its parameters. Of {len(ends)} cells of one base and learning rate "
             f"{above} have an interval above 0, {below} one below."),
-        *table(["base", *columns, "seeds"], sum(single.values(), [])).split("\n")]
+        *table(["base", *columns, "seeds"], of_each_base(found)).split("\n")]
+
+
+def of_all_bases(found):
+    """Lines of a table: per budget the leads of all bases together, and the smallest number of pairs."""
+    lines = []
+    for k, n in runner.BUDGETS:
+        columns = [sum(column, []) for column in compared(found, k, n)]
+        if any(columns):
+            fewest = min(map(len, columns[1:]))
+            lines.append([str(k), str(n), *(with_interval(*interval(pairs)) for pairs in columns), str(fewest)])
+    return lines
+
+
+def of_each_base(found):
+    """Lines of a table: per base and budget the leads, each with that over the base, and the fewest seeds."""
+    lines = []
+    for i, base in enumerate(runner.BASES):
+        for k, n in runner.BUDGETS:
+            best, *by_rate = [column[i] for column in compared(found, k, n)]
+            if best or any(by_rate):
+                cells = [with_interval(*interval(best))]
+                for lr, pairs in zip(runner.LRS, by_rate):
+                    row, _ = robust_rows(base, k, n, lr)
+                    over_base, *_ = lead(found, row, f"robust-{base}-base", f"pass@{k}")
+                    missing = not pairs or over_base is None
+                    cells.append("" if missing else f"{with_interval(*interval(pairs))} / {number(over_base)}")
+                lines.append([base, str(k), str(n), *cells, str(min(map(len, by_rate)))])
+    return lines

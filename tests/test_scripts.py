@@ -621,14 +621,16 @@ def test_table_of_runs(whole, tmp_path):
     assert f"{after['mean']:.3f} ±{after['se']:.3f}" in done.stdout
 
 
-@pytest.mark.parametrize("flags", [["--steps", "0"], ["--batch", "1"], ["--tasks", "chess"], ["--width", "65"],
-                                   ["--cut", "0.5"], ["--tasks", "countdown", "--cut", "1"],
-                                   ["--tasks", "peptide", "--start", "tiny"],
-                                   ["--out", "/proc/no/tiny"]], ids=" ".join)
-def test_make_tiny_errors(flags, tmp_path):
+@pytest.mark.parametrize("flags,why", [
+    (["--steps", "0"], "--steps and"), (["--layers", "0"], "--steps and"), (["--batch", "1"], "--batch"),
+    (["--lr", "0"], "--lr"), (["--width", "65"], "--width"), (["--tasks", "chess"], "not an embedded task"),
+    (["--tasks", "routes,routes"], "twice"), (["--tasks", "program,routes"], "alphabets of their own"),
+    (["--cut", "0.5"], "--cut"), (["--tasks", "countdown", "--cut", "1"], "--cut"),
+    (["--tasks", "peptide", "--start", "tiny"], "alphabet of peptide"), (["--out", "/proc/no/tiny"], "cannot write")])
+def test_make_tiny_errors(flags, why, tmp_path):
     import make_tiny
     code, _, err = run(make_tiny.main, "--out", tmp_path / "t", *flags)
-    assert code == 2 and err.count("\n") == 1, err
+    assert code == 2 and err.count("\n") == 1 and re.search(why, err), err
 
 
 def test_make_tiny_learns_and_repeats_itself(tmp_path, monkeypatch):
