@@ -107,7 +107,7 @@ COUNTED = """
     more fewer less extra additional left remaining total altogether in of different distinct possible real integral
     small large big red blue green yellow black white unit area volume nm rpm legs revolution rotation bushel leg wing
     erg dyne tesla farad henry lumen pc parsec atm torr psi arcsec arcsecond T K F C A
-    N J W V coin square sq cubic cu squared cubed per linear unit each st nd rd th
+    N J W V coin square sq cubic cu squared cubed per linear each st nd rd th
     people person persons man men woman women child children boy girl student teacher worker player member friend
     guest apple orange egg cookie book page ticket marble ball card stamp sticker pencil pen toy car bike dog cat bird
     fish cow sheep horse chicken animal tree flower plant room house seat box boxes bag piece item object part point
@@ -118,18 +118,18 @@ COUNTED = """
     clip sandwich sandwiches crayon shell rock balloon necklace
     bracelet puzzle video song movie photo picture flag sheet block brick board nail screw bolt wheel tire
     bus buses train boat ship truck vehicle passenger driver nurse doctor customer visitor neighbor cousin
-    brother sister puppy puppies kitten duck goose geese pig goat rabbit hamster bee ant spider egg potato potatoes
+    brother sister puppy puppies kitten duck goose geese pig goat rabbit hamster bee ant spider potato potatoes
     tomato tomatoes carrot onion pepper grape cherry cherries strawberry strawberries lemon melon watermelon cracker
     muffin donut doughnut bagel loaf loaves pancake waffle burger hot taco jar bucket basket crate carton packet pack
     package envelope folder notebook magazine newspaper chapter paragraph essay test exam quiz class classes lesson
-    course game inning run goal yard medal prize trophy token chip dice die coupon receipt bill sweet
+    course inning run yard medal prize trophy token chip dice die coupon receipt bill sweet
     key seed petal leaf leaves branch branches stick stone order call message email text post click view file
     stair floor story stories building window door table chair desk shelf shelves plate bowl cup spoon fork bead ribbon
     button ring coat glove scarf scarves doll robot kite soldier knight pet hen pony ponies lion tiger bear wolf wolves
     fox foxes deer squirrel mouse mice snake frog turtle whale dolphin crab butterfly butterflies peanut walnut almond
-    berry berries mango mangoes pineapple coconut plum cucumber bean pumpkin pie bun biscuit taco scoop lollipop
-    cube square polygon diagonal angle tile step block pile stack layer coloring path route function pair polynomial
-    graph tree node prime multiple permutation way case choice option arrangement sequence string arrangement
+    berry berries mango mangoes pineapple coconut plum cucumber bean pumpkin pie bun biscuit scoop lollipop
+    cube polygon diagonal angle tile pile stack layer coloring path route function polynomial
+    graph node prime multiple case choice option sequence string
     cake brownie banana pear peach peaches"""
 UNITS = dict.fromkeys(COUNTED.split(), "")
 UNITS |= {name: names.split()[0] for names in MEASURES.split("|") for name in names.split()}
@@ -224,15 +224,15 @@ SPELLING = r"""
     (?<![A-Za-z])km?p?h(?![a-z]) ==> km/h
     # Qualifiers, and what separates the elements of a list
     \\text\{ *(?:if|for|when|otherwise),? *\}(?=.*\\end\{cases) ==>
-    (.[^{}]*)\\text\{[ ,(]*(?:for|where|with|when|if|because|since)(?![a-z])(?!.*(?:for|when|if|se)[ },]).* ==> \1
+    (.[^{}]*)\\text\{[ ,(]*(?:for|where|with|when|if|because|since)(?![a-z])(?!.*(?:for|when|if|[li]se)[ },]).* ==> \1
     (?<=.)(?:[;,] ?\(?|(?:\\text\{)? ?\()[a-zA-Z] ?∈ ?[ℝℤℕℚℂ](?:(?!\\\}).)* ==>
     ^([a-z]) ?∈ ?ℝ ?[,;] ?(?=\1) ==>
-    (?<=[^ ]) ?,? (?:for|where|with|when|if|because|since) (?!.*(?:for|when|if|se) ).* ==>
+    (?<=[^ ]) ?,? (?:for|where|with|when|if|because|since) (?!.*(?:for|when|if|[li]se) ).* ==>
     ^\\text\{ *(?i:there (?:is|are) )?(?i:no solutions?)\.? *\}$|^(?i:no solutions?)$ ==> ∅
     ^(?:\\text\{)? *(?i:all real numbers|all reals)\.? *\}?$ ==> ℝ
     (?<=[0-9π}∞]) ?∨ ? ==> ⊔
     (?<=[0-9π}∞]) ?∧ ? ==> ;
-    (?<=[0-9π}])(?<!_[0-9]) ?≈.* ==>
+    (?<=[0-9π}])(?<!_[0-9])(?<!_\{[0-9]\}) ?≈.* ==>
     (?<=[0-9]) ?(?:\\text\{ *to *\}| to ) ?(?=[0-9]) ==> :
     \\text\{([^{}]*[^{} ]) +(and|or) *\} ==> \\text{\1}\\text{~\2~}
     [ ,]*(?:\\text\{ *,? *and *\}|(?<![A-Za-z\\])and(?![A-Za-z])),? * ==> ;
@@ -283,7 +283,7 @@ SPELLING = r"""
     ^\[(-?[0-9.]+)\]$ ==> \1
     # A choice and what stands for it, (B) 12, as B=12
     ^\\text\{ *\(?([A-Z])[).:] *(?=[^} ])(?!.*[A-Z][).:]) ==> \1=\\text{
-    ^(?:\(([A-Z])\)|([A-Z])[).:]) *(?=[0-9a-z\\√$-]|[A-Z][a-z ])(?!.*[A-Z][).:]) ==> \1\2=
+    ^(?:\(([A-Z])\)|([A-Z])[).:]) *(?=-?[0-9a-z\\√$]|[A-Z][a-z ])(?!.*[A-Z][).:]) ==> \1\2=
 """
 
 
@@ -302,7 +302,7 @@ FLAT = r"""
     & ==> ,
     \\arc(sin|cos|tan) ==> \\a\1
     \\(?:[dtcs]|nice)frac(?![a-z]) ==> \\frac
-    C *_ *\{?([0-9a-z]+)\}? *\^ *\{?([0-9a-z]+)\}? ==> \\binom(\1)(\2)
+    (?<![A-Za-z\\])C *_ *\{?([0-9a-z]+)\}? *\^ *\{?([0-9a-z]+)\}? ==> \\binom(\1)(\2)
     (?<![A-Za-z\\])C\(([^(),]+),([^(),]+)\) ==> \\binom(\1,\2)
     \\[dt]binom(?![a-z]) ==> \\binom
     \\(frac|binom) *([0-9A-Za-zα-ω]) ==> \\\1(\2)
@@ -315,8 +315,9 @@ FLAT = r"""
     (?<!\\log)(?<!\\log )_ *(?:\{\(?([^{}()]*)\)?\}|([0-9]+|[A-Za-z])) ==> _⟨\1\2⟩
     √ *\[([^][]*)\] *(?:\{([^{}]*)\}|([0-9]+|[A-Za-z])) ==> \\root(\2\3,\1)
     √ *([0-9]+(?:\.[0-9]+)?|[A-Za-zα-ω]) ==> √(\1)
-    ([A-Za-zα-ω]|[0-9]+|BRACKET)\^\((-?)([0-9]+)/([3579])\) ==> \\root(\1,\4)^(\2\3)
-    ([A-Za-zα-ω]|[0-9]+|BRACKET)\^\((-?)\(\(([0-9]+)\)/\(([3579])\)\)\) ==> \\root(\1,\4)^(\2\3)
+    # Odd roots of negative numbers are real
+    ([A-Za-zα-ω]|(?<![0-9.])[0-9.]+|(?<![A-Za-z√])BRACKET)\^\((-?)([0-9]+)/([3579])\) ==> \\root(\1,\4)^(\2\3)
+    \^\((-?)\(\(([0-9]+)\)/\(([3579])\)\)\) ==> ^(\1\2/\3)
     (\\(?:max|min|gcd|lcm)) *\\\{([^{}]*)\\\} ==> \1(\2)
     (?<!\\)\{((?:[^{}\\]|\\[^{}])*)\} ==> (\1)
     \\frac *(BRACKET) *(BRACKET) ==> (\1/\2)
@@ -519,10 +520,10 @@ def last_box(text):
 
 MARK = re.compile(
     r"^[#*_> ]{0,9}(?:final )?answer[*_: ]{0,4}\n|####|<(?:final_)?answer>|correct (?:option|choice) is\b|(?<!this )\b"
-    r"(?:answers?(?: to [a-z ]{1,40}| \([a-z ]{1,20}\))?|r[ée]ponse|antwort|respuesta|risposta|resposta|ответ|정답)(?:\s+(?:is|are|equals"
-    r"|(?:should|must|would) be|est|ist|lautet|es|è|é)\b(?: (?:therefore|thus|then|simply|just|exactly|indeed|equal to"
-    r"|approximately|about)\b)?|\W{0,4}[:：]|\W{0,3}(?:[=→]|->|[-–—]\s)|[은는])|(?:答案|答え)\W{0,4}[是为為はは:：]",
-    re.IGNORECASE | re.MULTILINE)
+    r"(?:answers?(?: to [a-z ]{1,40}| \([a-z ]{1,20}\))?|r[ée]ponse|antwort|respuesta|risposta|resposta|ответ|정답)"
+    r"(?:\s+(?:is|are|equals|(?:should|must|would) be|est|ist|lautet|es|è|é)\b(?: (?:therefore|thus|then|simply|just"
+    r"|exactly|indeed|equal to|approximately|about)\b)?|\W{0,4}[:：]|\W{0,3}(?:[=→]|->|[-–—]\s)|[은는])"
+    r"|(?:答案|答え)\W{0,4}[是为為はは:：]", re.IGNORECASE | re.MULTILINE)
 PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}|[a-z]{3,}ly\b|^(?:in)?correct|^right|^wrong")
 EMPHASIS = re.compile(r"(?<![\w)\]}*])(\*\*?|__|`)(?=\S)(.*?\S)\1(?![\w*])")
 LEAD = re.compile(r"(?:[:：\s>\"]|```[a-z]*\n|[*_`]+(?=\s)|(?<=\n)[-*•]\s)*")

@@ -399,6 +399,7 @@ xy=1: yx=1 | 2 |  | 1 x+y=1
 \sqrt[3]{x}: x^{1/3} x^{\frac{1}{3}} \root~3~\of~x | \sqrt{x}
 \frac{1}{3x^{2/3}}: \frac{1}{3\sqrt[3]{x}^2} \frac{1}{3\sqrt[3]{x^2}} | \frac{1}{3x^{3/2}}
 -2: \sqrt[3]{-8} (-8)^{1/3} | 2
+12.5^{1/3}: \sqrt[3]{12.5} \sqrt[3]{\frac{25}{2}} | 12\sqrt[3]{5}
 \lg~2: \log_{10}2 \frac{\ln2}{\ln10} | \ln~2
 -3: \log_2\frac18 | 3
 \tan~x: \operatorname{tg}~x \mathrm{tan}\,x | \operatorname{ctg}~x
