@@ -1,16 +1,17 @@
-"""How fast: the sampler against transformers' generate, and the update with and without dropping zero-weight samples.
+"""Benchmark the sampler against transformers' generate, and the update with and without dropping zero-weight samples.
 
     python bench.py                              embedded model on the CPU: base, LoRA and 4-bit, 16 to 512 rows
     python bench.py --against trl                whole training step against TRL's GRPOTrainer (pip install trl==1.16.0)
-    python bench.py --model FILE.gguf            a real model, on sums in words; with --against trl its training step
+    python bench.py --model FILE.gguf            a real model, on sums in words; also with --against trl
     python bench.py --scaling                    time and peak memory of a step against k, prompts, length, vocabulary
-    python bench.py --shape 7b --rows 128 --new-tokens 512     random weights of a 7b model, meant for a GPU
-    python bench.py --gpu-report DIR             all of that on a GPU, its tests too, in nine minutes, as a table
+    python bench.py --shape 7b --rows 128 --new-tokens 512     random weights in the shape of a 7b model, for a GPU
+    python bench.py --gpu-report DIR             all of this and the GPU tests on a GPU, in nine minutes, as a table
     python bench.py --sandbox 1000               verdicts per second on small programs, each in a fresh sandbox
 
-The two sides of a ratio alternate in one process on the same prompts; the median of the pairwise ratios is printed.
-Tokens per second count useful tokens only (up to the end-of-sequence token, that one included). Random weights of a
-large shape practically never end a completion, so there every row runs to --new-tokens. The last line is JSON.
+The two sides of a comparison alternate in one process on the same prompts; the median of the pairwise ratios is
+printed. Tokens per second count completions up to and including the end-of-sequence token, without padding. Random
+weights of a large shape practically never end a completion, so every row runs to --new-tokens. The last line of the
+output is JSON.
 """
 import argparse
 import contextlib
@@ -28,52 +29,54 @@ from support.flags import Help, Parser, answer, computing_flags
 def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0], formatter_class=Help)
     parser.add_argument("--shape", default="tiny", choices=["tiny", "0.1b", "0.5b", "1.5b", "7b"],
-                        help="the embedded model, or random weights in the shape of Qwen2.5 0.5b, 1.5b, 7b (0.1b: a "
-                             "small one)")
+                        help="tiny: the embedded model; else random weights in the shape of Qwen2.5 (0.1b: a smaller "
+                             "shape of the same kind)")
     parser.add_argument("--model", default=None,
-                        help="a real model instead: hub id, local directory or FILE.gguf; answers sums in words")
+                        help="a real model instead: hub id, local directory or FILE.gguf; prompts are sums in words")
     parser.add_argument("--adapter", default=None,
-                        help="--model: a run folder, such as an SFT warm-up, whose adapter is merged in first")
-    parser.add_argument("--data", default=None, help="--model: problems of your own, FILE.jsonl, instead of sums")
+                        help="--model: run folder, such as an SFT warm-up, whose adapter is merged in first")
+    parser.add_argument("--data", default=None, help="--model: your own problems, FILE.jsonl, instead of sums")
     parser.add_argument("--chat", action=argparse.BooleanOptionalAction, default=None,
-                        help="--model: put the problems through the chat template, or not; default where there is one")
+                        help="--model: use the chat template for the problems, or not; default: if there is one")
     parser.add_argument("--prompts", type=int, default=0,
-                        help="--against: prompts of a step; default 128, or 16 for --model")
+                        help="--against: prompts per step; default 128, or 16 with --model")
     parser.add_argument("--rows", default=None,
-                        help="batch sizes, prompts x k, comma-separated; default 16,64,256,512 or 64")
+                        help="batch sizes, prompts x k, comma-separated; default 16,64,256,512 for tiny, 128 with "
+                             "--model, else 64")
     parser.add_argument("--k", type=int, default=8, help="samples per prompt")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="prompt length for random shapes")
     parser.add_argument("--new-tokens", type=int, default=0,
-                        help="longest completion; 0 = the task's own, 256 for random shapes, 24 for --model")
+                        help="longest completion in tokens; 0 = the task's limit, 256 for random shapes, 24 with "
+                             "--model")
     parser.add_argument("--precision", default=None,
-                        help="of base (no adapter), lora, 4bit (NF4 + LoRA), comma-separated; default all for tiny, "
-                             "lora,4bit otherwise (16-bit on a GPU)")
+                        help="any of base (no adapter), lora, 4bit (NF4 + LoRA), comma-separated; default all for "
+                             "tiny, lora with --model, else lora,4bit; base and lora are 16-bit on a GPU")
     parser.add_argument("--repeat", type=int, default=7,
-                        help="timed repetitions of each side, after one that is not counted")
+                        help="timed repetitions of each side, after one warm-up")
     parser.add_argument("--against", default=None, choices=["trl"],
-                        help="compare whole training steps with another library's")
+                        help="compare whole training steps with another library")
     parser.add_argument("--micro", default=None,
-                        help="--against: TRL's per_device_train_batch_size, which it sets to 8 by default; default "
-                             "8,64,128,256,512, or 8,32,128 for --model")
+                        help="--against: values of TRL's per_device_train_batch_size (8 is TRL's own default), "
+                             "comma-separated; default 8,64,128,256,512, or 8,32,128 with --model")
     parser.add_argument("--scaling", action="store_true",
-                        help="how the cost of a step grows; table, fitted exponents and a picture")
-    parser.add_argument("--out", default="scaling.png", help="--scaling: where the picture goes")
-    parser.add_argument("--skip-generate", action="store_true", help="do not run the comparison with generate")
+                        help="measure how the cost of a step grows: a table, fitted exponents and a plot")
+    parser.add_argument("--out", default="scaling.png", help="--scaling: file of the plot")
+    parser.add_argument("--skip-generate", action="store_true", help="skip the comparison with generate")
     parser.add_argument("--gpu-report", metavar="DIR", default=None,
-                        help="GPU tests, sampler, update and whole steps of 1.5b, 0.5b and 7b, or of --shape; written "
-                             "to DIR after every figure")
-    parser.add_argument("--parts", default=None, help="of --gpu-report: shape,tests,step,ppo; default all")
+                        help="run the GPU tests, and measure sampler, update and whole steps of 1.5b, 0.5b and 7b, "
+                             "or of --shape; results are written to DIR one by one")
+    parser.add_argument("--parts", default=None, help="--gpu-report: any of shape,tests,step,ppo; default all")
     parser.add_argument("--part", default=None, help=argparse.SUPPRESS)  # one of these, in its own process
     parser.add_argument("--vocabulary", type=int, default=151936, help="vocabulary of random shapes")
     parser.add_argument("--sandbox", type=int, default=0,
-                        help="time this many verdicts of the sandbox instead; 0 = do not")
+                        help="time this many verdicts of the sandbox instead; 0 = off")
     parser.add_argument("--seed", type=int, default=0, help="weights, prompts and draws")
     computing_flags(parser)
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    answer(parse_args)  # --help and bad flags, before the heavy imports
+    answer(parse_args)  # answer --help and reject bad flags before the slow imports
 
 import random
 import statistics
@@ -107,19 +110,19 @@ from support.text import put
 
 
 def peak_note(policy, line):
-    """Peak memory of a line; a process on a CPU has only one peak, which is in the JSON line."""
+    """Peak memory as text, on a GPU only: on a CPU it is that of the whole process, which the JSON has."""
     return f"   peak {line['memory_gb']:.2f} GB" if policy.device.type == "cuda" else ""
 
 
 def ratio(ours, theirs):
-    """Median ratio of alternated pairs."""
+    """Median of the pairwise ratios ours / theirs."""
     return statistics.median(a / b for a, b in zip(ours, theirs))
 
 
 # ------------------------------------------------------------------------------------------------- sampler and update
 
 class Problems:
-    """The workload of a trained model: the training problems of a task, k samples each."""
+    """Workload for a trained model: training problems of a task, k samples each."""
 
     def __init__(self, task, k):
         self.task = task
@@ -138,7 +141,8 @@ class Problems:
 
 
 class Noise:
-    """The workload of random weights: random tokens. They solve nothing, so rewards are drawn with p = 0.2."""
+    """Workload for random weights: random prompts, and random rewards, 1 with p = 0.2, since such a model solves
+    nothing."""
     new_tokens = 256
 
     def __init__(self, args):
@@ -156,7 +160,7 @@ class Noise:
 
 
 def bench_sampler(policy, prompts, args, new_tokens, label):
-    """One line: tokens per second of both samplers and the ratio."""
+    """Time both samplers -> a dict for the JSON line: tokens per second and their ratio."""
     rows = len(prompts) * args.k
     seeds = iter(range(10 ** 9))
     reset_peak(policy)
@@ -166,7 +170,7 @@ def bench_sampler(policy, prompts, args, new_tokens, label):
         draws = [common.seed_of(seed, b) for b in range(len(prompts))]
         return int(common.sample(policy, prompts, args.k, draws, max_new_tokens=new_tokens).lengths.sum())
 
-    def theirs():  # without an adapter, without its wrappers
+    def theirs():  # for label base also without the LoRA layers, which would cost time
         with folded(lora_layers(policy)) if label == "base" else contextlib.nullcontext():
             return generate(policy, prompts, args.k, new_tokens, next(seeds))
 
@@ -185,7 +189,8 @@ def bench_sampler(policy, prompts, args, new_tokens, label):
 
 
 def update(policy, prompts, tokens, A, rows):
-    """The gradient of the samples `rows` [(prompt, sample), ...] with advantages A [B, k], as in ppo_passk.py."""
+    """Compute the gradient of ppo_passk.py for the samples `rows`, [(prompt, sample), ...], with advantages A [B,
+    k]."""
     without_gradients(policy)
     xs = [prompts[b] for b, _ in rows]
     ys = [tokens[b][i] for b, i in rows]
@@ -195,45 +200,45 @@ def update(policy, prompts, tokens, A, rows):
 
 
 def bench_update(policy, prompts, workload, args, new_tokens, label):
-    """One line per objective: the update with zero-weight samples dropped against the same update with all of them."""
+    """Time the update with and without dropping zero-weight samples -> a dict per objective."""
     seeds = [common.seed_of(args.seed, b) for b in range(len(prompts))]
     drawn = common.sample(policy, prompts, args.k, seeds, max_new_tokens=new_tokens)
     tokens = drawn.lists()
     rewards = workload.rewards(policy, drawn)
-    every = [(b, i) for b in range(len(prompts)) for i in range(args.k)]
+    all_rows = [(b, i) for b in range(len(prompts)) for i in range(args.k)]
     lines = []
     for objective in ("mean", "passk"):
         A = ppo_passk.advantages(rewards, args.k, objective)
         rows = [(b, i) for b, i in A.nonzero().tolist()]
-        subsets = [every, rows] if rows else [every]
+        subsets = [all_rows, rows] if rows else [all_rows]
         calls = [lambda subset=subset, A=A: update(policy, prompts, tokens, A, subset) for subset in subsets]
         reset_peak(policy)
         runs = alternate(policy, args.repeat, *calls)
         seconds = [[taken for taken, _ in side] for side in runs]
-        zero = 1 - len(rows) / len(every)
-        line = {"what": "update", "precision": label, "objective": objective, "rows": len(every), "zero": zero}
+        zero = 1 - len(rows) / len(all_rows)
+        line = {"what": "update", "precision": label, "objective": objective, "rows": len(all_rows), "zero": zero}
         line["all_s"] = statistics.median(seconds[0])
         line["memory_gb"] = load.peak_memory(policy.device)
         line["update_tokens_per_s"] = int(drawn.lengths.sum()) / line["all_s"]
-        text = "nothing to learn from: no ratio"  # the rewards of each prompt are all alike
+        text = "all weights are zero: no ratio"  # every prompt has equal rewards
         if rows:
             line["dropped_s"] = statistics.median(seconds[1])
             line["ratio"] = ratio(*seconds)
             text = f"dropped {line['dropped_s']:.3f} s   ratio {line['ratio']:.2f}"
         lines.append(line)
-        print(f"update   {label:5} {len(every):5} rows  {objective:5} {zero:4.0%} zero weights  "
+        print(f"update   {label:5} {len(all_rows):5} rows  {objective:5} {zero:4.0%} zero weights  "
               f"all {line['all_s']:.3f} s   {text}" + peak_note(policy, line), flush=True)
     return lines
 
 
-DEFAULTS = {  # of --rows and --precision
+DEFAULTS = {  # --rows and --precision for each kind of model
     "tiny": ("16,64,256,512", "base,lora,4bit"),
     "real": ("128", "lora"),
     "random": ("64", "lora,4bit")}
 
 
 def bench_model(args):
-    """Lines of the sampler and of the update for the embedded model, a real one, or random weights."""
+    """Benchmark sampler and update of the embedded model, a real model or random weights -> dicts."""
     kind = "tiny" if args.shape == "tiny" else "random"
     if args.model:
         kind = "real"
@@ -260,7 +265,7 @@ def bench_model(args):
 
 
 def bench_precision(args, path, workload, sizes, precision, first):
-    """The lines of one precision; the first one says what is measured."""
+    """Benchmark sampler and update in one precision -> dicts. first: print a headline."""
     bits = 4 if precision == "4bit" else whole_bits(args.device)
     policy = common.load_policy(path, bits, seed=args.seed, device=args.device, fast=chooser(args.plain))
     if first:
@@ -281,10 +286,10 @@ def bench_precision(args, path, workload, sizes, precision, first):
 
 
 def real_model(args, folder):
-    """--model: (directory of the model as float32 weights with the adapter merged in, its task), written into folder.
-    A copy, so that both sides of a comparison load the very same weights."""
+    """Prepare --model in `folder` -> (directory of its float32 weights with the adapter merged in, its task). Both
+    sides of a comparison load this copy, so they have the same weights."""
     policy = common.load_policy(args.model, 32, adapter=args.adapter, reference="base",
-                                device=args.device)  # only to be saved
+                                device=args.device)
     task = tasks.load_task(None, args.data or write_sums(folder, args.seed))
     task.max_new_tokens = args.new_tokens or 24
     load.put_prompts(policy, task, args.chat)
@@ -295,7 +300,7 @@ def real_model(args, folder):
 
 
 def write_sums(folder, seed):
-    """A file of 1,000 sums in words -> its path."""
+    """Write a file of 1,000 sums in words -> its path."""
     terms = [(a, b, c) for a in range(20, 70) for b in range(2, 20) for c in range(2, 9)]
     path = os.path.join(folder, "sums.jsonl")
     with open(path, "w") as file:
@@ -308,8 +313,7 @@ def write_sums(folder, seed):
 # --------------------------------------------------------------------------------------------------- whole steps, TRL
 
 class Stepper:
-    """Each call is one training step of ppo_passk.py, by its own `step`: B prompts x 8 samples. The KL is not measured,
-    as in TRL."""
+    """Each call runs one training step of ppo_passk.py: B prompts x 8 samples, without measuring the KL, as in TRL."""
 
     def __init__(self, objective, B=128, model="tiny", task=None, plain=False, device=None):
         flags = f"--objective {objective} --k 8 --samples 8 --prompts {B} --lr 1e-4 --kl-prompts 0 --steps 1000000"
@@ -318,7 +322,7 @@ class Stepper:
         self.task = task or tasks.load_task("countdown")
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=self.args.lr, weight_decay=0.0)
         self.number = 0
-        self.zero = []  # share of samples without weight
+        self.zero = []  # share of zero-weight samples, per step
         self.seconds = []
 
     def __call__(self):
@@ -331,10 +335,10 @@ class Stepper:
 
 
 def against_trl(args, alone=False):
-    """Lines of samples per second: our step under two objectives and a step of TRL's GRPOTrainer in turns, in one
-    process. Same base, LoRA, batch and verifier, temperature 1, no KL; TRL's other settings are its defaults.
-    alone: TRL's steps only."""
-    logging.disable(logging.WARNING)  # TRL's imports and its trainer log many warnings
+    """Compare our step under two objectives with a step of TRL's GRPOTrainer, alternating in one process -> dicts. Both
+    have the same base, LoRA, batch and verifier, temperature 1 and no KL; TRL's other settings are its defaults.
+    alone: run TRL's steps only."""
+    logging.disable(logging.WARNING)  # TRL logs many warnings
     warnings.simplefilter("ignore")
     try:
         import trl  # noqa: F401
@@ -358,14 +362,14 @@ def against_trl(args, alone=False):
         lines = []
         for micro in sizes:
             lines += in_turns(args, ours, folder, path, task, B, micro)
-        if ours:  # once more at its best, without a default that costs it time
+        if ours:  # TRL's fastest setting again, without gradient checkpointing, its default that costs time
             best = max(lines, key=lambda line: line["trl_samples_per_s"])
             lines += in_turns(args, ours, folder, path, task, B, best["micro"], checkpointing=False)
     return lines
 
 
 def in_turns(args, ours, folder, path, task, B, micro, checkpointing=True):
-    """After every step of TRL with a micro-batch one of ours for each objective -> a line for each."""
+    """Alternate a step of TRL with one of ours for each objective -> a dict per objective.  micro: TRL's batch size."""
     import transformers
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     problems = read_as(tokenizer, task)
@@ -391,8 +395,8 @@ def in_turns(args, ours, folder, path, task, B, micro, checkpointing=True):
 
 
 def read_as(tokenizer, task):
-    """{text: problem} of the training problems: the prompts that the policy gets, with the chat template, as texts for
-    TRL."""
+    """{prompt text: problem} of the training problems, for TRL: the text is what the policy gets, after the chat
+    template if there is one."""
     if not task.chat or not tokenizer.chat_template:
         return {p.prompt: p for p in task.train}
     return {put(tokenizer, p.prompt): p for p in task.train}
@@ -400,7 +404,7 @@ def read_as(tokenizer, task):
 
 # ------------------------------------------------------------------------------------------------- how the cost grows
 
-# one step of --scaling, and what is varied around it
+# --scaling varies one of these sizes of a step at a time, and leaves the others at POINT.
 POINT = {"k": 8, "prompts": 32, "length": 32, "vocabulary": 2048}
 SWEEPS = {
     "k": (2, 4, 8, 16, 32),
@@ -410,8 +414,8 @@ SWEEPS = {
 
 
 def point(k, prompts, length, vocabulary, seed=0, repeat=3, plain=False, device=None):
-    """Run in a process of its own: a step (sample k completions of exactly `length` tokens, update with all of them) on
-    random weights -> (median seconds, peak memory in GB beyond what building and loading the model took)."""
+    """Time a step on random weights: sample k completions of exactly `length` tokens, update with all of them ->
+    (median seconds, peak memory in GB beyond that of loading the model). Needs a process of its own, for the memory."""
     with tempfile.TemporaryDirectory() as folder:
         build("micro", folder, seed, vocabulary, device)
         policy = common.load_policy(folder, whole_bits(device), seed=seed, device=device, fast=chooser(plain))
@@ -432,7 +436,7 @@ def point(k, prompts, length, vocabulary, seed=0, repeat=3, plain=False, device=
 
 
 def memory(micro, plain, device=None):
-    """Run in a process of its own: peak memory in GB of two steps on countdown, ours (micro 0) or TRL's."""
+    """Peak memory in GB of two steps on countdown, ours (micro 0) or TRL's. Needs a process of its own."""
     if micro:
         args = argparse.Namespace(micro=str(micro), repeat=1, model=None, prompts=0, plain=plain, device=device)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -451,7 +455,7 @@ def in_a_process(call, *args, **options):
 
 
 def scaling(args):
-    """Table, exponents of a fit of log y = e log x + c over each sweep, and a picture."""
+    """Run all sweeps -> dicts, with exponents e of a fit log y = e log x + c; prints a table and saves a plot."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -468,13 +472,13 @@ def scaling(args):
 
 
 def sweep(name, axes, args):
-    """Seconds and memory of a step against one of its sizes -> a line and a picture for each."""
+    """Vary one size of a step -> two dicts, seconds and memory, each plotted on one of the axes."""
     import numpy as np
     values = SWEEPS[name]
-    common_ones = {"seed": args.seed, "plain": args.plain, "device": args.device}
-    found = [in_a_process(point, **{**POINT, name: value}, **common_ones) for value in values]
+    options = {"seed": args.seed, "plain": args.plain, "device": args.device}
+    measured = [in_a_process(point, **{**POINT, name: value}, **options) for value in values]
     lines = []
-    for axis, what, unit, ys in zip(axes, ("seconds", "memory_gb"), ("s", "GB"), zip(*found)):
+    for axis, what, unit, ys in zip(axes, ("seconds", "memory_gb"), ("s", "GB"), zip(*measured)):
         ys = [max(y, 1e-6) for y in ys]
         exponent = float(np.polyfit(np.log(values), np.log(ys), 1)[0])
         lines.append({"what": what, "sweep": name, "values": values, "found": ys, "exponent": exponent})
@@ -487,17 +491,17 @@ def sweep(name, axes, args):
 
 
 def memories(args):
-    """Lines of the peak memory of our step and of TRL's, where it is installed."""
+    """Peak memory of our step and, if TRL is installed, of TRL's -> dicts."""
     import importlib.util
     if not importlib.util.find_spec("trl"):
-        print("TRL is not installed (pip install trl==1.16.0): its peak memory is left out")
+        print("TRL is not installed (pip install trl==1.16.0): its peak memory is not measured")
         return []
     lines = []
     for micro in (0, *numbers(args.micro or "8,64,128,256,512", int, "--micro")):
-        found = in_a_process(memory, micro, args.plain, args.device)
-        lines.append({"what": "memory", "micro": micro, "memory_gb": found})
+        peak = in_a_process(memory, micro, args.plain, args.device)
+        lines.append({"what": "memory", "micro": micro, "memory_gb": peak})
         whose = f"TRL, micro-batch {micro}" if micro else "ours"
-        print(f"peak memory of the process, 128 prompts x 8 of countdown: {found:.2f} GB ({whose})", flush=True)
+        print(f"peak memory of the process, 128 prompts x 8 of countdown: {peak:.2f} GB ({whose})", flush=True)
     return lines
 
 
@@ -508,23 +512,24 @@ PROGRAM = {"inputs": ["2\n"], "outputs": ["4\n"], "limit": 3.0}
 
 
 def bench_sandbox(count):
-    """One line per kind of program: verdicts per second with all workers, the seconds of CPU that one verdict takes."""
+    """Time the sandbox for two kinds of programs -> dicts: verdicts per second with all workers, CPU time of each."""
     return [sandbox_line(count, "function", FUNCTION, "def f(x): return x * x  # {}"),
             sandbox_line(count, "program", PROGRAM, "print(int(input()) ** 2)  # {}")]
 
 
 def sandbox_line(count, kind, spec, program):
+    """Time `count` verdicts on copies of a program that differ in a comment -> a dict."""
     problem = tasks.data.code_problem("bench", "square", None, spec)
     before = children_seconds()
     task = tasks.Code("bench", [], [], [problem])
     task.open()
     workers = task.pool.size
-    warm = 2 * workers  # until every worker and its judge have started
+    warm = 2 * workers  # first verdicts, not timed: every worker starts its judge
     task.rewards([problem] * warm, [program.format(-i) for i in range(1, warm + 1)])
     started = time.perf_counter()
     rewards = task.rewards([problem] * count, [program.format(i) for i in range(count)])
     seconds = time.perf_counter() - started
-    del task  # its workers end, and their time and that of all sandboxes counts as this process's children's
+    del task  # ends its workers: the CPU time of a child process is known only after it has ended
     cpu = children_seconds() - before
     line = {"what": "sandbox", "kind": kind, "workers": workers, "verdicts": count}
     line["verdicts_per_s"] = count / seconds
@@ -536,7 +541,7 @@ def sandbox_line(count, kind, spec, program):
 
 
 def children_seconds():
-    """Seconds of CPU of this process's children that have ended."""
+    """CPU seconds of all child processes that have ended."""
     import resource
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
@@ -546,10 +551,10 @@ def children_seconds():
 def main(argv=None):
     args = parse_args(argv)
     if args.sandbox < 0:
-        raise UserError(f"--sandbox must not be negative, it is {args.sandbox}")
+        raise UserError(f"--sandbox must be 0 or more, not {args.sandbox}")
     device = load.device_of(args.device)
     if args.against and device.index:
-        raise UserError(f"--against: TRL takes the first GPU it sees, not {device}: give CUDA_VISIBLE_DEVICES instead")
+        raise UserError(f"--against: TRL uses the first visible GPU, not {device}: set CUDA_VISIBLE_DEVICES instead")
     if args.gpu_report:
         refuse(args, ["device"], "with --gpu-report, which measures the first GPU")
         from support import gpu_report

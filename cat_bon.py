@@ -1,53 +1,56 @@
-"""Train a language model for the best of N samples under a real-valued reward: CAT with Best-of-N, RL and SFT.
+"""Train a language model for best-of-N under a real-valued reward with Compute Aligned Training (CAT), by RL or SFT.
 
 Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as
 we read it).
-Page: docs/cat_bon.md
+Derivation: docs/cat_bon.md
 
-A sample counts only if it is the best of N, so its reward is weighted by the chance that N-1 others are worse.
+At test time N samples are drawn and the one with the highest reward is kept, so a sample matters only if it beats the
+N-1 others. The paper weights its reward by the probability of that.
 
---mode rl    grad = (1/B) sum_prompts sum_i c_i grad log pi(y_i|x)
+--mode rl    estimates the gradient by (1/B) sum_prompts sum_i c_i grad log pi(y_i|x)
 
-    form    c_i, from M samples per prompt
-    rank    (N/M) q_i^(N-1) r_i                 q_i = P(r(Y) < r(y_i)), the rank of the reward (the paper's), estimated
-                                                by (lower ones + 1) / (M + 1) as in the authors' code
-    exact   (N/M) mean_S (r_i - max_S r)^+      S: the (N-1)-subsets of the other samples; grad E[max of N]
+    --form  c_i, from M samples per prompt
+    rank    (N/M) q_i^(N-1) r_i                 q_i = P(r(Y) < r(y_i)), the quantile of the reward, as in the paper,
+                                                estimated by (samples below + 1) / (M + 1) as in the authors' code
+    exact   (N/M) mean_S (r_i - max_S r)^+      S runs over the (N-1)-subsets of the other samples; the expectation is
+                                                grad E[max of N]
 
-Why: grad E[max of N] = N E[(max of all N - max of the N-1 without y) grad log pi(y)], because E[grad log pi(y)] = 0 and
-the subtracted maximum does not depend on y. The difference is (r(y) - max of the others)^+.
+exact is the gradient because grad E[max of N] = N E[(max of all N - max of the N-1 without y) grad log pi(y)]: the
+subtracted maximum does not depend on y, and E[grad log pi(y)] = 0. The difference is (r(y) - max of the others)^+.
 
-Ranks are taken within the prompt, or among recent rewards of all prompts (--ranks fifo or past, for unconditional
-generation). A shift of the rewards changes the rank form, so they are standardised first (--rewards).
+Quantiles are taken within the prompt, or among recent rewards of all prompts (--ranks fifo or past, for unconditional
+generation). The rank form is not invariant to a shift of the rewards, so they are standardised first (--rewards).
 
---mode sft   Pass@N on the best target found: y* is the best of M samples of the starting policy, p = pi(y*|x),
+--mode sft   Pass@N on the best target: y* is the best of M samples of the starting policy, and p = pi(y*|x):
     loss = -(1/B) sum_prompts log(1 - (1-p)^N)
 
-Symbols: B prompts per step, M samples per prompt (--samples), N the budget trained for (--n), r the reward, tau the
+Symbols: B prompts per step, M samples per prompt (--samples), N the test-time budget (--n), r the reward, tau the
 temperature.
 
-Differences from the paper: 1) the exact form: for M >= N it is the gradient of E[max of N], which the rank form is not;
-2) KL is in the reward, with a leave-one-out baseline; 3) the embedded task is a synthetic stand-in for its protein
-design, with a base of its own. A sequence of 18 residues has p << 1/N, where Pass@N SFT is cross-entropy on the best
-target: the step line shows the weights (w_even = 1: no effect).
-A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
-depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
+Differences from the paper: 1) the exact form: for M >= N its expectation is the gradient of E[max of N], that of the
+rank form is not; 2) the KL penalty is part of the reward, with a leave-one-out baseline; 3) the embedded task, with its
+own base model, is a synthetic stand-in for the paper's protein design.
+A sequence of 18 residues has p << 1/N, where Pass@N SFT is cross-entropy on the best target. The step line summarises
+the weights: w_even = 1 means that they are all equal and have no effect.
+With --rollouts, samples come from the distribution q of an inference engine and are weighted by pi / q. A bias remains,
+because a coefficient depends on all samples of its prompt; passk_reweighted in ppo_passk.py measures it for pass@k.
 
     CPU, embedded model:  python cat_bon.py
     weights, no training: python cat_bon.py --n 8 --plot-weights
     GPU, ProtGPT2:        python cat_bon.py --model nferruz/ProtGPT2 --ranks fifo --lr 2e-5
 
-Settings closest to the authors' code (adamoosya/compute-aligned-training, in their words a new implementation),
-unconditional:
+The authors' code (adamoosya/compute-aligned-training, described there as a new implementation) is closest to these
+settings for unconditional generation:
 
     python cat_bon.py --model nferruz/ProtGPT2 --bits 16 --ranks past --fifo 4000 --correction 1 --kl-coef 0.3
         --samples 32 --prompts 4 --steps 300 --temperature 1.2 --lr 1e-5 --max-new-tokens 64
 
-and conditional, after a warm-up, with --ranks prompt --kl-coef 0.05 --samples 25 --temperature 1.3 --lr 2e-6
---max-new-tokens 32. That code also has: weights divided by their mean over the batch; rewards clipped at 5 standard
-deviations; 1e-4 added to these; .001 <= q <= .999; top_k 50 (unconditional), so samples are not drawn from the policy
-that is scored; all weights trained, not LoRA; KL in the loss, the mean over tokens of exp(-d) + d - 1 with d = log pi -
-log ref; 60 warm-up steps of the learning rate; its own rewards. It ranks within the prompt, as the paper's text says,
-and notes that the scripts of the paper's runs ranked across prompts.
+For conditional generation, after a warm-up, they are --ranks prompt --kl-coef 0.05 --samples 25 --temperature 1.3
+--lr 2e-6 --max-new-tokens 32. It differs from them in: weights divided by their mean over the batch; rewards clipped at
+5 standard deviations; 1e-4 added to the standard deviation; q clamped to [.001, .999]; top_k 50 (unconditional), so
+samples are not drawn from the policy that is scored; all weights trained, not LoRA; KL in the loss, as the mean over
+tokens of exp(-d) + d - 1 with d = log pi - log ref; 60 warm-up steps of the learning rate; its own rewards. It ranks
+within the prompt, as the paper's text says, and notes that the scripts of the paper's runs ranked across prompts.
 """
 from support import flags
 
@@ -55,24 +58,29 @@ from support import flags
 def parser() -> flags.Parser:
     p = flags.parser(__doc__, "cat_bon", task="peptide", samples=16, prompts=64, steps=100, test_n="1,4,8,16")
     p.add_argument("--mode", choices=["sft", "rl"], default="rl",
-                   help="imitate the best of --samples completions, found once, or learn from sampled ones")
+                   help="sft: train on the best of --samples completions, drawn once from the starting policy; rl: "
+                        "train on weighted samples of the current policy")
     p.add_argument("--n", type=int, default=8,
-                   help="budget N to train for; 1 = cross-entropy, or plain RL")
+                   help="test-time budget N; 1 = plain SFT (cross-entropy) or plain RL")
     p.add_argument("--form", choices=["rank", "exact"], default="rank",
-                   help="rl: the paper's rank weight, or the gradient of E[max of n] (needs --samples of at least --n)")
+                   help="rl: coefficient of a sample. rank: reward times a weight for its rank, as in the paper; "
+                        "exact: an unbiased gradient of E[max of n] with --rewards raw (needs --samples of at least "
+                        "--n)")
     p.add_argument("--ranks", choices=["prompt", "fifo", "past"], default="prompt",
-                   help="rl, rank: within the prompt, or among recent rewards, with or without this step's")
+                   help="rl, form rank: rank a reward within its prompt (prompt), or among the last --fifo rewards of "
+                        "all prompts, including those of this step (fifo) or not (past)")
     p.add_argument("--fifo", type=int, default=1024,
-                   help="rl: how many recent rewards --ranks fifo and past keep")
+                   help="rl: number of recent rewards that --ranks fifo and past compare with")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
-                   help="rl: standardised in the prompt (fifo: recent rewards), or raw; exact ascends E[max] with raw")
+                   help="rl: standardise rewards within the prompt (with --ranks fifo: by the recent rewards), or not; "
+                        "exact is unbiased with raw")
     p.add_argument("--correction", type=int, choices=[0, 1], default=0,
-                   help="rl: the standard deviation divides by the number of rewards minus this")
+                   help="rl: 0 or 1, subtracted from the number of rewards in the standard deviation's divisor")
     return p
 
 
 if __name__ == "__main__":
-    flags.answer(parser().parse_args)  # --help and bad flags, before the heavy imports
+    flags.answer(parser().parse_args)  # answer --help and reject bad flags before the slow imports
 
 import math
 import time
@@ -111,12 +119,13 @@ def rl_coefficients(rewards: torch.Tensor, n: int, form: str = "rank", recent: l
     rewards       [B, M] tensor: float64 stays float64, integers and booleans become float32
     n, form, recent   as in bon_weight
     standardised  use (r - mean) / standard deviation over the prompt's rewards, 0 where all are equal
-    pool          rewards [R], a list or a tensor, whose mean and deviation are taken instead of the prompt's own
-    correction    the deviation divides by the number of rewards minus this
+    pool          [R] rewards, a list or a tensor: standardise by their mean and deviation instead of the prompt's
+    correction    subtracted from the number of rewards in the divisor of the standard deviation
     Returns [B, M].  Raises ValueError as bon_weight does.
 
-    Exact: form "exact", not standardised; the expectation of sum_i c_i grad log pi(y_i) is grad E[max of n]. Compared
-    with that gradient, for one prompt with four equally likely completions of rewards 0, 1, 2 and 4, N = 4, M = 8:
+    With form "exact", not standardised, the expectation of sum_i c_i grad log pi(y_i) is exactly grad E[max of n]. The
+    expected estimates compared with it, for one prompt with four equally likely completions of rewards 0, 1, 2 and 4,
+    N = 4, M = 8:
         exact                cosine 1.000, scale 1.000
         exact, standardised  cosine 0.999, scale 0.713
         rank                 cosine 0.998, scale 1.467
@@ -129,24 +138,24 @@ def rl_coefficients(rewards: torch.Tensor, n: int, form: str = "rank", recent: l
     if pool is not None:
         pool = torch.as_tensor(pool, dtype=r.dtype, device=r.device)
         pool = pool.view(1, -1)  # [1, R]
-    seen = standardise(r, pool, correction)
-    return bon_weight(r, n, form, recent, seen)
+    z = standardise(r, pool, correction)
+    return bon_weight(r, n, form, recent, z)
 
 
 def bon_weight(rewards: torch.Tensor, n: int, form: str, recent: list[float] | torch.Tensor | None = None,
                seen: torch.Tensor | None = None) -> torch.Tensor:
-    """Coefficients c_i of grad log pi(y_i|x) for the best of n samples (sum convention: including reward and 1/M).
+    """Coefficients c_i of grad log pi(y_i|x) for the best of n samples (sum convention: reward and 1/M are included).
 
     rewards  [B, M] tensor: float64 stays float64, integers and booleans become float32
-    n        budget that is trained for
-    form     "rank"   (n/M) q_i^(n-1) r_i, the paper's, with q_i as in rank_weight. Not the gradient of E[max]: it
-                      changes with a shift of the rewards.
-             "exact"  (n/M) mean over (n-1)-subsets S of the others of (r_i - max_S r)^+, at n = 1 r_i / M: its expected
-                      sum is grad E[max of n], ties included. Needs M >= n. (Not in the paper; the same number as
-                      max over the n-subset minus max without i, averaged over the subsets.)
-    recent   "rank" only: list or tensor of rewards that ranks are taken against, instead of the prompt's other samples
-    seen     [B, M], r_i of these formulas, such as standardised rewards; None: the rewards themselves
-    Returns [B, M].  Raises ValueError with one sentence for anything else.
+    n        the budget N
+    form     "rank"   (n/M) q_i^(n-1) r_i, as in the paper, with q_i as in rank_weight. Not the gradient of E[max]: it
+                      is not invariant to a shift of the rewards
+             "exact"  (n/M) mean of (r_i - max_S r)^+ over the (n-1)-subsets S of the other samples; r_i / M at n = 1.
+                      Its expected sum is grad E[max of n], also with ties. Needs M >= n. Not in the paper; it equals
+                      passk_leave_one_out(r, n) of ppo_passk.py
+    recent   "rank" only: [R] rewards, a list or a tensor, to rank against instead of the prompt's other samples
+    seen     [B, M], replaces r_i in these formulas but not in the ranks, such as standardised rewards; None: rewards
+    Returns [B, M].  Raises ValueError for any other input.
     """
     if form not in ("rank", "exact"):
         raise ValueError(f"unknown form {form!r}: choose rank or exact")
@@ -159,63 +168,66 @@ def bon_weight(rewards: torch.Tensor, n: int, form: str, recent: list[float] | t
     if form == "rank":
         return rank_weight(r, n, recent) * seen / M
     if recent is not None:
-        raise ValueError("the exact form compares samples of one prompt: it takes no recent rewards")
+        raise ValueError("the exact form compares samples of one prompt: it cannot use recent rewards")
     if n > M:
         raise ValueError(f"the exact form needs at least n = {n} samples per prompt, not {M}")
     return exact_coefficients(seen, n)
 
 
 def rank_weight(r: torch.Tensor, n: int, recent: list[float] | torch.Tensor | None = None) -> torch.Tensor:
-    """n q^(n-1) [B, M] with q = (number strictly below + 1) / (count + 2), never 0, counted among the M - 1 other
-    samples of the prompt, or among `recent`."""
-    against = r  # [B, M]
+    """n q^(n-1) for every sample, for r [B, M] -> [B, M]. q = (rewards strictly below + 1) / (count + 2), never 0,
+    among the other samples of the prompt (count = M - 1) or among `recent` [R] (count = R)."""
+    others = r  # [B, M]; a sample is not below itself
     count = r.shape[1] - 1
     if recent is not None:
-        against = torch.as_tensor(recent, dtype=r.dtype, device=r.device)
-        against = against.view(1, -1)  # [1, R]
-        count = against.shape[1]
-    below = against[:, None, :] < r[:, :, None]  # [B, M, M or R]
-    lower = below.to(r).sum(-1)
-    q = (lower + 1) / (count + 2)  # [B, M]
+        others = torch.as_tensor(recent, dtype=r.dtype, device=r.device)
+        others = others.view(1, -1)  # [1, R]
+        count = others.shape[1]
+    is_below = others[:, None, :] < r[:, :, None]  # [B, M, M or R]
+    below = is_below.to(r).sum(-1)  # [B, M]
+    q = (below + 1) / (count + 2)  # [B, M]
     return n * q ** (n - 1)
 
 
 def exact_coefficients(r: torch.Tensor, n: int) -> torch.Tensor:
-    """(n/M) mean over the (n-1)-subsets S of the other samples of (r_i - max_S r)^+, for r [B, M]. Sorted ascending,
-    r_j with j < i is the maximum of C(j, n-2) subsets S below i, and (n/M) / C(M-1, n-1) = 1 / C(M, n)."""
+    """(n/M) mean of (r_i - max_S r)^+ over the (n-1)-subsets S of the other samples, for r [B, M] -> [B, M].
+
+    With rewards in ascending order, s_0 <= s_1 <= ..., s_j with j < i is the maximum of C(j, n-2) subsets S that lie
+    below i. Because (n/M) / C(M-1, n-1) = 1 / C(M, n), c_i = sum_{j<i} (s_i - s_j) C(j, n-2) / C(M, n)."""
     M = r.shape[1]
     if n == 1:
         return r / M
     s, order = r.sort(dim=1)  # [B, M]
-    every = comb(M, n)
-    share = [comb(j, n - 2) / every for j in range(M)]
-    share = r.new_tensor(share)  # [j]
+    subsets = comb(M, n)
+    share = [comb(j, n - 2) / subsets for j in range(M)]
+    share = r.new_tensor(share)  # C(j, n-2) / C(M, n)  [j]
     gap = s[:, :, None] - s[:, None, :]  # s_i - s_j  [B, i, j]
     c = (gap * share).tril(-1).sum(-1)  # [B, M], in sorted order
     return torch.zeros_like(r).scatter(1, order, c)
 
 
-# As in cat_passk.py, so that this file can be copied out.
+# The next four functions are copies from cat_passk.py, so that each script stands alone.
 
 def check_budget(n: int, name: str = "n") -> None:
-    whole = isinstance(n, int) and not isinstance(n, bool)
-    if not whole or n < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {n!r}")
+    """Raises ValueError unless n is an integer of at least 1."""
+    is_integer = isinstance(n, int) and not isinstance(n, bool)
+    if not is_integer or n < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, not {n!r}")
 
 
 def passn_sft_loss(logp: torch.Tensor | float, n: int) -> torch.Tensor | float:
-    """-log(1 - (1-p)^n) with p = e^logp, the probability of the whole gold completion; any shape, tensor or float.
+    """-log(1 - (1-p)^n), where p = e^logp is the probability of the whole gold completion; any shape, tensor or float.
 
-    Its gradient with respect to logp is -n p (1-p)^(n-1) / (1 - (1-p)^n), the SFT weight: never weight this loss again.
-    n = 1 is -logp.
-    A logp of up to 1e-3 counts as rounding of 0; NaN passes through.  Raises ValueError for more, and for n < 1.
+    Its gradient with respect to logp is -n p (1-p)^(n-1) / (1 - (1-p)^n), minus the SFT weight, so the loss must not be
+    weighted again. For n = 1 it is -logp. A logp between 0 and 1e-3 is taken for a rounding error of 0; NaN passes
+    through.  Raises ValueError for a larger logp, and for n < 1.
     """
     check_budget(n)
     logp, back = elementwise(logp, -math.inf, 1e-3, "logp")
     if n == 1:
         return back(-logp)
     x = logp.clamp(max=-1e-30)
-    # 1 - (1-p)^n = n p (1 - (n-1) p / 2 + ...): below e^-60 the first term is exact, and e^logp soon underflows
+    # 1 - (1-p)^n = n p (1 - (n-1) p / 2 + ...): for p < e^-60 the first term is exact; e^logp would underflow
     small = x < -60
     log_f = log1mexp(torch.where(small, -1.0, x))  # log(1-p)
     log_t = torch.where(small, x + math.log(n), log1mexp(n * log_f))  # log T(p)
@@ -223,10 +235,11 @@ def passn_sft_loss(logp: torch.Tensor | float, n: int) -> torch.Tensor | float:
 
 
 def passn_weight(p: torch.Tensor | float, n: int, form: str = "log") -> torch.Tensor | float:
-    """Weight of the Pass@N operator at success probability p; any shape, tensor or float.
-    "raw"  T'(p) = n (1-p)^(n-1): r * raw * grad log pi has the expectation grad T(p)
-    "log"  p T'(p) / T(p), the SFT weight; the expectation of r * log * grad log pi is p grad log T(p); the exact weight
-           for log T would be without the factor p
+    """Weight of the Pass@N operator T at success probability p; any shape, tensor or float.
+
+    form  "raw"  T'(p) = n (1-p)^(n-1); the expectation of r * weight * grad log pi is grad T(p)
+          "log"  p T'(p) / T(p), the SFT weight; here the expectation is p grad log T(p). The exact weight for log T
+                 would lack the factor p
     Raises ValueError for p outside [0, 1], n < 1 or another form."""
     if form not in ("raw", "log"):
         raise ValueError(f"unknown form {form!r}: choose raw or log")
@@ -236,13 +249,14 @@ def passn_weight(p: torch.Tensor | float, n: int, form: str = "log") -> torch.Te
     raw = n * f ** (n - 1)
     if form == "raw":
         return back(raw)
-    return back(raw / powers(f, n))  # T(p) / p = sum_{j<n} f^j: no 0/0 at p = 0, where the weight is 1
+    return back(raw / powers(f, n))  # T(p) / p as sum_{j<n} f^j avoids 0/0 at p = 0, where the weight is 1
 
 
 def powers(f: torch.Tensor, n: int) -> torch.Tensor:
-    """sum_{j<n} f^j, by doubling. With f = 1 - p this is also the weight of MaxRL of order n (arXiv 2602.02710),
-    sum_{j<=n} (1/j) grad pass@j over grad p; with an estimated p it is biased, ppo_passk.py --objective maxrl is
-    not."""
+    """sum_{j<n} f^j, by doubling: log2(n) multiplications.
+
+    With f = 1 - p this is also the weight of MaxRL of order n (arXiv 2602.02710), the slope of sum_{j<=n} (1/j) pass@j.
+    It is biased if p is estimated; ppo_passk.py --objective maxrl is not."""
     if n == 1:
         return torch.ones_like(f)
     half = n // 2
@@ -255,10 +269,10 @@ def powers(f: torch.Tensor, n: int) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------------- training
 
 def check_flags(args: flags.Flags) -> None:
-    """Check what argparse cannot.  Raises UserError."""
+    """Check values and combinations that argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n", "fifo"), plotted=("mode", "n", "form"))
     if args.mode == "sft" and args.kl_coef:
-        raise UserError("--kl-coef needs samples: use it with --mode rl")
+        raise UserError("--kl-coef needs samples from the policy: use it with --mode rl")
     if args.mode == "sft":
         unused = ["form", "ranks", "fifo", "rewards", "correction"]
         if args.kl_prompts:
@@ -266,9 +280,9 @@ def check_flags(args: flags.Flags) -> None:
         flags.refuse(args, unused, "with --mode sft")
         return
     if args.form == "exact" and args.plot_weights:
-        raise UserError("--plot-weights draws the weight of a rank: --form exact goes by how far apart the rewards are")
+        raise UserError("--plot-weights plots a weight per rank: in --form exact it depends on the rewards themselves")
     if args.form == "exact" and args.ranks != "prompt":
-        raise UserError(f"--form exact compares samples of one prompt: it has no --ranks {args.ranks}")
+        raise UserError(f"--form exact compares samples of one prompt: it cannot use --ranks {args.ranks}")
     if args.ranks == "prompt":
         flags.refuse(args, ["fifo"], "without --ranks fifo or past")
     if args.rewards == "raw":
@@ -278,8 +292,8 @@ def check_flags(args: flags.Flags) -> None:
 
 
 def plot_weights(args: flags.Flags) -> None:
-    """--plot-weights: the training weight beside the weights of the test budgets: rank weights over q, in sft the
-    weight of Pass@N over p."""
+    """--plot-weights: plot the training weight next to the weights of the test budgets --test-n: in rl the rank weight
+    as a function of q, in sft the weight of Pass@N as a function of p."""
     folder = new_folder(args.out, "cat_bon-weights")
     cells = torch.arange(1000, dtype=torch.float64)
     x = (cells + 0.5) / 1000
@@ -298,15 +312,15 @@ def plot_weights(args: flags.Flags) -> None:
 
 def find_targets(policy: common.Policy, task: Task, problems: list[Problem], samples: int, tau: float,
                  seed: int) -> dict[str, list[int]]:
-    """{problem id: token ids of the best of `samples` completions}, the first one in a tie."""
+    """Sample the policy -> {problem id: token ids of the best of `samples` completions}, the first one in a tie."""
     targets = {}
-    for first in range(0, len(problems), 256):
+    for first in range(0, len(problems), 256):  # 256 problems at a time
         block = problems[first:first + 256]
         questions = [p.prompt for p in block]
         prompts = policy.encode(questions, task.chat)
         seeds = [common.seed_of("target", seed, p.id) for p in block]
         drawn = common.sample(policy, prompts, samples, seeds, tau, task.max_new_tokens)
-        drawn = drawn.lists()  # [P][samples]
+        drawn = drawn.lists()  # [P][samples], lists of token ids
         y = [row for rows in drawn for row in rows]
         texts = policy.texts(y, prompts)
         owners = [p for p in block for _ in range(samples)]
@@ -319,12 +333,12 @@ def find_targets(policy: common.Policy, task: Task, problems: list[Problem], sam
 
 
 def targets_of(folder: Folder, policy: common.Policy, task: Task, problems: list[Problem]) -> dict[str, list[int]]:
-    """The targets of a run, found once, with the starting policy.  Raises UserError."""
+    """SFT targets, sampled from the starting policy and kept in targets.json for --resume.  Raises UserError."""
     args = folder.args
     golds = processes.on_first(lambda: folder.read("targets.json"))
     if golds is None and folder.step:
-        raise UserError(f"{folder.path('targets.json')} is damaged, and the policy that found the targets has "
-                        "trained on: begin a new run")
+        raise UserError(f"{folder.path('targets.json')} is damaged, and the policy that sampled the targets has been "
+                        "trained since: begin a new run")
     if golds is None:
         golds = find_targets(policy, task, problems, args.samples, args.temperature, args.seed)
         write_atomic(folder.path("targets.json"), to_json(golds))
@@ -333,8 +347,8 @@ def targets_of(folder: Folder, policy: common.Policy, task: Task, problems: list
 
 def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
              args: flags.Flags, golds: dict[str, list[int]]) -> tuple[dict, list[dict]]:
-    """Training step `number` (1, 2, ...) on the gold completions of B problems -> (step line by the keys of
-    support/run.py METRICS, examples to show)."""
+    """Run training step `number` (1, 2, ...) on the gold completions of B problems -> (metrics by the keys of METRICS
+    in support/run.py, examples to print)."""
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
@@ -342,7 +356,7 @@ def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer
     prompts = policy.encode(questions, task.chat)
     y = [golds[p.id] for p in problems]
 
-    # Update. The gradient of this loss includes the weight. The divisor counts every prompt.
+    # Update. The gradient of this loss includes the weight.
     loss = 0.0
     gold_logp = torch.zeros(B, dtype=torch.float64)  # log pi(y*|x)
     optimizer.zero_grad()
@@ -357,28 +371,28 @@ def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer
 
     gold_logp = processes.all_reduce(gold_logp)
     p = gold_logp.exp().clamp(max=1)
-    line = {"loss": processes.all_reduce(float(loss))}
-    line["gold"] = gold_logp.mean().item()
-    line["zero"] = 0.0
-    line["length"] = sum(map(len, y)) / B
-    line |= weight_stats(passn_weight(p, args.n, "log"), "w")
-    line["grad_norm"] = norm
+    metrics = {"loss": processes.all_reduce(float(loss))}
+    metrics["gold"] = gold_logp.mean().item()
+    metrics["zero"] = 0.0
+    metrics["length"] = sum(map(len, y)) / B
+    metrics |= weight_stats(passn_weight(p, args.n, "log"), "w")
+    metrics["grad_norm"] = norm
     took = time.time() - started
-    line["samples_per_s"] = len(y) / took
-    return line, examples(policy, problems, prompts, y, logp=gold_logp)
+    metrics["samples_per_s"] = len(y) / took
+    return metrics, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
 def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
             args: flags.Flags, recent: list[float]) -> tuple[dict, list[dict], list[float]]:
-    """Training step `number` (1, 2, ...) on samples for B problems -> (step line by the keys of support/run.py METRICS,
-    examples to show, `recent` with this step's rewards, for the next step)."""
+    """Run training step `number` (1, 2, ...) on samples for B problems -> (metrics by the keys of METRICS in
+    support/run.py, examples to print, `recent` with this step's rewards, for the next step)."""
     B = len(problems)
     M = args.samples
     tau = args.temperature
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
 
-    # Sample. The seed alone fixes the M draws of each prompt.
+    # Sample. Each prompt has its own seed, so its M samples do not depend on the rest of the batch.
     questions = [p.prompt for p in problems]
     prompts = policy.encode(questions, task.chat)
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
@@ -392,19 +406,19 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, M)
 
-    # Weight.
+    # Compute the coefficients.
     past = recent
     if args.ranks != "prompt":
         seen = past + rewards.flatten().tolist()
         recent = seen[-args.fifo:]
-    against = {"prompt": None, "past": past, "fifo": recent}[args.ranks]  # rewards that ranks are taken among
-    pool = recent if args.ranks == "fifo" else None  # rewards that these are standardised by
+    ranked_among = {"prompt": None, "past": past, "fifo": recent}[args.ranks]
+    pool = recent if args.ranks == "fifo" else None  # rewards to standardise by
     standardised = args.rewards == "standardised"
     coefficients = rl_coefficients(  # [B, M]
-        rewards, args.n, args.form, against, standardised, pool, args.correction)
-    w = M * coefficients  # only for the log: exact has no weight apart from the reward
+        rewards, args.n, args.form, ranked_among, standardised, pool, args.correction)
+    w = M * coefficients  # for the log only; in the exact form the weight is not separate from the reward
     if args.form == "rank":
-        w = rank_weight(rewards, args.n, against)  # [B, M]
+        w = rank_weight(rewards, args.n, ranked_among)  # [B, M]
     unused = coefficients == 0
     zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
@@ -412,35 +426,37 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
         kl = kl_coefficients(gap).to(coefficients)
         coefficients = coefficients - args.kl_coef * kl
-    elif args.kl_prompts:  # only for the log: one sample of each of the first prompts
-        watched = args.kl_prompts, 1
-        gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
-    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
+    elif args.kl_prompts:  # measured for the log only: one sample for each of the first prompts
+        measured = args.kl_prompts, 1
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=measured)
+    coefficients = coefficients * drawn.weights  # pi / q if an inference engine sampled from q (--rollouts), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)
 
-    line = {"loss": loss}
-    line |= sample_stats(policy, task, drawn, rewards, args.n, gap, seconds)
-    line["zero"] = zero
-    line |= weight_stats(w, "w")
-    line["grad_norm"] = norm
+    metrics = {"loss": loss}
+    metrics |= sample_stats(policy, task, drawn, rewards, args.n, gap, seconds)
+    metrics["zero"] = zero
+    metrics |= weight_stats(w, "w")
+    metrics["grad_norm"] = norm
     took = time.time() - started
-    line["samples_per_s"] = len(y) / took
-    return line, examples(policy, problems, prompts, y, reward=rewards), recent
+    metrics["samples_per_s"] = len(y) / took
+    return metrics, examples(policy, problems, prompts, y, reward=rewards), recent
 
 
 def update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
            coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
-    """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and
-    coefficients c [B, M] -> (loss, gradient norm). Samples with coefficient 0 never enter a forward pass."""
+    """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x) -> (loss, gradient norm).
+
+    B prompts and B M completions y as token ids, coefficients c [B, M]. Samples with coefficient 0 never enter a
+    forward pass, but their prompts count in the mean over prompts."""
     loss = 0.0
     norm = 0.0
     optimizer.zero_grad()
     for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, args.temperature):  # [R], [R, T]
         logp = logps.sum(-1)  # log pi(y|x)  [R]
         c = coefficients.flatten()[j].to(logp)
-        part_loss = -(c * logp).sum() / len(prompts)  # the divisor counts every prompt
+        part_loss = -(c * logp).sum() / len(prompts)
         part_loss.backward()
         loss += part_loss.detach()
     if coefficients.any():
@@ -462,15 +478,15 @@ def main(argv: list[str] | None = None) -> None:
     start(run, f"{args.mode} for the best of {args.n}")
     golds = targets_of(folder, policy, task, train) if args.mode == "sft" else None
     evaluate_before(run)
-    recent = folder.kept.get("recent", [])  # rewards of --ranks fifo and past: a resumed run has the same
+    recent = folder.kept.get("recent", [])  # rewards for --ranks fifo and past, saved for --resume
     for number in range(run.step + 1, args.steps + 1):
         batch = batch_of(train, args.prompts, number, args.seed)
         if args.mode == "sft":
-            line, shown = step_sft(policy, task, optimizer, batch, number, args, golds)
+            metrics, shown = step_sft(policy, task, optimizer, batch, number, args, golds)
         else:
-            line, shown, recent = step_rl(policy, task, optimizer, batch, number, args, recent)
+            metrics, shown, recent = step_rl(policy, task, optimizer, batch, number, args, recent)
         folder.kept["recent"] = recent
-        end_of_step(run, line, shown)
+        end_of_step(run, metrics, shown)
     evaluate_after(run)
 
 

@@ -1,57 +1,61 @@
-"""Train a language model for majority vote through an operator on its success probability: CAT with Majority.
+"""Train a language model for majority voting with Compute Aligned Training (CAT), by supervised fine-tuning or RL.
 
 Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as
 we read it).
-Page: docs/cat_majority.md
+Derivation: docs/cat_majority.md
 
-An inference strategy maps the success probability p of one sample to the success probability T(p) of the strategy:
+An inference strategy, such as "draw N samples and take a vote", is an operator T. It maps the success probability p of
+one sample to the success probability of the strategy:
 
-    T(p) = P(Bin(N, p) >= k)                             the right answer gets at least k of N votes
+    T(p) = P(Bin(N, p) >= k)                            the correct answer gets at least k of N votes
 
---mode sft   ascends log T with p = pi(y*|x), the probability of the whole gold completion y*:
-    loss = -(1/B) sum_prompts log T(p)                  its gradient is -w grad log p with
-    w    = p T'/T = k C(N,k) p^k (1-p)^(N-k) / T         (equation 7; near k where p << k/N, near 0 where p >> k/N)
---contrastive uses the token-level hybrid loss of the appendix instead: per token of y*
+--mode sft   maximises log T with p = pi(y*|x), the probability of the whole gold completion y*:
+    loss = -(1/B) sum_prompts log T(p)                  its gradient is -w grad log p per prompt, with
+    w    = p T'/T = k C(N,k) p^k (1-p)^(N-k) / T        (equation 7; near k if p << k/N, near 0 if p >> k/N)
+--contrastive replaces this loss by the token-level hybrid loss of the paper's appendix, per token of y*:
     0.5 (-log pi(y*_t)) + 0.5 mean over 4 rival tokens v of -log sigmoid(logit of y*_t - logit of v)
 
---mode rl    multiplies the reward of each of M samples y_i by a weight, p = (c+1)/(M+2) with c right ones among M:
-    grad = (1/B) sum_prompts sum_i (r_i w / M) grad log pi(y_i|x)
+--mode rl    multiplies the reward of each of M samples y_i by a weight w; the estimated gradient is
+    (1/B) sum_prompts sum_i (r_i w / M) grad log pi(y_i|x)
 
-    form    w                                            expectation with the true p and a fixed k
-    raw     T' = N C(N-1,k-1) p^(k-1) (1-p)^(N-k)        grad T          (the paper's majority runs)
-    log     p T'/T, the weight of SFT                    p grad log T    (w/p would give grad log T)
+    --form  w                                           expected gradient per prompt if p is known and k is fixed
+    raw     T' = N C(N-1,k-1) p^(k-1) (1-p)^(N-k)       grad T          (the paper's majority runs)
+    log     p T'/T, the weight of SFT                   p grad log T    (w/p would give grad log T)
 
-Why: grad T(p) = T'(p) grad p, and grad p = E[r grad log pi(y)] because p = E[r]; a constant added to r changes nothing,
-because E[grad log pi(y)] = 0.
+These hold because grad T(p) = T'(p) grad p, and grad p = E[r grad log pi(y)] because p = E[r]. Subtracting a constant
+from r changes nothing, because E[grad log pi(y)] = 0.
+p is estimated by (c+1)/(M+2), where c of the prompt's M samples are correct. Rewards are standardised within the
+prompt; if no sample is correct, every sample gets the reward -0.5 (--all-wrong). The threshold k is fixed
+(floor(N/2) + 1, or --threshold) or, by default in rl, estimated from the samples of each prompt: just above the votes
+of the most frequent wrong answer (dynamic_threshold).
+Both forms are biased, because p is estimated from the same samples, and because a threshold only approximates a
+plurality vote. ppo_passk.py --objective majority trains on the vote itself.
 
-The threshold k is fixed (floor(N/2) + 1, or --threshold) or, by default in rl, estimated from the rollouts of each
-prompt: just above the votes of the most frequent wrong answer. Symbols: B prompts per step (--prompts), M samples per
-prompt (--samples), N the budget trained for (--n), tau the temperature, r the reward in {0, 1}, standardised within the
-prompt; -0.5 for all samples of a prompt that no sample solved (--all-wrong). Both forms are biased: p is estimated from
-the same rollouts, and a threshold only approximates the plurality vote (ppo_passk.py --objective majority trains on the
-vote itself).
+Symbols: B prompts per step (--prompts), M samples per prompt (--samples), N the test-time budget (--n), r the reward in
+{0, 1}, tau the temperature.
 
-Differences from the paper: 1) --normalise divides by the mean weight over all samples of the batch; 2) KL is in the
-reward, with a leave-one-out baseline; 3) rivals are drawn from the policy without the gold token. If p << k/N for every
-gold completion, w is k and sft is cross-entropy: the step line shows the weights (w_even = 1: no effect).
-A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
-depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
+Differences from the paper: 1) --normalise divides by the mean weight over all samples of the batch; 2) the KL penalty
+is part of the reward, with a leave-one-out baseline; 3) rivals are drawn from the policy without the gold token.
+If p << k/N for every gold completion, w is k and sft is cross-entropy. The step line summarises the weights: w_even = 1
+means that they are all equal and have no effect.
+With --rollouts, samples come from the distribution q of an inference engine and are weighted by pi / q. A bias remains,
+because a coefficient depends on all samples of its prompt; passk_reweighted in ppo_passk.py measures it for pass@k.
 
     CPU, embedded model:  python cat_majority.py
     supervised:           python cat_majority.py --mode sft --train-problems 50
     GPU, 4-bit LoRA:      python cat_majority.py --model Qwen/Qwen2.5-1.5B-Instruct --task math --lr 2e-5
 
-Settings closest to the authors' code (adamoosya/compute-aligned-training, in their words a new implementation), after
-its warm-up (2,000 examples, three epochs of --mode sft --n 1 --target solution):
+The authors' code (adamoosya/compute-aligned-training, described there as a new implementation) is closest to these
+settings. WARM-UP is the run folder of a warm-up (2,000 examples, three epochs of --mode sft --n 1 --target solution):
 
     python cat_majority.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --levels 1-3 --adapter WARM-UP
         --train-problems 300 --n 8 --clip-weight 10 --correction 1 --kl-prompts 0 --samples 8 --prompts 4 --steps 75
         --temperature 0.8 --lr 1e-6 --max-new-tokens 512
 
-That code also has: top_p .95, so samples are not drawn from the policy that is scored; LoRA on q and v alone; 1e-4
-added to the standard deviation; 60 warm-up steps of the learning rate. Its SFT takes whole solutions (--target
-solution), divides by their number of tokens, and has thresholds below floor(N/2) + 1: 3 at --n 8, 4 at 16, 26 at 64.
-Its SFT weight is that of equation 7, not of the paper's Table 1 as we read it.
+It differs from them in: top_p .95, so samples are not drawn from the policy that is scored; LoRA on q and v only; 1e-4
+added to the standard deviation; 60 warm-up steps of the learning rate. Its SFT trains on full solutions (--target
+solution), divides log pi by their number of tokens, and uses thresholds below floor(N/2) + 1: 3 at --n 8, 4 at 16, 26
+at 64. Its SFT weight is that of equation 7, not of the paper's Table 1 as we read it.
 """
 import argparse
 
@@ -61,33 +65,36 @@ from support import flags
 def parser() -> flags.Parser:
     p = flags.parser(__doc__, "cat_majority", task="routes", samples=8, prompts=64, steps=100, test_n="1,4,16,64")
     p.add_argument("--mode", choices=["sft", "rl"], default="rl",
-                   help="imitate gold completions, or weigh samples")
+                   help="sft: train on gold completions; rl: train on weighted samples")
     p.add_argument("--n", type=int, default=16,
-                   help="budget N to train for; 1 = cross-entropy, or plain RL")
+                   help="test-time budget N; 1 = plain SFT (cross-entropy) or plain RL")
     p.add_argument("--threshold", default="auto",
-                   help="votes k needed to win, a number; auto: floor(n/2) + 1 in sft, from the rollouts in rl")
+                   help="votes k that the correct answer needs to win. auto: floor(n/2) + 1 in sft, estimated from the "
+                        "samples of each prompt in rl")
     p.add_argument("--contrastive", action="store_true",
-                   help="sft: the token-level hybrid instead of this loss")
+                   help="sft: use the token-level contrastive hybrid loss of the paper's appendix instead")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
-                   help="the gold completion, answer only or in full (the authors' code): sft imitates it, and the "
-                        "evaluation reports its log pi")
+                   help="gold completion: the answer only, or the full solution as in the authors' code; sft trains on "
+                        "it, and the evaluation reports its log-probability as gold")
     p.add_argument("--form", choices=["raw", "log"], default="raw",
-                   help="rl: the weight; the paper's runs use raw")
+                   help="rl: weight of a sample. raw: slope of the vote's success probability, as in the paper's runs; "
+                        "log: slope of its logarithm times p")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
-                   help="rl: the paper standardises")
+                   help="rl: standardise rewards within the prompt, as in the paper, or not")
     p.add_argument("--correction", type=int, choices=[0, 1], default=0,
-                   help="rl: the standard deviation divides by the number of rewards minus this")
+                   help="rl: 0 or 1, subtracted from the number of rewards in the standard deviation's divisor")
     p.add_argument("--clip-weight", type=float, default=0.0,
-                   help="rl: cap on the weight, before it is normalised; 0 = none")
+                   help="rl: upper limit of the weight, applied before --normalise; 0 = none")
     p.add_argument("--all-wrong", type=float, default=-0.5,
-                   help="rl: reward of every sample of a prompt that no sample solved, never standardised")
+                   help="rl: reward of every sample of a prompt without a correct sample, not standardised")
     p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True,
-                   help="rl: divide by the mean weight of the batch")
+                   help="rl: divide the weights by their mean over the batch, so that the step size does not depend on "
+                        "--n")
     return p
 
 
 if __name__ == "__main__":
-    flags.answer(parser().parse_args)  # --help and bad flags, before the heavy imports
+    flags.answer(parser().parse_args)  # answer --help and reject bad flags before the slow imports
 
 import math
 import time
@@ -119,37 +126,40 @@ from tasks import Problem, Task
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
 def check_vote(n: int, k: int) -> None:
+    """Raises ValueError unless n and k are integers with 1 <= k <= n."""
     for name, value in (("n", n), ("k", k)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        if not is_integer or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
     if k > n:
         raise ValueError(f"the threshold k = {k} exceeds the budget n = {n}")
 
 
 def times(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """a x with 0 (-inf) = 0, so that p^0 is 1 at p = 0."""
+    """a x, where 0 times -inf is 0, so that p^0 = exp(0 log p) is 1 at p = 0."""
     return torch.where(a == 0, 0.0, a * x)
 
 
 def log_terms(j: list[int], shift: int, logp: torch.Tensor, logf: torch.Tensor, n: int) -> torch.Tensor:
-    """log of C(n,j) p^(j-shift) (1-p)^(n-j) for each j of a list, from log p, log(1-p) of shape [...] -> [...,
-    len(j)]."""
+    """log[ C(n,j) p^(j-shift) (1-p)^(n-j) ] for each j, the log of a binomial term divided by p^shift.
+    j: list of integers; logp = log p and logf = log(1-p): [...]  ->  [..., len(j)]."""
     like = {"dtype": logp.dtype, "device": logp.device}
     ways = [math.comb(n, i) for i in j]
     log_ways = [math.log(x) for x in ways]
     log_ways = torch.tensor(log_ways, **like)
     j = torch.tensor(j, **like)
-    right = times(j - shift, logp[..., None])
+    correct = times(j - shift, logp[..., None])
     wrong = times(n - j, logf[..., None])
-    return log_ways + right + wrong
+    return log_ways + correct + wrong
 
 
 def log_weight_and_tail(logp: torch.Tensor, logf: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """log of the SFT weight k C(n,k) p^k (1-p)^(n-k) / T, and log(T / p^k). Both are free of the factor p^k: in float32
-    its logarithm would swamp the rest, and as a probability it would underflow."""
-    enough = list(range(k, n + 1))
-    terms = log_terms(enough, k, logp, logf, n)  # [..., n - k + 1]
+    """(log of the SFT weight k C(n,k) p^k (1-p)^(n-k) / T, log(T / p^k)), both of the shape of logp.
+
+    The factor p^k is cancelled in both: in float32 its logarithm would swamp the rest, and p^k itself could underflow.
+    """
+    winning = list(range(k, n + 1))
+    terms = log_terms(winning, k, logp, logf, n)  # [..., n - k + 1]
     tail = torch.logsumexp(terms, -1)
     first = terms[..., 0]
     log_w = math.log(k) + first - tail
@@ -157,11 +167,13 @@ def log_weight_and_tail(logp: torch.Tensor, logf: torch.Tensor, n: int, k: int) 
 
 
 def majority_sft_loss(logp: torch.Tensor | float, n: int, k: int) -> torch.Tensor | float:
-    """-log T with T = P(Bin(n, p) >= k) and p = e^logp, the probability of the whole gold completion: the target gets
-    at least k of n votes. Any shape, tensor or float. Its gradient with respect to logp is minus the SFT weight
-    k C(n,k) p^k (1-p)^(n-k) / T (equation 7; Table 1, as we read it, has it without the factor k/T): do not weight this
-    loss again. First derivatives only. n = 1 is -logp. A logp of up to 1e-3 counts as rounding of 0; NaN passes. Raises
-    ValueError for more, and unless 1 <= k <= n."""
+    """-log T with T = P(Bin(n, p) >= k), the probability that the gold completion gets at least k of n votes, and
+    p = e^logp, the probability of the whole gold completion. Any shape, tensor or float.
+
+    Its gradient with respect to logp is minus the SFT weight k C(n,k) p^k (1-p)^(n-k) / T (equation 7; Table 1, as we
+    read it, lacks the factor k/T), so the loss must not be weighted again. There are no second derivatives. For n = 1
+    the loss is -logp. A logp between 0 and 1e-3 is taken for a rounding error of 0; NaN passes through.  Raises
+    ValueError for a larger logp, and unless 1 <= k <= n."""
     check_vote(n, k)
     logp, back = elementwise(logp, -math.inf, 1e-3, "logp")
     if n == 1:
@@ -171,13 +183,13 @@ def majority_sft_loss(logp: torch.Tensor | float, n: int, k: int) -> torch.Tenso
         log_f = log1mexp(x)  # log(1-p)
         log_w, tail = log_weight_and_tail(x, log_f, n, k)
         log_t = k * x + tail
-        # T close to 1: log(1 - P(fewer than k votes)), which does not cancel
-        too_few = list(range(k))
-        terms = log_terms(too_few, 0, x, log_f, n)  # [..., k]
-        fewer = torch.logsumexp(terms, -1)
-        close = log_t > -math.log(2)
-        log_t = torch.where(close, log1mexp(fewer), log_t)
-    # the gradient is the closed-form weight: autograd through the logsumexp cancels where T is near 1
+        # For T > 1/2, log(1 - P(fewer than k votes)) is more precise.
+        losing = list(range(k))
+        terms = log_terms(losing, 0, x, log_f, n)  # [..., k]
+        log_lost = torch.logsumexp(terms, -1)
+        likely = log_t > -math.log(2)
+        log_t = torch.where(likely, log1mexp(log_lost), log_t)
+    # The gradient is the closed-form weight: autograd through the logsumexp would lose precision for T near 1.
     logp = logp.clamp(min=-1e30)
     straight_through = logp - logp.detach()  # 0, with the gradient of logp
     return back(-log_t - log_w.exp() * straight_through)
@@ -185,23 +197,25 @@ def majority_sft_loss(logp: torch.Tensor | float, n: int, k: int) -> torch.Tenso
 
 def majority_weight(p: torch.Tensor | float, n: int, k: int, form: str) -> torch.Tensor | float:
     """Weight of the majority operator T(p) = P(Bin(n, p) >= k) at success probability p; any shape, tensor or float.
-    "raw"  T'(p) = n C(n-1,k-1) p^(k-1) (1-p)^(n-k): r * raw * grad log pi has the expectation grad T
-    "log"  p T'(p) / T(p) = k C(n,k) p^k (1-p)^(n-k) / T, the SFT weight; with r * grad log pi its expectation is
-           p grad log T; the exact weight for log T would be without the factor p
+
+    form  "raw"  T'(p) = n C(n-1,k-1) p^(k-1) (1-p)^(n-k); the expectation of r * weight * grad log pi is grad T
+          "log"  p T'(p) / T(p) = k C(n,k) p^k (1-p)^(n-k) / T, the SFT weight; here the expectation is p grad log T.
+                 The exact weight for log T would lack the factor p
     Raises ValueError for p outside [0, 1], another form, and unless 1 <= k <= n."""
     if form not in ("raw", "log"):
         raise ValueError(f"unknown form {form!r}: choose raw or log")
     check_vote(n, k)
     p, back = elementwise(p, 0, 1, "p")
-    # log p and log(1-p), -inf at 0; the inner `where` keeps the NaN of the other branch out of the gradient
-    possible = p > 0
-    uncertain = p < 1
-    above_0 = torch.where(possible, p, 1.0)
-    below_1 = torch.where(uncertain, p, 0.0)
-    logp = above_0.log()
-    log_f = torch.log1p(-below_1)
-    logp = torch.where(possible, logp, -math.inf)
-    log_f = torch.where(uncertain, log_f, -math.inf)
+    # log p and log(1-p), -inf at 0. Both are computed on safe inputs: a NaN in a branch of `where` that is not taken
+    # would still reach the gradient.
+    positive = p > 0
+    below_1 = p < 1
+    safe_p = torch.where(positive, p, 1.0)
+    safe_below_1 = torch.where(below_1, p, 0.0)
+    logp = safe_p.log()
+    log_f = torch.log1p(-safe_below_1)
+    logp = torch.where(positive, logp, -math.inf)
+    log_f = torch.where(below_1, log_f, -math.inf)
     if form == "log":
         log_w, _ = log_weight_and_tail(logp, log_f, n, k)
         return back(log_w.exp())
@@ -211,11 +225,13 @@ def majority_weight(p: torch.Tensor | float, n: int, k: int, form: str) -> torch
 
 
 def dynamic_threshold(answers: list, correct, n: int) -> int:
-    """Votes out of n that beat the most frequent wrong answer, estimated from the rollouts:
-    max(2, min(floor(n/2) + 1, floor(n c_max / M) + 1)), at most n, where c_max of the M rollouts give that answer.
-    answers: M hashables; None = no answer: together they count as one wrong answer (in maj@k they cast no vote).
-    correct: the right answer, a set of right answers, or a list of M truth values.
-    Why None counts here: a rollout without an answer is as wrong as any, and the paper counts votes among all M.
+    """Threshold k: votes out of n that beat the most frequent wrong answer, estimated from M samples of one prompt:
+    max(2, min(floor(n/2) + 1, floor(n c_max / M) + 1)), at most n, where c_max samples give the most frequent wrong
+    answer.
+
+    answers  M hashables. None = no answer: all None count as one wrong answer here, because the paper counts votes
+             among all M samples (in maj@k they cast no vote)
+    correct  the correct answer, a set of correct answers, or a list of M booleans
     Raises ValueError without answers, for a list of another length, and for n < 1."""
     check_vote(n, 1)
     answers = list(answers)
@@ -226,12 +242,12 @@ def dynamic_threshold(answers: list, correct, n: int) -> int:
     elif not isinstance(correct, (list, tuple)):
         correct = [a == correct for a in answers]
     if not answers or len(correct) != len(answers):
-        raise ValueError("a threshold needs at least one answer and as many truth values, not "
+        raise ValueError("a threshold needs at least one answer and as many booleans, not "
                          f"{len(answers)} and {len(correct)}")
-    wrong = [a for a, right in zip(answers, correct) if a is None or not right]
+    wrong = [a for a, is_correct in zip(answers, correct) if a is None or not is_correct]
     votes = Counter(wrong)
-    strongest = max(votes.values(), default=0)
-    enough = n * strongest // len(answers) + 1
+    c_max = max(votes.values(), default=0)
+    enough = n * c_max // len(answers) + 1
     more_than_half = n // 2 + 1
     threshold = min(more_than_half, enough)
     threshold = max(2, threshold)
@@ -239,19 +255,21 @@ def dynamic_threshold(answers: list, correct, n: int) -> int:
 
 
 def contrastive_loss(logits: torch.Tensor, gold: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """The hybrid of the appendix, per token: 0.5 (-log p_gold) + 0.5 mean_v -log sigmoid(logit_gold - logit_v).
-    logits [..., V], gold [...] token ids, u [..., R] uniform on [0, 1): rival v is drawn by inverse transform from the
-    policy without the gold token, and detached -> [...]."""
+    """Hybrid loss of the paper's appendix, per token:
+    0.5 (-log p_gold) + 0.5 mean_v -log sigmoid(logit_gold - logit_v).
+
+    logits [..., V], gold [...] token ids, u [..., R] uniform on [0, 1)  ->  [...]
+    Each u draws one rival v by inverse transform sampling from the policy without the gold token."""
     logp = torch.log_softmax(logits, -1)  # [..., V]
     gold = gold[..., None]  # [..., 1]
-    chosen = logp.gather(-1, gold)  # [..., 1]
+    gold_logp = logp.gather(-1, gold)  # [..., 1]
     with torch.no_grad():
         others = logp.exp().scatter_(-1, gold, 0.0)
         rivals = common.draw(others, u.double())  # [..., R]
-    gaps = chosen - logp.gather(-1, rivals)  # differences of logits
-    log_beaten = torch.nn.functional.logsigmoid(gaps)
-    beaten = log_beaten.mean(-1)
-    return -0.5 * chosen[..., 0] - 0.5 * beaten
+    gaps = gold_logp - logp.gather(-1, rivals)  # the normaliser cancels: logit_gold - logit_v  [..., R]
+    log_sigmoid = torch.nn.functional.logsigmoid(gaps)
+    contrast = log_sigmoid.mean(-1)
+    return -0.5 * gold_logp[..., 0] - 0.5 * contrast
 
 
 def rl_coefficients(rewards: torch.Tensor, answers: list[list], n: int, form: str = "raw", threshold: int | None = None,
@@ -259,16 +277,16 @@ def rl_coefficients(rewards: torch.Tensor, answers: list[list], n: int, form: st
                     correction: int = 0) -> torch.Tensor:
     """Coefficients c_i = w_i r_i / M of grad log pi(y_i|x), for every prompt (sum convention).
 
-    rewards       [B, M], 1 = right: float64 stays float64, integers and booleans become float32
+    rewards       [B, M], 1 = correct: float64 stays float64, integers and booleans become float32
     answers       [B][M] hashables, None = no answer
-    n             budget that is trained for
+    n             the budget N
     form, threshold, normalised, clip     as in rl_weights
     standardised, all_wrong, correction   as in shaped
     Returns [B, M].  Raises ValueError as rl_weights does.
 
-    All are biased: p is estimated from the same samples, and a threshold only approximates the vote. Compared with the
-    gradient of maj@N (ties shared), summed over three prompts solved with p = .1, .5, .9 (one logit each, one wrong
-    answer), N = 4 and M = 8, with the dynamic threshold unless another is named:
+    Biased, because p is estimated from the same samples and a threshold only approximates the vote. The expected
+    estimates compared with the gradient of maj@N (ties shared), summed over three prompts solved with p = .1, .5, .9
+    (one logit each, one wrong answer), N = 4 and M = 8, with the dynamic threshold unless a threshold is given:
         raw, threshold 3               cosine 0.985, scale 1.040
         raw                            cosine 0.997, scale 0.744
         log                            cosine 0.909, scale 1.229
@@ -279,41 +297,41 @@ def rl_coefficients(rewards: torch.Tensor, answers: list[list], n: int, form: st
     r = rewards if rewards.is_floating_point() else rewards.float()  # [B, M]
     w = rl_weights(r, answers, n, form, threshold, normalised, clip)  # [B, M]
     M = r.shape[1]
-    seen = shaped(r, standardised, all_wrong, correction)
-    c = w * seen / M
+    z = shaped(r, standardised, all_wrong, correction)
+    c = w * z / M
     return c.to(r)
 
 
 def rl_weights(rewards: torch.Tensor, answers: list[list], n: int, form: str = "raw", threshold: int | None = None,
                normalised: bool = True, clip: float = 0.0) -> torch.Tensor:
-    """The weight w of every sample, float64 [B, M], at p = (c+1)/(M+2) with c right ones among the M of a prompt
-    (Laplace's rule: neither 0 nor 1).
+    """Weight w of every sample, float64 [B, M], at p = (c+1)/(M+2), where c of a prompt's M samples are correct
+    (Laplace's rule: never 0 or 1).
 
     form        "raw" or "log" (majority_weight)
     threshold   votes k needed to win; None: dynamic_threshold of each prompt
-    normalised  divided by the mean over all samples of the batch, so that the step size does not depend on n
-    clip        cap on the weight before that; 0: none
+    normalised  divide by the mean over all samples of the batch, so that the step size does not depend on n
+    clip        upper limit of the weight, applied before that; 0: none
     Raises ValueError for another form, unless 1 <= threshold <= n, and for answers of another shape."""
-    right = (rewards == 1).double()  # [B, M]
-    M = right.shape[1]
-    c = right.sum(1)  # [B]
+    correct = (rewards == 1).double()  # [B, M]
+    M = correct.shape[1]
+    c = correct.sum(1)  # [B]
     p = (c + 1) / (M + 2)
-    w = []
     thresholds = thresholds_of(rewards, answers, n, threshold)
+    w = []
     for p_b, k in zip(p, thresholds):
         weight = majority_weight(p_b, n, k, form)
         w.append(weight)
     w = torch.stack(w)  # [B]
     if clip:
         w = w.clamp(max=clip)
-    w = w[:, None].expand_as(right)
-    if normalised:  # the floor: no 0/0 if every weight underflows
-        w = w / w.mean().clamp_min(1e-6)
+    w = w[:, None].expand_as(correct)
+    if normalised:
+        w = w / w.mean().clamp_min(1e-6)  # no 0/0 if every weight underflows
     return w
 
 
 def thresholds_of(rewards: torch.Tensor, answers: list[list], n: int, threshold: int | None = None) -> list[int]:
-    """The votes k needed to win, for each prompt [B]: `threshold`, or the dynamic one if it is None."""
+    """Votes k needed to win, for each prompt: `threshold`, or dynamic_threshold if it is None -> [B]."""
     if threshold is not None:
         return [threshold] * len(rewards)
     thresholds = []
@@ -324,10 +342,10 @@ def thresholds_of(rewards: torch.Tensor, answers: list[list], n: int, threshold:
 
 
 def shaped(rewards: torch.Tensor, standardised: bool, all_wrong: float, correction: int = 0) -> torch.Tensor:
-    """Rewards [B, M] that the update uses: (r - mean) / standard deviation (by M - correction) within each prompt if
-    `standardised`, 0 where all are right; all_wrong, never standardised, where none is right."""
-    right = rewards == 1
-    solved = right.any(1, keepdim=True)  # [B, 1]
+    """Rewards used in the update, from rewards [B, M] -> [B, M]: standardised within each prompt if `standardised`
+    (common.standardise, 0 where all are correct); all_wrong, not standardised, where no sample is correct."""
+    correct = rewards == 1
+    solved = correct.any(1, keepdim=True)  # [B, 1]
     r = rewards
     if standardised:
         r = standardise(r, correction=correction)
@@ -337,12 +355,12 @@ def shaped(rewards: torch.Tensor, standardised: bool, all_wrong: float, correcti
 # ------------------------------------------------------------------------------------------------------------- training
 
 def check_flags(args: flags.Flags) -> None:
-    """Check what argparse cannot.  Raises UserError."""
+    """Check values and combinations that argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n",), not_negative=("clip_weight",), plotted=("mode", "n", "form", "threshold"))
     if args.mode == "sft" and args.kl_coef:
-        raise UserError("--kl-coef needs samples: use it with --mode rl")
+        raise UserError("--kl-coef needs samples from the policy: use it with --mode rl")
     if args.mode == "rl" and args.contrastive:
-        raise UserError("--contrastive learns from gold tokens: use it with --mode sft")
+        raise UserError("--contrastive needs gold completions: use it with --mode sft")
     if args.mode == "sft":
         unused = ["samples", "form", "rewards", "correction", "clip_weight", "all_wrong", "normalise"]
         if args.kl_prompts:
@@ -351,28 +369,28 @@ def check_flags(args: flags.Flags) -> None:
     if args.rewards == "raw":
         flags.refuse(args, ["correction"], "with --rewards raw")
     if args.contrastive:
-        flags.refuse(args, ["n", "threshold"], "with --contrastive, which weighs no sequence")
+        flags.refuse(args, ["n", "threshold"], "with --contrastive, which has no sequence weights")
     if args.threshold != "auto":
         number = int(args.threshold) if args.threshold.isdecimal() else 0
         if not 1 <= number <= args.n:
-            raise UserError(f"--threshold must be auto or a number from 1 to --n {args.n}, not {args.threshold}")
+            raise UserError(f"--threshold must be auto or an integer from 1 to --n {args.n}, not {args.threshold}")
         args.threshold = str(number)
     if not math.isfinite(args.all_wrong):
         raise UserError(f"--all-wrong must be finite, not {args.all_wrong}")
     if args.mode == "rl" and args.normalise and args.prompts == 1:
-        raise UserError("--normalise over a single prompt cancels its weight: use more --prompts, or --no-normalise")
+        raise UserError("--normalise cancels the weight of a single prompt: use more --prompts, or --no-normalise")
 
 
 def fixed_threshold(args: flags.Flags) -> int:
-    """The threshold k of sft, and of rl if it is not estimated from the rollouts."""
+    """Threshold k of sft, and of rl unless it is estimated from the samples."""
     if args.threshold == "auto":
         return args.n // 2 + 1
     return int(args.threshold)
 
 
 def plot_weights(args: flags.Flags) -> None:
-    """--plot-weights: the training weight over p beside the weights of the test budgets; for a threshold estimated from
-    the rollouts, the weight at its largest value."""
+    """--plot-weights: plot the training weight as a function of p, next to the weights of the test budgets --test-n. An
+    estimated threshold is plotted at its largest value, floor(n/2) + 1."""
     folder = new_folder(args.out, "cat_majority-weights")
     cells = torch.arange(1000, dtype=torch.float64)
     p = (cells + 0.5) / 1000
@@ -390,8 +408,8 @@ def plot_weights(args: flags.Flags) -> None:
 
 def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
              args: flags.Flags, golds: dict[str, list[int]]) -> tuple[dict, list[dict]]:
-    """Training step `number` (1, 2, ...) on the gold completions of B problems -> (step line by the keys of
-    support/run.py METRICS, examples to show)."""
+    """Run training step `number` (1, 2, ...) on the gold completions of B problems -> (metrics by the keys of METRICS
+    in support/run.py, examples to print)."""
     B = len(problems)
     k = fixed_threshold(args)
     common.set_rate(optimizer, args.lr, number, args.steps)
@@ -400,7 +418,7 @@ def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer
     prompts = policy.encode(questions, task.chat)
     y = [golds[p.id] for p in problems]
 
-    # Update. The gradient of this loss includes the weight. The divisor counts every prompt.
+    # Update. The gradient of this loss includes the weight.
     loss = 0.0
     gold_logp = torch.zeros(B, dtype=torch.float64)  # log pi(y*|x)
     optimizer.zero_grad()
@@ -416,21 +434,21 @@ def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer
 
     gold_logp = processes.all_reduce(gold_logp)
     p = gold_logp.exp().clamp(max=1)
-    line = {"loss": processes.all_reduce(float(loss))}
-    line["gold"] = gold_logp.mean().item()
-    line["zero"] = 0.0
-    line["length"] = sum(map(len, y)) / B
+    metrics = {"loss": processes.all_reduce(float(loss))}
+    metrics["gold"] = gold_logp.mean().item()
+    metrics["zero"] = 0.0
+    metrics["length"] = sum(map(len, y)) / B
     w = majority_weight(p, args.n, k, "log")
-    line |= weight_stats(w, "w")
-    line["grad_norm"] = norm
+    metrics |= weight_stats(w, "w")
+    metrics["grad_norm"] = norm
     took = time.time() - started
-    line["samples_per_s"] = len(y) / took
-    return line, examples(policy, problems, prompts, y, logp=gold_logp)
+    metrics["samples_per_s"] = len(y) / took
+    return metrics, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
 def step_contrastive(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem],
                      number: int, args: flags.Flags, golds: dict[str, list[int]]) -> tuple[dict, list[dict]]:
-    """step_sft with the token-level hybrid loss instead of -log T."""
+    """step_sft with contrastive_loss, summed over tokens, instead of -log T."""
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
@@ -438,7 +456,7 @@ def step_contrastive(policy: common.Policy, task: Task, optimizer: torch.optim.O
     prompts = policy.encode(questions, task.chat)
     y = [golds[p.id] for p in problems]
 
-    # Update. The rival tokens of a prompt do not depend on its micro-batch.
+    # Update. Each prompt has its own seed, so its rival tokens do not depend on the micro-batch.
     loss = 0.0
     gold_logp = torch.zeros(B, dtype=torch.float64)  # log pi(y*|x)
     optimizer.zero_grad()
@@ -470,28 +488,28 @@ def step_contrastive(policy: common.Policy, task: Task, optimizer: torch.optim.O
     optimizer.step()
 
     gold_logp = processes.all_reduce(gold_logp)
-    line = {"loss": processes.all_reduce(float(loss))}
-    line["gold"] = gold_logp.mean().item()
-    line["zero"] = 0.0
-    line["length"] = sum(map(len, y)) / B
-    line |= weight_stats(torch.ones(B), "w")  # the hybrid weighs no sequence
-    line["grad_norm"] = norm
+    metrics = {"loss": processes.all_reduce(float(loss))}
+    metrics["gold"] = gold_logp.mean().item()
+    metrics["zero"] = 0.0
+    metrics["length"] = sum(map(len, y)) / B
+    metrics |= weight_stats(torch.ones(B), "w")  # this loss has no sequence weights
+    metrics["grad_norm"] = norm
     took = time.time() - started
-    line["samples_per_s"] = len(y) / took
-    return line, examples(policy, problems, prompts, y, logp=gold_logp)
+    metrics["samples_per_s"] = len(y) / took
+    return metrics, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
 def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
             args: flags.Flags) -> tuple[dict, list[dict]]:
-    """Training step `number` (1, 2, ...) on samples for B problems -> (step line by the keys of support/run.py METRICS,
-    examples to show)."""
+    """Run training step `number` (1, 2, ...) on samples for B problems -> (metrics by the keys of METRICS in
+    support/run.py, examples to print)."""
     B = len(problems)
     M = args.samples
     tau = args.temperature
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
 
-    # Sample. The seed alone fixes the M draws of each prompt.
+    # Sample. Each prompt has its own seed, so its M samples do not depend on the rest of the batch.
     questions = [p.prompt for p in problems]
     prompts = policy.encode(questions, task.chat)
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
@@ -505,15 +523,15 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, M)
 
-    # Weight.
-    answers = [task.extract(text) for text in texts]
-    answers = [answers[b * M:b * M + M] for b in range(B)]
+    # Compute the coefficients.
+    extracted = [task.extract(text) for text in texts]
+    answers = [extracted[b * M:b * M + M] for b in range(B)]  # [B][M]
     threshold = None if args.threshold == "auto" else fixed_threshold(args)
     standardised = args.rewards == "standardised"
     weighing = {"form": args.form, "threshold": threshold, "normalised": args.normalise, "clip": args.clip_weight}
     shaping = {"standardised": standardised, "all_wrong": args.all_wrong, "correction": args.correction}
     coefficients = rl_coefficients(rewards, answers, args.n, **weighing, **shaping)  # [B, M]
-    w = rl_weights(rewards, answers, args.n, **weighing)  # [B, M], only for the log
+    w = rl_weights(rewards, answers, args.n, **weighing)  # [B, M], for the log only
     unused = coefficients == 0
     zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
@@ -521,37 +539,39 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
         kl = kl_coefficients(gap).to(coefficients)
         coefficients = coefficients - args.kl_coef * kl
-    elif args.kl_prompts:  # only for the log: one sample of each of the first prompts
-        watched = args.kl_prompts, 1
-        gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
-    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
+    elif args.kl_prompts:  # measured for the log only: one sample for each of the first prompts
+        measured = args.kl_prompts, 1
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=measured)
+    coefficients = coefficients * drawn.weights  # pi / q if an inference engine sampled from q (--rollouts), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)
 
-    line = {"loss": loss}
-    line |= sample_stats(policy, task, drawn, rewards, args.n, gap, seconds, answers)
-    line["zero"] = zero
+    metrics = {"loss": loss}
+    metrics |= sample_stats(policy, task, drawn, rewards, args.n, gap, seconds, answers)
+    metrics["zero"] = zero
     thresholds = thresholds_of(rewards, answers, args.n, threshold)
-    line["threshold"] = sum(thresholds) / B
-    line |= weight_stats(w, "w")
-    line["grad_norm"] = norm
+    metrics["threshold"] = sum(thresholds) / B
+    metrics |= weight_stats(w, "w")
+    metrics["grad_norm"] = norm
     took = time.time() - started
-    line["samples_per_s"] = len(y) / took
-    return line, examples(policy, problems, prompts, y, reward=rewards)
+    metrics["samples_per_s"] = len(y) / took
+    return metrics, examples(policy, problems, prompts, y, reward=rewards)
 
 
 def update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
            coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
-    """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and
-    coefficients c [B, M] -> (loss, gradient norm). Samples with coefficient 0 never enter a forward pass."""
+    """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x) -> (loss, gradient norm).
+
+    B prompts and B M completions y as token ids, coefficients c [B, M]. Samples with coefficient 0 never enter a
+    forward pass, but their prompts count in the mean over prompts."""
     loss = 0.0
     norm = 0.0
     optimizer.zero_grad()
     for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, args.temperature):  # [R], [R, T]
         logp = logps.sum(-1)  # log pi(y|x)  [R]
         c = coefficients.flatten()[j].to(logp)
-        part_loss = -(c * logp).sum() / len(prompts)  # the divisor counts every prompt
+        part_loss = -(c * logp).sum() / len(prompts)
         part_loss.backward()
         loss += part_loss.detach()
     if coefficients.any():
@@ -577,12 +597,12 @@ def main(argv: list[str] | None = None) -> None:
     for number in range(run.step + 1, args.steps + 1):
         batch = batch_of(train, args.prompts, number, args.seed)
         if args.contrastive:
-            line, shown = step_contrastive(policy, task, optimizer, batch, number, args, golds)
+            metrics, shown = step_contrastive(policy, task, optimizer, batch, number, args, golds)
         elif args.mode == "sft":
-            line, shown = step_sft(policy, task, optimizer, batch, number, args, golds)
+            metrics, shown = step_sft(policy, task, optimizer, batch, number, args, golds)
         else:
-            line, shown = step_rl(policy, task, optimizer, batch, number, args)
-        end_of_step(run, line, shown)
+            metrics, shown = step_rl(policy, task, optimizer, batch, number, args)
+        end_of_step(run, metrics, shown)
     evaluate_after(run)
 
 

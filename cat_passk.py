@@ -1,62 +1,64 @@
-"""Train a language model for pass@N through an operator on its success probability: CAT with Pass@N, SFT and RL.
+"""Train a language model for pass@N with Compute Aligned Training (CAT), by supervised fine-tuning or RL.
 
 Paper: Ousherovitch, Tewari 2026, "Compute Aligned Training: Optimizing for Test Time Inference", arXiv 2604.24957 (as
 we read it).
-Page: docs/cat_passk.md
+Derivation: docs/cat_passk.md
 
-An inference strategy maps the success probability p of one sample to the success probability T(p) of the strategy:
+An inference strategy, such as "draw N samples, one correct sample is enough", is an operator T. It maps the success
+probability p of one sample to the success probability of the strategy:
 
-    T(p) = 1 - (1-p)^N                                   at least one of N samples succeeds
+    T(p) = 1 - (1-p)^N                                   at least one of N samples is correct
 
---mode sft   ascends log T with p = pi(y*|x), the probability of the whole gold completion y*:
-    loss = -(1/B) sum_prompts log(1 - (1-p)^N)           its gradient is -w grad log p with
-    w    = p T'/T = N p (1-p)^(N-1) / (1 - (1-p)^N)      near 1 where p << 1/N, near 0 where N samples find y* anyway
+--mode sft   maximises log T with p = pi(y*|x), the probability of the whole gold completion y*:
+    loss = -(1/B) sum_prompts log(1 - (1-p)^N)           its gradient is -w grad log p per prompt, with
+    w    = p T'/T = N p (1-p)^(N-1) / (1 - (1-p)^N)      near 1 if p << 1/N, near 0 if N samples contain y* anyway
 
---mode rl    multiplies the reward of each of M samples y_i by a weight:
-    grad = (1/B) sum_prompts sum_i (r_i w / M) grad log pi(y_i|x)
+--mode rl    multiplies the reward of each of M samples y_i by a weight w; the estimated gradient is
+    (1/B) sum_prompts sum_i (r_i w / M) grad log pi(y_i|x)
 
-    form    w                                   expectation with the true p
+    --form  w                                   expected gradient per prompt if p is known
     raw     T' = N (1-p)^(N-1)                  grad T
     log     p T'/T, the weight of SFT           p grad log T (w/p would give grad log T)
-    pool    N C(M-c,N-1) / C(M-1,N-1)           grad T, without knowing p: c right ones among M >= N samples
+    pool    N C(M-c,N-1) / C(M-1,N-1)           grad T, without knowing p: c of the M >= N samples are correct
 
-Why: grad T(p) = T'(p) grad p, and grad p = E[r grad log pi(y)] because p = E[r]. Subtracting a constant from r, as
-standardising does, leaves this as it is, because E[grad log pi(y)] = 0.
+These hold because grad T(p) = T'(p) grad p, and grad p = E[r grad log pi(y)] because p = E[r]. Subtracting a constant
+from r changes nothing, because E[grad log pi(y)] = 0.
 p is the smoothed success rate (c+1)/(M+2) of the prompt or, with --probability sequence, pi(y_i|x) of the sample, as in
-the paper's runs. On the embedded task pi(y_i|x) is far below 1/N, so all weights are alike and this is plain RL. raw
-and log are biased because p is estimated; pool with --rewards raw is unbiased, and equal to ppo_passk.py's default
-estimator.
---operator FILE.py:T replaces the operator of Pass@N in every form but pool. T is a torch function of a tensor of
-probabilities p and of N that returns the strategy's chance of success; autograd computes T'.
+the paper's runs. On the embedded task pi(y_i|x) is far below 1/N, so all weights are nearly equal and this is plain RL.
+raw and log are biased because p is estimated. pool with --rewards raw is unbiased, and has the same coefficients as the
+default estimator of ppo_passk.py.
+--operator FILE.py:T replaces Pass@N by your own operator in every form but pool. T is a torch function of a tensor of
+probabilities p and of N that returns the strategy's success probability; autograd computes T'.
 
-    def at_least_two(p, n):                              two of N samples succeed
+    def at_least_two(p, n):                              # at least two of N samples are correct
         return 1 - (1 - p) ** n - n * p * (1 - p) ** (n - 1)
 
-Symbols: B prompts per step, M samples per prompt (--samples), N the budget trained for (--n), r the reward in {0, 1},
+Symbols: B prompts per step, M samples per prompt (--samples), N the test-time budget (--n), r the reward in {0, 1},
 tau the temperature.
 
 Differences from the paper: 1) the pool form; 2) --normalise divides by the mean weight over all samples of the batch;
-3) KL is in the reward, with a leave-one-out baseline. If p << 1/N for every gold completion, w is 1 and sft is
-cross-entropy: short targets (--target answer) keep p larger, and the step line shows the weights (w_even = 1: no
-effect).
-A sample that an engine drew from q (--rollouts) is weighted by pi / q. This leaves a bias, because its coefficient
-depends on all samples of the prompt, which come from q: for pass@k, passk_reweighted in ppo_passk.py gives its size.
+3) the KL penalty is part of the reward, with a leave-one-out baseline.
+If p << 1/N for every gold completion, w is 1 and sft is cross-entropy. Short targets (--target answer) keep p larger.
+The step line summarises the weights: w_even = 1 means that they are all equal and have no effect.
+With --rollouts, samples come from the distribution q of an inference engine and are weighted by pi / q. A bias remains,
+because a coefficient depends on all samples of its prompt; passk_reweighted in ppo_passk.py measures it for pass@k.
 
     CPU, embedded model:  python cat_passk.py
     supervised:           python cat_passk.py --mode sft --train-problems 50
     another strategy:     python cat_passk.py --operator my_operator.py:at_least_two
     GPU, 4-bit LoRA:      python cat_passk.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --lr 2e-5
 
-Settings closest to the authors' code (adamoosya/compute-aligned-training, in their words a new implementation), after
-its warm-up (2,000 examples, one epoch of --mode sft --n 1 --target solution):
+The authors' code (adamoosya/compute-aligned-training, described there as a new implementation) is closest to these
+settings. WARM-UP is the run folder of a warm-up (2,000 examples, one epoch of --mode sft --n 1 --target solution):
 
     python cat_passk.py --model mistralai/Mistral-7B-Instruct-v0.2 --task math --adapter WARM-UP --train-problems 500
         --probability sequence --no-normalise --clip-weight 50 --correction 1 --kl-coef 0.05 --samples 4 --prompts 4
         --steps 125 --temperature 0.8 --lr 1e-6 --max-new-tokens 300
 
-That code also has: top_p .95, so samples are not drawn from the policy that is scored; LoRA on q and v alone; KL in the
-loss, the mean over tokens of exp(-d) + d - 1 with d = log pi - log ref; 1e-4 added to the standard deviation; p kept in
-[1e-10, 1 - 1e-10]; 60 warm-up steps of the learning rate. Its SFT has 4 examples a step, lr 5e-6, norm clipped at .3.
+It differs from them in: top_p .95, so samples are not drawn from the policy that is scored; LoRA on q and v only; KL in
+the loss, as the mean over tokens of exp(-d) + d - 1 with d = log pi - log ref; 1e-4 added to the standard deviation; p
+clamped to [1e-10, 1 - 1e-10]; 60 warm-up steps of the learning rate. Its SFT uses 4 examples per step, lr 5e-6 and
+gradients clipped to norm .3.
 """
 import argparse
 
@@ -66,32 +68,35 @@ from support import flags
 def parser() -> flags.Parser:
     p = flags.parser(__doc__, "cat_passk", samples=16, prompts=64, steps=100, test_n="1,4,16,64")
     p.add_argument("--mode", choices=["sft", "rl"], default="rl",
-                   help="imitate gold completions, or weigh samples")
+                   help="sft: train on gold completions; rl: train on weighted samples")
     p.add_argument("--n", type=int, default=16,
-                   help="budget N to train for; 1 = cross-entropy, or plain RL")
+                   help="test-time budget N; 1 = plain SFT (cross-entropy) or plain RL")
     p.add_argument("--operator",
-                   help="FILE.py:T, your own strategy instead of Pass@N: a torch function T(p, n), the chance of "
-                        "success with n samples if one succeeds with p")
+                   help="FILE.py:T, your own strategy instead of Pass@N: a torch function T(p, n) that returns the "
+                        "success probability with n samples, given the probability p of one")
     p.add_argument("--target", choices=["answer", "solution"], default="answer",
-                   help="the gold completion, answer only (the paper's) or in full: sft imitates it, and the "
-                        "evaluation reports its log pi")
+                   help="gold completion: the answer only, as in the paper, or the full solution; sft trains on it, "
+                        "and the evaluation reports its log-probability as gold")
     p.add_argument("--form", choices=["raw", "log", "pool"], default="log",
-                   help="rl: the weight; the paper's Pass@N runs use log; pool needs --samples of at least --n")
+                   help="rl: weight of a correct sample. raw: slope of pass@N; log: slope of log pass@N times p, as in "
+                        "the paper's runs; pool: raw without estimating p (needs --samples of at least --n)")
     p.add_argument("--probability", choices=["success", "sequence"], default="success",
-                   help="rl: what p is; the paper's runs use sequence, pool needs success")
+                   help="rl: p in the weight: success rate of the prompt, or probability of the sampled sequence as in "
+                        "the paper's runs; pool needs success")
     p.add_argument("--rewards", choices=["standardised", "raw"], default="standardised",
-                   help="rl: rewards within the prompt; the paper standardises, pool is exact with raw")
+                   help="rl: standardise rewards within the prompt, as in the paper, or not; pool is exact with raw")
     p.add_argument("--correction", type=int, choices=[0, 1], default=0,
-                   help="rl: the standard deviation divides by the number of rewards minus this")
+                   help="rl: 0 or 1, subtracted from the number of rewards in the standard deviation's divisor")
     p.add_argument("--clip-weight", type=float, default=0.0,
-                   help="rl: cap on the weight, before it is normalised; 0 = none")
+                   help="rl: upper limit of the weight, applied before --normalise; 0 = none")
     p.add_argument("--normalise", action=argparse.BooleanOptionalAction, default=True,
-                   help="rl: divide by the mean weight of the batch")
+                   help="rl: divide the weights by their mean over the batch, so that the step size does not depend on "
+                        "--n")
     return p
 
 
 if __name__ == "__main__":
-    flags.answer(parser().parse_args)  # --help and bad flags, before the heavy imports
+    flags.answer(parser().parse_args)  # answer --help and reject bad flags before the slow imports
 
 import math
 import time
@@ -123,24 +128,25 @@ from tasks.own import File, takes
 # ------------------------------------------------------------------------------------------------ the paper's equations
 
 def check_budget(n: int, name: str = "n") -> None:
-    whole = isinstance(n, int) and not isinstance(n, bool)
-    if not whole or n < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {n!r}")
+    """Raises ValueError unless n is an integer of at least 1."""
+    is_integer = isinstance(n, int) and not isinstance(n, bool)
+    if not is_integer or n < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, not {n!r}")
 
 
 def passn_sft_loss(logp: torch.Tensor | float, n: int) -> torch.Tensor | float:
-    """-log(1 - (1-p)^n) with p = e^logp, the probability of the whole gold completion; any shape, tensor or float.
+    """-log(1 - (1-p)^n), where p = e^logp is the probability of the whole gold completion; any shape, tensor or float.
 
-    Its gradient with respect to logp is -n p (1-p)^(n-1) / (1 - (1-p)^n), the SFT weight: never weight this loss again.
-    n = 1 is -logp.
-    A logp of up to 1e-3 counts as rounding of 0; NaN passes through.  Raises ValueError for more, and for n < 1.
+    Its gradient with respect to logp is -n p (1-p)^(n-1) / (1 - (1-p)^n), minus the SFT weight, so the loss must not be
+    weighted again. For n = 1 it is -logp. A logp between 0 and 1e-3 is taken for a rounding error of 0; NaN passes
+    through.  Raises ValueError for a larger logp, and for n < 1.
     """
     check_budget(n)
     logp, back = elementwise(logp, -math.inf, 1e-3, "logp")
     if n == 1:
         return back(-logp)
     x = logp.clamp(max=-1e-30)
-    # 1 - (1-p)^n = n p (1 - (n-1) p / 2 + ...): below e^-60 the first term is exact, and e^logp soon underflows
+    # 1 - (1-p)^n = n p (1 - (n-1) p / 2 + ...): for p < e^-60 the first term is exact; e^logp would underflow
     small = x < -60
     log_f = log1mexp(torch.where(small, -1.0, x))  # log(1-p)
     log_t = torch.where(small, x + math.log(n), log1mexp(n * log_f))  # log T(p)
@@ -148,10 +154,11 @@ def passn_sft_loss(logp: torch.Tensor | float, n: int) -> torch.Tensor | float:
 
 
 def passn_weight(p: torch.Tensor | float, n: int, form: str = "log") -> torch.Tensor | float:
-    """Weight of the Pass@N operator at success probability p; any shape, tensor or float.
-    "raw"  T'(p) = n (1-p)^(n-1): r * raw * grad log pi has the expectation grad T(p)
-    "log"  p T'(p) / T(p), the SFT weight; the expectation of r * log * grad log pi is p grad log T(p); the exact weight
-           for log T would be without the factor p
+    """Weight of the Pass@N operator T at success probability p; any shape, tensor or float.
+
+    form  "raw"  T'(p) = n (1-p)^(n-1); the expectation of r * weight * grad log pi is grad T(p)
+          "log"  p T'(p) / T(p), the SFT weight; here the expectation is p grad log T(p). The exact weight for log T
+                 would lack the factor p
     Raises ValueError for p outside [0, 1], n < 1 or another form."""
     if form not in ("raw", "log"):
         raise ValueError(f"unknown form {form!r}: choose raw or log")
@@ -161,13 +168,14 @@ def passn_weight(p: torch.Tensor | float, n: int, form: str = "log") -> torch.Te
     raw = n * f ** (n - 1)
     if form == "raw":
         return back(raw)
-    return back(raw / powers(f, n))  # T(p) / p = sum_{j<n} f^j: no 0/0 at p = 0, where the weight is 1
+    return back(raw / powers(f, n))  # T(p) / p as sum_{j<n} f^j avoids 0/0 at p = 0, where the weight is 1
 
 
 def powers(f: torch.Tensor, n: int) -> torch.Tensor:
-    """sum_{j<n} f^j, by doubling. With f = 1 - p this is also the weight of MaxRL of order n (arXiv 2602.02710),
-    sum_{j<=n} (1/j) grad pass@j over grad p; with an estimated p it is biased, ppo_passk.py --objective maxrl is
-    not."""
+    """sum_{j<n} f^j, by doubling: log2(n) multiplications.
+
+    With f = 1 - p this is also the weight of MaxRL of order n (arXiv 2602.02710), the slope of sum_{j<=n} (1/j) pass@j.
+    It is biased if p is estimated; ppo_passk.py --objective maxrl is not."""
     if n == 1:
         return torch.ones_like(f)
     half = n // 2
@@ -178,26 +186,29 @@ def powers(f: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def pool_weight(c: torch.Tensor | float, m: int, n: int) -> torch.Tensor | float:
-    """n C(m-c, n-1) / C(m-1, n-1): weight of each of the c right ones of m samples such that
-    E[(c/m) pool_weight] = p n (1-p)^(n-1) for every p. The plug-in p = c/m in n (1-p)^(n-1) is badly biased.
-    c: whole numbers, tensor of any shape or int.  Raises ValueError unless 1 <= n <= m and 0 <= c <= m."""
+    """n C(m-c, n-1) / C(m-1, n-1): weight of each correct sample if c of m samples are correct. Unbiased:
+    E[(c/m) pool_weight] = p n (1-p)^(n-1) for every p, whereas inserting p = c/m into n (1-p)^(n-1) has a large bias.
+    c: integer or tensor of any shape.  Raises ValueError unless 1 <= n <= m and 0 <= c <= m."""
     check_budget(n)
     check_budget(m, "m")
     if n > m:
         raise ValueError(f"the pool form needs at least n = {n} samples per prompt, not {m}")
     count, back = elementwise(c, 0, m, "c")
     if (count != count.round()).any():
-        raise ValueError("c counts samples: it must be whole")
-    every = math.comb(m - 1, n - 1)
-    table = [n * math.comb(m - i, n - 1) / every for i in range(m + 1)]
+        raise ValueError("c counts samples: it must be an integer")
+    subsets = math.comb(m - 1, n - 1)
+    table = [n * math.comb(m - i, n - 1) / subsets for i in range(m + 1)]
     table = torch.tensor(table, dtype=count.dtype, device=count.device)
     return back(table[count.long()])
 
 
 def operator_weight(T, p: torch.Tensor | float, form: str = "log") -> torch.Tensor | float:
-    """passn_weight for any inference strategy, given as an operator T on a tensor of probabilities: "raw" T'(p), "log"
-    p T'(p) / T(p), by autograd; any shape, tensor or float. A p below 1e-6 counts as 1e-6, close to the limit at 0.
-    Raises ValueError for p outside [0, 1], another form, and in the form log where T is not positive."""
+    """passn_weight for any inference strategy, with T' from autograd; any shape, tensor or float.
+
+    T     operator: a function of a tensor of probabilities
+    form  "raw" T'(p), or "log" p T'(p) / T(p)
+    A p below 1e-6 is replaced by 1e-6, which is close to the limit at 0.  Raises ValueError for p outside [0, 1],
+    another form, and for "log" where T is not positive."""
     if form not in ("raw", "log"):
         raise ValueError(f"unknown form {form!r}: choose raw or log")
     p, back = elementwise(p, 0, 1, "p")
@@ -213,8 +224,8 @@ def operator_weight(T, p: torch.Tensor | float, form: str = "log") -> torch.Tens
 
 
 def operator_sft_loss(T, logp: torch.Tensor | float) -> torch.Tensor | float:
-    """-log T(p) with p = e^logp, as passn_sft_loss; its gradient is minus operator_weight. Below p = 1e-6 the loss is
-    continued linearly in logp."""
+    """-log T(p) with p = e^logp, like passn_sft_loss for any operator; its gradient is minus operator_weight. Below
+    p = 1e-6 the loss is extrapolated linearly in logp."""
     logp, back = elementwise(logp, -math.inf, 1e-3, "logp")
     x = logp.detach().double().clamp(math.log(1e-6), 0)
     p = x.exp()
@@ -224,7 +235,7 @@ def operator_sft_loss(T, logp: torch.Tensor | float) -> torch.Tensor | float:
 
 
 def weight_of(p: torch.Tensor | float, n: int, form: str, operator=None) -> torch.Tensor | float:
-    """The weight of the operator T(p, n) at success probability p; without an operator that of Pass@N."""
+    """Weight of the operator T(p, n), by default Pass@N, at success probability p; any shape, tensor or float."""
     if operator is None:
         return passn_weight(p, n, form)
     return operator_weight(lambda x: operator(x, n), p, form)
@@ -235,16 +246,16 @@ def rl_coefficients(rewards: torch.Tensor, n: int, form: str = "log", probabilit
                     clip: float = 0.0, correction: int = 0, operator=None) -> torch.Tensor:
     """Coefficients c_i = w_i r_i / M of grad log pi(y_i|x), for every prompt (sum convention).
 
-    rewards       [B, M], 1 = right: float64 stays float64, integers and booleans become float32
-    n             budget that is trained for
+    rewards       [B, M], 1 = correct: float64 stays float64, integers and booleans become float32
+    n             the budget N
     form, probability, logp, normalised, clip, operator   as in rl_weights
     standardised  use (r - mean) / standard deviation over the prompt's rewards, 0 where all are equal
-    correction    the deviation divides by M minus this
+    correction    subtracted from M in the divisor of the standard deviation
     Returns [B, M].  Raises ValueError as rl_weights does.
 
-    Exact: form "pool", neither standardised nor normalised; the expectation of sum_i c_i grad log pi(y_i) is grad T(p).
-    The others are biased, because p is estimated from the same samples. Compared with grad T, summed over three prompts
-    solved with p = .1, .5, .9 (one logit each), N = 4 and M = 8:
+    With form "pool", neither standardised nor normalised, the expectation of sum_i c_i grad log pi(y_i) is exactly
+    grad T(p). Everything else is biased, because p is estimated from the same samples. The expected estimates compared
+    with grad T, summed over three prompts solved with p = .1, .5, .9 (one logit each), N = 4 and M = 8:
         pool                           cosine 1.000, scale 1.000
         pool, standardised             cosine 1.000, scale 2.602
         raw                            cosine 0.975, scale 0.636
@@ -263,18 +274,18 @@ def rl_coefficients(rewards: torch.Tensor, n: int, form: str = "log", probabilit
 def rl_weights(rewards: torch.Tensor, n: int, form: str = "log", probability: str = "success",
                logp: torch.Tensor | None = None, normalised: bool = True, clip: float = 0.0,
                operator=None) -> torch.Tensor:
-    """The weight w of every sample, [B, M], with c right ones among the M of a prompt.
+    """Weight w of every sample, [B, M]; c of a prompt's M samples are correct.
 
-    form         "raw", "log" (weight_of) or "pool" (pool_weight, of Pass@N alone)
-    probability  what p is: "success", (c+1)/(M+2) (Laplace's rule: neither 0 nor 1), or "sequence", pi(y_i|x)
+    form         "raw", "log" (weight_of), or "pool" (pool_weight, Pass@N only)
+    probability  p: "success", (c+1)/(M+2) (Laplace's rule: never 0 or 1), or "sequence", pi(y_i|x)
     logp         log pi(y_i|x) [B, M], for "sequence"
-    normalised   divided by the mean over all samples of the batch, so that the step size does not depend on n
-    clip         cap on the weight before that; 0: none
-    operator     T(p, n) instead of Pass@N; None: Pass@N
+    normalised   divide by the mean over all samples of the batch, so that the step size does not depend on n
+    clip         upper limit of the weight, applied before that; 0: none
+    operator     T(p, n); None: Pass@N
     Raises ValueError for another form or probability, n < 1, "pool" with n > M, "sequence" without logp."""
-    right = (rewards == 1).double()  # [B, M]
-    M = right.shape[1]
-    c = right.sum(1, keepdim=True)  # [B, 1]
+    correct = (rewards == 1).double()  # [B, M]
+    M = correct.shape[1]
+    c = correct.sum(1, keepdim=True)  # [B, 1]
     if form == "pool":
         w = pool_weight(c, M, n)
     elif probability == "success":
@@ -287,18 +298,18 @@ def rl_weights(rewards: torch.Tensor, n: int, form: str = "log", probability: st
     w = w.to(rewards).expand_as(rewards)
     if clip:
         w = w.clamp(max=clip)
-    if normalised:  # the floor: no 0/0 if every weight underflows
-        w = w / w.mean().clamp_min(1e-6)
+    if normalised:
+        w = w / w.mean().clamp_min(1e-6)  # no 0/0 if every weight underflows
     return w
 
 
 # ------------------------------------------------------------------------------------------------------------- training
 
 def check_flags(args: flags.Flags) -> None:
-    """Check what argparse cannot.  Raises UserError."""
+    """Check values and combinations that argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("n",), not_negative=("clip_weight",), plotted=("mode", "n", "form", "operator"))
     if args.mode == "sft" and args.kl_coef:
-        raise UserError("--kl-coef needs samples: use it with --mode rl")
+        raise UserError("--kl-coef needs samples from the policy: use it with --mode rl")
     if args.mode == "sft":
         unused = ["samples", "form", "probability", "rewards", "correction", "clip_weight", "normalise"]
         if args.kl_prompts:
@@ -308,18 +319,18 @@ def check_flags(args: flags.Flags) -> None:
     if args.rewards == "raw":
         flags.refuse(args, ["correction"], "with --rewards raw")
     if args.form == "pool" and args.operator:
-        raise UserError("--form pool is of Pass@N alone: use raw or log with --operator")
+        raise UserError("--form pool exists for Pass@N only: use raw or log with --operator")
     if args.form == "pool" and args.probability != "success":
-        raise UserError("--form pool counts right samples: it needs --probability success")
+        raise UserError("--form pool counts correct samples: it needs --probability success")
     if args.form == "pool" and args.samples < args.n:
         raise UserError(f"--form pool needs at least --n {args.n} samples per prompt, not --samples {args.samples}")
     if args.normalise and args.prompts == 1:
-        raise UserError("--normalise over a single prompt cancels its weight: use more --prompts, or --no-normalise")
+        raise UserError("--normalise cancels the weight of a single prompt: use more --prompts, or --no-normalise")
 
 
 def own_operator(args: flags.Flags, folder: Folder) -> tuple:
-    """(T(p, n), its name) from --operator; (None, "Pass") without it. Its file is recorded in folder.code, and its
-    errors become one sentence.  Raises UserError."""
+    """Load --operator -> (T(p, n), its name); (None, "Pass") without the flag. Records its file in folder.code, for
+    --resume, and reports an exception in T as a one-sentence UserError.  Raises UserError."""
     if not args.operator:
         return None, "Pass"
     file = File("--operator", args.operator)
@@ -336,14 +347,14 @@ def own_operator(args: flags.Flags, folder: Folder) -> tuple:
     form = "log" if args.mode == "sft" else args.form
     for n in budgets:
         check_operator(guarded, n, form, f"{file.what}(p, {n})")
-    args.operator = f"{file.path}:{file.name}"  # so that a resume takes the same function
+    args.operator = f"{file.path}:{file.name}"  # --resume loads the same function from any directory
     folder.code["operator"] = {**file.digests, "function": file.name}
     return guarded, file.name
 
 
 def check_operator(T, n: int, form: str, call: str) -> None:
-    """Raises UserError unless T(p, n) is differentiable, finite, increasing, 0 at p = 0, and precise near it.
-    call: words for messages."""
+    """Raises UserError unless T(p, n) is differentiable, finite, increasing, 0 at p = 0 and numerically precise near
+    p = 0.  call: how messages refer to the operator."""
     p = torch.linspace(0, 1, 1001, dtype=torch.float64, requires_grad=True)
     value = T(p, n)
     if not torch.is_tensor(value) or value.shape != p.shape or not value.requires_grad:
@@ -360,21 +371,22 @@ def check_operator(T, n: int, form: str, call: str) -> None:
     w = weight_of(p, n, form, T)
     if not w.isfinite().all():
         raise UserError(f"{call} has a slope that is not finite")
-    w = weight_of(near_0, n, "log", T)  # constant for a power of p, as T is near 0
+    w = weight_of(near_0, n, "log", T)  # constant if T is a power of p, which it nearly is this close to 0
     spread = (w / w.mean() - 1).abs().max()
     if not spread <= 0.05:
-        raise UserError(f"{call} loses its digits near p = 0: write it as a sum of positive terms")
+        raise UserError(f"{call} loses precision near p = 0: write it as a sum of positive terms")
 
 
 def plot_weights(args: flags.Flags, operator, name: str) -> None:
-    """--plot-weights: the training weight over p beside the weights of the test budgets.  name: of the operator."""
+    """--plot-weights: plot the training weight as a function of p, next to the weights of the test budgets --test-n.
+    name: of the operator, for the legend."""
     folder = new_folder(args.out, "cat_passk-weights")
     cells = torch.arange(1000, dtype=torch.float64)
     p = (cells + 0.5) / 1000
     form = args.form
     if args.mode == "sft":
         form = "log"
-    elif form == "pool":  # it estimates raw
+    elif form == "pool":  # pool estimates the raw weight
         form = "raw"
     budgets = flags.numbers(args.test_n, int, "--test-n")
     tests = {f"{name}@{n}": weight_of(p, n, form, operator) for n in budgets}
@@ -384,8 +396,8 @@ def plot_weights(args: flags.Flags, operator, name: str) -> None:
 
 def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
              args: flags.Flags, golds: dict[str, list[int]], operator=None) -> tuple[dict, list[dict]]:
-    """Training step `number` (1, 2, ...) on the gold completions of B problems -> (step line by the keys of
-    support/run.py METRICS, examples to show)."""
+    """Run training step `number` (1, 2, ...) on the gold completions of B problems -> (metrics by the keys of METRICS
+    in support/run.py, examples to print)."""
     B = len(problems)
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
@@ -393,7 +405,7 @@ def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer
     prompts = policy.encode(questions, task.chat)
     y = [golds[p.id] for p in problems]
 
-    # Update. The gradient of this loss includes the weight. The divisor counts every prompt.
+    # Update. The gradient of this loss includes the weight.
     loss = 0.0
     gold_logp = torch.zeros(B, dtype=torch.float64)  # log pi(y*|x)
     optimizer.zero_grad()
@@ -411,29 +423,29 @@ def step_sft(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer
 
     gold_logp = processes.all_reduce(gold_logp)
     p = gold_logp.exp().clamp(max=1)
-    line = {"loss": processes.all_reduce(float(loss))}
-    line["gold"] = gold_logp.mean().item()
-    line["zero"] = 0.0
-    line["length"] = sum(map(len, y)) / B
+    metrics = {"loss": processes.all_reduce(float(loss))}
+    metrics["gold"] = gold_logp.mean().item()
+    metrics["zero"] = 0.0
+    metrics["length"] = sum(map(len, y)) / B
     w = weight_of(p, args.n, "log", operator)
-    line |= weight_stats(w, "w")
-    line["grad_norm"] = norm
+    metrics |= weight_stats(w, "w")
+    metrics["grad_norm"] = norm
     took = time.time() - started
-    line["samples_per_s"] = len(y) / took
-    return line, examples(policy, problems, prompts, y, logp=gold_logp)
+    metrics["samples_per_s"] = len(y) / took
+    return metrics, examples(policy, problems, prompts, y, logp=gold_logp)
 
 
 def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer, problems: list[Problem], number: int,
             args: flags.Flags, operator=None) -> tuple[dict, list[dict]]:
-    """Training step `number` (1, 2, ...) on samples for B problems -> (step line by the keys of support/run.py METRICS,
-    examples to show)."""
+    """Run training step `number` (1, 2, ...) on samples for B problems -> (metrics by the keys of METRICS in
+    support/run.py, examples to print)."""
     B = len(problems)
     M = args.samples
     tau = args.temperature
     common.set_rate(optimizer, args.lr, number, args.steps)
     started = time.time()
 
-    # Sample. The seed alone fixes the M draws of each prompt.
+    # Sample. Each prompt has its own seed, so its M samples do not depend on the rest of the batch.
     questions = [p.prompt for p in problems]
     prompts = policy.encode(questions, task.chat)
     seeds = [common.seed_of(args.seed, number, b) for b in range(B)]
@@ -447,14 +459,14 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
     rewards = processes.rewards(task, owners, texts)
     rewards = rewards.float().view(B, M)
 
-    # Weight.
+    # Compute the coefficients.
     logp = drawn.logps.double().sum(-1).cpu()  # log pi(y|x)  [B, M]
     standardised = args.rewards == "standardised"
     weighing = {"form": args.form, "probability": args.probability, "logp": logp, "normalised": args.normalise,
                 "clip": args.clip_weight, "operator": operator}
     coefficients = rl_coefficients(  # [B, M]
         rewards, args.n, standardised=standardised, correction=args.correction, **weighing)
-    w = rl_weights(rewards, args.n, **weighing)  # [B, M], only for the log
+    w = rl_weights(rewards, args.n, **weighing)  # [B, M], for the log only
     unused = coefficients == 0
     zero = unused.float().mean().item()
     gap = None  # log pi - log ref, nats
@@ -462,35 +474,37 @@ def step_rl(policy: common.Policy, task: Task, optimizer: torch.optim.Optimizer,
         gap = common.kl_gap(policy, prompts, drawn, tau)  # [B, M]
         kl = kl_coefficients(gap).to(coefficients)
         coefficients = coefficients - args.kl_coef * kl
-    elif args.kl_prompts:  # only for the log: one sample of each of the first prompts
-        watched = args.kl_prompts, 1
-        gap = common.kl_gap(policy, prompts, drawn, tau, some=watched)
-    coefficients = coefficients * drawn.weights  # pi / q where an engine drew from q (support/rollouts.py), else 1
+    elif args.kl_prompts:  # measured for the log only: one sample for each of the first prompts
+        measured = args.kl_prompts, 1
+        gap = common.kl_gap(policy, prompts, drawn, tau, some=measured)
+    coefficients = coefficients * drawn.weights  # pi / q if an inference engine sampled from q (--rollouts), else 1
 
     # Update.
     loss, norm = update(policy, optimizer, prompts, y, coefficients, args)
 
-    line = {"loss": loss}
-    line |= sample_stats(policy, task, drawn, rewards, args.n, gap, seconds)
-    line["zero"] = zero
-    line |= weight_stats(w, "w")
-    line["grad_norm"] = norm
+    metrics = {"loss": loss}
+    metrics |= sample_stats(policy, task, drawn, rewards, args.n, gap, seconds)
+    metrics["zero"] = zero
+    metrics |= weight_stats(w, "w")
+    metrics["grad_norm"] = norm
     took = time.time() - started
-    line["samples_per_s"] = len(y) / took
-    return line, examples(policy, problems, prompts, y, reward=rewards)
+    metrics["samples_per_s"] = len(y) / took
+    return metrics, examples(policy, problems, prompts, y, reward=rewards)
 
 
 def update(policy: common.Policy, optimizer: torch.optim.Optimizer, prompts: list[list[int]], y: list[list[int]],
            coefficients: torch.Tensor, args: flags.Flags) -> tuple[float, float]:
-    """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x), for B prompts, B M completions y and
-    coefficients c [B, M] -> (loss, gradient norm). Samples with coefficient 0 never enter a forward pass."""
+    """One optimiser step on the loss -(1/B) sum_prompts sum_j c_j log pi(y_j|x) -> (loss, gradient norm).
+
+    B prompts and B M completions y as token ids, coefficients c [B, M]. Samples with coefficient 0 never enter a
+    forward pass, but their prompts count in the mean over prompts."""
     loss = 0.0
     norm = 0.0
     optimizer.zero_grad()
     for j, logps, _ in common.score_weighted(policy, prompts, y, coefficients, args.temperature):  # [R], [R, T]
         logp = logps.sum(-1)  # log pi(y|x)  [R]
         c = coefficients.flatten()[j].to(logp)
-        part_loss = -(c * logp).sum() / len(prompts)  # the divisor counts every prompt
+        part_loss = -(c * logp).sum() / len(prompts)
         part_loss.backward()
         loss += part_loss.detach()
     if coefficients.any():
@@ -517,10 +531,10 @@ def main(argv: list[str] | None = None) -> None:
     for number in range(run.step + 1, args.steps + 1):
         batch = batch_of(train, args.prompts, number, args.seed)
         if args.mode == "sft":
-            line, shown = step_sft(policy, task, optimizer, batch, number, args, golds, operator)
+            metrics, shown = step_sft(policy, task, optimizer, batch, number, args, golds, operator)
         else:
-            line, shown = step_rl(policy, task, optimizer, batch, number, args, operator)
-        end_of_step(run, line, shown)
+            metrics, shown = step_rl(policy, task, optimizer, batch, number, args, operator)
+        end_of_step(run, metrics, shown)
     evaluate_after(run)
 
 

@@ -2,17 +2,19 @@
 
     python evaluate.py tiny runs/ppo_passk-countdown-passk-1 --task countdown --samples 64 --k 1,8,32
 
-n samples per problem are drawn once; every k <= n is then computed exactly from that pool (common.py):
-    pass@k  1 - C(n-c,k)/C(n,k)                          (max@k for graded rewards)
-    maj@k   expected accuracy of a plurality vote, ties shared, summed over the keys that were verified right
-    BoN@k   expected reward of the best of k by --score: the mean token log-probability, a learned verifier
-            (--verifier), or the environment reward itself (`oracle`, which equals max@k)
-A second table shows the diversity of the samples (`diversity` below) and, with --verifier, how well the verifier judges
-them. Standard errors are over problems; models are compared with the first one in pairs, problem by problem. A run
-folder sets its base and precision, the first one also the problems; temperature and length are set by this command.
-Writes result.json, curves.png and one pool-<n>.jsonl per model and temperature, which `--pool` rescores without
-sampling again. `--co-scaling` fits pass@N(T) = exp(a(T) N^b(T)) at each temperature (Chow et al. 2024, arXiv
-2412.15287).
+n samples per problem (--samples) are drawn once. For every k <= n the metrics are then computed exactly, as an
+expectation over k draws from these n (common.py):
+    pass@k  1 - C(n-c,k)/C(n,k), c correct samples       (max@k for graded rewards)
+    maj@k   expected accuracy of a plurality vote, ties shared; several answers may be correct
+    BoN@k   expected reward of the best of k by --score: the mean token log-probability (logp), a learned verifier
+            (verifier, with --verifier), or the reward itself (oracle, which equals max@k)
+A second table has the diversity of the samples (function `diversity`) and, with --verifier, how well the verifier
+separates correct from wrong samples. Standard errors are over problems. With several models, the differences to the
+first one are computed problem by problem. A run folder determines its base model and precision, and the first one the
+problems; temperature and length are flags of this command.
+Writes result.json, curves.png and one pool-<n>.jsonl per model and temperature. `--pool` computes metrics from such
+files without sampling again. `--co-scaling` fits pass@N(T) = exp(a(T) N^b(T)) at each temperature T (Chow et al. 2024,
+arXiv 2412.15287).
 """
 import gc
 import json
@@ -29,9 +31,10 @@ def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0], formatter_class=Help)
     parser.add_argument("models", nargs="*", default=[],
                         help="run folders, hub ids, local model directories, GGUF files or embedded models (tiny, "
-                             "tiny_program, ...); BASE+ADAPTER: adapter on base; default that of the task")
-    parser.add_argument("--task", default=None, help="task name, or your own, FILE.py[:CLASS]; default: that of the "
-                        "first run folder, else countdown")
+                             "tiny_program, ...); BASE+ADAPTER for an adapter on a base; default: the task's "
+                             "base model")
+    parser.add_argument("--task", default=None, help="task name, or your own task, FILE.py[:CLASS]; default: that of "
+                        "the first run folder, else countdown")
     parser.add_argument("--data", default=None, help="problems from FILE.jsonl, or a local copy of the task's data set")
     parser.add_argument("--levels", default=None, help="difficulty levels of the task `math`, e.g. 1-3")
     parser.add_argument("--allow-unsandboxed-code", action="store_true",
@@ -42,25 +45,25 @@ def parse_args(argv=None):
     parser.add_argument("--k", default="1,2,4,8,16,32", help="budgets k, comma-separated, each at most --samples")
     parser.add_argument("--temperature", default="1.0", help="sampling temperatures, comma-separated")
     parser.add_argument("--max-new-tokens", type=int, default=0,
-                        help="longest completion in tokens; 0 = that of the runs, else the task's own")
+                        help="longest completion in tokens; 0 = that of the run folders, else the task's limit")
     parser.add_argument("--score", default=None, choices=["logp", "oracle", "verifier"],
-                        help="what best-of-N selects by; default the verifier if there is one, else logp")
+                        help="score by which best-of-N selects; default verifier with --verifier, else logp")
     parser.add_argument("--verifier", default=None,
-                        help="folder of fit_verifier.py, or a reward model of one label")
+                        help="folder made by fit_verifier.py, or a sequence classifier with one label (reward model)")
     parser.add_argument("--bits", type=int, default=None, choices=[4, 8, 16, 32],
                         help="precision of the base; default that of the run, or 4 (NF4) on a GPU, 32 on a CPU")
     prompt_flags(parser)
     computing_flags(parser)
     rollouts_flags(parser)
-    parser.add_argument("--pool", nargs="+", default=None, help="rescore these pool files instead of sampling")
+    parser.add_argument("--pool", nargs="+", default=None, help="compute metrics from these pool files, do not sample")
     parser.add_argument("--co-scaling", action="store_true", help="fit and plot pass@N(T) = exp(a(T) N^b(T))")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
     parser.add_argument("--out", default=None, help="folder for the results; default runs/evaluate-<task>-<number>")
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    answer(parse_args)  # --help and bad flags before the heavy imports
+    answer(parse_args)  # answer --help and reject bad flags before the slow imports
 
 import common
 import tasks
@@ -79,10 +82,16 @@ from support.verifier import Verifier, load_verifier, verify_scores
 def draw_pool(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem], samples: int,
               temperature: float = 1.0, seed: int = 0, kl: bool = False, label: str = "evaluate",
               target: str = "solution") -> list[dict]:
-    """Sample and verify: one dict per problem with id, prompt, completions, rewards, answers, logps (mean per token),
-    lengths (tokens), entropy (of the sampled distribution, nats per token), gold (log pi of the gold completion, if
-    there is one), and with kl=True `kl`, the mean of log pi - log reference over the first 8 samples (nats).
-    Problems are sampled in blocks; the draws do not depend on them."""
+    """Sample every problem and grade the samples -> one dict per problem:
+
+    id, prompt, completions, rewards, answers
+    logps    mean log-probability per token of each completion
+    lengths  in tokens
+    entropy  mean entropy of the sampled distributions, nats per token
+    gold     log pi of the gold completion of the kind `target`, if there is one
+    kl       with kl=True: mean of log pi - log ref over the first 8 samples, nats
+
+    Problems are sampled in blocks; the samples do not depend on the blocks."""
     pool = []
     blocks = Blocks(policy, len(problems), samples, label)
     while len(pool) < len(problems):
@@ -103,49 +112,49 @@ def draw_pool(policy: common.Policy, task: tasks.Task, problems: list[tasks.Prob
 
 
 class Blocks:
-    """How many problems are drawn at once: about 8,192 samples for a tiny model, else about ten seconds of sampling.
-    Shows a bar on a terminal, else a line after the first block and every half minute."""
+    """Number of problems sampled at once: about 8,192 samples for a tiny model, else about ten seconds of sampling.
+    Shows a progress bar on a terminal, else prints a line after the first block and every half minute."""
 
     def __init__(self, policy: common.Policy, problems: int, samples: int, label: str):
         from tqdm import tqdm
-        self.problems = problems  # how many there are
+        self.problems = problems  # their number
         self.done = 0
         self.label = label
-        self.most = max(1, 8192 // samples)
+        self.most = max(1, 8192 // samples)  # problems per block
         self.tiny = policy.size < load.SMALL
         self.size = self.most if self.tiny else max(1, 64 // samples)
         hidden = True if processes.RANK else None  # None: silent in a pipe
         self.bar = tqdm(total=problems, desc=label, leave=False, unit="problem", disable=hidden)
-        self.started = self.said = self.mark = time.time()
+        self.started = self.printed = self.block_started = time.time()
 
     def advance(self, count):
-        """`count` more problems are done."""
+        """Record that `count` more problems are done, and adapt the size of the next block."""
         first = self.done == 0
         self.done += count
         self.bar.update(count)
         now = time.time()
         taken = now - self.started
         left = taken / self.done * (self.problems - self.done)
-        due = now - self.said > 30 or first and left > 30
+        due = now - self.printed > 30 or (first and left > 30)
         if left and due and self.bar.disable and not processes.RANK:
             print(f"{self.label}: {self.done:,} of {self.problems:,} problems, {taken:.0f} s, about {left:.0f} s left",
                   flush=True)
-            self.said = now
+            self.printed = now
         if not self.tiny:
-            self.resize(now - self.mark)
-            self.mark = now
+            self.resize(now - self.block_started)
+            self.block_started = now
 
     def resize(self, seconds):
-        """Aim at ten seconds per block, going by the last block; the first process decides for all."""
+        """Aim at ten seconds per block, from the duration of the last one; the first process decides for all."""
         growth = min(4, 10 / max(1e-3, seconds))
         size = min(self.most, max(1, int(self.size * growth)))
-        told = 0.0 if processes.RANK else float(size)
-        self.size = int(processes.all_reduce(told))
+        summand = 0.0 if processes.RANK else float(size)  # the sum over processes is the size of the first
+        self.size = int(processes.all_reduce(summand))
 
 
 def verified(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem], prompts: list[list[int]],
              drawn: common.Samples) -> list[dict]:
-    """The pool entries for a block of problems and their samples."""
+    """Grade the samples of a block of problems -> the dicts described in draw_pool, without gold and kl."""
     count = drawn.lengths.shape[1]
     texts = [policy.texts(rows, [x]) for x, rows in zip(prompts, drawn.lists())]
     owners = [p for p in problems for _ in range(count)]
@@ -168,48 +177,50 @@ def verified(policy: common.Policy, task: tasks.Task, problems: list[tasks.Probl
 
 def add_gold(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem], prompts: list[list[int]],
              entries: list[dict], temperature: float, target: str) -> None:
-    """Set `gold`, the log pi of the gold completion, in the entries whose problem has one that fits the model."""
-    having = []
+    """Set `gold`, log pi of the gold completion, in the entries whose problem has one that fits the model."""
+    scored = []
     xs = []
     ys = []
     for problem, entry, x in zip(problems, entries, prompts):
         text = task.target(problem, target)
         y = None if text is None else policy.encode_solution(text, problem.prompt, task.chat)
         if y and len(x) + len(y) <= policy.positions:
-            having.append(entry)
+            scored.append(entry)
             xs.append(x)
             ys.append(y)
-    if having:
-        found = common.sequence_logps(policy, xs, ys, temperature)
-        for entry, value in zip(having, found.tolist()):
-            entry["gold"] = value
+    if scored:
+        logps = common.sequence_logps(policy, xs, ys, temperature)
+        for entry, logp in zip(scored, logps.tolist()):
+            entry["gold"] = logp
 
 
 def diversity(texts: list[str], answers: list) -> dict[str, float]:
-    """How different the n completions of one problem are -> {name: number}.
-    distinct    different completions;   answers  different answers (vote keys, no answer not counted)
-    distinct-2  different pairs of neighbouring characters, over all of them
-    similarity  mean difflib ratio (1 = equal) of up to 8 disjoint pairs of completions: 1 and 2, 3 and 4, ..."""
+    """Diversity of the n completions of one problem -> {name: number}.
+
+    distinct    number of different completions
+    answers     number of different answers, None not counted
+    distinct-2  different pairs of neighbouring characters, as a share of all such pairs
+    similarity  mean difflib ratio (1 = equal) of up to 8 pairs of completions: 1 and 2, 3 and 4, ..."""
     bigrams = [text[i:i + 2] for text in texts for i in range(len(text) - 1)]
     pairs = list(zip(texts[::2], texts[1::2]))[:8]
     ratios = [SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in pairs]
-    found = {"distinct": len(set(texts)), "answers": len(set(answers) - {None})}
-    found["distinct-2"] = len(set(bigrams)) / max(1, len(bigrams))
-    found["similarity"] = sum(ratios) / len(ratios) if ratios else math.nan
-    return found
+    values = {"distinct": len(set(texts)), "answers": len(set(answers) - {None})}
+    values["distinct-2"] = len(set(bigrams)) / max(1, len(bigrams))
+    values["similarity"] = sum(ratios) / len(ratios) if ratios else math.nan
+    return values
 
 
 def mean_diversity(texts: list[str], answers: list, n: int) -> dict[str, float]:
-    """`diversity` of flat lists, n completions per problem, averaged over the problems."""
-    found = []
+    """`diversity` averaged over problems, for flat lists of n completions per problem."""
+    rows = []
     for start in range(0, len(texts), n):
         problem = slice(start, start + n)
-        found.append(diversity(texts[problem], answers[problem]))
-    return {name: sum(f[name] for f in found) / len(found) for name in found[0]}
+        rows.append(diversity(texts[problem], answers[problem]))
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 def add_scores(pool: list[dict], verifier: Verifier, chat: bool = False) -> None:
-    """Set `scores`, the verifier's scores of the completions, in every entry of a pool."""
+    """Set `scores`, the verifier's score of each completion, in every entry of a pool."""
     prompts = [entry["prompt"] for entry in pool for _ in entry["completions"]]
     texts = [text for entry in pool for text in entry["completions"]]
     scores = iter(verify_scores(verifier, prompts, texts, chat))
@@ -218,32 +229,32 @@ def add_scores(pool: list[dict], verifier: Verifier, chat: bool = False) -> None
 
 
 def auc(scores: list[float], right: list[float]) -> float:
-    """Chance that a right sample outscores a wrong one, ties counting half (Mann-Whitney); nan if one kind is
-    missing."""
+    """Probability that a correct sample outscores a wrong one, ties counting half (Mann-Whitney); nan unless there are
+    both. right: rewards, 1 = correct."""
     import numpy as np
     scores = np.asarray(scores, dtype=float)
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-    mean_rank = count.cumsum() - (count - 1) / 2  # of equal scores
-    rank = mean_rank[place]
-    right = np.asarray(right) == 1
-    p = int(right.sum())
-    q = int((~right).sum())
-    if not p or not q:
+    _, index, count = np.unique(scores, return_inverse=True, return_counts=True)
+    mean_rank = count.cumsum() - (count - 1) / 2  # equal scores share their mean rank
+    rank = mean_rank[index]
+    correct = np.asarray(right) == 1
+    P = int(correct.sum())
+    N = int((~correct).sum())
+    if not P or not N:
         return math.nan
-    return float((rank[right].sum() - p * (p + 1) / 2) / (p * q))
+    return float((rank[correct].sum() - P * (P + 1) / 2) / (P * N))
 
 
 def auc_interval(pool: list[dict], resamples: int) -> tuple[float, float]:
-    """95 % interval of the AUC of a pool's scores, by a bootstrap over problems -> (low, high); nan without any."""
+    """95 % bootstrap interval over problems of the AUC of a pool's scores -> (low, high); nan if no AUC is defined."""
     import numpy as np
     scores = [np.array(e["scores"]) for e in pool]
-    right = [np.array(e["rewards"]) == 1 for e in pool]
+    correct = [np.array(e["rewards"]) == 1 for e in pool]
     rng = np.random.default_rng(0)
     draws = []
     for _ in range(resamples):
         some = rng.integers(len(pool), size=len(pool))
         those = np.concatenate([scores[i] for i in some])
-        labels = np.concatenate([right[i] for i in some])
+        labels = np.concatenate([correct[i] for i in some])
         draws.append(auc(those, labels))
     if np.isnan(draws).all():
         return math.nan, math.nan
@@ -252,11 +263,12 @@ def auc_interval(pool: list[dict], resamples: int) -> tuple[float, float]:
 
 
 def judge_verifier(pool: list[dict], resamples: int = 200) -> dict:
-    """How well the scores of a pool tell right from wrong: AUC over all samples with a 95 % bootstrap interval over
-    problems; calibration of sigmoid(score) in ten bins (mean probability, share right, count), its expected error."""
+    """How well the scores of a pool separate correct from wrong samples -> the keys of VERIFIER in support/run.py: AUC
+    over all samples with a 95 % bootstrap interval over problems; calibration of sigmoid(score) in ten bins, as (mean
+    predicted probability, share of correct samples, count), and the expected calibration error."""
     import numpy as np
     scores = np.array([s for e in pool for s in e["scores"]])
-    right = np.array([r for e in pool for r in e["rewards"]]) == 1
+    correct = np.array([r for e in pool for r in e["rewards"]]) == 1
     probability = 0.5 + 0.5 * np.tanh(scores / 2)
     bins = np.minimum((probability * 10).astype(int), 9)
     calibration = []
@@ -264,18 +276,18 @@ def judge_verifier(pool: list[dict], resamples: int = 200) -> dict:
         inside = bins == b
         if inside.any():
             expected = float(probability[inside].mean())
-            share = float(right[inside].mean())
+            share = float(correct[inside].mean())
             calibration.append([expected, share, int(inside.sum())])
     low, high = auc_interval(pool, resamples)
-    found = {"auc": auc(scores, right), "low": low, "high": high, "calibration": calibration}
-    found["calibration_error"] = sum(abs(p - share) * n for p, share, n in calibration) / len(scores)
-    found["score_right"] = float(scores[right].mean()) if right.any() else None
-    found["score_wrong"] = float(scores[~right].mean()) if (~right).any() else None
-    return found
+    report = {"auc": auc(scores, correct), "low": low, "high": high, "calibration": calibration}
+    report["calibration_error"] = sum(abs(p - share) * n for p, share, n in calibration) / len(scores)
+    report["score_right"] = float(scores[correct].mean()) if correct.any() else None
+    report["score_wrong"] = float(scores[~correct].mean()) if (~correct).any() else None
+    return report
 
 
 def metrics(pool: list[dict], ks: Sequence[int], graded: bool = False, score: str = "logp") -> dict[str, list[float]]:
-    """Per-problem values of every metric from a pool -> {"pass@8": [one per problem], ...}."""
+    """Every metric of every problem in a pool -> {"pass@8": [one value per problem], ...}."""
     values = {}
     for entry in pool:
         for name, value in metrics_of(entry, ks, graded, score).items():
@@ -284,8 +296,8 @@ def metrics(pool: list[dict], ks: Sequence[int], graded: bool = False, score: st
 
 
 def majority(answers: list, rewards: list[float], k: int) -> float:
-    """Chance that a plurality vote of k of the n samples of a problem is right, ties shared.  answers: None = no vote;
-    rewards: 1 = right."""
+    """Probability that a plurality vote of k of a problem's n samples is correct, ties shared.  answers: [n], None = no
+    vote; rewards: [n], 1 = correct. Several answers may be correct; they cannot win together, so probabilities add."""
     keys = {a for a, r in zip(answers, rewards) if r == 1 and a is not None}
     return sum(common.maj_at_k(answers, key, k) for key in keys)
 
@@ -295,36 +307,36 @@ def metrics_of(entry: dict, ks: Sequence[int], graded: bool, score: str) -> dict
     rewards = entry["rewards"]
     answers = entry["answers"]
     n = len(rewards)
-    right = sum(r == 1 for r in rewards)
-    by = {"oracle": rewards, "logp": entry["logps"], "verifier": entry.get("scores")}[score]
-    found = {}
+    c = sum(r == 1 for r in rewards)
+    scores = {"oracle": rewards, "logp": entry["logps"], "verifier": entry.get("scores")}[score]
+    values = {}
     for k in ks:
         if graded:
-            found[f"max@{k}"] = common.bon_at_k(rewards, rewards, k)
+            values[f"max@{k}"] = common.bon_at_k(rewards, rewards, k)
         else:
-            found[f"pass@{k}"] = common.pass_at_k(n, right, k)
-            found[f"maj@{k}"] = majority(answers, rewards, k)
-        found[f"bon@{k}"] = common.bon_at_k(by, rewards, k)
-    found["reward"] = sum(rewards) / n
-    found["length"] = sum(entry["lengths"]) / n
+            values[f"pass@{k}"] = common.pass_at_k(n, c, k)
+            values[f"maj@{k}"] = majority(answers, rewards, k)
+        values[f"bon@{k}"] = common.bon_at_k(scores, rewards, k)
+    values["reward"] = sum(rewards) / n
+    values["length"] = sum(entry["lengths"]) / n
     if "completions" in entry:
-        found |= diversity(entry["completions"], answers)
+        values |= diversity(entry["completions"], answers)
     for name in ("kl", "entropy", "gold"):
         if name in entry:
-            found[name] = entry[name]
-    return found
+            values[name] = entry[name]
+    return values
 
 
 def that_fit(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem]) -> list[tasks.Problem]:
-    """The problems whose prompt leaves room for the task's max_new_tokens in the model's positions; prints how many
-    were left out.  Raises UserError if none is left, or if a prompt has no tokens."""
+    """The problems whose prompt leaves room for max_new_tokens in the model's positions; prints how many are left out.
+    Raises UserError if none remains, or if a prompt has no tokens."""
     longest = policy.positions - task.max_new_tokens
     rows = policy.encode([p.prompt for p in problems], task.chat)
     kept = []
     for p, ids in zip(problems, rows):
         if not ids:
-            raise UserError(f"{p.id}: the tokenizer of this model leaves nothing of the prompt {p.prompt[:40]!r}: take "
-                            "the problem out, or another model")
+            raise UserError(f"{p.id}: the prompt {p.prompt[:40]!r} has no tokens after tokenization: remove the "
+                            "problem, or use another model")
         if len(ids) <= longest:
             kept.append(p)
     if not kept and problems:
@@ -337,8 +349,8 @@ def that_fit(policy: common.Policy, task: tasks.Task, problems: list[tasks.Probl
 
 
 def fit_length(policy: common.Policy, task: tasks.Task) -> int:
-    """If the task's own max_new_tokens would fill the positions of a small model, set it to what the longest prompt
-    leaves, at least half of the positions; prints and returns it, 0 if it is unchanged."""
+    """Lower the task's default max_new_tokens if it exceeds half of a small model's positions: to what the longest
+    prompt leaves, but at least that half. Prints and returns the new value; 0 if nothing changes."""
     half = policy.positions // 2
     if task.max_new_tokens <= half:
         return 0
@@ -364,15 +376,17 @@ def mean_se(values: list[float]) -> dict[str, float]:
 
 
 def means(values):
-    """`mean_se` of each metric of `metrics`."""
+    """`mean_se` of each metric, for values as returned by `metrics`."""
     return {name: mean_se(column) for name, column in values.items()}
 
 
 def evaluate(policy: common.Policy, task: tasks.Task, problems: list[tasks.Problem], samples: int, ks: Sequence[int],
              temperature: float = 1.0, seed: int = 0, kl: bool = False, verifier: Verifier | None = None,
              target: str = "solution") -> tuple[dict, list[dict]]:
-    """The evaluation of the training scripts before the first and after the last update. With a verifier, best-of-N
-    selects by it.  Returns ({"pass@8": {"mean", "se"}, ...}, pool).  Raises UserError if a k exceeds `samples`."""
+    """Evaluate a policy, as the training scripts do before the first and after the last update. With a verifier,
+    best-of-N selects by it.  Returns ({"pass@8": {"mean", "se"}, ...}, pool).  Raises UserError if a k exceeds
+    `samples`.
+    """
     if max(ks) > samples:
         raise UserError(f"k = {max(ks)} needs at least as many samples per problem, not {samples}")
     pool = draw_pool(policy, task, problems, samples, temperature, seed, kl, target=target)
@@ -383,12 +397,16 @@ def evaluate(policy: common.Policy, task: tasks.Task, problems: list[tasks.Probl
 
 
 MAIN = ("pass", "max", "maj", "bon", "kl", "length")  # the columns of the first table
-DIVERSITY = ("distinct", "answers", "entropy", "distinct-2", "similarity", "gold")  # of the second
+DIVERSITY = ("distinct", "answers", "entropy", "distinct-2", "similarity", "gold")  # the columns of the second table
 
 
 def table(results: dict[str, dict], kinds: Sequence[str] = MAIN, ks: Sequence[int] | None = None) -> str:
-    """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}: pass@k, maj@k, bon@k, KL and length, or other kinds;
-    for the budgets ks only (None: all). maj@1 and bon@1 are the mean reward, as is pass@1, so they are left out."""
+    """Text table of {row name: {"pass@8": {"mean", "se"}, ...}}.
+
+    kinds  metrics to show, without @k; default pass@k, maj@k, bon@k, KL and length
+    ks     budgets to show; None: all
+
+    maj@1 and bon@1 are left out, because they equal pass@1."""
     names = []
     for name in next(iter(results.values())):
         kind, _, k = name.partition("@")
@@ -408,8 +426,9 @@ def table(results: dict[str, dict], kinds: Sequence[str] = MAIN, ks: Sequence[in
 
 
 def co_scaling(results: dict[str, dict]) -> dict[str, dict[str, float]]:
-    """Least squares of log(-log pass@N) = log(-a) + b log N per temperature (papers' eq.: pass@N = exp(a N^b), a < 0).
-    results {T: {"pass@N": {"mean"}}} -> {T: {"a", "b", "rmse"}}, rmse of pass@N itself; without points at 0 or 1."""
+    """Fit pass@N = exp(a N^b), a < 0, at each temperature T, by least squares of log(-log pass@N) = log(-a) + b log N.
+    results {T: {"pass@N": {"mean"}}} -> {T: {"a", "b", "rmse"}}, where rmse is that of pass@N itself. Points at 0 or 1
+    are left out."""
     import numpy as np
     fits = {}
     for temperature, result in results.items():
@@ -428,16 +447,16 @@ def co_scaling(results: dict[str, dict]) -> dict[str, dict[str, float]]:
 
 
 def run_flags(model: str) -> dict | None:
-    """Flags of a run folder and, as "contents", digests of its inputs; None if `model` is not a run folder."""
-    found = contents.read_json(os.path.join(model, "args.json"))
-    flags = found.get("flags")
-    known = isinstance(flags, dict) and {"model", "task", "data", "levels"} <= flags.keys()
-    return {**flags, "contents": found.get("contents") or {}} if known else None
+    """Flags of a run folder and, under "contents", digests of its inputs; None if `model` is not a run folder."""
+    saved = contents.read_json(os.path.join(model, "args.json"))
+    flags = saved.get("flags")
+    is_run = isinstance(flags, dict) and {"model", "task", "data", "levels"} <= flags.keys()
+    return {**flags, "contents": saved.get("contents") or {}} if is_run else None
 
 
 def base_and_adapter(model: str) -> tuple[str, str | None, dict | None]:
-    """(base, adapter or None, flags of the adapter's run or None) of an argument: a run folder, BASE+ADAPTER or a
-    model.  Raises UserError if a path does not exist."""
+    """Split an argument (run folder, BASE+ADAPTER or model) -> (base, adapter or None, flags of the adapter's run or
+    None).  Raises UserError if a path does not exist."""
     flags = run_flags(model)
     if flags:
         return contents.located(flags["model"], f"base of {model}, --model"), model, flags
@@ -454,8 +473,8 @@ def is_local(model):
 
 
 def split_at_plus(model):
-    """(base, adapter) of BASE+ADAPTER, each of which may contain a +: the longest base that exists, else the part
-    before the first +, because a hub id contains none."""
+    """Split BASE+ADAPTER -> (base, adapter). Local paths may contain a +, hub ids cannot: the base is the longest
+    prefix that exists as a path, else the part before the first +."""
     parts = model.split("+")
     splits = [("+".join(parts[:i]), "+".join(parts[i:])) for i in range(1, len(parts))]
     local = [split for split in splits if is_local(split[0])]
@@ -463,8 +482,8 @@ def split_at_plus(model):
 
 
 def problems_of(args, runs: dict[str, dict]) -> tasks.Task:
-    """The task to evaluate on: from --task or --data, else from the run folders among the arguments, {argument: flags},
-    else countdown.  Raises UserError if the runs have different tasks."""
+    """The task to evaluate on: from --task or --data, else from the run folders {argument: flags}, else countdown.
+    Raises UserError if the run folders have different problems."""
     if not args.task and not args.data:
         same_problems(runs)
     name = args.task
@@ -473,7 +492,7 @@ def problems_of(args, runs: dict[str, dict]) -> tasks.Task:
     levels = args.levels
     columns = args.columns
     skip = args.skip_bad_rows
-    train = None  # how many train problems of a data set of the hub are read: its splits can depend on it
+    train = None  # number of training problems read from a hub data set: its splits can depend on it
     matching = [flags for flags in runs.values() if name in (None, flags["task"])]
     if matching and not data:
         name = matching[0]["task"]
@@ -494,37 +513,38 @@ def problems_of(args, runs: dict[str, dict]) -> tasks.Task:
 
 
 def length_of(args, runs: dict[str, dict]) -> int:
-    """Longest completion in tokens of the runs on the problems that are evaluated; 0 where there is none."""
+    """Largest max_new_tokens of the run folders {argument: flags} on the task that is evaluated; 0 if there are
+    none."""
     matching = [flags for flags in runs.values() if args.task in (None, flags["task"]) and not args.data]
     return max((flags.get("max_new_tokens") or 0 for flags in matching), default=0)
 
 
 def say_changed(model: str, begun: dict, task: tasks.Task) -> None:
-    """Print a note if a file that judges has changed since a run began with these contents."""
+    """Print a note if code that grades samples has changed since the run `model` began with the digests `begun`."""
     for flag, now in task.code.items():
         names = contents.differing(begun.get(flag) or now, now)
         if names:
-            print(f"note: what --{flag} names is not what {model} was trained with, in {contents.listed(names)}: these "
-                  "figures are by what it is now", flush=True)
+            print(f"note: --{flag} has changed since {model} was trained, in {contents.listed(names)}: these figures "
+                  "are from its current version", flush=True)
 
 
 def same_problems(runs):
-    """Raises UserError if runs {argument: flags} have different problems."""
-    first = {}  # of each kind of problems, the first run
+    """Raises UserError if run folders {argument: flags} have different problems."""
+    first = {}  # {problems: the first run folder with them}
     for model, flags in runs.items():
         kind = (flags["task"], flags["data"], flags["levels"], flags.get("columns"), flags.get("reward"))
         first.setdefault(kind, model)
     if len(first) > 1:
-        told = ", ".join(f"{model} of {' '.join(filter(None, kind))}" for kind, model in first.items())
-        raise UserError(f"these runs are of different problems ({told}): evaluate them one by one, or say on which "
-                        "with --task or --data")
+        listed = ", ".join(f"{model}: {' '.join(filter(None, kind))}" for kind, model in first.items())
+        raise UserError(f"these runs have different problems ({listed}): evaluate them one by one, or choose the "
+                        "problems with --task or --data")
 
 
-NEEDED = ("task", "graded", "id", "rewards", "answers", "logps", "lengths")  # of an entry of a pool file
+NEEDED = ("task", "graded", "id", "rewards", "answers", "logps", "lengths")  # keys of every line of a pool file
 
 
 def read_pool(path: str) -> list[dict]:
-    """A pool file -> list of dicts.  Raises UserError."""
+    """Read a pool file -> list of dicts, one per problem.  Raises UserError."""
     try:
         with open(path) as file:
             pool = [json.loads(line) for line in file]
@@ -537,7 +557,7 @@ def read_pool(path: str) -> list[dict]:
             for name in entry.keys() & {"logps", "scores"}:
                 entry[name] = [number(value) for value in entry[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--pool {path} is no readable pool file ({error}): give a pool-*.jsonl of evaluate.py"
+        raise UserError(f"--pool {path} is not a readable pool file ({error}): give a pool-*.jsonl of evaluate.py"
                         ) from error
     if not pool:
         raise UserError(f"--pool {path} is empty")
@@ -545,14 +565,14 @@ def read_pool(path: str) -> list[dict]:
 
 
 def number(value):
-    """A number from a JSON file, where null stands for a value that is not finite."""
+    """A number from a JSON file, in which null represents nan."""
     return math.nan if value is None else value
 
 
 def draw_pools(args, task: tasks.Task, parts: dict[str, tuple], temperatures: list[float],
                verifier: Verifier | None) -> tuple[dict[str, list[dict]], dict]:
-    """Sample every model of `parts` {argument: result of base_and_adapter} at every temperature -> {row: pool},
-    {argument: findings of its check}."""
+    """Sample every model in `parts`, {argument: result of base_and_adapter}, at every temperature, and write the pool
+    files -> ({row of the table: pool}, {argument: findings of support/check.py})."""
     pools = {}
     checks = {}
     chat = task.chat  # whether the task asks for a template
@@ -561,7 +581,7 @@ def draw_pools(args, task: tasks.Task, parts: dict[str, tuple], temperatures: li
     print(f"{args.out}: {task.name}, {count:,} problems of the {args.split} split, {args.samples} samples each",
           flush=True)
     for model, named in parts.items():
-        gc.collect()  # two models need not fit at once
+        gc.collect()  # frees the previous model: two may not fit in memory
         task.chat = chat
         task.max_new_tokens = longest
         policy = ready(args, task, model, *named)
@@ -570,15 +590,15 @@ def draw_pools(args, task: tasks.Task, parts: dict[str, tuple], temperatures: li
         problems = that_fit(policy, task, task.need(args.split))[:args.problems or None]
         for temperature in temperatures:
             row = f"{model} T={temperature:g}" if len(temperatures) > 1 else model
-            told = len(findings)
+            checked = len(findings)
             pool = draw_pool(policy, task, problems, args.samples, temperature, args.seed, label=row)
-            if findings and not told:
+            if findings and not checked:
                 print(check_words(findings[0]), flush=True)
             if verifier:
                 add_scores(pool, verifier, task.chat)
             known = {"task": task.name, "graded": task.graded, "chat": task.chat}
             pools[row] = [{**known, **entry, **messages_of(entry["prompt"])} for entry in pool]
-            # at once: the next model may fail
+            # saved before the next model is loaded, which may fail
             text = "".join(to_json(entry) + "\n" for entry in pools[row])
             write_atomic(os.path.join(args.out, f"pool-{len(pools)}.jsonl"), text)
         del policy
@@ -586,16 +606,16 @@ def draw_pools(args, task: tasks.Task, parts: dict[str, tuple], temperatures: li
 
 
 def ready(args, task: tasks.Task, model: str, base: str, adapter: str | None, flags: dict | None) -> common.Policy:
-    """Load a policy and set the task's prompts and length for it; prints how."""
-    own = flags if flags and adapter == model else {}  # of a run folder; BASE+ADAPTER is put as asked here
-    bits = args.bits or own.get("bits")
+    """Load a policy, set how the task formats its prompts and how long completions may be, and print these choices."""
+    saved = flags if flags and adapter == model else {}  # for BASE+ADAPTER only the flags of this command count
+    bits = args.bits or saved.get("bits")
     policy = common.load_policy(base, bits, adapter=adapter, reference="base", device=args.device,
                                 fast=chooser(args.plain))
     chat = args.chat
     system = args.system
     if chat is None:
-        chat = own.get("chat")
-        system = system or own.get("system")
+        chat = saved.get("chat")
+        system = system or saved.get("system")
     how = load.put_prompts(policy, task, chat, system)
     rollouts.connect(policy, args, args.out)
     print(f"{model}: {policy.note}, prompts {how}", flush=True)
@@ -605,34 +625,35 @@ def ready(args, task: tasks.Task, model: str, base: str, adapter: str | None, fl
 
 
 def paired(values: dict[str, dict], pools: dict[str, list[dict]]) -> dict[str, dict]:
-    """{"row - first row": means of the differences problem by problem}, where both were on the same problems."""
+    """Means of the differences to the first row, problem by problem -> {"row - first row": {metric: {"mean", "se"}}}.
+    Rows on other problems than the first are left out."""
     first, *others = values
     ids = {row: [entry["id"] for entry in pool] for row, pool in pools.items()}
-    golden = {row: [entry["id"] for entry in pool if "gold" in entry] for row, pool in pools.items()}
-    found = {}
+    gold_ids = {row: [entry["id"] for entry in pool if "gold" in entry] for row, pool in pools.items()}
+    differences_of = {}
     for row in others:
         if ids[row] != ids[first]:
             continue
         differences = {}
         for name in values[row]:
-            same = name != "gold" or golden[row] == golden[first]
-            if same and name in values[first]:
+            comparable = name != "gold" or gold_ids[row] == gold_ids[first]
+            if comparable and name in values[first]:
                 differences[name] = [b - a for a, b in zip(values[first][name], values[row][name])]
-        found[f"{row} - {first}"] = means(differences)
-    return found
+        differences_of[f"{row} - {first}"] = means(differences)
+    return differences_of
 
 
 def show(report):
-    """Print what result.json holds."""
+    """Print the contents of result.json as tables."""
     results = report["results"]
     print(table(results))
     if "distinct" in results[next(iter(results))]:
         print(table(results, DIVERSITY))
-    for row, found in report.get("verifier", {}).items():
-        print(f"verifier on {row}: AUC {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}], calibration "
-              f"error {found['calibration_error']:.3f}")
-    for row, found in report.get("paired", {}).items():
-        print(table({f"{row} (paired)": found}))
+    for row, v in report.get("verifier", {}).items():
+        print(f"verifier on {row}: AUC {v['auc']:.3f} [{v['low']:.3f}, {v['high']:.3f}], calibration error "
+              f"{v['calibration_error']:.3f}")
+    for row, differences in report.get("paired", {}).items():
+        print(table({f"{row} (paired)": differences}))
     if report.get("counts"):
         print("  ".join(f"{n} {c}" for n, c in report["counts"].items()))
     for row, fit in report.get("co_scaling", {}).items():
@@ -640,26 +661,26 @@ def show(report):
 
 
 def check_flags(args, ks: list[int], pools: dict[str, list[dict]]) -> None:
-    """Check what argparse cannot.  Raises UserError."""
+    """Check values and combinations that argparse cannot.  Raises UserError."""
     if args.problems < 0:
         raise UserError("--problems must not be negative")
     if args.max_new_tokens < 0:
         raise UserError("--max-new-tokens must not be negative")
     check_rollouts(args)
     if args.pool:
-        refuse(args, ["rollouts"], "with --pool, which samples nothing")
+        refuse(args, ["rollouts"], "with --pool, which draws no samples")
     if args.co_scaling and (args.pool or len(ks) < 2):
-        raise UserError("--co-scaling needs to sample, and at least two budgets --k")
+        raise UserError("--co-scaling needs at least two budgets --k, and cannot be used with --pool")
     entries = [entry for pool in pools.values() for entry in pool]
     samples = min((len(entry["rewards"]) for entry in entries), default=args.samples)
     if max(ks) > samples:
         raise UserError(f"--k {max(ks)} exceeds the {samples} samples per problem: draw more samples or lower k")
     if args.score == "verifier" and not args.verifier:
-        raise UserError("--score verifier needs --verifier: a folder of fit_verifier.py, or a reward model of "
+        raise UserError("--score verifier needs --verifier: a folder made by fit_verifier.py, or a reward model with "
                         "one label")
     kinds = {(entry["task"], entry["graded"]) for entry in entries}
     if len(kinds) > 1:
-        raise UserError("--pool: the files are of different tasks: rescore them one by one")
+        raise UserError("--pool: these files are from different tasks: give them one by one")
     if not args.verifier:
         return
     for path, pool in pools.items():
@@ -668,7 +689,7 @@ def check_flags(args, ks: list[int], pools: dict[str, list[dict]]) -> None:
 
 
 def new_report(args, ks: list[int], pools: dict[str, list[dict]], **known) -> dict:
-    """What result.json holds, from pools {row: list of dicts}."""
+    """Contents of result.json, from pools {row: list of dicts}; **known are added as they are."""
     graded = next(iter(pools.values()))[0]["graded"]
     values = {row: metrics(pool, ks, graded, args.score) for row, pool in pools.items()}
     results = {row: means(value) for row, value in values.items()}
@@ -690,7 +711,7 @@ def main(argv: list[str] | None = None) -> None:
     pools = {path: read_pool(path) for path in args.pool or ()}
     check_flags(args, ks, pools)
     args.verifier = contents.located(args.verifier, "--verifier")
-    parts = {model: base_and_adapter(model) for model in args.models}  # all of them, before the first is loaded
+    parts = {model: base_and_adapter(model) for model in args.models}  # check all of them before loading the first
     verifier = None
     if args.verifier:
         verifier = load_verifier(args.verifier, args.bits, device=args.device)
@@ -715,7 +736,7 @@ def main(argv: list[str] | None = None) -> None:
         known["counts"] = dict(task.counts)
         known["code"] = task.code
     report = new_report(args, ks, pools, **known)
-    # files first: printing fails if its reader has gone
+    # Files are written first, because printing fails if the output is piped into a program that has ended.
     write_atomic(os.path.join(args.out, "result.json"), to_json(report, indent=1))
     plots.plot(report["results"], os.path.join(args.out, "curves.png"), known["task"])
     if args.co_scaling:

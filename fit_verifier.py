@@ -1,18 +1,19 @@
-"""Fit the learned verifier that best-of-N selects by: it predicts which samples of a policy are right.
+"""Train a verifier for best-of-N selection: a classifier that predicts which samples of a policy are correct.
 
 Paper: Chow et al. 2024, "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models", arXiv 2412.15287
 (as we read it).
-Page: docs/bon_rl.md
+Derivation: docs/bon_rl.md
 
-Its BoN-RL-V selects by a verifier s(x, y) that is trained before the policy:
+BoN-RL-V selects by a verifier s(x, y) that is trained before the policy. Its loss is the binary cross-entropy
 
     loss = -(1/R) sum_j [ r_j log sigmoid(s_j) + (1 - r_j) log(1 - sigmoid(s_j)) ]
 
-over the R samples y_j of a batch, drawn from the policy on training problems, with r_j in {0, 1} the environment's
-reward. s is a scalar head on the base with its own LoRA adapter, read at the last token of prompt and completion. It is
-evaluated on samples for test problems: AUC and calibration.
+over R samples y_j of the policy on training problems, where r_j in {0, 1} is the environment's reward. s is the output
+of a scalar head on the base model, with a LoRA adapter of its own, at the last token of prompt and completion. The
+verifier is evaluated on samples for test problems: AUC and calibration.
 
-bon_rl.py --variant v trains with it, bon_sft.py --scores verifier too, and --verifier evaluates best-of-N by it.
+The verifier is used by bon_rl.py --variant v and bon_sft.py --scores verifier for training, and by every script with
+--verifier to evaluate best-of-N.
 
     CPU, embedded model:  python fit_verifier.py --out runs/verifier
     GPU, 4-bit LoRA:      python fit_verifier.py --model Qwen/Qwen2.5-1.5B-Instruct --task gsm8k --out runs/verifier
@@ -28,26 +29,26 @@ def parser() -> flags.Parser:
     g.add_argument("--temperature", type=float, default=1.0,
                    help="sampling temperature T")
     g.add_argument("--max-new-tokens", type=int, default=0,
-                   help="longest completion in tokens; 0 = the task's own")
+                   help="longest completion in tokens; 0 = the task's limit")
     g.add_argument("--epochs", type=int, default=2,
-                   help="passes over the samples, 256 at a time")
+                   help="passes over the samples, in batches of 256")
     g.add_argument("--lr", type=float,
-                   help="peak learning rate (AdamW), warms up over 30 steps and decays to 0; default 5e-3, for a large "
-                        "model that of SFT")
+                   help="peak learning rate (AdamW), warmed up over 30 steps, then decayed linearly to 0; default 5e-3 "
+                        "below 5 M parameters, else that of SFT for this size")
     g.add_argument("--noise", type=float, default=0.0,
-                   help="probability that a label is flipped before fitting")
+                   help="probability with which each label is flipped, to study a noisy verifier")
     g.add_argument("--seed", type=int, default=0,
-                   help="initialisation, samples and their order")
+                   help="seed of the initialisation, the samples and their order")
     g = p.add_argument_group("evaluation and folder")
     g.add_argument("--eval-problems", type=int,
-                   help="test problems to judge it on, 16 samples each, 0 = all; default all for a model of less than "
-                        "5 M parameters, else 256")
+                   help="test problems for its evaluation, 16 samples each, 0 = all; default all below 5 M parameters, "
+                        "else 256")
     g.add_argument("--out", help="folder of the verifier; default runs/verifier-<task>-<number>")
     return p
 
 
 if __name__ == "__main__":
-    flags.answer(parser().parse_args)  # --help and bad flags, before the heavy imports
+    flags.answer(parser().parse_args)  # answer --help and reject bad flags before the slow imports
 
 import time
 
@@ -67,12 +68,12 @@ from support.verifier import Verifier, load_verifier, verifier_logits
 # ------------------------------------------------------------------------------------------------------------ the loss
 
 def verifier_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of scores (logits) and labels in {0, 1}, [R] each, summed."""
+    """Binary cross-entropy of scores (logits) [R] and labels in {0, 1} [R], summed."""
     return F.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
 
 
 def rate(args: flags.Flags, step: int, steps: int) -> float:
-    """Learning rate of step 1, 2, ..., `steps`."""
+    """Learning rate of step 1, 2, ..., `steps`: warm-up over 30 steps, linear decay to 0."""
     warm = min(1, step / 30)
     left = 1 - (step - 1) / steps
     return args.lr * warm * left
@@ -81,15 +82,15 @@ def rate(args: flags.Flags, step: int, steps: int) -> float:
 # ------------------------------------------------------------------------------------------------------------- training
 
 def check_flags(args: flags.Flags) -> None:
-    """Check what argparse cannot.  Raises UserError."""
+    """Check values and combinations that argparse cannot.  Raises UserError."""
     flags.check_common(args, positive=("epochs",), not_negative=("noise",))
     if args.noise > 1:
         raise UserError(f"--noise is a probability, not {args.noise}")
 
 
 def draw_pools(task: tasks.Task, args: flags.Flags) -> tuple[list[dict], list[dict]]:
-    """Sample the policy on training and test problems, and verify. Sets the defaults that depend on the model.  Returns
-    (train, test), lists of {"prompt", "completions", "rewards", ...}."""
+    """Sample the policy on training and test problems, and grade the samples.  Returns (train, test), lists of
+    {"prompt", "completions", "rewards", ...}. Fills in the flags whose defaults depend on the model."""
     policy = common.load_policy(args.model, args.bits, args.lora_rank, args.adapter, "base", args.seed,
                                 args.device, chooser(args.plain))
     load.put_prompts(policy, task, args.chat, args.system)
@@ -111,7 +112,7 @@ def draw_pools(task: tasks.Task, args: flags.Flags) -> tuple[list[dict], list[di
 
 def fit(verifier: Verifier, rows: list[list[int]], labels: torch.Tensor, args: flags.Flags,
         generator: torch.Generator) -> None:
-    """Train the verifier on rows of token ids and their labels [R]."""
+    """Train the verifier on R rows of token ids (prompt and completion) and their labels [R]."""
     optimizer = torch.optim.AdamW(verifier.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     batches = []
     for _ in range(args.epochs):
@@ -121,10 +122,10 @@ def fit(verifier: Verifier, rows: list[list[int]], labels: torch.Tensor, args: f
         optimizer.param_groups[0]["lr"] = rate(args, step, len(batches))
         optimizer.zero_grad()
         total = 0.0
-        mine = batch[processes.RANK::processes.WORLD]
+        mine = batch[processes.RANK::processes.WORLD]  # the rows of this process
         for index, scores in verifier_logits(verifier, [rows[j] for j in mine]):
-            own = labels[mine[index]].to(scores)
-            loss = verifier_loss(scores, own) / len(batch)
+            r = labels[mine[index]].to(scores)
+            loss = verifier_loss(scores, r) / len(batch)
             loss.backward()
             total += loss.item()
         losses.append(processes.all_reduce(total))
@@ -135,11 +136,11 @@ def fit(verifier: Verifier, rows: list[list[int]], labels: torch.Tensor, args: f
             print(f"step {step}/{len(batches)}  loss {sum(last) / len(last):.4f}", flush=True)
 
 
-def show(found: dict, problems: int) -> None:
-    """Print AUC and calibration on test problems."""
-    print(f"AUC on {problems} test problems {found['auc']:.3f} [{found['low']:.3f}, {found['high']:.3f}] (95 %, over "
-          f"problems), calibration error {found['calibration_error']:.3f}\n predicted     right   samples")
-    for predicted, right, count in found["calibration"]:
+def show(report: dict, problems: int) -> None:
+    """Print AUC and calibration on test problems, as returned by evaluate.judge_verifier."""
+    print(f"AUC on {problems} test problems {report['auc']:.3f} [{report['low']:.3f}, {report['high']:.3f}] (95 %, "
+          f"over problems), calibration error {report['calibration_error']:.3f}\n predicted     right   samples")
+    for predicted, right, count in report["calibration"]:
         print(f"{predicted:10.3f}{right:10.3f}{count:10d}")
 
 
@@ -152,14 +153,14 @@ def main(argv: list[str] | None = None) -> None:
         args.task = "countdown"
     task = tasks.task_of(args)
     if task.graded:
-        raise UserError(f"task {task.name} has graded rewards: a verifier is fitted to right or wrong")
+        raise UserError(f"task {task.name} has graded rewards: a verifier needs rewards of 0 and 1")
     args.task = args.task or task.name
     args.model = args.model or own_base(args.adapter) or task.base
     task.max_new_tokens = args.max_new_tokens or task.max_new_tokens
     folder = new_folder(args.out, f"verifier-{task.name}")
     started = time.time()
 
-    # Sample and verify. The policy is freed before the verifier loads: a large base would be in memory twice.
+    # Sample and grade. draw_pools frees the policy before the verifier loads: two large bases may not fit in memory.
     train, test = draw_pools(task, args)
     verifier = load_verifier(args.model, args.bits, args.lora_rank, args.seed, args.device)
     print(f"{folder}: {args.model}, {task.name} ({len(train):,} train, {len(test):,} test problems)\n"
@@ -175,13 +176,13 @@ def main(argv: list[str] | None = None) -> None:
     labels = torch.where(flipped, 1 - labels, labels)
     fit(verifier, rows, labels, args, generator)
 
-    # Evaluate, save.
+    # Evaluate and save.
     evaluate.add_scores(test, verifier, task.chat)
-    found = evaluate.judge_verifier(test)
+    report = evaluate.judge_verifier(test)
     verifier.extra |= {"bits": args.bits, "task": task.name, "code": task.code, "flags": vars(args)}
-    verifier.extra |= {"seconds": round(time.time() - started, 1), **found}
+    verifier.extra |= {"seconds": round(time.time() - started, 1), **report}
     verifier.save(folder)
-    show(found, len(test))
+    show(report, len(test))
     print(f"{time.time() - started:.0f} s; everything is in {folder}/", flush=True)
 
 

@@ -159,7 +159,8 @@ CLAIMS = {
         Part("peptide-8", "peptide-base", "max@8 - max@1")), "catbon",
         "One seed of five decides it: from step 5 on the policy of seed 0 ends one residue early (KL 13.4, best of 8 "
         "1.678), while the other four lead by .010 to .032; with ranks lower / (M - 1), which weigh the lowest sample "
-        "0, none did that, and the lead was +.016 [+.004, +.029] (old-peptide-8-lower). Against the base, the third "
+        "0, none did that, and the lead was +.016 [+.004, +.029] (old-peptide-8-lower); with half the learning rate "
+        "none does, and it is +.009 [+.003, +.015] (peptide-8-slow minus peptide-1-slow). Against the base, the third "
         "part, any RL lifts the mean (.791 to 1.315) more than the best of 8 (1.289 to 1.723), which is nearer to what "
         "this reward allows."),
     "bon-target": Claim(CAT, "Pass@8 SFT on the best target degenerates to cross-entropy: best of 8 within .005", (

@@ -104,7 +104,7 @@ MEASURES = r"""mm millimeter millimetre|cm centimeter centimetre
     |celsius|fahrenheit|kelvin"""
 COUNTED = """
     old arcminute knot hz watt newton volt ampere amp ohm mol mole pa khz mhz kw kwh ev Ω Å μ μm μs μg μl
-    more fewer less extra additional left remaining total altogether in of different distinct possible real integral
+    more fewer less extra additional left remaining total altogether of the different distinct possible real integral
     small large big red blue green yellow black white unit area volume nm rpm legs revolution rotation bushel leg wing
     erg dyne tesla farad henry lumen pc parsec atm torr psi arcsec arcsecond T K F C A
     N J W V coin square sq cubic cu squared cubed per linear each st nd rd th
@@ -253,6 +253,8 @@ SPELLING = r"""
     (?:[.,; ]|\\\\(?:\[[0-9.]+ *[a-z]+\])?)*(?=\\end) ==>
     (\\\\)\[[0-9.]+ *[a-z]+\] ==> \1
     # Systems of equations are lists
+    \\(begin|end)\{(?:align(?:ed)?\*?|gathered|split)\} ==> \\\1{aligned}
+    \\begin\{array\}\{[lcr]\}([^&=]*=[^&]*)\\end\{array\} ==> \\begin{cases}\1\\end{cases}
     \\\{ *\\begin\{(?:array|aligned|cases)\}(?:\{[lcr| ]*\})?(?=.*\\end\{([a-z]+)\}) ==> \\begin{cases\1}
     \\begin\{cases([a-z]+)\}(.*)\\end\{\1\} ==> \\begin{cases}\2\\end{cases}
     [,;]? *& *(?==) ==>

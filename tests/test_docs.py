@@ -20,7 +20,7 @@ from test_house import SMALL
 
 OTHERS = ["results/README.md", "results/claims.md", "results/elsewhere.md", "results/which.md"]
 HEADINGS = ["The question", "The objective", "From the definition to the coefficient",
-            "From equation to line, test and result", "A first run", "Where this leaves the paper",
+            "From equation to line, test and result", "A first run", "Differences from the paper",
             "The paper's settings", "Copy it out", "In TRL", "Exercises"]
 
 
@@ -218,7 +218,7 @@ def test_maxrl_as_an_operator():
 
 def test_docstrings_link_the_pages():
     for script in SCRIPTS:
-        assert f"\nPage: {references.page_of(script)}" in importlib.import_module(script).__doc__, script
+        assert f"\nDerivation: {references.page_of(script)}" in importlib.import_module(script).__doc__, script
 
 
 def test_readme_is_one_screen_and_a_little():
@@ -409,7 +409,7 @@ def test_a_pasted_list_trains(script):
 def test_copying_out_the_whole(tmp_path):
     """The scripts run with the files that the pages list beside them, and nothing else of this project. (That none
     needs another one is in test_copies_are_identical.)"""
-    lists = {" ".join(re.search(r"take the script whole, with (.*?) beside\s+it", part(script, "Copy it out"),
+    lists = {" ".join(re.search(r"take\s+the\s+whole script, with (.*?) next\s+to it", part(script, "Copy it out"),
                                 re.DOTALL)[1].split()) for script in SCRIPTS}
     listed, = lists
     for name in [*(f"{script}.py" for script in SCRIPTS), *re.findall(r"`([\w./]+)`", listed)]:

@@ -88,7 +88,7 @@ def test_the_example_of_a_task(tmp_path):
     said_no(resumed_run, f"--task {file}:Sums has changed", "in my_task.py")
     code, out, err = run(evaluate.main, tmp_path / "r", "--samples", 2, "--k", 1, "--problems", 3, "--out",
                          tmp_path / "e")
-    assert code == 0 and "sums, 3 problems" in out and "note: what --task names is not what" in out, err
+    assert code == 0 and "sums, 3 problems" in out and "note: --task has changed since" in out, err
     begun = json.loads((tmp_path / "r" / "args.json").read_text())
     assert begun["flags"]["task"] == f"{file}:Sums"  # which is not another task than FILE.py
     assert begun["contents"]["task"] == {"my_task.py": own.hashlib.sha256(TASK.encode()).hexdigest(), "class": "Sums"}
@@ -554,8 +554,8 @@ def test_another_reward_is_said(name, words, begun, tmp_path, capsys):
     asked = evaluate.parse_args([*flag, "--data", str(place / "p.jsonl")])
     task = evaluate.problems_of(asked, {"runs/mine": evaluate.run_flags(place / "whole")})
     place_of = words.removeprefix("differs from it ")
-    assert capsys.readouterr().out == (f"note: what --reward names is not what runs/mine was trained with, {place_of}: "
-                                       "these figures are by what it is now\n")
+    assert capsys.readouterr().out == (f"note: --reward has changed since runs/mine was trained, {place_of}: these "
+                                       "figures are from its current version\n")
     assert task.code["reward"].keys() == {"my_reward.py", "helper.py", "function"}
 
 

@@ -204,7 +204,7 @@ def test_exact_is_what_the_step_trains_with(engine, tmp_path, monkeypatch):
     assert json.load(open(tmp_path / "b" / "args.json"))["flags"]["rollouts_correction"] == "weights"
     code, _, err = run(ppo_passk.main, *flags, "--out", tmp_path / "c", "--estimator", "plain",
                        "--rollouts-correction", "exact")
-    assert code == 2 and "exact exists for --objective passk with --estimator loo" in err
+    assert code == 2 and "exact needs --objective passk and --estimator loo" in err
 
 
 def test_evaluation(engine, tmp_path):

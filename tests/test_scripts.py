@@ -393,7 +393,7 @@ def test_continue_from_an_adapter(whole, tmp_path):
     (["--temperature", "0"], "--temperature"), (["--lr", "x"], "--lr"), (["--clip", "0.2"], "--clip"),
     (["--objective", "majority", "--k", "3", "--samples", "8"], "multiple"), (["--k", "8:x"], "--k"),
     (["--k", "1:8"], "FIRST to LAST"), (["--k", "8:0"], "FIRST to LAST"), (["--k", "9:1", "--samples", "8"], "--k 9:1"),
-    (["--objective", "majority", "--k", "4:1"], "majority trains for one k"),
+    (["--objective", "majority", "--k", "4:1"], "majority trains for a single k"),
     (["--objective", "maxrl", "--estimator", "solved"], "equal to --samples"),
     (["--k", "16", "--estimator", "constant"], "--objective maxrl"),
     (["--objective", "maxrl", "--k", "16:8", "--estimator", "constant"], "equal to --samples"),

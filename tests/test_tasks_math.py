@@ -406,7 +406,8 @@ xy=1: yx=1 | 2 |  | 1 x+y=1
 |x-3|: \text{abs}(x-3) | \text{abs}(x)-3
 \binom{2n}{n}: C(2n,n) C_{2n}^{n} | C_{2n}^{2}
 (1,2): \begin{cases}x=1\\y=2\end{cases} \left\{\begin{array}{l}x=1,\\y=2.\end{array}\right. | x=2,y=1
-(1,2): \begin{aligned}x&=1\\y&=2\end{aligned} | \begin{cases}x=2\\y=1\end{cases}
+(1,2): \begin{aligned}x&=1\\y&=2\end{aligned} \begin{align*}x&=1\\y&=2\end{align*} | (2,1)
+(1,2): \begin{array}{l}x=1\\y=2\end{array} | \begin{cases}x=2\\y=1\end{cases}
 x=1,~x=2: |  | x_1=1,~x_2=2
 \begin{pmatrix}1&2\\3&4\end{pmatrix}: \left[\begin{array}{cc}1&2\\3&4\end{array}\right]
 \begin{pmatrix}1&2\\3&4\end{pmatrix}: \begin{pmatrix}1&2\cr3&4\end{pmatrix}

@@ -302,7 +302,7 @@ def test_nothing_left_of_a_prompt(tmp_path):
     folder = llama_folder(tmp_path / "m", fast(core, eos_token="<eos>", cls_token="[CLS]"))
     policy = load_policy(folder, bits=32)
     assert policy.encode(["1+2=", "你好"]) == [[1, 3, 12, 4, 13], []]
-    with pytest.raises(UserError, match="nothing of it"):
+    with pytest.raises(UserError, match="no tokens after tokenization"):
         common.sample(policy, policy.encode(["1+2=", "你好"]), 2, [0, 1])
     data = tmp_path / "sums.jsonl"
     lines = [{"prompt": x, "answer": "3", "split": split} for split, x in (("train", "1+2="), ("train", "你好"),
