@@ -32,7 +32,7 @@ from decimal import Decimal
 from support.errors import UserError
 from support.text import Chat, turns_of
 
-from .answers import MAX_ANSWER, has_answer, last_box
+from .answers import MAX_ANSWER, clean, last_box
 from .embedded import Problem
 from .files import SPLITS
 from .programs import CodeProblem, fenced, program_of
@@ -315,7 +315,7 @@ def problem_of(row: dict, name: str, columns: dict[str, str] | None = None, used
     answer, solution = answer_of(fields, solution)
     if answer is None and solution is None:
         raise fields.missing("answer")
-    if answer is not None and not has_answer(answer):
+    if answer is not None and not clean(answer):
         raise UserError(f'"prompt" and "answer" must not be empty, nor the answer longer than {MAX_ANSWER} characters')
     return Problem(name, prompt, answer, solution, level), split
 
