@@ -257,11 +257,17 @@ def decode(tokenizer, rows, prompt=None):
     at the beginning of a text in another way. Special tokens are a part of it, but for those that stand for no text:
     start, padding, and what the tokenizer does not know. A part of a character at the end is read as U+FFFD."""
     t = tokenizer
-    silent = {t.bos_token_id, t.cls_token_id, t.pad_token_id, t.unk_token_id}
+    silent = {i for i in (t.bos_token_id, t.cls_token_id, t.pad_token_id, t.unk_token_id) if not is_character(t, i)}
     before = [tail(t, prompt)] if prompt else []
     before.append(letter(t))
     contexts = [(context, read(t, context)) for context in before]
     return [addition(t, [i for i in row if i not in silent], contexts) for row in rows]
+
+
+def is_character(tokenizer, token):
+    """Whether a token is a single character: some models are padded with `!` or `0`, which remains text."""
+    text = None if token is None else tokenizer.convert_ids_to_tokens(token)
+    return isinstance(text, str) and len(text.lstrip("▁Ġ")) == 1
 
 
 def addition(tokenizer, tokens, contexts, cut=3):

@@ -337,6 +337,16 @@ def tiny_tokenizer(eos="<eos>", added=()):
     return tokenizer
 
 
+@pytest.mark.parametrize("role", ["pad_token", "unk_token", "bos_token"])
+def test_a_digit_that_has_a_role_is_text(role):
+    """As where a model is padded with `!` or `0`; what has a name of its own is silent."""
+    tokenizer = tiny_tokenizer()
+    setattr(tokenizer, role, "0")
+    assert text.decode(tokenizer, [text.ids_of(tokenizer, "10*20")]) == ["10*20"]
+    setattr(tokenizer, role, "<unk>")
+    assert text.decode(tokenizer, [[tokenizer.convert_tokens_to_ids("<unk>"), *text.ids_of(tokenizer, "7")]]) == ["7"]
+
+
 @pytest.mark.parametrize("eos,told,stop,words", [
     (">", 0, [0, 18], ["'<eos>' (0) of its generation_config or '>' (18) of its tokenizer"]),
     (None, 0, [0], ["'<eos>' (0) of its generation_config"]), ("<eos>", None, [0], ["'<eos>' (0) of its tokenizer"]),
