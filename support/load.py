@@ -1,4 +1,4 @@
-"""Loading a frozen base in any precision, and what fits into memory."""
+"""Load a frozen base model in any precision, and estimate what fits into memory."""
 import contextlib
 import ctypes
 import functools
@@ -18,13 +18,13 @@ from support import ROOT, checkpoint, contents, processes, text
 from support.contents import EMBEDDED_MODELS
 from support.errors import UserError
 
-SMALL = 5e6  # parameters; below, a step costs calls and not arithmetic, and defaults are those of the embedded models
+SMALL = 5e6  # parameters; smaller models spend their time on calls, and get the defaults of the embedded models
 
 
 def set_threads(parameters):
-    """One thread for a tiny model on a CPU, where two are slower even on an idle machine; torch's default otherwise,
-    and tensors whose memory is kept: glibc gives that of large ones back, and each gets its pages anew, which is a
-    fifth of a step of 135 M parameters."""
+    """Set the number of threads on a CPU: one for a tiny model, for which two are slower even on an idle machine, else
+    torch's default. For larger models also make glibc keep freed memory: by default it returns that of large tensors to
+    the system, and mapping new pages takes a fifth of a step of a model with 135 M parameters."""
     if parameters < SMALL:
         torch.set_num_threads(1)
         return
@@ -35,24 +35,25 @@ def set_threads(parameters):
 
 
 def first_line(error):
-    """The first line of an error, for libraries that raise a dozen types with a page of advice each."""
+    """The first line of an error message. Some libraries add a page of advice."""
     return str(error).strip().split("\n")[0]
 
 
 def default_bits(device):
-    """Precision of the base if none is asked for."""
+    """Default precision of the base model in bits."""
     return 4 if device.type == "cuda" else 32
 
 
 def bits_of(policy):
-    """Precision that the base of a policy is held in, which its checkpoint may have set; None where none was loaded."""
+    """Precision in bits of a policy's base model, which its checkpoint may determine; None if none was loaded."""
     lm = getattr(policy, "lm", None)
     return getattr(lm, "bits", None)
 
 
 def learning_rate(parameters, supervised):
-    """Default of --lr for a base of this size, in parameters -> (rate, the reason in words). Steps over what the field
-    uses with LoRA; samples move a policy further than gold completions at the same rate, so RL has half or less."""
+    """Default of --lr for a base model of this size, in parameters -> (rate, the reason as text). Values are those in
+    common use with LoRA. Large models have a lower rate in RL, where samples move a policy further than gold
+    completions do."""
     sizes = {SMALL: (2e-3, 2e-3), 1e8: (5e-4, 5e-4), 1e9: (2e-4, 1e-4), math.inf: (1e-4, 2e-5)}
     sft, rl = sizes[min(most for most in sizes if parameters < most)]
     mode, rate = ("SFT", sft) if supervised else ("RL", rl)
@@ -60,8 +61,8 @@ def learning_rate(parameters, supervised):
 
 
 def put_prompts(policy, task, chat=None, system=None):
-    """Set how prompts are given to a policy -> the choice, in words; for your own data also what was understood, the
-    first prompt as the model gets it and its gold answer.  Raises UserError."""
+    """Set how prompts are formatted for a policy -> the choice as text; for the user's data also how it was read, with
+    the first prompt as the model sees it and its gold answer.  Raises UserError."""
     words = choose_template(policy, task, chat, system)
     if not getattr(task, "understood", ""):
         return words
@@ -74,20 +75,20 @@ def put_prompts(policy, task, chat=None, system=None):
     if isinstance(problem.prompt, text.Chat) and not task.chat:
         words += ", of chat messages their texts one after the other"
     words = f"{words}\n{task.understood}\nthe first prompt is {in_short(shown)}"
-    if not (problem.answer or problem.solution):  # what judges it needs none
+    if not (problem.answer or problem.solution):  # a reward function may need no answer
         return words
     kind = "completion" if problem.answer is None else "answer"
     return f"{words}, its gold {kind} {in_short(problem.answer or problem.solution)}"
 
 
 def in_short(words, most=300):
-    """A text in quotes; of a long one only the beginning and the end."""
+    """A text in quotes; a long one is shortened to its beginning and end."""
     return repr(words) if len(words) <= most else f"{words[:most // 2]!r} ... {words[-most // 2:]!r}"
 
 
 def choose_template(policy, task, chat, system):
-    """Resolve --chat and --system: sets task.chat, and system, stop and end of the policy -> what was chosen, in words.
-    Raises UserError."""
+    """Apply --chat and --system: sets task.chat, and system, stop and end of the policy -> the choice as text.  Raises
+    UserError."""
     if not policy.tokenizer.chat_template and (chat or system):
         raise UserError(f"{'--chat' if chat else '--system'}: the tokenizer of this model has no chat template: leave "
                         "it out, or add chat_template to its tokenizer_config.json")
@@ -101,7 +102,7 @@ def choose_template(policy, task, chat, system):
         return "as they are"
     try:
         policy.encode("prompt", task.chat)
-    except Exception as error:  # a template is a program, and raises what it likes
+    except Exception as error:  # a template is a program and may raise anything
         leave = "leave out --system, or " * bool(system)
         raise UserError(f"the chat template of this model cannot be used ({first_line(error)}): {leave}give --no-chat"
                         ) from error
@@ -117,7 +118,7 @@ def choose_template(policy, task, chat, system):
 
 
 def check_system_messages(tokenizer, prompts):
-    """Raises UserError if there are any in the prompts and the chat template leaves them out."""
+    """Raises UserError if prompts have system messages and the chat template leaves these out."""
     roles = {role for prompt in prompts for role, _ in text.turns_of(prompt)}
     if "system" in roles and text.leaves_out(tokenizer, "system"):
         raise UserError("--data: there are prompts with a system message, which the chat template of this model leaves "
@@ -125,8 +126,8 @@ def check_system_messages(tokenizer, prompts):
 
 
 def leave_written(policy, task, prompts, chat, system):
-    """Leave prompts as they are that have been through the chat template already: through it again, each would be a
-    message in a message -> this in words, None where they have not been.  Raises UserError."""
+    """If prompts are already formatted with the chat template, do not apply it again, which would nest messages -> this
+    as text; None if they are not.  Raises UserError."""
     if not policy.tokenizer.chat_template:
         return None
     written = sum(text.is_written(policy.tokenizer, prompts))
@@ -143,8 +144,7 @@ def leave_written(policy, task, prompts, chat, system):
 
 
 def end_turns(policy):
-    """Let the token that ends a turn in the chat template end completions, gold ones too -> this in words.  Raises
-    UserError."""
+    """Make the chat template's end-of-turn token end completions, also gold ones -> this as text.  Raises UserError."""
     end = text.end_of_turn(policy.tokenizer, policy.stop)
     policy.end = policy.tokenizer.eos_token_id
     if end is not None:
@@ -156,10 +156,10 @@ def end_turns(policy):
 
 
 def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **options):
-    """Load a frozen model of a transformers auto class, quantised if asked, and its tokenizer.
+    """Load a frozen model with an auto class of transformers, quantised to `bits`, and its tokenizer.
     Returns (model, tokenizer, note on device and precision).  Raises UserError as load_policy does."""
     model = contents.located(model, "--model")
-    # bitsandbytes warns that an optional kernel is absent, and of a cast in every 8-bit product.
+    # bitsandbytes warns of a missing optional kernel, and of a cast in every 8-bit product.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import transformers
     transformers.utils.logging.set_verbosity_error()
@@ -169,9 +169,9 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
     bits = default_bits(device) if asked is None else asked
     dtype = compute_dtype(bits, device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # for what asks for no particular one
-        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, and keys grow with every token
-        # peft computes the adapter in float32: beside a base in bfloat16 ten bits of its products are enough
+        torch.cuda.set_device(device)  # for code that uses the current device
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it compiles a plan for each shape, and keys grow at every token
+        # peft computes the adapter in float32; next to a base in bfloat16, TF32 is precise enough for its products
         torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
     how = {"dtype": dtype, "quantization_config": quantisation(bits, dtype), "device_map": {"": device}}
     path = path_of(model, kind, options)
@@ -195,23 +195,23 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
 
 
 def device_of(asked):
-    """The device asked for (cpu, cuda, cuda:1; None: a GPU where there is one), of several processes on GPUs the one
-    with this process's own number.  Raises UserError if there is no such device."""
+    """The torch device for --device (cpu, cuda, cuda:1; None: a GPU if there is one). With several processes on GPUs,
+    each gets the GPU with its local rank.  Raises UserError if there is no such device."""
     if asked is None:
         asked = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = str(asked).partition(":")
     if kind == "mps":
-        raise UserError(f"--device {asked}: mps lacks float64, in which tokens are drawn and sums are taken, and "
-                        "bitsandbytes, which keeps a base in 4 or 8 bits: give cpu")
+        raise UserError(f"--device {asked}: mps supports neither float64, which sampling needs, nor bitsandbytes, which "
+                        "quantises the base: use cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", str(asked)):
         raise UserError(f"--device {asked}: choose cpu, cuda or cuda:NUMBER")
     if kind == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError(f"--device {asked}: torch sees no GPU here: check the driver, or give cpu")
+        raise UserError(f"--device {asked}: torch sees no GPU here: check the driver, or use cpu")
     if number and processes.WORLD > 1:
-        raise UserError(f"--device {asked} would put all {processes.WORLD} processes on one GPU: give cuda, and each "
-                        "takes its own")
+        raise UserError(f"--device {asked} would put all {processes.WORLD} processes on one GPU: use cuda, which gives "
+                        "each process another one")
     number = int(number or os.environ.get("LOCAL_RANK", 0))
     count = torch.cuda.device_count()
     if number >= count:
@@ -221,8 +221,9 @@ def device_of(asked):
 
 
 def compute_dtype(bits, device):
-    """The precision that a base of this many bits is computed in: bfloat16 if the hardware has it. Never float16:
-    without loss scaling its gradients vanish.  Raises UserError for bits that do not exist, or not on this device."""
+    """The dtype for computing with a base model of this many bits: bfloat16 if the hardware supports it, never float16,
+    whose gradients vanish without loss scaling.  Raises UserError for bits that are not supported, or not by this
+    device."""
     if bits not in (4, 8, 16, 32):
         raise UserError(f"--bits {bits}: choose 4, 8, 16 or 32")
     bf16 = bits == 16
@@ -235,24 +236,24 @@ def compute_dtype(bits, device):
 
 
 def has_bfloat16():
-    """Whether the GPU computes in bfloat16 itself."""
+    """Whether the GPU supports bfloat16 in hardware."""
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def quantisation(bits, dtype):
-    """The settings of bitsandbytes for this many bits; None where nothing is quantised."""
+    """The bitsandbytes config for this many bits; None for 16 and 32."""
     from transformers import BitsAndBytesConfig
     if bits == 4:
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                   bnb_4bit_compute_dtype=dtype)
     if bits == 8:
-        # With a threshold, columns are chosen for all rows at once, and a draw would depend on what else is drawn.
+        # With a threshold, outlier columns are selected for the whole batch, so samples would depend on the batch.
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     return None
 
 
 def path_of(model, kind, options):
-    """The path or hub id of a model; the name of a GGUF file is added to the options.  Raises UserError."""
+    """The folder or hub id of a model. Adds the name of a GGUF file to the options.  Raises UserError."""
     if model in EMBEDDED_MODELS:
         return os.path.join(ROOT, "models", model)
     if not model.endswith(".gguf"):
@@ -266,25 +267,29 @@ def path_of(model, kind, options):
 
 
 def read_files(model, path, kind, options, how, asked):
-    """Read config, tokenizer and weights, and check that they are complete.  how: options of from_pretrained; asked:
-    bits, or None.  Returns (model, tokenizer, how its files keep the weights: None, "gguf" or a name of
-    support/checkpoint.py).  Raises UserError; whatever transformers raises."""
+    """Read config, tokenizer and weights, and check that they are complete.
+
+    how    options of from_pretrained
+    asked  bits, or None
+    Returns (model, tokenizer, storage format of the weights: None, "gguf" or a name of support/checkpoint.py).  Raises
+    UserError, and whatever transformers raises.
+    """
     import transformers
     auto = getattr(transformers, kind)
-    no_code = {"trust_remote_code": False}  # a checkpoint's own; without it transformers asks at the terminal
+    no_code = {"trust_remote_code": False}  # otherwise transformers asks at the terminal
     both = {"output_loading_info": True, "ignore_mismatched_sizes": True, **no_code}
-    config = transformers.AutoConfig.from_pretrained(path, **no_code, **options)  # small, and first
+    config = transformers.AutoConfig.from_pretrained(path, **no_code, **options)  # the smallest file first
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"model {model!r} is an encoder-decoder or is the decoder of an encoder-decoder "
                         f"({config.model_type}): choose a decoder-only language model")
-    named = {name: value for name, value in options.items() if name == "gguf_file"}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path, **no_code, **named)
-    method = "gguf" if named else checkpoint.stored(model, config)
+    gguf = {name: value for name, value in options.items() if name == "gguf_file"}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, **no_code, **gguf)
+    method = "gguf" if gguf else checkpoint.stored(model, config)
     if method == checkpoint.FP8:
         checkpoint.check_scales(model, path, config)
-    again = False  # whether it is de-quantised and then quantised as asked
+    again = False  # whether the weights are de-quantised and then quantised to `asked`
     if method == checkpoint.BITSANDBYTES:
-        # of a verifier --bits says nothing: it is that of the policy, and this one has its own
+        # --bits is for the policy; a verifier has its own precision
         checkpoint.own_bits(model, config, asked if kind == "AutoModelForCausalLM" else None)
         config = checkpoint.made_trainable(config, how["dtype"])
         lm, report = auto.from_pretrained(path, config=config, dtype=how["dtype"], device_map=how["device_map"], **both)
@@ -293,7 +298,7 @@ def read_files(model, path, kind, options, how, asked):
     else:
         again = how["quantization_config"] is not None
         device_map = {"": "cpu"} if again else how["device_map"]
-        plain = checkpoint.plain_settings(method, dict(named))
+        plain = checkpoint.plain_settings(method, dict(gguf))
         lm, report = auto.from_pretrained(path, config=config, dtype=how["dtype"], device_map=device_map, **plain,
                                           **both)
         if method != "gguf":
@@ -303,17 +308,17 @@ def read_files(model, path, kind, options, how, asked):
         raise UserError(f"model {model!r} holds an adapter beside its weights, which transformers puts on them: give "
                         "its base as --model and it as --adapter, or move adapter_config.json out of it")
     checkpoint.check_weights(model, lm, report, fresh_head="num_labels" in options)
-    if again:  # transformers does not do both at once; this needs no copy on disk
-        start = lm.generation_config
+    if again:  # transformers cannot do both at once; this needs no copy on disk
+        generation_config = lm.generation_config
         lm = type(lm).from_pretrained(None, config=lm.config, state_dict=lm.state_dict(), **how)
-        lm.generation_config = start
+        lm.generation_config = generation_config
     return lm, tokenizer, method
 
 
 def cannot_load(model, error):
-    """The UserError for what transformers raises; its first line says which file or id it was."""
+    """The UserError for an exception of transformers, whose first line names the file or id."""
     reason = contents.fault_in(model, "config.json")
-    if "automatic conversion of the weights" in str(error):  # and transformers names none
+    if "automatic conversion of the weights" in str(error):  # the message names no weights
         reason = ("what its files hold of quantised weights cannot be put together, a part is missing or has another "
                   "size: fetch them again or take another model")
     if "backend tokenizer" in str(error) and not reason:
@@ -332,20 +337,20 @@ def cannot_load(model, error):
 
 
 def as_expected(lm):
-    """Freeze a model, let it return outputs by name, and refuse a path with wrong gradients."""
+    """Freeze a model, make it return named outputs, and switch off a code path with wrong gradients."""
     for settings in (lm.config, lm.config.get_text_config()):
-        settings.return_dict = True  # a config may say otherwise
+        settings.return_dict = True  # some configs set it to False
         settings.use_cache = True
     for module in lm.modules():
-        # bitsandbytes 0.50 on a CPU with AVX512-BF16 repacks the weights in the first forward without gradient (the
-        # sampler's), after which gradients are silently wrong. Refuse that path.
+        # On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weights in the first forward pass without gradient
+        # (in the sampler). After that, gradients are silently wrong.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     lm.requires_grad_(False)
 
 
 def note_on(lm, device, dtype, asked, method):
-    """Device and precision of a base in words.  asked: bits, or None; method: as of read_files."""
+    """Device and precision of a base model as text.  asked: bits, or None; method: as from read_files."""
     gpu = device.type == "cuda"
     why = "as asked"
     if asked is None:
@@ -363,20 +368,20 @@ def note_on(lm, device, dtype, asked, method):
         hardware = torch.cuda.get_device_name(device)
         if lm.bits != 32 and dtype == torch.float32:
             computed += ", because this GPU has no bfloat16 (float16 would lose small gradients)"
-    place = f"{device} ({hardware})" if device.index else f"{device.type} ({hardware})"
-    return f"{place}, {lm.bits}-bit base ({why}), compute {computed}"
+    where = f"{device} ({hardware})" if device.index else f"{device.type} ({hardware})"
+    return f"{where}, {lm.bits}-bit base ({why}), compute {computed}"
 
 
 @contextlib.contextmanager
 def quiet():
-    """Without a terminal, switch off the progress bar that transformers draws over the tensors of a GGUF file."""
+    """Context without transformers' progress bar for GGUF files, unless stderr is a terminal."""
     with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 def without_trace(lm):
-    """The model, whose weights are plain, without the record of how its files stored them; with it, saving would
-    quantise them again."""
+    """Remove the record of how the files of a de-quantised model stored its weights, because with it, saving would
+    quantise them again -> the model."""
     for owner, name in ((lm, "hf_quantizer"), (lm.config, "quantization_config"), (lm, "_weight_conversions")):
         if hasattr(owner, name):
             delattr(owner, name)
@@ -384,7 +389,7 @@ def without_trace(lm):
 
 
 def free_memory(device):
-    """Free memory in bytes: of a GPU including the unused part of torch's cache, of the system on a CPU."""
+    """Free memory in bytes: of the GPU, with the unused part of torch's cache, or of the system."""
     if device.type != "cuda":
         import psutil
         return psutil.virtual_memory().available
@@ -393,28 +398,28 @@ def free_memory(device):
 
 
 def largest(config, name, default):
-    """A size in a config, the largest of a list with one for each layer; `default` where there is none."""
+    """A size from a config, the maximum over layers; `default` if the config has none."""
     layers = getattr(config, "per_layer_config", None) or [config]
     values = [getattr(layer, name, None) or default for layer in layers]
     return max(max(value) if isinstance(value, (list, tuple)) else value for value in values)
 
 
 def sizes(lm):
-    """(layers, hidden size, vocabulary) of a model, whatever its config calls them."""
+    """(number of layers, hidden size, vocabulary size) of a model."""
     config = lm.config.get_text_config()
     vocabulary, hidden = lm.get_input_embeddings().weight.shape
     return largest(config, "num_hidden_layers", 1), largest(config, "hidden_size", hidden), vocabulary
 
 
 def most_rows(lm, tokens):
-    """How many rows of this many tokens the sampler decodes at once: as many as fit with keys, values and logits into
-    half the free memory of a GPU; on a CPU into 1 GB, at most 1024."""
+    """How many rows of this many tokens the sampler decodes at once: as many as fit, with keys, values and logits, into
+    half of a GPU's free memory; on a CPU into 1 GB, at most 1024."""
     c = lm.config.get_text_config()
     layers, hidden, vocabulary = sizes(lm)
     heads = largest(c, "num_attention_heads", 1)
     width = largest(c, "head_dim", hidden // heads)
     width *= largest(c, "num_key_value_heads", heads)
-    # bytes of keys and values with room to grow, and of a row of logits, log-probabilities, probabilities, products
+    # Bytes of keys and values with reserved memory, and of logits, log-probabilities, probabilities and products.
     row = 2.5 * lm.dtype.itemsize * layers * width * tokens + 20 * vocabulary
     rows = min(1024, 2 ** 30 // row)
     if lm.device.type == "cuda":
@@ -423,8 +428,8 @@ def most_rows(lm, tokens):
 
 
 def micro_batch(lm):
-    """Tokens of one micro-batch of the update: 2048 on a CPU, 8192 on a GPU; less for a large model, as many as 2 GB of
-    a CPU's memory or half of a GPU's hold."""
+    """Maximum tokens of a micro-batch of the update: 2048 on a CPU, 8192 on a GPU; fewer for a large model, so that
+    they fit into 2 GB on a CPU, or half of the free memory of a GPU."""
     layers, hidden, vocabulary = sizes(lm)
     # Bytes that autograd keeps per token: activations of each layer (LoRA inputs in float32), logits in two precisions.
     token = 100 * layers * hidden + 24 * vocabulary
@@ -438,8 +443,9 @@ def micro_batch(lm):
 
 @contextlib.contextmanager
 def checkpoints(lm, wanted):
-    """Context in which, if wanted, each layer keeps only its inputs and is recomputed in the backward pass: for a row
-    with more tokens than a micro-batch should have. The model's own switch is not used, because it turns dropout on."""
+    """Context for gradient checkpointing, if wanted: each layer stores only its inputs and is recomputed in the
+    backward pass. Used for a row with more tokens than a micro-batch should have. gradient_checkpointing_enable() is
+    not used, because it needs train mode, which turns dropout on."""
     from transformers.modeling_layers import GradientCheckpointingLayer
     layers = [layer for layer in lm.modules() if isinstance(layer, GradientCheckpointingLayer)] if wanted else []
     for layer in layers:
@@ -452,11 +458,11 @@ def checkpoints(lm, wanted):
 
 
 def peak_memory(device):
-    """Peak memory in GB: allocated on the GPU, resident in the process on a CPU; None where the system does not say."""
+    """Peak memory in GB: allocated on the GPU, or resident memory of the process; None if the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     try:
         import resource
-    except ImportError:  # not a Unix
+    except ImportError:  # not on Unix
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -1,11 +1,11 @@
-"""Make a plain model folder from a base and the adapter of a run, for transformers alone or a server.
+"""Merge the adapter of a run into its base model, and save a plain model folder for transformers or a server.
 
     python -m support.merge runs/mine DIR
 
-The adapter is merged in float32 into the weights that it was trained on: those of a 4- or 8-bit or GGUF base are
-de-quantised, which is not the base before it was quantised (for that, --bits 32). DIR holds weights, config,
-generation_config, tokenizer, chat template and a model card. Before the folder gets its name, transformers alone loads
-it, and it must give 64 samples of the trained policy the same log-probabilities as the policy.
+The adapter is merged in float32 into the weights that it was trained on. A 4-bit, 8-bit or GGUF base is de-quantised,
+which differs from the base before quantisation (use --bits 32 for that). DIR gets weights, config, generation_config,
+tokenizer, chat template and a model card. Before the folder is renamed to DIR, plain transformers loads it, and it must
+give 64 samples of the trained policy the same log-probabilities as the policy.
 """
 import argparse
 import contextlib
@@ -23,16 +23,16 @@ def parse_args(argv=None):
     parser.add_argument("run", help="run folder, or directory of a peft adapter")
     parser.add_argument("folder", metavar="DIR", help="folder to write, new or empty")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16",
-                        help="precision of the stored weights, 2 or 4 bytes each (4 bytes of memory each are needed); "
-                             "default bfloat16")
-    parser.add_argument("--model", help="the base; default what the run or the adapter names")
+                        help="precision of the stored weights, 2 or 4 bytes each (merging needs 4 bytes of memory "
+                             "each); default bfloat16")
+    parser.add_argument("--model", help="the base model; default: the one that the run or the adapter names")
     parser.add_argument("--bits", type=int, choices=[4, 8, 16, 32],
-                        help="precision of the base that the adapter was trained on; default that of the run, else 32")
+                        help="precision of the base that the adapter was trained on; default: as in the run, else 32")
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    parse_args()  # --help and bad flags answer before the heavy imports
+    parse_args()  # handle --help and usage errors before the heavy imports
 
 import torch
 
@@ -43,12 +43,12 @@ from support.flags import cli
 from support.folder import writing
 
 SAMPLES = 64
-TOKENS = 64  # of a sample, at most
+TOKENS = 64  # maximum length of a sample
 LIMITS = {"float32": (1e-3, 1e-3), "bfloat16": (float("inf"), 0.1)}  # largest and mean gap, nats per token
 
 
 def base_of(run, found):
-    """The base that a run, or the folder of an adapter, names.  Raises UserError."""
+    """The base model that a run, or the folder of an adapter, names.  Raises UserError."""
     named = found["flags"].get("model") or card.read(run, "adapter_config.json").get("base_model_name_or_path")
     if not named:
         raise UserError(f"{run!r} names no base: give a run folder, or a directory of an adapter and --model")
@@ -62,8 +62,8 @@ def base_of(run, found):
 
 
 def samples(policy, found):
-    """64 completions of prompts of the run, or of the beginning of a text where none is known, drawn from the trained
-    policy -> [(prompt, completion)], lists of token ids."""
+    """Draw 64 completions of the run's prompts from the trained policy -> [(prompt, completion)], lists of token ids.
+    If no prompts are known, the prompt is the BOS token."""
     flags = found["flags"]
     policy.system = flags.get("system")
     chat = policy.tokenizer.chat_template if found["chat"] is None else found["chat"]
@@ -79,19 +79,19 @@ def samples(policy, found):
 
 @torch.no_grad()
 def logps(lm, rows):
-    """log pi of each token of each completion, by one forward pass for a row and nothing of this project around it ->
-    float32 [tokens of all completions]."""
-    found = []
+    """log pi of each token of each completion, from one forward pass for each row, without other code of this project
+    -> float32 [tokens of all completions]."""
+    results = []
     for x, y in rows:
         ids = torch.tensor([x + y])
         logits = lm(input_ids=ids, use_cache=False).logits[0, len(x) - 1:-1].float()  # [T, V]
-        found.append(torch.log_softmax(logits, -1).gather(-1, ids[0, len(x):, None])[:, 0])
-    return torch.cat(found)
+        results.append(torch.log_softmax(logits, -1).gather(-1, ids[0, len(x):, None])[:, 0])
+    return torch.cat(results)
 
 
 def checked_gap(before, after, limits, what):
-    """(largest, mean) gap of two lists of log-probabilities.  Raises UserError where it is over its limit.  what: words
-    for what the second one is."""
+    """(largest, mean) gap of two lists of log-probabilities.  Raises UserError if it exceeds its limit.  what: name of
+    the second model, for the message."""
     largest, mean = check.gap([before], [after])
     if not (largest <= limits[0] and mean <= limits[1]):
         raise UserError(f"{what} gives the same samples other log-probabilities than the trained policy, by up to "
@@ -101,38 +101,41 @@ def checked_gap(before, after, limits, what):
 
 
 def rounding(policy):
-    """Limits of the gap between a policy as it was trained and its weights in float32."""
+    """Limits of the gap between the trained policy and its weights in float32."""
     kind = check.precision(policy)
     largest, mean = check.LIMITS[kind]
     return (largest if kind == "float32" else float("inf")), mean
 
 
 def on_plain_weights(policy, model, bits, adapter):
-    """The trained policy on float32 weights -> (the peft model, what was done to the base, in words). Takes the model
-    out of `policy`.  Raises UserError."""
-    held = load.bits_of(policy)
-    wrapped, policy.model = policy.model, None
+    """The trained policy with float32 weights -> (the peft model, how the base was converted, as text). Removes the
+    model from `policy`.  Raises UserError."""
+    stored_bits = load.bits_of(policy)
+    wrapped = policy.model
+    policy.model = None
     if not getattr(wrapped.get_base_model(), "is_quantized", False):
         return wrapped.float(), " into de-quantised weights" * ("de-quantised" in policy.note)
-    needed, free = 4 * wrapped.get_base_model().num_parameters(), load.free_memory(policy.device)
-    del wrapped  # layers of peft on quantised ones merge into quantised ones: the base is loaded again
+    needed = 4 * wrapped.get_base_model().num_parameters()
+    free = load.free_memory(policy.device)
+    del wrapped  # peft would merge into quantised weights, so the base is loaded again
     gc.collect()
     if needed > free:
         raise UserError(f"merging needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: take a "
                         "larger machine")
     lm, _, _ = load.load_base(model, bits, "cpu")
     lm = load.without_trace(lm.dequantize(torch.float32)).float()
-    return adapters.put_on(lm, adapter).eval(), f" into the weights that {held} bits stand for, de-quantised"
+    return adapters.put_on(lm, adapter).eval(), f" into the de-quantised {stored_bits}-bit weights"
 
 
 def merged(wrapped, adapter):
-    """The model with the adapter in its weights and without peft.  Raises UserError if peft cannot do that."""
-    lm, kind = wrapped.get_base_model(), wrapped.peft_config["default"].peft_type.value
+    """Merge the adapter into the weights and remove peft -> the model.  Raises UserError if peft cannot merge it."""
+    lm = wrapped.get_base_model()
+    kind = wrapped.peft_config["default"].peft_type.value
     tied = getattr(lm.config.get_text_config(), "tie_word_embeddings", False)
     part(lm)
     try:
         lm = wrapped.merge_and_unload(safe_merge=True)
-    except Exception as error:  # peft has some fifty kinds, and says that one cannot be merged as it likes
+    except Exception as error:  # peft's kinds of adapters raise different exceptions
         reason = load.first_line(error)
         raise UserError(f"peft cannot merge adapter {adapter!r} of kind {kind} ({reason}): use it as it is, on its base"
                         ) from error
@@ -146,8 +149,8 @@ def merged(wrapped, adapter):
 
 
 def part(lm):
-    """Give every module its own copy of a shared weight: otherwise an adapter on only the embedding or the head would
-    be merged into both."""
+    """Untie weights: give every module a separate copy of a shared weight. Otherwise an adapter on only the embedding
+    or the head would be merged into both."""
     seen = set()
     for module in lm.modules():
         for name, p in list(module.named_parameters(recurse=False)):
@@ -158,22 +161,22 @@ def part(lm):
 
 @contextlib.contextmanager
 def beside(folder):
-    """A new folder next to `folder`, to be renamed to it when it is whole; gone afterwards if it was not.  Raises
-    UserError if `folder` has something in it."""
+    """Context with a temporary folder next to `folder`, to be renamed to it when complete, else removed.  Raises
+    UserError if `folder` is not empty."""
     if os.path.isfile(folder) or os.path.isdir(folder) and os.listdir(folder):
-        raise UserError(f"{folder} is there already and is not empty: give another folder")
-    place = f"{folder}.{os.getpid()}.tmp"
+        raise UserError(f"{folder} already exists and is not empty: give another folder")
+    temporary = f"{folder}.{os.getpid()}.tmp"
     with writing(folder):
-        os.makedirs(place)
+        os.makedirs(temporary)
     try:
-        yield place
+        yield temporary
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def enough_memory():
-    """Turns torch's error for a CPU out of memory into one sentence."""
+    """Context that turns torch's out-of-memory error on a CPU into a UserError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -184,12 +187,13 @@ def enough_memory():
 
 
 def save(lm, policy, place, folder):
-    """Write weights, configs and tokenizer into `place`.  Raises UserError, also if its disk has no room."""
-    needed, free = lm.num_parameters() * lm.dtype.itemsize, shutil.disk_usage(place).free
+    """Write weights, configs and tokenizer into `place`.  Raises UserError if this fails or the disk is too full."""
+    needed = lm.num_parameters() * lm.dtype.itemsize
+    free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(f"{folder} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB of its disk are free")
     settings = lm.generation_config
-    settings.eos_token_id = policy.stop  # all that ended a completion in training
+    settings.eos_token_id = policy.stop  # all tokens that ended a completion in training
     try:
         settings.validate(strict=True)
     except ValueError:  # a temperature without do_sample, for example, which transformers loads and does not save
@@ -203,13 +207,13 @@ def save(lm, policy, place, folder):
             raise
         raise UserError(f"transformers cannot save this model ({load.first_line(error)}), so nothing is written: use "
                         "the adapter on its base") from error
-    for entry in os.scandir(place):  # safetensors makes files that nobody else may read, a server for example
+    for entry in os.scandir(place):  # safetensors creates files that other users, such as a server's, cannot read
         shutil.copymode(os.path.join(place, "config.json"), entry)
 
 
 def reloaded(place, policy, texts):
-    """The model of a folder by transformers alone.  Raises UserError if it cannot be loaded, or its tokenizer is not
-    that of the policy."""
+    """Load the model of a folder with plain transformers.  Raises UserError if this fails, or if its tokenizer differs
+    from the policy's."""
     import transformers
     try:
         with load.quiet():
@@ -220,24 +224,28 @@ def reloaded(place, policy, texts):
                         "use the adapter on its base") from error
     same = all(tokenizer(text)["input_ids"] == policy.tokenizer(text)["input_ids"] for text in texts)
     if not same or tokenizer.chat_template != policy.tokenizer.chat_template:
-        raise UserError("the tokenizer is another one when it is saved and loaded, so nothing is written: use the "
-                        "adapter on its base")
+        raise UserError("the tokenizer changes when it is saved and loaded, so nothing is written: use the adapter on "
+                        "its base")
     return lm
 
 
-def told(said, dtype, moved, gap):
-    """What was done and measured, in sentences. said: what was done to the base; moved: mean size of what the adapter
-    does to a log-probability; gap: (largest, mean) of what merging and storing did to it, nats per token."""
-    words = (f"Merged in float32{said}, stored in {dtype}. {SAMPLES} samples of the trained policy have the same "
-             f"log-probabilities in the stored model to {gap[0]:.1g} nats per token at most, {gap[1]:.1g} on average; "
-             f"the adapter moves them by {moved:.2g} on average.")
-    if dtype == "bfloat16" and gap[1] >= moved / 2:
-        words += " Rounding to bfloat16 hides much of what the adapter does: take --dtype float32."
-    return words
+def report(conversion, dtype, effect, gap):
+    """What was done and measured, as text.
+
+    conversion  how the base was converted
+    effect      mean change of log-probabilities due to the adapter, nats per token
+    gap         (largest, mean) change due to merging and storing, nats per token
+    """
+    sentences = (f"Merged in float32{conversion}, stored in {dtype}. {SAMPLES} samples of the trained policy have the "
+                 f"same log-probabilities in the stored model up to {gap[0]:.1g} nats per token, {gap[1]:.1g} on "
+                 f"average; the adapter changes them by {effect:.2g} on average.")
+    if dtype == "bfloat16" and gap[1] >= effect / 2:
+        sentences += " Rounding to bfloat16 hides much of the adapter's effect: use --dtype float32."
+    return sentences
 
 
 def places(run):
-    """A run folder, or the folder of an adapter or the adapter/ of a run -> (run folder if there is one, adapter)."""
+    """Resolve a run folder, its adapter/, or the folder of another adapter -> (run folder if there is one, adapter)."""
     run = os.path.normpath(run)
     if os.path.basename(run) == "adapter" and card.read(os.path.dirname(run), "args.json"):
         return os.path.dirname(run), run
@@ -246,7 +254,7 @@ def places(run):
 
 
 def merge(run, folder, dtype="bfloat16", model=None, bits=None):
-    """Write the model of a run into `folder` -> what was done and measured, in words.  Raises UserError, and then
+    """Write the merged model of a run into `folder` -> what was done and measured, as text.  Raises UserError, and then
     nothing is written."""
     folder = os.path.realpath(folder)
     with beside(folder) as place, enough_memory(), warnings.catch_warnings(action="ignore"):
@@ -258,27 +266,28 @@ def merge(run, folder, dtype="bfloat16", model=None, bits=None):
         print(policy.note.split("\n")[0], flush=True)
         print(f"drawing {SAMPLES} samples of the trained policy", flush=True)
         rows = samples(policy, found)
-        trained, limits = logps(policy.lm, rows), rounding(policy)
-        print("merging, in float32", flush=True)
-        wrapped, said = on_plain_weights(policy, model, bits, adapter)
+        trained = logps(policy.lm, rows)
+        limits = rounding(policy)
+        print("merging in float32", flush=True)
+        wrapped, conversion = on_plain_weights(policy, model, bits, adapter)
         before = logps(wrapped.get_base_model(), rows)
         checked_gap(trained, before, limits, "the base in float32")
         with wrapped.disable_adapter():
-            moved = (before - logps(wrapped.get_base_model(), rows)).abs().mean().item()
+            effect = (before - logps(wrapped.get_base_model(), rows)).abs().mean().item()
 
         save(merged(wrapped, adapter).to(getattr(torch, dtype)), policy, place, folder)
-        print("stored; loading it again, to compare it with the trained policy on these samples", flush=True)
-        del wrapped  # two may not fit into memory
+        print("stored; loading it again to compare it with the trained policy on these samples", flush=True)
+        del wrapped  # memory may not suffice for two models
         gc.collect()
         texts = [*found["prompts"], *(policy.decode(y) for _, y in rows)]
         after = logps(reloaded(place, policy, texts), rows)
         gap = checked_gap(before, after, LIMITS[dtype], f"the merged model in {dtype}")
-        words = told(said, dtype, moved, gap)
+        sentences = report(conversion, dtype, effect, gap)
         with writing(folder):
             with open(os.path.join(place, "README.md"), "w") as file:
-                file.write(card.of_model(found, words))
+                file.write(card.of_model(found, sentences))
             os.rename(place, folder)
-    return words
+    return sentences
 
 
 @cli

@@ -1,8 +1,8 @@
-"""What a model must be before it is sampled from: a stand-alone decoder, causal, with logits that do not depend on the
-batch. And what it can do: share a padded batch, copy its cache to samples.
+"""Requirements for a model to be sampled from: a stand-alone decoder, causal, with logits that do not depend on the
+batch. Also tests whether it supports padded batches, and copying its cache to several samples.
 
-The transformers class for causal LMs also builds BERT and its kin, which see the whole text unless told otherwise, and
-decoders that were trained beside an encoder. All of them sample something without any warning.
+The auto class of transformers for causal LMs also loads models such as BERT, which attend to the whole text by default,
+and decoders of encoder-decoder models. All of them produce samples without a warning.
 """
 import inspect
 import math
@@ -12,39 +12,39 @@ import torch.nn.functional as F
 
 from support.errors import UserError
 
-TOKENS = 12  # of a test row; fewer if the model has fewer positions
-PADDING = 3  # columns to the left of the test row in a padded batch
-CROSS = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")  # layers that read an encoder's states
+TOKENS = 12  # length of a test row; less if the model has fewer positions
+PADDING = 3  # padding columns of a test batch
+CROSS = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")  # names of cross-attention layers
 
 
 def refuse(lm, model):
-    """Raise UserError, one sentence with the reason, unless `lm` is a decoder that can be sampled from, if only by
-    prompts of one length at a time.  model: how the user named it."""
+    """Raise UserError with the reason, unless `lm` is a decoder that can be sampled from, at least with prompts of
+    equal length in a batch.  model: as the user named it."""
     name, hint = type(lm).__name__, "choose a decoder-only language model"
     if needs_encoder(lm):
         raise UserError(f"model {model!r} is the decoder of an encoder-decoder ({name} has attention to the states of "
                         f"an encoder) and was not made to continue text without it: {hint}")
     try:
         if not causal(lm):
-            told = ", and its config says is_decoder false" if getattr(lm.config, "is_decoder", None) is False else ""
+            config = ", and its config says is_decoder false" * (getattr(lm.config, "is_decoder", None) is False)
             raise UserError(f"model {model!r} is not causal (in {name} a changed token changes what is predicted "
-                            f"before it{told}): {hint}")
+                            f"before it{config}): {hint}")
         different = differs_in_batch(lm, 0)
     except (torch.OutOfMemoryError, UserError):
         raise
-    except Exception as error:  # a model may want other inputs than text, and raises what it likes
+    except Exception as error:  # a model may need other inputs than text, and may raise anything
         reason = str(error).strip().split("\n")[0]
         if not exact(lm):  # some models use a weight in ways that quantisation does not support
             hint = f"give --bits 32, or {hint}"
         raise UserError(f"model {model!r} cannot be run on tokens alone ({name}: {reason}): {hint}") from error
     if different:
         raise UserError(f"model {model!r} gives other log-probabilities {different} than to the same tokens alone, so "
-                        f"samples of {name} drawn in a batch would not be its own: {hint}")
+                        f"samples of {name} would depend on the batch: {hint}")
 
 
 def pads(lm):
-    """Whether prompts of different lengths may share a left-padded batch. If padding changes what follows it, as in
-    RWKV's recurrence, only prompts of one length may."""
+    """Whether prompts of different lengths may share a left-padded batch. If padding affects the tokens after it, as in
+    RWKV's recurrence, only prompts of equal length may."""
     return differs_in_batch(lm) is None
 
 
@@ -66,7 +66,7 @@ def has_decoder_of(lm):
 
 
 def probe(lm):
-    """Two rows of tokens, alike in the first half and different in all of the second -> ids [2, n]."""
+    """Two rows of token ids [2, n] that agree in the first half and differ everywhere in the second."""
     size = lm.get_input_embeddings().weight.shape[0]
     room = getattr(lm.config.get_text_config(), "max_position_embeddings", None) or TOKENS + PADDING
     n = max(2, min(TOKENS, room - PADDING))
@@ -77,7 +77,8 @@ def probe(lm):
 
 
 def mean_gap(found, wanted):
-    """Mean gap, because in half precision a router may choose other experts for a single token."""
+    """Mean absolute difference. The maximum is not used, because in half precision a router may choose other experts
+    for single tokens."""
     return (found.float() - wanted.float()).abs().mean().item()
 
 
@@ -86,36 +87,36 @@ def exact(lm):
 
 
 def tolerance(lm):
-    """Mean gap of logits that rounding may cause, relative to how much logits differ between positions."""
+    """Limit for the mean gap of logits due to rounding, relative to the variation of logits over positions."""
     return 1e-3 if exact(lm) else 0.1
 
 
 @torch.no_grad()
 def causal(lm):
-    """Whether later tokens leave the logits of earlier ones unchanged: one forward pass of two rows without padding.
+    """Whether logits do not depend on later tokens, tested in one forward pass of two rows without padding.
 
-    The effect of a change on earlier positions is compared with its effect on later ones, so that a model with small
-    random weights, in which little depends on other tokens, is judged like a trained one.
+    The effect of a change on earlier positions is compared with its effect on later ones, so that the test also works
+    for a model with small random weights, in which tokens have little effect on each other.
     """
     one, other = lm(input_ids=probe(lm)).logits
     half = len(one) // 2
     leak = mean_gap(one[:half], other[:half])
     effect = mean_gap(one[half:], other[half:])
-    strict = exact(lm) or getattr(lm.config, "is_decoder", None) is False  # a config that says so is taken at its word
+    strict = exact(lm) or getattr(lm.config, "is_decoder", None) is False  # this config setting makes a leak likely
     limit = 1e-4 if strict else 0.02
     return leak <= limit * effect
 
 
 @torch.no_grad()
 def differs_in_batch(lm, padding=PADDING):
-    """In which batch the logits differ from those of the row alone (without padding, mask and positions), in words;
-    None if they are the same. The model is called as by the sampler and scorer of common.py.  padding: columns on the
-    left; with 0 it is tried beside another row, and before padding on the right."""
+    """Compare the logits of a row in batches with those of the row alone, without padding, mask and positions -> in
+    which batch they differ, as text, or None. Calls the model as common.py does.  padding: columns on the left; 0: test
+    with another row in the batch, and with padding on the right."""
     rows = probe(lm)
     row = rows[:1]
     known = inspect.signature(lm.forward).parameters
     wanted = lm(input_ids=row).logits[0]
-    spread = mean_gap(wanted, wanted.float().mean(0))  # how much depends on the place at all
+    spread = mean_gap(wanted, wanted.float().mean(0))  # variation over positions
 
     def same(ids, *sides):
         mask = F.pad(torch.ones_like(ids), sides)
@@ -137,12 +138,12 @@ def differs_in_batch(lm, padding=PADDING):
 
 @torch.no_grad()
 def caches(lm):
-    """Whether the model's cache can be copied to several samples of a prompt, and rows selected from it. Tested with a
-    row that would keep another row's states if a tensor of the cache were left out."""
+    """Whether the model's cache can be copied to several samples of a prompt, and rows can be selected from it. The
+    test would notice a tensor of the cache that is left out, because a row would then keep another row's states."""
     for module in lm.modules():
         limit = getattr(module, "time_step_limit", (0.0, math.inf))
         if tuple(limit) != (0.0, math.inf):
-            return False  # transformers clamps the time steps of Mamba 2 in a scan over a row, and not token by token
+            return False  # transformers clamps the time steps of Mamba 2 when it scans a row, but not in decoding
     rows = probe(lm)
     known = inspect.signature(lm.forward).parameters
     n = rows.shape[1] - 2  # [2, n + 2]
@@ -150,8 +151,8 @@ def caches(lm):
     def forward(ids, length, **options):
         mask = torch.ones(len(ids), length, dtype=torch.long, device=ids.device)
         if "position_ids" in known:
-            places = mask.cumsum(-1) - 1
-            options["position_ids"] = places[:, -ids.shape[1]:]
+            positions = mask.cumsum(-1) - 1
+            options["position_ids"] = positions[:, -ids.shape[1]:]
         return lm(input_ids=ids, attention_mask=mask, use_cache=True, **options)
 
     def select(*chosen):
@@ -165,7 +166,7 @@ def caches(lm):
         second = forward(rows[[1, 0], -1:], n + 2, past_key_values=cache)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # no cache, one without such a method, one that does not go with a mask: each raises its own
+    except Exception:  # no cache, one without reorder_cache, or one that does not support a mask
         return False
     limit = tolerance(lm) * mean_gap(wanted, wanted.float().mean((0, 1)))
     gap = mean_gap(first.logits[:, -1], wanted[[1, 0, 0, 1], n])

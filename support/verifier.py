@@ -1,4 +1,4 @@
-"""The learned verifier: a decoder with one scalar output that says how likely a completion is right."""
+"""The learned verifier: a decoder with a scalar head that scores how likely a completion is correct."""
 import functools
 import inspect
 import json
@@ -17,23 +17,24 @@ from support.output import to_json
 
 @dataclass
 class Verifier:
-    """A decoder with one scalar output, read at the last token of prompt + completion: a logit of being right."""
+    """A decoder with a scalar head, read at the last token of prompt + completion: the logit that it is correct."""
     model: torch.nn.Module
     tokenizer: object
     note: str
-    extra: dict  # what is known about it: base, precision, how it was fitted
+    extra: dict  # contents of verifier.json: base, precision, how it was fitted
 
     def parameters(self):
-        """The trainable tensors: head and adapter."""
+        """Trainable tensors: head and adapter."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     @functools.cached_property
     def unread(self):
-        """The role whose text the chat template leaves out, None if it has both."""
+        """The role whose text the chat template leaves out, or None."""
         return next((role for role in ("user", "assistant") if text.leaves_out(self.tokenizer, role)), None)
 
     def encode(self, prompt, completion, chat=False):
-        """Token ids of prompt and completion as a finished answer, end-of-sequence token included."""
+        """Token ids of prompt and completion, with the EOS token.  Raises UserError if the chat template leaves out
+        one of the two."""
         if chat and self.tokenizer.chat_template:
             if self.unread:
                 raise UserError(f"the chat template of the verifier leaves out what the {self.unread} says, so that "
@@ -45,7 +46,7 @@ class Verifier:
         return ids if ids[-1:] == end else ids + end
 
     def save(self, folder):
-        """adapter/ (for peft) and verifier.json, which load_verifier reads."""
+        """Write adapter/ in peft's format, and verifier.json, for load_verifier."""
         def write():
             save_adapter(self.model, os.path.join(folder, "adapter"))
             write_atomic(os.path.join(folder, "verifier.json"), to_json(self.extra, indent=1))
@@ -53,30 +54,29 @@ class Verifier:
 
 
 def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
-    """A verifier from a folder of `fit_verifier.py`, or a reward model (hub id or directory: a decoder that
-    AutoModelForSequenceClassification loads with one label). With lora_rank: a new one to be fitted, a fresh head and
-    adapter on the base `path`.  Raises UserError if it is none of these."""
+    """Load a verifier from a folder of `fit_verifier.py`, or a reward model (hub id or directory: a decoder that
+    AutoModelForSequenceClassification loads with one label). With lora_rank: create a verifier to be fitted, with a new
+    head and adapter on the base model `path`.  Raises UserError if it is none of these."""
     path = contents.located(path, "--verifier")
-    own = os.path.join(path, "verifier.json")
+    description = os.path.join(path, "verifier.json")
     extra = {"model": path, "bits": bits}
-    if lora_rank is None and os.path.exists(own):
-        with open(own) as file:
+    if lora_rank is None and os.path.exists(description):
+        with open(description) as file:
             extra = json.load(file)
-    torch.manual_seed(common.torch_seed(seed))  # of a fresh head
+    torch.manual_seed(common.torch_seed(seed))  # for the initialisation of a new head
     labels = {"num_labels": 1} if lora_rank or extra["model"] != path else {}
     model, tokenizer, note = load.load_base(extra["model"], bits or extra["bits"], device,
                                             "AutoModelForSequenceClassification", **labels)
     if model.config.num_labels != 1 or not hasattr(model, "score"):
-        raise UserError(f"{path!r} is no verifier: give a folder of fit_verifier.py, or a decoder with one "
-                        "label")
+        raise UserError(f"{path!r} is not a verifier: give a folder of fit_verifier.py, or a decoder with one label")
     import peft
-    # transformers reads the output at the last token that is not padding, and the padding token is often the
-    # end-of-sequence token. Rows are padded on the left here, so -1 makes it read the last column.
+    # transformers reads the output at the last token that is not padding, but the padding token is often the EOS token.
+    # Rows are left-padded here, so -1 makes it read the last column.
     model.config.pad_token_id = -1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if lora_rank:  # SEQ_CLS: the head is trained and saved with the adapter
+            if lora_rank:  # with SEQ_CLS, the head is trained and saved with the adapter
                 layers = [name for name in adapters.linear_layers(model) if name != "score"]
                 config = peft.LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=layers,
                                          task_type="SEQ_CLS")
@@ -91,24 +91,25 @@ def load_verifier(path, bits=None, lora_rank=None, seed=0, device=None):
 
 
 def verifier_logits(verifier, rows, max_tokens=None):
-    """Outputs for R rows of token ids in micro-batches, with gradient if enabled: yields (index [r], logits [r])."""
+    """Score R rows of token ids in micro-batches, with gradients if enabled: yields (index [r], logits [r])."""
     inner = verifier.model.get_base_model() if hasattr(verifier.model, "get_base_model") else verifier.model
     max_tokens = max_tokens or load.micro_batch(inner)
-    placed = "position_ids" in inspect.signature(inner.forward).parameters
+    takes_positions = "position_ids" in inspect.signature(inner.forward).parameters
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     while order:
         size = max(1, max_tokens // len(rows[order[-1]]))
         index = order[-size:]
         del order[-size:]
         ids, mask = common.left_pad([rows[i] for i in index], verifier.model.device)
-        places = {"position_ids": common.positions_of(mask)} if placed else {}
-        out = verifier.model(input_ids=ids, attention_mask=mask, use_cache=False, **places)
+        positions = {"position_ids": common.positions_of(mask)} if takes_positions else {}
+        out = verifier.model(input_ids=ids, attention_mask=mask, use_cache=False, **positions)
         yield torch.tensor(index), out.logits[:, 0].float()
 
 
 @torch.no_grad()
 def verify_scores(verifier, prompts, completions, chat=False):
-    """Scores of R pairs of texts -> list of float. Equal pairs are scored once, so they tie exactly."""
+    """Scores of R pairs of texts (prompt, completion) -> list of float. Equal pairs are scored once, so they tie
+    exactly."""
     pairs = list(dict.fromkeys(zip(prompts, completions, strict=True)))
     scores = torch.zeros(len(pairs), dtype=torch.float64)
     share = slice(processes.RANK, None, processes.WORLD)

@@ -12,7 +12,7 @@ COMMANDS = [path.removesuffix(".py") for path in SCRIPTS if "/" not in path]
 
 
 @pytest.mark.parametrize("command,device,words", [
-    *[(command, "mps", "mps lacks float64, in which tokens are drawn and sums are taken, and bitsandbytes")
+    *[(command, "mps", "mps supports neither float64, which sampling needs, nor bitsandbytes")
       for command in COMMANDS],
     ("bench", "cuda:1", "torch sees no GPU here"), ("bench", "gpu", "choose cpu, cuda or cuda:NUMBER")])
 def test_one_sentence(command, device, words, tmp_path):

@@ -713,7 +713,7 @@ def test_messages_go_through_the_template():
     assert written and text == "<system>1<user>2<assistant>3<user>4<assistant>" and plain == "<user>5<assistant>"
     assert policy.put([chat], False) == ([chat], False) and str(chat) == "1\n\n2\n\n3\n\n4"
     policy.system = "6"
-    with pytest.raises(UserError, match="--system: there are prompts with a system message of their own"):
+    with pytest.raises(UserError, match="--system: there are prompts that already have a system message"):
         policy.put([chat], True)
     assert policy.put([Chat(chat.turns[1:])], True)[0] == ["<system>6<user>2<assistant>3<user>4<assistant>"]
     policy.system = None

@@ -243,7 +243,7 @@ def test_an_engine_that_draws_otherwise(name, tmp_path):
     with Engine(**options) as engine:
         policy = of("tiny", engine.url, tmp_path)
         sentence(lambda: common.sample(policy, encoded(policy) * 4, 16, range(12), temperature, 12),
-                 "--logprobs-mode processed_logprobs", "--generation-config vllm", "serve the base of this run")
+                 "--logprobs-mode processed_logprobs", "--generation-config vllm", "serve the base model of this run")
 
 
 @pytest.mark.parametrize("bits", [16, 4])
@@ -265,15 +265,15 @@ def fewer(value):
     return {"choices": value["choices"][1:]}
 
 
-ANSWERS = {"too few": (fewer, "2 completions where 3"), "no JSON": (lambda _: "<html>", "without token ids"),
+ANSWERS = {"too few": (fewer, "2 completions instead of 3"), "no JSON": (lambda _: "<html>", "without token ids"),
            "no ids": (changed(token_ids=None), "without token ids"),
            "empty": (changed(token_ids=[], logprobs={"token_logprobs": []}), "without token ids"),
-           "aborted": (changed(finish_reason="abort"), "finished by 'abort'"),
+           "aborted": (changed(finish_reason="abort"), "finish_reason 'abort'"),
            "cut early": (changed(finish_reason="length", token_ids=[5], logprobs={"token_logprobs": [-1]}), "'length'"),
-           "no end": (changed(finish_reason="stop", token_ids=[5], logprobs={"token_logprobs": [-1]}), "by 'stop'"),
+           "no end": (changed(finish_reason="stop", token_ids=[5], logprobs={"token_logprobs": [-1]}), "finish_reason 'stop'"),
            "a logp too few": (changed(logprobs={"token_logprobs": []}), "a completion of"),
            "other vocabulary": (changed(finish_reason="length", token_ids=[999] * 12,
-                                        logprobs={"token_logprobs": [-1] * 12}), "serve the base of this run"),
+                                        logprobs={"token_logprobs": [-1] * 12}), "serve the base model of this run"),
            "an error": (500, "HTTP 500: a fault"), "bad request": (400, "HTTP 400: a fault")}
 
 
@@ -304,7 +304,7 @@ def test_a_server_that_comes_back(engine, tmp_path, capsys):
     for faults in ([once(), once()], [once(503), once(429)]):
         engine.faults += faults
         assert torch.equal(common.sample(policy, *what).tokens, wanted)
-    assert 1 <= capsys.readouterr().out.count("asking again for 60 s") <= 4
+    assert 1 <= capsys.readouterr().out.count("retrying for 60 s") <= 4
     engine.restart()
     assert torch.equal(common.sample(policy, *what).tokens, wanted)
     assert list(engine.adapters) == policy.rollouts.names

@@ -161,7 +161,7 @@ def test_a_dashboard_that_fails_ends_no_run(tmp_path, wandb):
     wandb(fails="step > 2")
     code, out, error = run(ppo_passk.main, *LONG, "--track", "wandb", "--out", tmp_path / "r")
     assert code == 0 and not error
-    assert out.count("note: --track wandb has failed and is left (no room); metrics.jsonl has everything\n") == 1
+    assert out.count("note: --track wandb has failed and is switched off (no room); metrics.jsonl is complete\n") == 1
     assert len(read_lines(tmp_path / "r")) == 6
 
 
