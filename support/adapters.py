@@ -1,8 +1,8 @@
-"""Which layers a new adapter goes on, and how adapters made elsewhere are loaded: sampler, scorer, both references and
-the saved adapter agree with plain peft, or the adapter is refused with the reason.
+"""Select the layers for a new adapter, and load adapters from other sources. An adapter is accepted only if sampler,
+scorer, both references and the saved adapter agree with plain peft; otherwise an error gives the reason.
 
-peft has some fifty kinds. Those that only add something inside the layers of the base need no care; `refusal` names
-those that cannot work, and `check_adapter` tests the rest: a forward pass shows whether the base is unchanged.
+peft has about fifty kinds of adapters. Those that only add to layers of the base work; `refusal` names those that
+cannot work, and `check_adapter` tests the others with a forward pass that shows whether the base is unchanged.
 """
 import contextlib
 import copy
@@ -20,7 +20,7 @@ from support import ROOT, contents, load, text
 from support.errors import UserError
 from support.model_checks import PADDING, causal, differs_in_batch, exact, mean_gap, pads, probe
 
-CHANGING = ("pissa", "olora")  # initialisations that take their matrices out of the base, and could be computed again
+CHANGING = ("pissa", "olora")  # initialisations that subtract their matrices from the base, and can be recomputed
 CONVERT = ("convert it to a plain LoRA where it was trained, with peft's "
            "save_pretrained(..., path_initial_model_for_weight_conversion=...)")
 MERGE = "merge it into its base (peft's merge_and_unload) and give the result as --model"
@@ -28,9 +28,9 @@ LOFTQ = f"LoftQ put another, quantised base in the place of this one, and the fo
 
 
 def linear_layers(lm):
-    """Names of the layers that a new LoRA goes on: all linear ones but the output embedding. Left out are layers where
-    it would have no effect, because the model reads the weight directly or text does not pass through, and layers where
-    peft would put it on another tensor.  Raises ValueError if none is left."""
+    """Names of the layers for a new LoRA: all linear layers except the output embedding, layers where an adapter would
+    have no effect (the model reads the weight directly, or text does not pass through), and layers where peft would
+    adapt another tensor.  Raises ValueError if none is left."""
     from transformers.pytorch_utils import Conv1D
     head = lm.get_output_embeddings()
     linear = {name: module for name, module in lm.named_modules()
@@ -49,16 +49,16 @@ def leaf(name):
 
 
 def with_effect(lm, modules):
-    """Names of the linear modules {name: module} that are called as layers, return a tensor of their size, and affect
-    the logits: tested by the gradient of a zero that is added to their output."""
+    """Names of the linear modules {name: module} that are called as layers, return a tensor of the expected size, and
+    affect the logits, tested with the gradient of a zero that is added to their output."""
     zeros = {}
 
     def hook(name):
         def add(module, inputs, output):
             wide = module.out_features if isinstance(module, torch.nn.Linear) else module.nf
             if not torch.is_tensor(output) or output.shape != (*inputs[0].shape[:-1], wide):
-                return None  # a linear layer of another kind: routers give several tensors, grouped ones another shape
-            if not output.is_floating_point():  # the model casts the input to what a quantised weight is stored as
+                return None  # another kind of layer: routers return several tensors, grouped layers another shape
+            if not output.is_floating_point():  # the model casts its input to the dtype of the quantised weight
                 raise ValueError(f"{name} computes in whole numbers where its weight is quantised: give --bits 32")
             if name not in zeros:  # some layers are called several times
                 zeros[name] = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
@@ -71,27 +71,27 @@ def with_effect(lm, modules):
         if total.requires_grad:
             total.backward()
     finally:
-        for each in hooks:
-            each.remove()
+        for handle in hooks:
+            handle.remove()
     return {name for name, zero in zeros.items() if zero.grad is not None}
 
 
 def read_by_kernels(lm):
-    """Names of layers whose weight the model's code hands to a kernel directly, like Mamba's out_proj. They are found
-    in the source code, because such kernels run only on a GPU, and an adapter should be the same everywhere."""
+    """Names of layers whose weight the model passes directly to a kernel, like Mamba's out_proj. They are found in the
+    source code, because such kernels run only on a GPU, and an adapter should have the same layers everywhere."""
     code = inspect.getsource(sys.modules[type(lm).__module__])
     return set(re.findall(r"self\.(\w+)\.weight(?:,| @)", code))
 
 
 def taken_for_experts(lm, name):
-    """Whether peft takes a layer of this name for a part of experts fused into one tensor, and would put the LoRA on
-    all of that tensor."""
+    """Whether peft treats a layer of this name as a part of experts that are fused into one tensor, and would adapt the
+    whole tensor."""
     import peft
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
     config = peft.LoraConfig(target_modules=[name])
     try:
         convert_peft_config_for_transformers(config, lm, None)
-    except ValueError:  # it wants the other parts named as well
+    except ValueError:  # peft requires the other parts, too
         return True
     return bool(config.target_parameters)
 
@@ -112,8 +112,8 @@ class Read(TorchFunctionMode):
 
 @torch.no_grad()
 def untouched(lm):
-    """The matrices that text passes through and no adapter reaches, other than embeddings, in words: the names of their
-    modules, the largest last; "" if there are none."""
+    """Matrices other than embeddings that are used for text but have no adapter -> names of their modules as text,
+    largest last; "" if there are none."""
     with Read() as read:
         lm(input_ids=probe(lm)[:1], use_cache=False)
     modules = dict(lm.named_modules())
@@ -124,27 +124,27 @@ def untouched(lm):
     for name, module in modules.items():
         if any(f"{name}.".startswith(f"{other}.") for other in adapted) or any(module is table for table in tables):
             continue
-        beside = any(other.startswith(f"{name}.") for other in adapted)  # the module's own tensors, not all of it
+        partly = any(other.startswith(f"{name}.") for other in adapted)  # submodules have adapters
         for kind, tensor in module.named_parameters(recurse=False):
             if tensor.dim() > 1 and id(tensor) in read.found:
-                said = kind if beside else leaf(name)
+                label = kind if partly else leaf(name)
                 if "experts" in name.split("."):
-                    said = "experts"
-                sizes[said] = sizes.get(said, 0) + tensor.numel()
+                    label = "experts"
+                sizes[label] = sizes.get(label, 0) + tensor.numel()
     return ", ".join(sorted(sizes, key=sizes.get))
 
 
 def put_on(lm, folder, start=None):
-    """The model `lm` with the adapter of a folder, trainable, as "default"; with a frozen copy called `start`, if that
-    is given.  Raises UserError with the reason, and whatever peft raises for a damaged folder or one of another
-    model."""
+    """Put the adapter of a folder on `lm`, trainable, as "default", and a frozen copy named `start`, if given -> the
+    peft model.  Raises UserError with the reason, and whatever peft raises for a damaged folder or an adapter of
+    another model."""
     import peft
     contents.look_for_hub(folder)
     try:
         config = peft.PeftConfig.from_pretrained(folder)
     except KeyError as error:
         raise UserError(f"peft {peft.__version__} does not know its kind, {error}: take a newer one") from error
-    except ImportError as error:  # LoftQ is refused, whether or not the package is there that it wants
+    except ImportError as error:  # LoftQ is refused, whether or not the package that it needs is installed
         raise UserError(LOFTQ if "scipy" in str(error) else load.first_line(error)) from error
     reason = refusal(config) or contents.other_base(folder, getattr(lm, "source", lm.name_or_path))
     if reason:
@@ -168,23 +168,22 @@ def put_on(lm, folder, start=None):
 
 
 def template_note(folder, tokenizer):
-    """Words where the folder of an adapter holds a tokenizer that writes a chat in another way than that of the base,
-    which is used: the adapter was trained on other prompts; else "".  Raises what such a tokenizer raises."""
+    """A note if the folder of an adapter has a tokenizer with another chat template than the base's, which is used: the
+    adapter was trained with other prompts; else "".  Raises whatever the tokenizer raises."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     if not any(re.search(contents.TOKENIZER, name) for name in names):
         return ""
     import transformers
-    own = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    stored = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     chat = [("user", "4711")]
-    said = [text.render(each, chat, answer=True) for each in (own, tokenizer) if each.chat_template]
-    if not own.chat_template or len(said) == 2 and said[0] == said[1]:
+    rendered = [text.render(each, chat, answer=True) for each in (stored, tokenizer) if each.chat_template]
+    if not stored.chat_template or len(rendered) == 2 and rendered[0] == rendered[1]:
         return ""
     return ", chat template of the base (the adapter's folder holds another one, which is not used)"
 
 
 def refusal(config):
-    """Why an adapter of this kind cannot be used, in words that end a sentence; None if it can be used or has to be
-    tested."""
+    """Why an adapter of this kind cannot be used, as the end of a sentence; None if it can, or has to be tested."""
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     init = str(getattr(config, "init_lora_weights", "")).lower()
     if config.is_prompt_learning:
@@ -213,9 +212,10 @@ def refusal(config):
 
 
 def embeddings_in(saved, lm, config):
-    """Names of whole embedding tables that an adapter carries without having trained them: peft saves those of layers
-    with a LoRA.  Raises UserError where they are not those of the base."""
-    found, owned = set(), tuple(getattr(config, "modules_to_save", None) or ())
+    """Names of untrained embedding tables in a saved adapter: peft saves the whole table of an embedding with a LoRA.
+    Raises UserError if one differs from the base's."""
+    found = set()
+    trained = tuple(getattr(config, "modules_to_save", None) or ())
     tables = {id(module): module for module in (lm.get_input_embeddings(), lm.get_output_embeddings()) if module}
     for path, module in lm.named_modules():
         for key in ("base_layer.weight", "weight") if id(module) in tables else ():
@@ -226,7 +226,7 @@ def embeddings_in(saved, lm, config):
             if len(table) != len(weight):
                 raise UserError(f"it carries an embedding of {len(table):,} tokens where the base has {len(weight):,}, "
                                 f"so tokens were added to its base: {MERGE}")
-            if path.endswith(owned):  # trained, and an addition of its own
+            if path.endswith(trained):
                 continue
             if not torch.allclose(table.to(weight), weight, atol=1e-6, rtol=1e-2):
                 raise UserError(f"it carries a whole table of its own for {path}, which peft puts in the place of the "
@@ -237,10 +237,10 @@ def embeddings_in(saved, lm, config):
 
 @contextlib.contextmanager
 def plain(lm, config, folder, saved):
-    """The folder to load an adapter from. If its kind changes the base on loading (W becomes W - s B0 A0), it is the
-    folder of an equivalent plain LoRA of twice the rank: s (B A - B0 A0) beside W. The base then stays unchanged, for
-    both references and for everyone who loads the saved adapter; peft would recompute B0 A0 from the current base each
-    time."""
+    """Context with the folder to load an adapter from. For a kind that changes the base on loading (W becomes
+    W - s B0 A0), this is a temporary folder with an equivalent plain LoRA of twice the rank, W + s (B A - B0 A0). So
+    the base stays unchanged for both references and for users of the saved adapter; peft would recompute B0 A0 from the
+    current base each time it is loaded."""
     if str(getattr(config, "init_lora_weights", "")).lower() not in CHANGING:
         yield folder
         return
@@ -260,7 +260,7 @@ def plain(lm, config, folder, saved):
     twice = copy.deepcopy(config)
     twice.init_lora_weights = True
     twice.r *= 2
-    twice.lora_alpha *= math.sqrt(2) if config.use_rslora else 2  # the factor s stays
+    twice.lora_alpha *= math.sqrt(2) if config.use_rslora else 2  # keeps the factor s
     twice.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
     twice.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
     with tempfile.TemporaryDirectory() as place:
@@ -270,9 +270,10 @@ def plain(lm, config, folder, saved):
 
 
 def initial_matrices(lm, config):
-    """What peft computes from the base for an adapter of this kind -> its tensors by name. `lm` is left as it was."""
+    """The initial matrices that peft computes from the base for an adapter of this kind -> {name: tensor}. `lm` is
+    restored."""
     import peft
-    kept = [(p, p.data.clone()) for p in lm.parameters()]  # OLoRA writes into them, PiSSA replaces them
+    kept = [(p, p.data.clone()) for p in lm.parameters()]  # OLoRA modifies the weights in place, PiSSA replaces them
     wrapped = peft.get_peft_model(lm, copy.deepcopy(config))
     state = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     initial = {name: value.detach().cpu().clone() for name, value in state.items()}
@@ -294,8 +295,8 @@ def near(lm, found, wanted):
 
 
 def check_adapter(wrapped, lm, before):
-    """Check that the base is unchanged, that the logits are the same with and without the peft wrapper, and that the
-    model is still causal.  before: logits of the base.  Raises UserError."""
+    """Check that the base is unchanged, that logits are the same with and without the peft wrapper, and that the model
+    is still causal and independent of the batch.  before: logits of the base.  Raises UserError."""
     kind = wrapped.peft_config["default"].peft_type.value
     with wrapped.disable_adapter():
         if not near(lm, logits(lm, lm), before):
@@ -305,13 +306,13 @@ def check_adapter(wrapped, lm, before):
     if not near(lm, logits(lm, lm), logits(wrapped, lm)):
         raise UserError(f"{kind} needs a forward pass of peft's own around the model, and the sampler calls the model "
                         "itself: take one adapter of weights, such as LoRA")
-    if not causal(lm) or differs_in_batch(lm, padding):  # Lily's mixture is a mean over all tokens of a batch
+    if not causal(lm) or differs_in_batch(lm, padding):  # Lily averages over all tokens of a batch
         raise UserError(f"with {kind} what is said of a token depends on later ones, or on the rest of its batch, so "
                         "that samples would not be its own: take another kind of adapter, such as LoRA")
 
 
 def check_start(wrapped, lm, start):
-    """Check that the second copy of the adapter gives the logits of the first.  Raises UserError."""
+    """Check that the second copy of the adapter gives the same logits as the first.  Raises UserError."""
     first = logits(lm, lm)
     wrapped.set_adapter(start)
     second = logits(lm, lm)
@@ -322,8 +323,8 @@ def check_start(wrapped, lm, start):
 
 
 def name_base(wrapped, model):
-    """Write the base into the adapter's config so that peft finds it from any working directory: a hub id unchanged, a
-    folder by its absolute path, a GGUF file by its folder (AutoPeftModelForCausalLM takes gguf_file=NAME)."""
+    """Set the base model in the adapter's config so that peft finds it from any working directory: a hub id, the
+    absolute path of a folder, or the folder of a GGUF file (AutoPeftModelForCausalLM takes gguf_file=NAME)."""
     if model in load.EMBEDDED_MODELS:
         model = os.path.join(ROOT, "models", model)
     elif model.endswith(".gguf"):
@@ -332,4 +333,4 @@ def name_base(wrapped, model):
         model = os.path.abspath(model)
     config = wrapped.peft_config["default"]
     config.base_model_name_or_path = model
-    config.revision = None  # of the base that the adapter was made on, perhaps; this one was loaded without
+    config.revision = None  # it may be a revision of another base

@@ -1,4 +1,4 @@
-"""Checks of a checkpoint: is every weight there, in which precision is it stored, are its numbers plausible?
+"""Validate a checkpoint: are all weights there, in which precision are they stored, are their values plausible?
 
 transformers initialises missing weights at random and drops unexpected ones; only its loading report says so.
 `check_weights` reads that report.
@@ -16,12 +16,12 @@ BITSANDBYTES = "bitsandbytes"
 FP8 = "fp8"
 MXFP4 = "mxfp4"
 
-SHOWN = 3  # names in a message
-SAMPLED = 2 ** 16  # numbers of a weight that are looked at
-LARGEST_DEVIATION = 10.0  # of a matrix; int8 numbers read as weights have 49 or more, those of FP8 about 100
-LARGEST_VECTOR = 1e4  # of a norm or a bias, whose sizes differ more
+SHOWN = 3  # most names in a message
+SAMPLED = 2 ** 16  # most values of a weight that are examined
+LARGEST_DEVIATION = 10.0  # of a matrix; int8 values read as weights have at least 49, FP8 values about 100
+LARGEST_VECTOR = 1e4  # of a norm or a bias, which vary more
 
-# What files hold besides weights: constants that models compute themselves, and parts that no forward pass here uses.
+# Tensors in files besides used weights: constants that models compute, and parts that no forward pass here uses.
 CONSTANTS = (
     r"(^|\.)inv_freq$",
     r"(^|\.)position_ids$",
@@ -32,10 +32,10 @@ UNUSED = (
     r"(^|\.)mtp(_\w+)?\.",  # multi-token prediction
     r"^v_head\.",  # value head of a policy that PPO trained
 )
-TOWERS = r"(^|\.)(vision|visual|audio|image|video|multi_modal|embed_vision|embed_audio)"  # beside a text model
+TOWERS = r"(^|\.)(vision|visual|audio|image|video|multi_modal|embed_vision|embed_audio)"  # other modalities
 CAUSAL_HEAD = r"^(lm_head|embed_out)\."
 SCORE_HEAD = r"^score\."
-# What wrappers put into the names of a model that was saved with them on.
+# Parts of names from wrappers that a model was saved with
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.", "module.", "base_layer.")
 
 KINDS = r"attn|attention|mlp|ffn|feed_forward|experts|\.fc"  # matrices of attention and MLP
@@ -44,8 +44,8 @@ KINDS = r"attn|attention|mlp|ffn|feed_forward|experts|\.fc"  # matrices of atten
 # ------------------------------------------------------------------------------------------ kept in another precision
 
 def stored(model, config):
-    """How the weights of a checkpoint are stored -> None (as plain numbers), BITSANDBYTES, FP8 or MXFP4.  Raises
-    UserError for everything else: it would be read as if it were plain numbers, or needs kernels without a gradient."""
+    """How the weights of a checkpoint are stored -> None (unquantised), BITSANDBYTES, FP8 or MXFP4.  Raises UserError
+    for other formats, which would be read as if they were unquantised, or need kernels without a gradient."""
     settings = settings_of(config)
     if not settings:
         return None
@@ -62,14 +62,14 @@ def settings_of(config):
     """The quantisation settings of a checkpoint, a dict; empty if there are none."""
     for holder in (config, config.get_text_config()):
         for name in ("quantization_config", "compression_config"):
-            found = getattr(holder, name, None)
-            if found:
-                return found if isinstance(found, dict) else found.to_dict()
+            settings = getattr(holder, name, None)
+            if settings:
+                return settings if isinstance(settings, dict) else settings.to_dict()
     return {}
 
 
 def own_bits(model, config, asked):
-    """Bits of a checkpoint that bitsandbytes quantised.  Raises UserError where others are asked for."""
+    """Bits of a checkpoint that bitsandbytes quantised.  Raises UserError if --bits (`asked`) differs."""
     bits = 4 if settings_of(config).get("load_in_4bit") else 8
     if asked not in (None, bits):
         raise UserError(f"--bits {asked}: model {model!r} is quantised already, to {bits} bits: leave --bits out, or "
@@ -78,8 +78,8 @@ def own_bits(model, config, asked):
 
 
 def made_trainable(config, dtype):
-    """Set how a bitsandbytes checkpoint computes, not its weights, to the settings of load_base: in float16 gradients
-    vanish, and with a threshold a draw would depend on the rest of the batch."""
+    """Set the compute options of a bitsandbytes checkpoint to those of load_base: in float16 gradients vanish, and with
+    a threshold samples would depend on the batch. The weights stay the same."""
     settings = settings_of(config)
     settings["bnb_4bit_compute_dtype"] = str(dtype).split(".")[-1]
     settings["llm_int8_threshold"] = 0.0
@@ -90,26 +90,26 @@ def made_trainable(config, dtype):
 
 
 def check_scales(model, path, config):
-    """Check the scales of an FP8 checkpoint: transformers divides a matrix evenly by its grid of scales, which is wrong
-    if the last block is cut off.  Raises UserError for such a matrix, and for one without a scale."""
+    """Check the scales of an FP8 checkpoint. transformers divides a matrix evenly by its grid of scales, which is wrong
+    if the last block is smaller.  Raises UserError for such a matrix, and for one without scales."""
     block = settings_of(config).get("weight_block_size")
-    found = tensors_of(path)
+    tensors = tensors_of(path)
     bad = []
-    for name, (kind, shape) in found.items():
+    for name, (kind, shape) in tensors.items():
         if not kind.startswith("F8_E4M3"):
             continue
-        _, scale = found.get(f"{name}_scale_inv", (None, None))
+        _, scale = tensors.get(f"{name}_scale_inv", (None, None))
         if scale is None or not even(shape, scale, block):
             bad.append(name)
-    if bad or not found:
-        what = listed(bad) if bad else "no safetensors file was found"
-        raise UserError(f"model {model!r} is kept in FP8 with scales that cannot be applied here ({what}): take the "
+    if bad or not tensors:
+        reason = listed(bad) if bad else "no safetensors file was found"
+        raise UserError(f"model {model!r} is stored in FP8 with scales that cannot be applied here ({reason}): use the "
                         "unquantised model")
 
 
 def even(shape, scale, block):
-    """Whether a grid of scales divides a matrix into equal blocks, those that the checkpoint's settings name."""
-    if all(size == 1 for size in scale):  # one for the whole matrix
+    """Whether a grid of scales divides a matrix into equal blocks, of the size in the checkpoint's settings."""
+    if all(size == 1 for size in scale):  # one scale for the whole matrix
         return block is None or all(size <= most for size, most in zip(shape[-2:], block))
     if block is None or len(scale) < 2:
         return False
@@ -121,7 +121,7 @@ def even(shape, scale, block):
 
 
 def tensors_of(path):
-    """{name: (type, shape)} of the safetensors files of a folder or a hub id, from their headers."""
+    """{name: (type, shape)} of the tensors in the safetensors files of a folder or hub id, from the file headers."""
     from transformers.utils import cached_file
     if os.path.isdir(path):
         files = glob.glob(os.path.join(path, "*.safetensors"))
@@ -132,28 +132,28 @@ def tensors_of(path):
             with open(index) as file:
                 names = sorted(set(json.load(file)["weight_map"].values()))
         files = [cached_file(path, name) for name in names]
-    found = {}
+    tensors = {}
     for name in files:
         with open(name, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
         header.pop("__metadata__", None)
-        found |= {key: (entry["dtype"], entry["shape"]) for key, entry in header.items()}
-    return found
+        tensors |= {key: (entry["dtype"], entry["shape"]) for key, entry in header.items()}
+    return tensors
 
 
 def plain_settings(method, options):
-    """Add to the options of from_pretrained that the weights are wanted as plain numbers."""
+    """Add the option to de-quantise the weights to the options of from_pretrained -> the options."""
     from transformers.utils import quantization_config as known
     name = {FP8: "FineGrainedFP8Config", MXFP4: "Mxfp4Config", "gguf": "GgufConfig"}[method]
-    if method != "gguf" or hasattr(known, name):  # older transformers have no other way with GGUF
+    if method != "gguf" or hasattr(known, name):  # older versions of transformers always de-quantise GGUF
         options["quantization_config"] = getattr(known, name)(dequantize=True)
     return options
 
 
 def in_one_precision(lm, dtype):
-    """Cast unquantised weights, which transformers leaves in the file's precision, except those that the model keeps in
-    float32."""
+    """Cast unquantised weights, which transformers leaves in the file's precision, to one dtype, except those that the
+    model keeps in float32."""
     kept = [*(lm._keep_in_fp32_modules or ()), *(lm._keep_in_fp32_modules_strict or ())]
     for name, p in lm.named_parameters():
         if p.is_floating_point() and not any(part in name for part in kept):
@@ -163,15 +163,15 @@ def in_one_precision(lm, dtype):
 # ------------------------------------------------------------------------------------------------- what was not found
 
 def check_weights(model, lm, report, fresh_head=False):
-    """Read the loading report of a model, then look at its weights.  fresh_head: a score head is to be fitted, or comes
-    with an adapter, so the checkpoint may lack one.  Raises UserError."""
+    """Check the loading report of a model, and its weights.  fresh_head: the checkpoint may lack a score head, because
+    it is to be fitted or comes with an adapter.  Raises UserError."""
     check_names(model, lm, report, fresh_head)
     check_shapes(model, lm)
     check_numbers(model, lm)
 
 
 def check_names(model, lm, report, fresh_head):
-    """Raises UserError for weights that are missing, have no place in the model or another size."""
+    """Raises UserError for weights that are missing, unexpected, or of another size."""
     missing = without(report["missing_keys"], CONSTANTS + (SCORE_HEAD,) * fresh_head)
     extra = without(report["unexpected_keys"], harmless(lm))
     sizes = sorted({entry[0] for entry in report["mismatched_keys"]})
@@ -189,19 +189,19 @@ def check_names(model, lm, report, fresh_head):
 
 
 def without(names, patterns):
-    """Those of the names that no pattern is found in, sorted."""
+    """The names that match none of the patterns, sorted."""
     return sorted(name for name in names if not any(re.search(pattern, name) for pattern in patterns))
 
 
 def harmless(lm):
-    """Patterns of names that a file may hold without a place in this model."""
+    """Patterns for names of unexpected tensors that do no harm."""
     patterns = CONSTANTS + UNUSED
     if hasattr(lm, "score"):
         patterns += (CAUSAL_HEAD,)
     config = lm.config.get_text_config()
     if not any(re.search(TOWERS, name) for name, _ in lm.named_modules()):
         patterns += (TOWERS,)
-    # layers after the last one that predict further tokens: of as many as the config says, and no more
+    # Layers after the last one that predict further tokens: as many as the config says, not more
     first = getattr(config, "num_hidden_layers", 0) or 0
     for layer in range(first, first + (getattr(config, "num_nextn_predict_layers", 0) or 0)):
         patterns += (rf"(^|\.)layers\.{layer}\.",)
@@ -209,7 +209,7 @@ def harmless(lm):
 
 
 def listed(names):
-    """The first names, and whether there are more."""
+    """The first names as text, with dots if there are more."""
     return ", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN)
 
 
@@ -218,7 +218,7 @@ def counted(names):
 
 
 def advice(lm, extra):
-    """What to do about it: wrappers that were saved along are known by their names."""
+    """What to do about wrong names; names of wrappers show that they were saved with the model."""
     known = lm.state_dict().keys()
     for wrapper in WRAPPERS:
         if any(wrapper in name and name.replace(wrapper, "") in known for name in extra):
@@ -232,7 +232,7 @@ def advice(lm, extra):
 # --------------------------------------------------------------------------------------------- what the numbers are
 
 def check_shapes(model, lm):
-    """Sizes of what was quantised while loading, which transformers does not compare.  Raises UserError."""
+    """Check the shapes of weights that were quantised while loading, which transformers does not.  Raises UserError."""
     bad = []
     for name, module in lm.named_modules():
         weight = getattr(module, "weight", None)
@@ -249,9 +249,10 @@ def check_shapes(model, lm):
 
 @torch.no_grad()
 def check_numbers(model, lm):
-    """Raises UserError unless a sample of every weight is finite and of ordinary size, and the first of each kind is
-    not all zero. Later ones may be all zero, as layers added for training are at first."""
-    names, measured = [], []
+    """Raises UserError unless sampled values of all weights are finite and of ordinary size, and the first matrix of
+    each kind is not all zeros. Later ones may be, because layers added for training often start at zero."""
+    names = []
+    measured = []
     for name, weight in lm.named_parameters():
         values = sampled(weight)
         if values is None:
@@ -262,24 +263,24 @@ def check_numbers(model, lm):
     if not names:
         return
     kinds = first_of_each(lm, names)
-    for name, (largest, deviation) in zip(names, torch.stack(measured).tolist()):  # a GPU is waited for once
-        what = None
-        if not largest < float("inf"):  # nor NaN
-            what = "holds numbers that are not finite"
+    for name, (largest, deviation) in zip(names, torch.stack(measured).tolist()):  # wait for a GPU only once
+        fault = None
+        if not largest < float("inf"):  # also NaN
+            fault = "has values that are not finite"
         elif name in kinds and largest == 0:
-            what = "is all zeros"
+            fault = "is all zeros"
         elif deviation > LARGEST_DEVIATION:
-            what = f"has a standard deviation of {deviation:.3g}, where that of weights is below {LARGEST_DEVIATION:g}"
+            fault = f"has a standard deviation of {deviation:.3g}, but weights have less than {LARGEST_DEVIATION:g}"
         elif largest > LARGEST_VECTOR:
-            what = f"holds numbers as large as {largest:.3g}"
-        if what:
-            raise UserError(f"model {model!r}: weight {name} {what}: its files are damaged or kept in a precision that "
-                            "its config does not say, so fetch them again or take another model")
+            fault = f"has values as large as {largest:.3g}"
+        if fault:
+            raise UserError(f"model {model!r}: weight {name} {fault}: its files are damaged, or stored in a precision "
+                            "that its config does not name, so fetch them again or use another model")
 
 
 def sampled(weight):
-    """Some of the numbers that a weight stands for, float32, evenly spaced; None where it has none. Of four bits: the
-    largest numbers of its blocks."""
+    """Evenly spaced values of a weight, de-quantised, float32; None if it has none. For 4-bit weights: the largest
+    value of each block."""
     state = getattr(weight, "quant_state", None)
     if state is not None:
         return spaced(largest_of_blocks(state))
@@ -293,14 +294,14 @@ def sampled(weight):
 
 
 def spaced(values):
-    """At most SAMPLED numbers of a tensor. An odd step walks through all columns of a matrix."""
+    """About SAMPLED values of a tensor. An odd step visits all columns of a matrix."""
     values = values.flatten()
     step = -(-values.numel() // SAMPLED)
     return values[::step + 1 - step % 2].float()
 
 
 def largest_of_blocks(state):
-    """The largest size of a number in each block of 4-bit ones."""
+    """The largest absolute value of each block of 4-bit weights."""
     if not state.nested:
         return state.absmax
     from bitsandbytes.functional import dequantize_blockwise
@@ -308,17 +309,18 @@ def largest_of_blocks(state):
 
 
 def first_of_each(lm, names):
-    """Names of the embedding, of the head, and of the first matrix of each name in attention and MLP."""
+    """Names of the embedding, the head, and the first matrix of each kind in attention and MLP."""
     ends = [lm.get_input_embeddings(), lm.get_output_embeddings()]
-    wanted = {id(module.weight) for module in ends if hasattr(module, "weight")}
+    embeddings = {id(module.weight) for module in ends if hasattr(module, "weight")}
     parameters = dict(lm.named_parameters())
-    found, seen = set(), set()
+    first = set()
+    seen = set()
     for name in names:
-        if id(parameters[name]) in wanted:
-            found.add(name)
+        if id(parameters[name]) in embeddings:
+            first.add(name)
         role = re.sub(r"\.\d+\.", ".*.", name)
         if role in seen or parameters[name].dim() < 2 or not re.search(KINDS, name):
             continue
         seen.add(role)
-        found.add(name)
-    return found
+        first.add(name)
+    return first

@@ -201,8 +201,8 @@ def device_of(asked):
         asked = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = str(asked).partition(":")
     if kind == "mps":
-        raise UserError(f"--device {asked}: mps supports neither float64, which sampling needs, nor bitsandbytes, which "
-                        "quantises the base: use cpu")
+        raise UserError(f"--device {asked}: mps supports neither float64, which sampling needs, nor bitsandbytes, "
+                        "which quantises the base: use cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", str(asked)):
         raise UserError(f"--device {asked}: choose cpu, cuda or cuda:NUMBER")
     if kind == "cpu":

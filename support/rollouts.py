@@ -217,8 +217,9 @@ class Rollouts:
             gap = (logp - q).abs().mean()
             raise UserError(f"--rollouts {self.server.url}: the server's log-probabilities, {gap:.3g} nats per token "
                             "from the policy's, are not those that its samples were drawn with, or belong to another "
-                            "base model: serve the base of this run as MODEL, with --logprobs-mode processed_logprobs "
-                            "(after the temperature) and --generation-config vllm (all tokens, no penalty)")
+                            "base model: serve the base model of this run as MODEL, with --logprobs-mode "
+                            "processed_logprobs (after the temperature) and --generation-config vllm (all tokens, no "
+                            "penalty)")
 
 
 def fault(logp, q, entropy, raw):

@@ -270,7 +270,7 @@ ANSWERS = {"too few": (fewer, "2 completions instead of 3"), "no JSON": (lambda 
            "empty": (changed(token_ids=[], logprobs={"token_logprobs": []}), "without token ids"),
            "aborted": (changed(finish_reason="abort"), "finish_reason 'abort'"),
            "cut early": (changed(finish_reason="length", token_ids=[5], logprobs={"token_logprobs": [-1]}), "'length'"),
-           "no end": (changed(finish_reason="stop", token_ids=[5], logprobs={"token_logprobs": [-1]}), "finish_reason 'stop'"),
+           "no end": (changed(finish_reason="stop", token_ids=[5], logprobs={"token_logprobs": [-1]}), "'stop'"),
            "a logp too few": (changed(logprobs={"token_logprobs": []}), "a completion of"),
            "other vocabulary": (changed(finish_reason="length", token_ids=[999] * 12,
                                         logprobs={"token_logprobs": [-1] * 12}), "serve the base model of this run"),
@@ -384,8 +384,8 @@ def test_a_full_disk(engine, tmp_path, monkeypatch):
     assert code == 0 and len(read_lines(tmp_path / "r")) == 3, err
 
 
-REFUSED = {"rank": ({"r": 32}, "LoRA rank 32 is greater than max_lora_rank"), "dora": ({"use_dora": True}, "not load DoRA"),
-           "bias": ({"lora_bias": True}, "not load biases"), "modules": ({"modules_to_save": ["norm"]}, "not load whole modules")}
+REFUSED = {"rank": ({"r": 32}, "LoRA rank 32 is greater than max_lora_rank"), "dora": ({"use_dora": True}, "load DoRA"),
+           "bias": ({"lora_bias": True}, "load biases"), "modules": ({"modules_to_save": ["norm"]}, "load whole modules")}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -201,7 +201,7 @@ def test_the_state_of_another_run(whole, folder, tmp_path):
         (folder / "state.pt").write_bytes(body + hashlib.sha256(body).digest())
     own = torch.load(folder / "state.pt", weights_only=True)
     sealed({**own, "flags": json.dumps({**json.loads(own["flags"]), "seed": 1})})
-    refused(folder, "seed is 0 in", "and 1 in the state.pt")
+    refused(folder, "seed is 0 in", "but 1 in the state.pt")
     sealed({**own, "parameters": own["parameters"][1:]})
     refused(folder, "do not fit", "step 2")
     sealed({**own, "parameters": [p[:1] for p in own["parameters"]]})  # copying would repeat the row
