@@ -24,7 +24,7 @@ CHANGING = ("pissa", "olora")  # initialisations that subtract their matrices fr
 CONVERT = ("convert it to a plain LoRA where it was trained, with peft's "
            "save_pretrained(..., path_initial_model_for_weight_conversion=...)")
 MERGE = "merge it into its base (peft's merge_and_unload) and give the result as --model"
-LOFTQ = f"LoftQ put another, quantised base in the place of this one, and the folder does not hold it: {MERGE}"
+LOFTQ = f"LoftQ replaced the base by a quantised one, which is not in the folder: {MERGE}"
 
 
 def linear_layers(lm):
@@ -143,7 +143,7 @@ def put_on(lm, folder, start=None):
     try:
         config = peft.PeftConfig.from_pretrained(folder)
     except KeyError as error:
-        raise UserError(f"peft {peft.__version__} does not know its kind, {error}: take a newer one") from error
+        raise UserError(f"peft {peft.__version__} does not support its kind, {error}: install a newer one") from error
     except ImportError as error:  # LoftQ is refused, whether or not the package that it needs is installed
         raise UserError(LOFTQ if "scipy" in str(error) else load.first_line(error)) from error
     reason = refusal(config) or contents.other_base(folder, getattr(lm, "source", lm.name_or_path))
@@ -152,7 +152,7 @@ def put_on(lm, folder, start=None):
     saved = peft.utils.load_peft_weights(folder, device="cpu")
     damaged = [name for name, value in saved.items() if not value.isfinite().all()]
     if damaged:
-        raise UserError(f"its weight {damaged[0]} holds numbers that are not finite: train it again, or take another")
+        raise UserError(f"its weight {damaged[0]} has values that are not finite: train it again, or use another")
     tables = embeddings_in(saved, lm, config)
     before = logits(lm, lm)
     with plain(lm, config, folder, saved) as source:
@@ -179,7 +179,7 @@ def template_note(folder, tokenizer):
     rendered = [text.render(each, chat, answer=True) for each in (stored, tokenizer) if each.chat_template]
     if not stored.chat_template or len(rendered) == 2 and rendered[0] == rendered[1]:
         return ""
-    return ", chat template of the base (the adapter's folder holds another one, which is not used)"
+    return ", chat template of the base (the adapter's folder has another one, which is not used)"
 
 
 def refusal(config):
@@ -187,27 +187,28 @@ def refusal(config):
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     init = str(getattr(config, "init_lora_weights", "")).lower()
     if config.is_prompt_learning:
-        return (f"{kind} puts trained vectors beside the text, which peft does around the model and not in its layers, "
-                "and the sampler calls the model itself: take an adapter of weights, such as LoRA")
+        return (f"{kind} adds trained vectors to the input, which peft does in a wrapper around the model, but the "
+                "sampler calls the model itself: use an adapter of weights, such as LoRA")
     if kind in ("XLORA", "POLY", "SHADOW"):
-        return (f"{kind} needs a forward pass of peft's own around the model, and the sampler calls the model itself: "
-                "take one adapter of weights, such as LoRA")
+        return (f"{kind} needs peft's wrapper around the model, but the sampler calls the model itself: use an adapter "
+                "of weights, such as LoRA")
     if getattr(config, "alora_invocation_tokens", None) is not None:
-        return ("an activated LoRA (aLoRA) begins at its invocation tokens, which only peft's forward pass around the "
-                "model looks for, and the sampler calls the model itself: train a plain LoRA")
+        return ("an activated LoRA (aLoRA) starts at its invocation tokens, which only peft's wrapper around the model "
+                "looks for, but the sampler calls the model itself: train a plain LoRA")
     if getattr(config, "bias", "none") not in ("none", False, True):
-        return (f"it trains biases of the base (bias={config.bias!r}), so that the base is not the base any more where "
-                f"it is switched off: {MERGE}")
+        return (f"it trains biases of the base (bias={config.bias!r}), so switching it off does not restore the base: "
+                f"{MERGE}")
     if init.startswith("pissa_niter"):
-        return ("PiSSA took its matrices out of the base by a decomposition that is drawn at random each time "
-                f"({init}), and the folder does not hold them: {CONVERT}")
+        return (f"PiSSA subtracted its initial matrices from the base, from a random decomposition ({init}), and the "
+                f"folder does not contain them: {CONVERT}")
     if init in ("corda", "lora_ga"):
-        return (f"{init} took its matrices out of the base by data, and the folder does not hold them: {CONVERT}")
+        return (f"{init} subtracted its initial matrices from the base, based on data, and the folder does not contain "
+                f"them: {CONVERT}")
     if init == "loftq":
         return LOFTQ
     if init in CHANGING and (config.use_dora or config.use_rslora and (config.rank_pattern or config.alpha_pattern)):
-        return (f"{init} changes the base, and with DoRA, or rsLoRA and patterns of ranks, the change cannot be "
-                f"written as a plain LoRA: {MERGE}")
+        return (f"{init} changes the base, and with DoRA, or rsLoRA and rank patterns, the change cannot be expressed "
+                f"as a plain LoRA: {MERGE}")
     return None
 
 
@@ -224,13 +225,13 @@ def embeddings_in(saved, lm, config):
                 continue
             table, weight = saved[name], module.weight
             if len(table) != len(weight):
-                raise UserError(f"it carries an embedding of {len(table):,} tokens where the base has {len(weight):,}, "
+                raise UserError(f"it contains an embedding of {len(table):,} tokens, but the base has {len(weight):,}, "
                                 f"so tokens were added to its base: {MERGE}")
             if path.endswith(trained):
                 continue
             if not torch.allclose(table.to(weight), weight, atol=1e-6, rtol=1e-2):
-                raise UserError(f"it carries a whole table of its own for {path}, which peft puts in the place of the "
-                                f"base's, so that this would not be the base any more: {MERGE}")
+                raise UserError(f"it contains another embedding table for {path}, which would replace the base's, so "
+                                f"the base would change: {MERGE}")
             found.add(name)
     return found
 
@@ -245,8 +246,8 @@ def plain(lm, config, folder, saved):
         yield folder
         return
     if getattr(lm, "is_quantized", False):
-        raise UserError(f"{config.init_lora_weights} takes its matrices out of the base as it was before it was "
-                        f"quantised: give --bits 32, or {CONVERT}")
+        raise UserError(f"{config.init_lora_weights} computes its initial matrices from the base before quantisation: "
+                        f"use --bits 32, or {CONVERT}")
     from safetensors.torch import save_file
     initial = initial_matrices(lm, config)
     weights = {}
@@ -300,15 +301,14 @@ def check_adapter(wrapped, lm, before):
     kind = wrapped.peft_config["default"].peft_type.value
     with wrapped.disable_adapter():
         if not near(lm, logits(lm, lm), before):
-            raise UserError(f"{kind} changes the base as it is loaded, so that the base could not be told from it: "
-                            f"{MERGE}")
+            raise UserError(f"{kind} changes the base when it is loaded, so the base would not be available: {MERGE}")
         padding = PADDING if pads(lm) else 0
     if not near(lm, logits(lm, lm), logits(wrapped, lm)):
-        raise UserError(f"{kind} needs a forward pass of peft's own around the model, and the sampler calls the model "
-                        "itself: take one adapter of weights, such as LoRA")
+        raise UserError(f"{kind} needs peft's wrapper around the model, but the sampler calls the model itself: use an "
+                        "adapter of weights, such as LoRA")
     if not causal(lm) or differs_in_batch(lm, padding):  # Lily averages over all tokens of a batch
-        raise UserError(f"with {kind} what is said of a token depends on later ones, or on the rest of its batch, so "
-                        "that samples would not be its own: take another kind of adapter, such as LoRA")
+        raise UserError(f"with {kind}, logits depend on later tokens or on the rest of the batch, so samples would be "
+                        "wrong: use another kind of adapter, such as LoRA")
 
 
 def check_start(wrapped, lm, start):
@@ -319,7 +319,7 @@ def check_start(wrapped, lm, start):
     wrapped.set_adapter("default")
     kind = wrapped.peft_config["default"].peft_type.value
     if not near(lm, second, first):
-        raise UserError(f"{kind} is another one when it is loaded a second time, beside itself: {MERGE}")
+        raise UserError(f"{kind} gives other logits when it is loaded a second time: {MERGE}")
 
 
 def name_base(wrapped, model):

@@ -54,7 +54,7 @@ def stored(model, config):
     method = str(settings.get("quant_method", "unnamed"))
     if method in (FP8, MXFP4):
         return method
-    raise UserError(f"model {model!r} is quantised already, by a method that cannot be trained here ({method}): take "
+    raise UserError(f"model {model!r} is already quantised, with a method that cannot be trained here ({method}): use "
                     "the unquantised model, and --bits 4 or 8 to quantise it")
 
 
@@ -72,8 +72,8 @@ def own_bits(model, config, asked):
     """Bits of a checkpoint that bitsandbytes quantised.  Raises UserError if --bits (`asked`) differs."""
     bits = 4 if settings_of(config).get("load_in_4bit") else 8
     if asked not in (None, bits):
-        raise UserError(f"--bits {asked}: model {model!r} is quantised already, to {bits} bits: leave --bits out, or "
-                        "take the unquantised model")
+        raise UserError(f"--bits {asked}: model {model!r} is already quantised to {bits} bits: leave --bits out, or "
+                        "use the unquantised model")
     return bits
 
 
@@ -177,11 +177,11 @@ def check_names(model, lm, report, fresh_head):
     sizes = sorted({entry[0] for entry in report["mismatched_keys"]})
     faults = []
     if missing:
-        faults.append(f"{counted(missing)} missing in its files ({listed(missing)})")
+        faults.append(f"{counted(missing)} missing from its files ({listed(missing)})")
     if extra:
-        faults.append(f"{counted(extra)} in its files without a place in the model ({listed(extra)})")
+        faults.append(f"{counted(extra)} in its files but not in the model ({listed(extra)})")
     if sizes:
-        faults.append(f"{counted(sizes)} of another size than its config says ({listed(sizes)})")
+        faults.append(f"{counted(sizes)} not of the size in its config ({listed(sizes)})")
     if report["error_msgs"]:
         faults.append(str(report["error_msgs"][0]).strip().split("\n")[0])
     if faults:
@@ -222,11 +222,11 @@ def advice(lm, extra):
     known = lm.state_dict().keys()
     for wrapper in WRAPPERS:
         if any(wrapper in name and name.replace(wrapper, "") in known for name in extra):
-            return f"the names hold {wrapper!r} of a wrapper, so save the model again without it, unwrapped or merged"
+            return f"the names contain {wrapper!r} of a wrapper, so save the model again, unwrapped or merged"
     saved = (lm.config.architectures or [None])[0]
     if saved not in (None, type(lm).__name__):
-        return f"its config says {saved}, and it is read as {type(lm).__name__}, so take another model"
-    return "give the files that belong to this config, or another model"
+        return f"its config names {saved}, but it is loaded as {type(lm).__name__}, so use another model"
+    return "use the files that belong to this config, or another model"
 
 
 # --------------------------------------------------------------------------------------------- what the numbers are
@@ -243,7 +243,7 @@ def check_shapes(model, lm):
         if tuple(shape) != (module.out_features, module.in_features):
             bad.append(f"{name}.weight")
     if bad:
-        raise UserError(f"model {model!r}: {counted(bad)} of another size than its config says ({listed(bad)}): "
+        raise UserError(f"model {model!r}: {counted(bad)} not of the size in its config ({listed(bad)}): "
                         f"{advice(lm, [])}")
 
 
@@ -275,7 +275,7 @@ def check_numbers(model, lm):
             fault = f"has values as large as {largest:.3g}"
         if fault:
             raise UserError(f"model {model!r}: weight {name} {fault}: its files are damaged, or stored in a precision "
-                            "that its config does not name, so fetch them again or use another model")
+                            "that its config does not name, so download them again or use another model")
 
 
 def sampled(weight):

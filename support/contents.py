@@ -17,7 +17,7 @@ CODE = ("task", "reward", "operator")  # flags whose value may be FILE.py or FIL
 
 MEGABYTE = 2 ** 20
 POINTER = b"version https://git-lfs"  # beginning of a git-lfs pointer file
-POINTER_SAID = "a pointer of git-lfs in the place of the file: fetch it with git lfs pull"
+POINTER_SAID = "a git-lfs pointer instead of the file: download it with git lfs pull"
 TOKENIZER = r"^(tokenizer|vocab|tekken|spiece|sentencepiece)|\.(model|tiktoken)$"
 WEIGHTS = r"(?<!training_args)\.(?:safetensors|gguf|bin)$"
 # Other files that affect a model's output
@@ -154,16 +154,16 @@ def fault_in(path, wanted):
         if is_pointer(file):
             return f"{name} is {POINTER_SAID}"
         if name.endswith(".json") and not is_json(file):
-            return f"{name} is not valid JSON: fetch it again"
+            return f"{name} is not valid JSON: download it again"
     of_adapter = wanted == "adapter_config.json"
     weights = [name for name in names if re.search(WEIGHTS, name) and name.startswith("adapter_") == of_adapter]
     if wanted in names and weights:
         if of_adapter or any(re.search(TOKENIZER, name) for name in names):
             return None
-        return "it has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model that it was made from"
+        return "it has no tokenizer: copy tokenizer.json and tokenizer_config.json from the model that it is based on"
     if os.path.exists(os.path.join(adapter_of(path), "adapter_config.json")) and not of_adapter:
-        return ("it holds an adapter and no model of its own: give --model BASE --adapter IT, to evaluate.py BASE+IT, "
-                "and as a verifier the merged model")
+        return ("it contains an adapter but no model: use --model BASE --adapter IT, BASE+IT with evaluate.py, or a "
+                "merged model as the verifier")
     lacking = "weights, .safetensors or .bin" if wanted in names else wanted
     inner = [os.path.dirname(file) for depth in ("*", "*/*") for file in glob.glob(f"{path}/{depth}/{wanted}")]
     return f"it has no {lacking}" + f", but {listed(sorted(inner))} has: give that" * bool(inner)
@@ -338,11 +338,12 @@ def other_base(folder, model):
     now = weights(of_files(model))
     if not then or not now:
         differs = is_hub_id(base) and is_hub_id(model) and base != model
-        return f"it was made on {base}, as its {source} says: take that as --model" if differs else None
+        return f"it was trained on {base}, according to its {source}: use that as --model" if differs else None
     if {*now.values()} <= {*then.values()}:  # a folder may have several GGUF files, of which one is used
         return None
     names = listed(differing(then, now))
-    return f"it was made on {base}, as its {source} says, whose weights are others ({names}): take that as --model"
+    return (f"it was trained on {base}, according to its {source}, which has other weights ({names}): use that as "
+            "--model")
 
 
 def weights(files):

@@ -104,14 +104,14 @@ def choose_template(policy, task, chat, system):
         policy.encode("prompt", task.chat)
     except Exception as error:  # a template is a program and may raise anything
         leave = "leave out --system, or " * bool(system)
-        raise UserError(f"the chat template of this model cannot be used ({first_line(error)}): {leave}give --no-chat"
+        raise UserError(f"the chat template of this model cannot be used ({first_line(error)}): {leave}use --no-chat"
                         ) from error
     if text.leaves_out(policy.tokenizer, "user"):
-        raise UserError("the chat template of this model leaves out what the user says, so that all prompts would be "
-                        "alike: give --no-chat, or a tokenizer with another template")
+        raise UserError("the chat template of this model leaves out user messages, so all prompts would be equal: use "
+                        "--no-chat, or a tokenizer with another template")
     if system and text.leaves_out(policy.tokenizer, "system"):
-        raise UserError("--system: the chat template of this model leaves the system message out: put what it says "
-                        "into the prompts")
+        raise UserError("--system: the chat template of this model leaves the system message out: put its text into "
+                        "the prompts")
     words = "through the chat template" + ", with a system message" * bool(system)
     words += f", whose clock says {text.DAY:%d %b %Y}" * text.has_clock(policy.tokenizer)
     return words + end_turns(policy)
@@ -122,7 +122,7 @@ def check_system_messages(tokenizer, prompts):
     roles = {role for prompt in prompts for role, _ in text.turns_of(prompt)}
     if "system" in roles and text.leaves_out(tokenizer, "system"):
         raise UserError("--data: there are prompts with a system message, which the chat template of this model leaves "
-                        "out: put what it says into the user's, or give --no-chat")
+                        "out: put its text into the user message, or use --no-chat")
 
 
 def leave_written(policy, task, prompts, chat, system):
@@ -134,11 +134,11 @@ def leave_written(policy, task, prompts, chat, system):
     if not written:
         return None
     if chat or system:
-        raise UserError(f"{'--chat' if chat else '--system'}: {written:,} of {len(prompts):,} prompts have been "
-                        "through the chat template already: leave it out")
+        raise UserError(f"{'--chat' if chat else '--system'}: {written:,} of {len(prompts):,} prompts already contain "
+                        "the chat template: leave the flag out")
     if written < len(prompts) and task.chat:
-        raise UserError(f"{written:,} of {len(prompts):,} prompts have been through the chat template already, the "
-                        "others not: give --no-chat, or make them alike")
+        raise UserError(f"{written:,} of {len(prompts):,} prompts already contain the chat template, the others do "
+                        "not: use --no-chat, or give all prompts the same form")
     task.chat = False
     return "as they are, with the chat template in them" + end_turns(policy)
 
@@ -230,8 +230,8 @@ def compute_dtype(bits, device):
     if device.type == "cuda":
         bf16 = has_bfloat16()
     if bits == 16 and not bf16:
-        raise UserError(f"--bits 16 needs bfloat16, which {torch.cuda.get_device_name(device)} does not have: give 4, "
-                        "8 or 32")
+        raise UserError(f"--bits 16 needs bfloat16, which {torch.cuda.get_device_name(device)} does not support: use "
+                        "4, 8 or 32")
     return torch.bfloat16 if bf16 and bits != 32 else torch.float32
 
 
@@ -259,7 +259,8 @@ def path_of(model, kind, options):
     if not model.endswith(".gguf"):
         return model
     if kind != "AutoModelForCausalLM":
-        raise UserError(f"model {model!r}: a GGUF file can be a policy, not a verifier: give a hub id or a directory")
+        raise UserError(f"model {model!r}: a GGUF file can be a policy, but not a verifier: give a hub id or a "
+                        "directory")
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"--model {model}: to read GGUF files, pip install gguf")
     path, options["gguf_file"] = os.path.split(os.path.abspath(model))
@@ -305,8 +306,8 @@ def read_files(model, path, kind, options, how, asked):
             checkpoint.in_one_precision(lm, how["dtype"])
         lm = without_trace(lm)
     if hasattr(lm, "peft_config"):
-        raise UserError(f"model {model!r} holds an adapter beside its weights, which transformers puts on them: give "
-                        "its base as --model and it as --adapter, or move adapter_config.json out of it")
+        raise UserError(f"model {model!r} contains an adapter in addition to its weights, which transformers would "
+                        "apply to them: give its base as --model and it as --adapter, or remove adapter_config.json")
     checkpoint.check_weights(model, lm, report, fresh_head="num_labels" in options)
     if again:  # transformers cannot do both at once; this needs no copy on disk
         generation_config = lm.generation_config
@@ -319,16 +320,16 @@ def cannot_load(model, error):
     """The UserError for an exception of transformers, whose first line names the file or id."""
     reason = contents.fault_in(model, "config.json")
     if "automatic conversion of the weights" in str(error):  # the message names no weights
-        reason = ("what its files hold of quantised weights cannot be put together, a part is missing or has another "
-                  "size: fetch them again or take another model")
+        reason = ("its quantised weights cannot be assembled, because a part is missing or has another size: download "
+                  "its files again or use another model")
     if "backend tokenizer" in str(error) and not reason:
-        reason = ("its tokenizer is in files that only other libraries read: pip install sentencepiece tiktoken, or "
-                  "save it as tokenizer.json")
+        reason = ("its tokenizer files need other libraries: pip install sentencepiece tiktoken, or save it as "
+                  "tokenizer.json")
     if "trust_remote_code" in str(error):
-        reason = ("it comes with code of its own, which is not run here: take a model of an architecture that "
-                  "transformers has")
+        reason = ("it needs code from its repository, which is not run here: use a model whose architecture "
+                  "transformers supports")
     if "Unrecognized configuration class" in str(error):
-        reason = f"transformers does not load its kind as a language model ({first_line(error)}): take another one"
+        reason = f"transformers does not load its type as a language model ({first_line(error)}): use another one"
     if reason:
         return UserError(f"model {model!r}: {reason}")
     return UserError(f"cannot load model {model!r} ({type(error).__name__}: {first_line(error)}): give a hub id that "
@@ -356,9 +357,9 @@ def note_on(lm, device, dtype, asked, method):
     if asked is None:
         why = "default on a GPU" if gpu else "default on a CPU"
     if gpu and asked is None and dtype == torch.bfloat16 and 2 * lm.num_parameters() < free_memory(device) / 4:
-        why += "; it would fit with --bits 16, which spares the de-quantisation of each layer"
+        why += "; it would fit with --bits 16, which avoids the de-quantisation of each layer"
     if method == checkpoint.BITSANDBYTES:
-        why = "as its checkpoint is quantised"
+        why = "as in its checkpoint"
     elif method:
         again = " and quantised again" * (lm.bits < 16)
         why += f", de-quantised from {method.upper()}{again}"
@@ -367,7 +368,7 @@ def note_on(lm, device, dtype, asked, method):
     if gpu:
         hardware = torch.cuda.get_device_name(device)
         if lm.bits != 32 and dtype == torch.float32:
-            computed += ", because this GPU has no bfloat16 (float16 would lose small gradients)"
+            computed += ", because this GPU does not support bfloat16 (float16 would lose small gradients)"
     where = f"{device} ({hardware})" if device.index else f"{device.type} ({hardware})"
     return f"{where}, {lm.bits}-bit base ({why}), compute {computed}"
 

@@ -173,17 +173,17 @@ def test_equals_plain_peft(kind, tied, bases, tmp_path):
 
 PROMPT = {"num_virtual_tokens": 4, "task_type": "CAUSAL_LM"}
 REFUSED = {
-    "pissa by chance": (lambda: lora(init_lora_weights="pissa_niter_4"), "drawn at random"),
+    "pissa by chance": (lambda: lora(init_lora_weights="pissa_niter_4"), "random decomposition"),
     "pissa and dora": (lambda: lora(init_lora_weights="pissa", use_dora=True), "with DoRA"),
     "alora": (lambda: lora(alora_invocation_tokens=[3, 4]), "activated LoRA"),
     "biases": (lambda: lora(bias="lora_only"), "biases of the base"),
-    "prompt tuning": (lambda: peft.PromptTuningConfig(**PROMPT), "PROMPT_TUNING puts trained vectors"),
-    "prefix tuning": (lambda: peft.PrefixTuningConfig(**PROMPT), "PREFIX_TUNING puts trained vectors"),
-    "p-tuning": (lambda: peft.PromptEncoderConfig(**PROMPT, encoder_hidden_size=32), "P_TUNING puts trained vectors"),
+    "prompt tuning": (lambda: peft.PromptTuningConfig(**PROMPT), "PROMPT_TUNING adds trained vectors"),
+    "prefix tuning": (lambda: peft.PrefixTuningConfig(**PROMPT), "PREFIX_TUNING adds trained vectors"),
+    "p-tuning": (lambda: peft.PromptEncoderConfig(**PROMPT, encoder_hidden_size=32), "P_TUNING adds trained vectors"),
     "replication": (lambda: lora(layer_replication=[[0, 2], [1, 2]]), "changes the base"),
     "kasa": (lambda: lora(kasa_config=peft.tuners.lora.config.KasaConfig()), "changes the base"),
-    "lily": (lambda: of("LilyConfig"), "depends on later ones, or on the rest of its batch"),
-    "cartridge": (lambda: peft.CartridgeConfig(**PROMPT), "CARTRIDGE puts trained vectors"),
+    "lily": (lambda: of("LilyConfig"), "depend on later tokens or on the rest of the batch"),
+    "cartridge": (lambda: peft.CartridgeConfig(**PROMPT), "CARTRIDGE adds trained vectors"),
 }
 
 
@@ -212,18 +212,18 @@ def test_refused_by_its_config(init, bases, tmp_path):
         json.dump(config, file)
     with pytest.raises(UserError, match="cannot use adapter") as found:
         load_policy(bases[False], adapter=folder)
-    reasons = {"loftq": "LoftQ put another", "xlora": "forward pass of peft's own"}
-    assert reasons.get(init, "by data") in str(found.value)
+    reasons = {"loftq": "LoftQ replaced the base", "xlora": "peft's wrapper around"}
+    assert reasons.get(init, "based on data") in str(found.value)
 
 
 @pytest.mark.parametrize("change,words", [
-    (lambda folder: edit(folder, peft_type="FUTURE"), "does not know its kind, 'FUTURE'"),
+    (lambda folder: edit(folder, peft_type="FUTURE"), "does not support its kind, 'FUTURE'"),
     (lambda folder: os.remove(folder / "adapter_model.safetensors"), "it has no weights"),
-    (lambda folder: (folder / "adapter_model.safetensors").write_text("version https://git-lfs"), "pointer of git-lfs"),
+    (lambda folder: (folder / "adapter_model.safetensors").write_text("version https://git-lfs"), "git-lfs pointer"),
     (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json is not valid JSON"),
     (lambda folder: shutil.copytree(folder, folder / "policy") and os.remove(folder / "adapter_config.json"),
      "it has no adapter_config.json, but .*policy has: give that"),
-    (lambda folder: fill(folder, float("nan")), "weight .*lora_A.weight holds numbers that are not finite")])
+    (lambda folder: fill(folder, float("nan")), "weight .*lora_A.weight has values that are not finite")])
 def test_damaged_folders(change, words, bases, tmp_path):
     made = make_adapter(bases[False], lora(), tmp_path / "made")
     change(tmp_path / "made")
@@ -235,7 +235,7 @@ def test_damaged_folders(change, words, bases, tmp_path):
 def test_a_chat_template_of_its_own(bases, tmp_path):
     """As TRL saves it with the adapter; said where it says another thing than that of the base."""
     made = make_adapter(bases[False], lora(), tmp_path / "made")
-    words = "the adapter's folder holds another one"
+    words = "the adapter's folder has another one"
     tokenizer = transformers.AutoTokenizer.from_pretrained(bases[False])
     tokenizer.save_pretrained(made)
     assert words not in load_policy(bases[False], adapter=made).note

@@ -120,7 +120,7 @@ def test_limits_by_precision(bits, kind):
     most, mean = check.LIMITS[kind]
     assert check.precision(policy) == kind and len(found) == 5
     assert all(row["largest"] <= most / 5 and row["mean"] <= mean / 5 for row in found), found
-    with pytest.raises(UserError, match=rf"up to 5 nats.* 4 on average, where the limits in .* are {most:g} and {mean:g}"):
+    with pytest.raises(UserError, match=rf"up to 5 nats.* 4 on average, where the limits .* {most:g} and {mean:g}"):
         check.refuse_gap(policy, {("a", "b"): (1e-9, 1e-9), ("a", "c"): (5.0, 4.0), ("b", "c"): (5.0, 4.0)}, 5.0, 4.0)
 
 

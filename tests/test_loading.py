@@ -117,7 +117,7 @@ def test_a_missing_matrix(tmp_path, bits):
     ("llama", dropped("embed_tokens"), ["1 weight is missing", "embed_tokens"]),
     ("llama", dropped("model.norm"), ["1 weight is missing", "model.norm.weight"]),
     ("qwen2", dropped("k_proj.bias"), ["2 weights are missing", "layers.0.self_attn.k_proj.bias"]),
-    ("llama", renamed("^", "_orig_mod."), ["21 weights are missing", "a place in the model", "'_orig_mod.'"]),
+    ("llama", renamed("^", "_orig_mod."), ["21 weights are missing", "but not in the model", "'_orig_mod.'"]),
     ("gpt2", renamed("^", "_orig_mod."), ["missing", "'_orig_mod.'"]),
     ("llama", renamed("^", "module."), ["missing", "'module.'"]),
     ("llama", renamed("^", "base_model.model."), ["missing", "'base_model.model.'", ", ..."]),
@@ -136,7 +136,7 @@ def test_layers_by_the_config(tmp_path):
     edit(folder, num_hidden_layers=3)
     refused(folder, "9 weights are missing", "model.layers.2.input_layernorm.weight")
     edit(folder, num_hidden_layers=1)
-    refused(folder, "9 weights are in its files without a place", "model.layers.1.")
+    refused(folder, "9 weights are in its files but not in the model", "model.layers.1.")
 
 
 @pytest.mark.parametrize("bits", [4, 8, 32])
@@ -144,9 +144,9 @@ def test_another_size(tmp_path, bits):
     """Of a matrix and of a vocabulary; what is quantised while it loads transformers does not compare."""
     folder = save(tmp_path, build(config_of("llama")))
     edit(folder, intermediate_size=96)
-    refused(folder, "6 weights are of another size", "mlp.down_proj.weight", bits=bits)
+    refused(folder, "6 weights are not of the size", "mlp.down_proj.weight", bits=bits)
     edit(folder, intermediate_size=64, vocab_size=40)
-    refused(folder, "2 weights are of another size", "lm_head.weight, model.embed_tokens.weight", bits=bits)
+    refused(folder, "2 weights are not of the size", "lm_head.weight, model.embed_tokens.weight", bits=bits)
 
 
 def same(folder, model, tolerance=0.0):
@@ -214,7 +214,7 @@ def test_verifiers(tmp_path):
     assert load_verifier(base, lora_rank=2).parameters()
     edit(reward, dropped("score"))
     edit(base, dropped("q_proj"), num_labels=1)
-    with pytest.raises(UserError, match="1 weight is missing in its files .score.weight."):
+    with pytest.raises(UserError, match="1 weight is missing from its files .score.weight."):
         load_verifier(reward)
     with pytest.raises(UserError, match="2 weights are missing"):
         load_verifier(base, lora_rank=2)
@@ -229,7 +229,7 @@ def test_exit_code(tmp_path):
 # -------------------------------------------------------------------------------------------------- folders and files
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-ADAPTER = "it holds an adapter and no model of its own: give --model BASE --adapter IT"
+ADAPTER = "it contains an adapter but no model: use --model BASE --adapter IT"
 
 
 @pytest.fixture(scope="module")
@@ -249,8 +249,8 @@ def copied(base, folder, without=r"\0", **texts):
 
 
 @pytest.mark.parametrize("without,texts,words", [
-    (r"\0", {"model__safetensors": LFS}, "model.safetensors is a pointer of git-lfs"),
-    (r"\0", {"tokenizer__json": LFS}, "tokenizer.json is a pointer of git-lfs"),
+    (r"\0", {"model__safetensors": LFS}, "model.safetensors is a git-lfs pointer"),
+    (r"\0", {"tokenizer__json": LFS}, "tokenizer.json is a git-lfs pointer"),
     (r"\0", {"tokenizer_config__json": "{}}"}, "tokenizer_config.json is not valid JSON"),
     ("token", {"training_args__bin": ""}, "it has no tokenizer: copy"),
     (r"\.safetensors", {"training_args__bin": ""}, "it has no weights"), (".", {}, "it has no config.json"),
@@ -288,7 +288,7 @@ def test_code_of_a_checkpoint_is_not_run(file, entries, base, tmp_path, monkeypa
     settings = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps(settings | entries))
     monkeypatch.setattr("builtins.input", lambda *args: "y")
-    refused(folder, "code of its own, which is not run here")
+    refused(folder, "code from its repository, which is not run here")
     assert not (tmp_path / "ran").exists()
 
 
@@ -305,11 +305,11 @@ def test_other_kinds_of_models(tmp_path):
     refused(save(tmp_path / "t5", transformers.T5ForConditionalGeneration(transformers.T5Config(**small))),
             "is an encoder-decoder or")
     reward = build(config_of("llama", num_labels=1), "AutoModelForSequenceClassification")
-    refused(save(tmp_path / "reward", reward), "config says LlamaForSequenceClassification, and it is read as LlamaFor")
+    refused(save(tmp_path / "reward", reward), "config names LlamaForSequenceClassification, but it is loaded as LlamaFor")
     transformers.CLIPConfig().save_pretrained(tmp_path / "clip")
     tokenizer().save_pretrained(tmp_path / "clip")
     (tmp_path / "clip/model.safetensors").write_text("")
-    refused(tmp_path / "clip", "does not load its kind as a language model")
+    refused(tmp_path / "clip", "does not load its type as a language model")
 
 
 def test_an_adapter_beside_the_weights(base, tmp_path):
@@ -318,8 +318,8 @@ def test_an_adapter_beside_the_weights(base, tmp_path):
     folder = copied(base, tmp_path / "a")
     lm = load.load_base(base, 32)[0]
     peft.get_peft_model(lm, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(folder)
-    refused(folder, "holds an adapter beside its weights")
-    with pytest.raises(UserError, match="holds an adapter beside its weights"):
+    refused(folder, "contains an adapter in addition to its weights")
+    with pytest.raises(UserError, match="contains an adapter in addition to its weights"):
         load_verifier(str(folder), lora_rank=2)
     assert load_policy(base, adapter=str(folder))
 
@@ -420,7 +420,7 @@ def test_bitsandbytes_keeps_its_precision(tmp_path, kind, bits, more):
         kept = [m.support_avx512bf16_for_cpu for m in policy.lm.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
         assert not any(kept) and (kept or bits == 8)
     for asked in {4, 8, 16, 32} - {bits}:
-        refused(folder, f"--bits {asked}", "is quantised already", f"{bits} bits", bits=asked)
+        refused(folder, f"--bits {asked}", "is already quantised", f"{bits} bits", bits=asked)
 
 
 def test_what_load_base_quantised_and_saved(tmp_path):
@@ -457,7 +457,7 @@ def test_settings_that_were_lost(tmp_path):
     for bits in (4, 8):
         folder, _ = quantised(tmp_path / str(bits), bits, plain)
         edit(folder, quantization_config=None)
-        refused(folder, "without a place in the model")
+        refused(folder, "but not in the model")
 
 
 def test_a_run_on_a_quantised_checkpoint(tmp_path):
@@ -489,7 +489,7 @@ def test_other_methods_are_refused(tmp_path, settings, name):
     folder = save(tmp_path, build(config_of("llama")))
     edit(folder, quantization_config=settings)
     for bits in (None, 4, 16):
-        refused(folder, f"({name})", "take the unquantised model", bits=bits)
+        refused(folder, f"({name})", "use the unquantised model", bits=bits)
 
 
 def in_fp8(folder, block, more=None):
@@ -601,7 +601,7 @@ def test_mxfp4_is_dequantised(tmp_path, bits):
     state = lm.state_dict()
     assert all(torch.equal(state[name].float(), t) for name, t in wanted.items())
     edit(folder, dropped("layers.1.mlp.experts.down_proj_scales"))
-    refused(folder, "quantised weights cannot be put together", bits=bits)
+    refused(folder, "quantised weights cannot be assembled", bits=bits)
 
 
 # ----------------------------------------------------------------------------------------------- what a config may say

@@ -453,9 +453,9 @@ def test_splits_that_only_the_card_says(tmp_path):
 
 @pytest.mark.parametrize("name, content, words", [
     ("a.xlsx", b"PK\x03\x04", "no JSON, nor does its name say"), ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", "no JSON, nor"),
-    ("a.txt", b"What is 1?", "no JSON, nor"), ("a.jsonl", b"version https://git-lfs.github", "pointer of git-lfs"),
-    ("a.parquet", b"version https://git-lfs.github", "pointer of git-lfs"),
-    ("a.csv", b"version https://git-lfs.github", "pointer of git-lfs")])
+    ("a.txt", b"What is 1?", "no JSON, nor"), ("a.jsonl", b"version https://git-lfs.github", "git-lfs pointer"),
+    ("a.parquet", b"version https://git-lfs.github", "git-lfs pointer"),
+    ("a.csv", b"version https://git-lfs.github", "git-lfs pointer")])
 def test_files_of_other_formats(name, content, words, tmp_path):
     """Said of the file: no row of it is bad, and none can be left out."""
     (tmp_path / name).write_bytes(content)

@@ -385,7 +385,7 @@ def test_a_full_disk(engine, tmp_path, monkeypatch):
 
 
 REFUSED = {"rank": ({"r": 32}, "LoRA rank 32 is greater than max_lora_rank"), "dora": ({"use_dora": True}, "load DoRA"),
-           "bias": ({"lora_bias": True}, "load biases"), "modules": ({"modules_to_save": ["norm"]}, "load whole modules")}
+           "bias": ({"lora_bias": True}, "load biases"), "modules": ({"modules_to_save": ["norm"]}, "whole modules")}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -488,7 +488,7 @@ PARTS = "{% for p in m.content %}{{ p.text }}{% endfor %}"
 @pytest.mark.parametrize("template", [VICUNA.replace("{{ m.content }}", PARTS), VICUNA.replace("{{ m.content }}", "")])
 def test_what_the_user_says_is_left_out(template):
     """All prompts would be alike: a template that looks for parts in a text, one that takes no content."""
-    with pytest.raises(UserError, match="leaves out what the user says"):
+    with pytest.raises(UserError, match="leaves out user messages"):
         load.put_prompts(talker(template), types.SimpleNamespace(chat=True))
     assert load.put_prompts(talker(template), types.SimpleNamespace(chat=False)) == "as they are"
 

@@ -384,11 +384,11 @@ def test_an_adapter_of_another_base(moving, tmp_path):
     plain = shutil.copytree(moving / "start" / "adapter", tmp_path / "plain")
     for adapter, source in ((moving / "start", "args.json"), (plain, "adapter_config.json")):
         for model in ("tiny_hasty", "tiny_peptide"):
-            with pytest.raises(UserError, match=f"made on .*base, as its {source} says.*model.safetensors"):
+            with pytest.raises(UserError, match=f"trained on .*base, according to its {source}.*model.safetensors"):
                 common.load_policy(model, adapter=str(adapter))
         common.load_policy("tiny", adapter=str(adapter))
     said_no(run(ppo_passk.main, "--model", "tiny_hasty", "--adapter", moving / "start", "--out", tmp_path / "r"),
-            "it was made on", "args.json")
+            "it was trained on", "args.json")
     assert not (tmp_path / "r").exists()
     named = {"hub": "some/base", "same": "other/Base", "unknown": "/not/here/any", "none": None}
     for name, base in named.items():
