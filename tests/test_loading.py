@@ -305,7 +305,7 @@ def test_other_kinds_of_models(tmp_path):
     refused(save(tmp_path / "t5", transformers.T5ForConditionalGeneration(transformers.T5Config(**small))),
             "is an encoder-decoder or")
     reward = build(config_of("llama", num_labels=1), "AutoModelForSequenceClassification")
-    refused(save(tmp_path / "reward", reward), "config names LlamaForSequenceClassification, but it is loaded as LlamaFor")
+    refused(save(tmp_path / "reward", reward), "names LlamaForSequenceClassification, but it is loaded as LlamaFor")
     transformers.CLIPConfig().save_pretrained(tmp_path / "clip")
     tokenizer().save_pretrained(tmp_path / "clip")
     (tmp_path / "clip/model.safetensors").write_text("")

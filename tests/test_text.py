@@ -432,7 +432,7 @@ def test_prompts_that_have_been_through_the_template(template, end, tmp_path):
         assert "as they are, with the chat template in them" in put(some) and not task.chat
         assert policy.stop == stop and policy.end == (tokenizer.convert_tokens_to_ids(end) if end else 0)
         assert policy.put(some, task.chat) == (some, False)
-        with pytest.raises(UserError, match="--chat: 3 of 3 prompts have been through the chat template"):
+        with pytest.raises(UserError, match="--chat: 3 of 3 prompts already contain the chat template"):
             put(some, chat=True)
         with pytest.raises(UserError, match="--system: 3 of 3"):
             put(some, system="12")
