@@ -101,12 +101,12 @@ class Read(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.found = set()
+        self.used = set()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         if isinstance(result, (torch.Tensor, tuple, list)) and not isinstance(result, torch.Size):
-            self.found |= {id(x) for x in (*args, *(kwargs or {}).values()) if isinstance(x, torch.nn.Parameter)}
+            self.used |= {id(x) for x in (*args, *(kwargs or {}).values()) if isinstance(x, torch.nn.Parameter)}
         return result
 
 
@@ -126,7 +126,7 @@ def untouched(lm):
             continue
         partly = any(other.startswith(f"{name}.") for other in adapted)  # submodules have adapters
         for kind, tensor in module.named_parameters(recurse=False):
-            if tensor.dim() > 1 and id(tensor) in read.found:
+            if tensor.dim() > 1 and id(tensor) in read.used:
                 label = kind if partly else leaf(name)
                 if "experts" in name.split("."):
                     label = "experts"
@@ -215,7 +215,7 @@ def refusal(config):
 def embeddings_in(saved, lm, config):
     """Names of untrained embedding tables in a saved adapter: peft saves the whole table of an embedding with a LoRA.
     Raises UserError if one differs from the base's."""
-    found = set()
+    untrained = set()
     trained = tuple(getattr(config, "modules_to_save", None) or ())
     tables = {id(module): module for module in (lm.get_input_embeddings(), lm.get_output_embeddings()) if module}
     for path, module in lm.named_modules():
@@ -232,8 +232,8 @@ def embeddings_in(saved, lm, config):
             if not torch.allclose(table.to(weight), weight, atol=1e-6, rtol=1e-2):
                 raise UserError(f"it contains another embedding table for {path}, which would replace the base's, so "
                                 f"the base would change: {MERGE}")
-            found.add(name)
-    return found
+            untrained.add(name)
+    return untrained
 
 
 @contextlib.contextmanager
@@ -291,8 +291,9 @@ def logits(model, lm):
     return model(input_ids=probe(lm)[:1]).logits
 
 
-def near(lm, found, wanted):
-    return mean_gap(found, wanted) <= (1e-3 if exact(lm) else 0.1) * mean_gap(wanted, wanted.float().mean())
+def near(lm, actual, expected):
+    """Whether logits are equal up to rounding, relative to their variation."""
+    return mean_gap(actual, expected) <= (1e-3 if exact(lm) else 0.1) * mean_gap(expected, expected.float().mean())
 
 
 def check_adapter(wrapped, lm, before):

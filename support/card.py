@@ -55,9 +55,9 @@ def prompts(folder, most=8):
     return list(dict.fromkeys(reversed(shown)))[:most]
 
 
-def of_adapter(found):
+def of_adapter(info):
     """The card of an adapter, from the facts of its run."""
-    flags = found["flags"]
+    flags = info["flags"]
     bits = flags.get("bits")
     file = os.path.basename(flags.get("model") or "")
     gguf = ""
@@ -79,30 +79,30 @@ def of_adapter(found):
              f"tokenizer = AutoTokenizer.from_pretrained(base{gguf})",
              *precision,
              f"model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype={dtype}{options})"]
-    return page("peft", found, note, lines)
+    return page("peft", info, note, lines)
 
 
-def of_model(found, note):
+def of_model(info, note):
     """The card of a merged model, from the facts of the run that trained its adapter.  note: how it was made."""
     lines = ["import torch", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
              'folder = "."',
              "tokenizer = AutoTokenizer.from_pretrained(folder)",
              "model = AutoModelForCausalLM.from_pretrained(folder)"]
-    return page("transformers", found, note + "\n\n", lines)
+    return page("transformers", info, note + "\n\n", lines)
 
 
-def page(library, found, note, lines):
+def page(library, info, note, lines):
     """A complete card.  lines: Python code that creates `tokenizer` and `model`."""
-    code = "\n".join([*lines, *sampling(found)])
-    temperature = found["flags"].get("temperature", 1.0)
-    return (f"{front(library, found)}{title(found)}{note}{table(found)}{figures(found)}{how(found)}"
+    code = "\n".join([*lines, *sampling(info)])
+    temperature = info["flags"].get("temperature", 1.0)
+    return (f"{front(library, info)}{title(info)}{note}{table(info)}{figures(info)}{how(info)}"
             "Run this in the folder to sample a completion from the trained distribution, at temperature "
             f"{temperature:g}:\n\n```python\n{code}\n```\n")
 
 
-def front(library, found):
+def front(library, info):
     """The metadata for a hub. base_model is left out unless it is a hub id."""
-    base = found["flags"].get("model") or ""
+    base = info["flags"].get("model") or ""
     base_line = f"base_model: {base}\n" * is_hub_id(base)
     return f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n{base_line}---\n\n"
 
@@ -111,10 +111,10 @@ def is_hub_id(model):
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", model)) and not os.path.exists(model) and not model.endswith(".gguf")
 
 
-def title(found):
-    if not found["script"]:
+def title(info):
+    if not info["script"]:
         return "# Adapter without a run folder\n\n"
-    return f"# {found['script']} on {task_of(found['flags'])}\n\n"
+    return f"# {info['script']} on {task_of(info['flags'])}\n\n"
 
 
 def task_of(flags):
@@ -125,29 +125,29 @@ def task_of(flags):
     return f"{task}{data}{judge}"
 
 
-def table(found):
+def table(info):
     """A table of what was trained and how."""
-    flags = found["flags"]
-    if not found["script"]:
+    flags = info["flags"]
+    if not info["script"]:
         return ""
     model = flags.get("model") or ""
     base = model if is_hub_id(model) else os.path.basename(os.path.normpath(model))
     objective = [f"{name} {os.path.basename(str(flags[name]))}" for name in OBJECTIVE if flags.get(name) is not None]
     training = [f"{name} {flags.get(name)}" for name in TRAINING]
     rows = {"base": f"{base}, {flags.get('bits')} bits during training",
-            "script": f"`{found['script']}.py` of train-as-you-test",
+            "script": f"`{info['script']}.py` of train-as-you-test",
             "objective": ", ".join(objective),
             "task": task_of(flags),
             "training": ", ".join(training)}
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items()) + "\n"
 
 
-def figures(found):
+def figures(info):
     """The results before and after training, mean and standard error over problems."""
-    rows = {name: found["result"][name] for name in ("before", "after") if name in found["result"]}
+    rows = {name: info["result"][name] for name in ("before", "after") if name in info["result"]}
     if not rows:
         return ""
-    budget = found["flags"].get("k") or found["flags"].get("n")
+    budget = info["flags"].get("k") or info["flags"].get("n")
     budget = str(budget).split(":")[0]  # a schedule such as 8:1 starts with the largest k
     names = [name for name in rows["before"] if name in {"pass@1", "max@1", "kl"} or name.endswith(f"@{budget}")]
     lines = ["| test problems | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
@@ -157,8 +157,8 @@ def figures(found):
     return "\n".join(lines) + "\n\n± is the standard error over problems; kl is relative to the base, in nats.\n\n"
 
 
-def how(found):
-    return f"```bash\n{command(found['script'], found['flags'])}\n```\n\n" if found["script"] else ""
+def how(info):
+    return f"```bash\n{command(info['script'], info['flags'])}\n```\n\n" if info["script"] else ""
 
 
 def command(script, flags):
@@ -184,13 +184,13 @@ def words_of(flags):
     return words
 
 
-def sampling(found):
+def sampling(info):
     """Code that draws one completion of a prompt of the run, as lines."""
-    flags = found["flags"]
-    prompt = next((text for text in found["prompts"] if len(text) <= LONGEST), "Your problem")
+    flags = info["flags"]
+    prompt = next((text for text in info["prompts"] if len(text) <= LONGEST), "Your problem")
     lines = [f"prompt = {to_json(prompt)}"]
     special = ""
-    if found["chat"]:
+    if info["chat"]:
         turns = [{"role": "system", "content": flags["system"]}] if flags.get("system") else []
         lines.append(f'turns = {to_json(turns)} + [{{"role": "user", "content": prompt}}]')
         lines.append("prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)")

@@ -47,9 +47,9 @@ TOKENS = 64  # maximum length of a sample
 LIMITS = {"float32": (1e-3, 1e-3), "bfloat16": (float("inf"), 0.1)}  # largest and mean gap, nats per token
 
 
-def base_of(run, found):
+def base_of(run, info):
     """The base model that a run, or the folder of an adapter, names.  Raises UserError."""
-    named = found["flags"].get("model") or card.read(run, "adapter_config.json").get("base_model_name_or_path")
+    named = info["flags"].get("model") or card.read(run, "adapter_config.json").get("base_model_name_or_path")
     if not named:
         raise UserError(f"{run!r} names no base: give a run folder, or a directory of an adapter and --model")
     files = os.listdir(named) if os.path.isdir(named) else []
@@ -61,13 +61,13 @@ def base_of(run, found):
     return named
 
 
-def samples(policy, found):
+def samples(policy, info):
     """Draw 64 completions of the run's prompts from the trained policy -> [(prompt, completion)], lists of token ids.
     If no prompts are known, the prompt is the BOS token."""
-    flags = found["flags"]
+    flags = info["flags"]
     policy.system = flags.get("system")
-    chat = policy.tokenizer.chat_template if found["chat"] is None else found["chat"]
-    prompts = policy.encode(found["prompts"], chat)
+    chat = policy.tokenizer.chat_template if info["chat"] is None else info["chat"]
+    prompts = policy.encode(info["prompts"], chat)
     if not all(prompts) or not prompts:
         first = policy.tokenizer.bos_token_id
         prompts = [[policy.stop[0] if first is None else first]]
@@ -259,13 +259,13 @@ def merge(run, folder, dtype="bfloat16", model=None, bits=None):
     folder = os.path.realpath(folder)
     with beside(folder) as place, enough_memory(), warnings.catch_warnings(action="ignore"):
         run, adapter = places(run)
-        found = card.facts(run)
-        model = found["flags"]["model"] = model or base_of(run, found)
-        bits = bits or found["flags"].get("bits")
+        info = card.facts(run)
+        model = info["flags"]["model"] = model or base_of(run, info)
+        bits = bits or info["flags"].get("bits")
         policy = common.load_policy(model, bits, adapter=adapter, reference="base", device="cpu")
         print(policy.note.split("\n")[0], flush=True)
         print(f"drawing {SAMPLES} samples of the trained policy", flush=True)
-        rows = samples(policy, found)
+        rows = samples(policy, info)
         trained = logps(policy.lm, rows)
         limits = rounding(policy)
         print("merging in float32", flush=True)
@@ -279,13 +279,13 @@ def merge(run, folder, dtype="bfloat16", model=None, bits=None):
         print("stored; loading it again to compare it with the trained policy on these samples", flush=True)
         del wrapped  # memory may not suffice for two models
         gc.collect()
-        texts = [*found["prompts"], *(policy.decode(y) for _, y in rows)]
+        texts = [*info["prompts"], *(policy.decode(y) for _, y in rows)]
         after = logps(reloaded(place, policy, texts), rows)
         gap = checked_gap(before, after, LIMITS[dtype], f"the merged model in {dtype}")
         sentences = report(conversion, dtype, effect, gap)
         with writing(folder):
             with open(os.path.join(place, "README.md"), "w") as file:
-                file.write(card.of_model(found, sentences))
+                file.write(card.of_model(info, sentences))
             os.rename(place, folder)
     return sentences
 

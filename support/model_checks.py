@@ -76,10 +76,10 @@ def probe(lm):
     return torch.stack([first, second]).to(lm.device)
 
 
-def mean_gap(found, wanted):
+def mean_gap(actual, expected):
     """Mean absolute difference. The maximum is not used, because in half precision a router may choose other experts
     for single tokens."""
-    return (found.float() - wanted.float()).abs().mean().item()
+    return (actual.float() - expected.float()).abs().mean().item()
 
 
 def exact(lm):
@@ -115,8 +115,8 @@ def differs_in_batch(lm, padding=PADDING):
     rows = probe(lm)
     row = rows[:1]
     known = inspect.signature(lm.forward).parameters
-    wanted = lm(input_ids=row).logits[0]
-    spread = mean_gap(wanted, wanted.float().mean(0))  # variation over positions
+    expected = lm(input_ids=row).logits[0]
+    spread = mean_gap(expected, expected.float().mean(0))  # variation over positions
 
     def same(ids, *sides):
         mask = F.pad(torch.ones_like(ids), sides)
@@ -124,8 +124,8 @@ def differs_in_batch(lm, padding=PADDING):
         if "position_ids" in known:
             options["position_ids"] = mask.cumsum(-1).sub(1).clamp_min(0)
         out = lm(input_ids=F.pad(ids, sides), attention_mask=mask, **options)
-        found = out.logits[0, mask[0].bool()]
-        return mean_gap(found, wanted) <= tolerance(lm) * spread
+        actual = out.logits[0, mask[0].bool()]
+        return mean_gap(actual, expected) <= tolerance(lm) * spread
 
     if not same(row, 0, 0):
         return "to tokens whose positions are counted from 0"
@@ -158,7 +158,7 @@ def caches(lm):
     def select(*chosen):
         cache.reorder_cache(torch.tensor(chosen, device=rows.device))
     try:
-        wanted = lm(input_ids=rows).logits
+        expected = lm(input_ids=rows).logits
         cache = forward(rows[:, :n], n).past_key_values
         select(1, 0, 0, 1)
         first = forward(rows[[1, 0, 0, 1], n:-1], n + 1, past_key_values=cache)
@@ -168,7 +168,7 @@ def caches(lm):
         raise
     except Exception:  # no cache, one without reorder_cache, or one that does not support a mask
         return False
-    limit = tolerance(lm) * mean_gap(wanted, wanted.float().mean((0, 1)))
-    gap = mean_gap(first.logits[:, -1], wanted[[1, 0, 0, 1], n])
-    next_gap = mean_gap(second.logits[:, -1], wanted[[1, 0], n + 1])
+    limit = tolerance(lm) * mean_gap(expected, expected.float().mean((0, 1)))
+    gap = mean_gap(first.logits[:, -1], expected[[1, 0, 0, 1], n])
+    next_gap = mean_gap(second.logits[:, -1], expected[[1, 0], n + 1])
     return gap <= limit and next_gap <= limit
