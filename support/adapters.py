@@ -40,7 +40,7 @@ def linear_layers(lm):
     reached = with_effect(lm, linear)
     names = [name for name in linear if name in reached and leaf(name) not in left_out]
     if not names:
-        raise ValueError("there is no linear layer that it would have an effect on")
+        raise ValueError("there is no linear layer on which it would have an effect")
     return names
 
 
@@ -59,7 +59,7 @@ def with_effect(lm, modules):
             if not torch.is_tensor(output) or output.shape != (*inputs[0].shape[:-1], wide):
                 return None  # another kind of layer: routers return several tensors, grouped layers another shape
             if not output.is_floating_point():  # the model casts its input to the dtype of the quantised weight
-                raise ValueError(f"{name} computes in whole numbers where its weight is quantised: give --bits 32")
+                raise ValueError(f"{name} computes with integers if its weight is quantised: use --bits 32")
             if name not in zeros:  # some layers are called several times
                 zeros[name] = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
             return output + zeros[name]

@@ -142,8 +142,8 @@ def refuse_gap(policy, gaps, largest, mean):
         culprit = "the sampler, the scorer and one unpadded forward all differ"
     hint = "use --plain, or try another --bits" if policy.fast else "try another --bits"
     raise UserError(f"log-probabilities of the same sample: {culprit}, by up to {largest:.3g} nats for a token and "
-                    f"{mean:.2g} on average, where the limits in {kind} are {limit:g} and {limit_mean:g}. Training "
-                    f"would be wrong: {hint} or another model (docs/troubleshooting.md)")
+                    f"{mean:.2g} on average, where the limits in {kind} are {limit:g} and {limit_mean:g}, so "
+                    f"training would be wrong: {hint} or another model (docs/troubleshooting.md)")
 
 
 def words(result):

@@ -310,7 +310,7 @@ def guarded(main, argv):
     except UserError as error:
         message = error
     except torch.OutOfMemoryError:
-        message = ("out of GPU memory: lower --max-new-tokens, load the base with --bits 4, or take a smaller model "
+        message = ("out of GPU memory: lower --max-new-tokens, load the base with --bits 4, or use a smaller model "
                    "(docs/troubleshooting.md)")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -73,7 +73,7 @@ def put_prompts(policy, task, chat=None, system=None):
     problem = next(iter(task.train or task.valid or task.test))
     (shown,), _ = policy.put([problem.prompt], task.chat)
     if isinstance(problem.prompt, text.Chat) and not task.chat:
-        words += ", of chat messages their texts one after the other"
+        words += ", with the texts of chat messages joined"
     words = f"{words}\n{task.understood}\nthe first prompt is {in_short(shown)}"
     if not (problem.answer or problem.solution):  # a reward function may need no answer
         return words
@@ -113,7 +113,7 @@ def choose_template(policy, task, chat, system):
         raise UserError("--system: the chat template of this model leaves the system message out: put its text into "
                         "the prompts")
     words = "through the chat template" + ", with a system message" * bool(system)
-    words += f", whose clock says {text.DAY:%d %b %Y}" * text.has_clock(policy.tokenizer)
+    words += f", whose date is {text.DAY:%d %b %Y}" * text.has_clock(policy.tokenizer)
     return words + end_turns(policy)
 
 
@@ -140,7 +140,7 @@ def leave_written(policy, task, prompts, chat, system):
         raise UserError(f"{written:,} of {len(prompts):,} prompts already contain the chat template, the others do "
                         "not: use --no-chat, or give all prompts the same form")
     task.chat = False
-    return "as they are, with the chat template in them" + end_turns(policy)
+    return "as they are, already with the chat template" + end_turns(policy)
 
 
 def end_turns(policy):
@@ -151,7 +151,7 @@ def end_turns(policy):
         policy.known([end])
         policy.end = end
         policy.stop = sorted({*policy.stop, end})
-        return f", whose turns end with {text.name_of(policy.tokenizer, end)}, and so completions"
+        return f", whose end-of-turn token {text.name_of(policy.tokenizer, end)} also ends completions"
     return ""
 
 
@@ -216,7 +216,7 @@ def device_of(asked):
     count = torch.cuda.device_count()
     if number >= count:
         raise UserError(f"--device {asked}: there is no GPU {number}, torch sees {count}, counted from 0: choose one "
-                        "of those, start no more processes than there are GPUs, or give cpu")
+                        "of those, start no more processes than there are GPUs, or use cpu")
     return torch.device("cuda", number)
 
 

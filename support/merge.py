@@ -94,7 +94,7 @@ def checked_gap(before, after, limits, what):
     the second model, for the message."""
     largest, mean = check.gap([before], [after])
     if not (largest <= limits[0] and mean <= limits[1]):
-        raise UserError(f"{what} gives the same samples other log-probabilities than the trained policy, by up to "
+        raise UserError(f"{what} gives the samples different log-probabilities than the trained policy, by up to "
                         f"{largest:.3g} nats for a token and {mean:.2g} on average, so nothing is written: try --dtype "
                         "float32, or use the adapter on its base")
     return largest, mean
@@ -120,7 +120,7 @@ def on_plain_weights(policy, model, bits, adapter):
     del wrapped  # peft would merge into quantised weights, so the base is loaded again
     gc.collect()
     if needed > free:
-        raise UserError(f"merging needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: take a "
+        raise UserError(f"merging needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: use a "
                         "larger machine")
     lm, _, _ = load.load_base(model, bits, "cpu")
     lm = load.without_trace(lm.dequantize(torch.float32)).float()
@@ -182,7 +182,7 @@ def enough_memory():
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "alloc" not in str(error):
             raise
-        raise UserError("out of memory, and nothing is written: merging needs 4 bytes for each parameter, so take a "
+        raise UserError("out of memory, and nothing is written: merging needs 4 bytes for each parameter, so use a "
                         "larger machine") from error
 
 

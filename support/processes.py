@@ -47,7 +47,7 @@ def lost():
     try:
         yield
     except RuntimeError as error:
-        raise UserError("lost the other processes of this run: one of them has ended or cannot be reached. See its "
+        raise UserError("lost the other processes of this run, because one has ended or cannot be reached: see its "
                         "message; a training run continues from its last checkpoint with --resume") from error
 
 

@@ -76,8 +76,8 @@ def put(tokenizer, prompt, system=None):
         return render(tokenizer, [*before, *prompt.turns], answer=True)
     except Exception as error:  # a template is a program and may raise anything
         roles = ", ".join(role for role, _ in prompt.turns)
-        raise UserError(f"the chat template of this model does not take messages of {roles} "
-                        f"({str(error).strip()[:100]}): change the prompts, or give --no-chat for their texts alone"
+        raise UserError(f"the chat template of this model rejects messages with the roles {roles} "
+                        f"({str(error).strip()[:100]}): change the prompts, or use --no-chat to join their texts"
                         ) from error
 
 

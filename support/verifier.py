@@ -37,8 +37,8 @@ class Verifier:
         one of the two."""
         if chat and self.tokenizer.chat_template:
             if self.unread:
-                raise UserError(f"the chat template of the verifier leaves out what the {self.unread} says, so that "
-                                "all would get one score: give --no-chat, or another verifier")
+                raise UserError(f"the chat template of the verifier leaves out {self.unread} messages, so all samples "
+                                "would get the same score: use --no-chat, or another verifier")
             turns = [*text.turns_of(prompt), ("assistant", completion)]
             return text.ids_of(self.tokenizer, text.render(self.tokenizer, turns))
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]

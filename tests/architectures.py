@@ -44,7 +44,7 @@ REFUSED = {  # by words of the sentence
     "is the decoder of an encoder-decoder": """bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus
         plbart prophetnet trocr whisper""".split(),
     "cannot be run on tokens alone": ["blt"],
-    "no linear layer that it would have an effect on": ["reformer"],
+    "no linear layer on which it would have an effect": ["reformer"],
 }
 NOT_TRIED = {
     "dots3_note": "dots3_note_text with eyes and ears, whose config is not made small by its flags",

@@ -214,12 +214,12 @@ def refused(runs, tmp_path, *words, kind="32", flags=()):
 @pytest.mark.parametrize("dtype,amount", [("float32", 0.002), ("bfloat16", 0.1)])
 def test_other_weights_are_refused(dtype, amount, few, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(merge, "merged", shaken(amount))
-    refused(runs, tmp_path, f"the merged model in {dtype} gives the same samples other", flags=["--dtype", dtype])
+    refused(runs, tmp_path, f"the merged model in {dtype} gives the samples different", flags=["--dtype", dtype])
 
 
 def test_a_base_that_is_de_quantised_wrongly_is_refused(few, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(load, "without_trace", lambda lm: lm.apply(scaled))
-    refused(runs, tmp_path, "the base in float32 gives the same samples other", kind="4")
+    refused(runs, tmp_path, "the base in float32 gives the samples different", kind="4")
 
 
 def scaled(module):
@@ -266,7 +266,7 @@ def test_no_room(few, runs, tmp_path, monkeypatch):
             refused(runs, tmp_path, words)
     with monkeypatch.context() as patch:
         patch.setattr(load, "free_memory", lambda _: 1000)
-        refused(runs, tmp_path, "GB are free: take a larger machine", kind="4")
+        refused(runs, tmp_path, "GB are free: use a larger machine", kind="4")
     (tmp_path / "m").mkdir()  # an empty one may be there already
     assert run(merge.main, runs / "32", tmp_path / "m")[0] == 0
 

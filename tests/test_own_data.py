@@ -718,7 +718,7 @@ def test_messages_go_through_the_template():
     assert policy.put([Chat(chat.turns[1:])], True)[0] == ["<system>6<user>2<assistant>3<user>4<assistant>"]
     policy.system = None
     with_template(policy, "{{ raise_exception('no system role') }}")
-    with pytest.raises(UserError, match="does not take messages of system, user, assistant, user .*no system role"):
+    with pytest.raises(UserError, match="rejects messages with the roles system, user, assistant, user .*no system role"):
         policy.encode([chat], True)
     with_template(policy, None)
     with pytest.raises(UserError, match="prompts are chat messages, but the tokenizer of this model has no chat temp"):
@@ -745,7 +745,7 @@ def test_runs_on_messages(tmp_path):
     assert code == 2 and err.count("\n") == 1 and "chat_template" in err and "--no-chat" in err
     flags = [*TINY, "--k", 1, "--data", data, "--steps", 1, "--no-chat", "--out", tmp_path / "r"]
     code, out, err = run(ppo_passk.main, *flags)
-    assert code == 0 and "prompts as they are, of chat messages their texts one after the other" in out, err
+    assert code == 0 and "prompts as they are, with the texts of chat messages joined" in out, err
     assert "30 rows in " in out and "(prompt from prompt, answer from answer), 24 train, 3 valid, 3 test" in out
     first = tasks.load_task(data=str(data)).train[0]
     assert f"the first prompt is {str(first.prompt)!r}, its gold answer {first.answer!r}" in out

@@ -373,7 +373,7 @@ def test_which_gpu(monkeypatch):
             torch.device("cuda", 1), torch.device("cuda", 1), torch.device("cpu")]
         refused("cuda:0", "would put all 2 processes on one GPU: give cuda, and each takes its own")
         monkeypatch.setenv("LOCAL_RANK", "2")
-        refused(None, "start no more processes than there are GPUs, or give cpu")
+        refused(None, "start no more processes than there are GPUs, or use cpu")
         monkeypatch.undo()
 
 
