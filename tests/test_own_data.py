@@ -718,7 +718,7 @@ def test_messages_go_through_the_template():
     assert policy.put([Chat(chat.turns[1:])], True)[0] == ["<system>6<user>2<assistant>3<user>4<assistant>"]
     policy.system = None
     with_template(policy, "{{ raise_exception('no system role') }}")
-    with pytest.raises(UserError, match="rejects messages with the roles system, user, assistant, user .*no system role"):
+    with pytest.raises(UserError, match="the roles system, user, assistant, user .*no system role"):
         policy.encode([chat], True)
     with_template(policy, None)
     with pytest.raises(UserError, match="prompts are chat messages, but the tokenizer of this model has no chat temp"):
