@@ -275,7 +275,7 @@ def test_added_tokens_are_refused(bases, tmp_path):
         lm.resize_token_embeddings(31)
         model = peft.get_peft_model(lm, lora(**options))
         model.save_pretrained(tmp_path / name, save_embedding_layers=True)
-        with pytest.raises(UserError, match="31 tokens where the base has 28"):
+        with pytest.raises(UserError, match="31 tokens, but the base has 28"):
             load_policy(base, adapter=str(tmp_path / name))
 
 
@@ -285,7 +285,7 @@ def test_table_of_its_own_is_refused(bases, tmp_path):
     lm.model.embed_tokens.weight.data += 0.1
     model = peft.get_peft_model(lm, lora(target_modules=[*ATTENTION, "embed_tokens"]))
     model.save_pretrained(tmp_path / "made")
-    with pytest.raises(UserError, match="a whole table of its own for model.embed_tokens"):
+    with pytest.raises(UserError, match="another embedding table for model.embed_tokens"):
         load_policy(bases[False], adapter=str(tmp_path / "made"))
 
 

@@ -416,7 +416,7 @@ def test_bitsandbytes_keeps_its_precision(tmp_path, kind, bits, more):
     for asked in (None, bits):
         policy = load_policy(folder, bits=asked)
         assert torch.equal(logits_of(policy.lm), wanted)
-        assert policy.lm.bits == bits and f"{bits}-bit base (as its checkpoint is quantised)" in policy.note
+        assert policy.lm.bits == bits and f"{bits}-bit base (as in its checkpoint)" in policy.note
         kept = [m.support_avx512bf16_for_cpu for m in policy.lm.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
         assert not any(kept) and (kept or bits == 8)
     for asked in {4, 8, 16, 32} - {bits}:
@@ -468,7 +468,7 @@ def test_a_run_on_a_quantised_checkpoint(tmp_path):
     flags = ["--model", folder, "--task", "countdown", "--samples", 2, "--k", 2, "--prompts", 2, "--steps", 2,
              "--eval-samples", 0, "--max-new-tokens", 4, "--out", tmp_path / "r"]
     code, printed, err = run(ppo_passk.main, *flags)
-    assert code == 0 and "4-bit base (as its checkpoint is quantised)" in printed, err
+    assert code == 0 and "4-bit base (as in its checkpoint)" in printed, err
     assert json.load(open(tmp_path / "r" / "args.json"))["flags"]["bits"] == 4
     assert run(ppo_passk.main, "--out", tmp_path / "r", "--resume")[0] == 0
     code, _, err = run(evaluate.main, tmp_path / "r", "--samples", 2, "--k", 2, "--problems", 2, "--task", "countdown",
