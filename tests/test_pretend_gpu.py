@@ -316,7 +316,7 @@ def test_a_gpu_without_bfloat16(monkeypatch):
     """It trains a 4-bit base in float32, and says that it cannot do 16 bits."""
     with PretendGPU():
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-        with pytest.raises(UserError, match="--bits 16 needs bfloat16, which Pretend H100 does not have"):
+        with pytest.raises(UserError, match="--bits 16 needs bfloat16, which Pretend H100 does not support"):
             load_policy("tiny", bits=16)
         assert "8-bit base (as asked), compute float32, because this GPU has no bf" in load_policy("tiny", bits=8).note
         monkeypatch.undo()
@@ -331,7 +331,7 @@ def test_a_run_on_a_gpu_without_bfloat16(tmp_path, monkeypatch):
         assert measure.whole_bits() == 32
         monkeypatch.undo()
     assert code == 0 and not gpu.mismatches, error
-    assert "4-bit base (default on a GPU), compute float32, because this GPU has no bfloat16" in out
+    assert "4-bit base (default on a GPU), compute float32, because this GPU does not support bfloat16" in out
     assert "in CUDA graphs, weights de-quantised for rollouts" in out
     lines = read_lines(tmp_path / "run")
     assert [line["step"] for line in lines] == [1, 2] and all(math.isfinite(line["loss"]) for line in lines)
@@ -371,7 +371,7 @@ def test_which_gpu(monkeypatch):
         monkeypatch.setattr(processes, "WORLD", 2)
         assert [load.device_of(asked) for asked in (None, "cuda", "cpu")] == [
             torch.device("cuda", 1), torch.device("cuda", 1), torch.device("cpu")]
-        refused("cuda:0", "would put all 2 processes on one GPU: give cuda, and each takes its own")
+        refused("cuda:0", "would put all 2 processes on one GPU: use cuda, which gives each process another one")
         monkeypatch.setenv("LOCAL_RANK", "2")
         refused(None, "start no more processes than there are GPUs, or use cpu")
         monkeypatch.undo()
@@ -496,6 +496,6 @@ def test_mistakes_about_the_report(tmp_path):
     (tmp_path / "file").write_text("")
     for flags, why in (([tmp_path], "already contains a report"), ([tmp_path / "file"], "cannot write to --gpu-report"),
                        ([tmp_path / "new", "--rows", "9"], "multiples of --k 8"),
-                       ([tmp_path / "new", "--parts", "all"], "--parts: there is no 'all'; choose from shape, tests")):
+                       ([tmp_path / "new", "--parts", "all"], "--parts: unknown part 'all'; choose from shape, tests")):
         code, _, error = run(bench.main, "--gpu-report", *flags)
         assert code == 2 and why in error and error.count("\n") == 1
