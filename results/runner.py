@@ -153,8 +153,8 @@ ROWS |= {
        for task, verifier in VERIFIERS.items() for objective, line in (OBJECTIVES | OTHERS).items() for lr in LRS},
 }
 
-# How robust is it? (which.py): pass@k against the mean for several bases, k, samples per prompt and learning rates; 1,024
-# samples per step throughout. The two bases that are not in models/ are pretrained once, for all seeds.
+# How robust is it? (which.py): pass@k against the mean for several bases, k, samples per prompt and learning rates,
+# with 1,024 samples per step. The two bases that are not in models/ are pretrained once, for all seeds.
 BASES = {"tiny": "tiny", "short": "{base-short}", "wide": "{base-wide}"}
 BUDGETS = ((2, 2), (2, 8), (8, 8), (8, 32), (32, 32), (32, 128))  # k, n samples per prompt
 
