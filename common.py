@@ -242,6 +242,7 @@ def load_policy(model: str = "tiny", bits: int | None = None, lora_rank: int = 1
                 start = "start" if reference == "start" else None
                 folder = contents.adapter_of(adapter)
                 wrapped = adapters.put_on(lm, folder, start)
+                note += adapters.template_note(folder, tokenizer)
             adapters.name_base(wrapped, model)
     except UserError as error:
         raise UserError(f"cannot use adapter {adapter!r} on {model!r}: {error}") from error
@@ -250,6 +251,7 @@ def load_policy(model: str = "tiny", bits: int | None = None, lora_rank: int = 1
         if adapter is None:
             raise UserError(f"cannot put a new LoRA adapter on {model!r} ({reason}): choose a decoder with linear "
                             "layers") from error
+        reason = contents.fault_in(folder, "adapter_config.json") or reason
         raise UserError(f"cannot load adapter {adapter!r} onto {model!r} ({reason}): give a run folder or a directory "
                         "with adapter_config.json made for this model") from error
     wrapped.eval()  # no dropout: sampling and scoring use the same policy

@@ -16,7 +16,7 @@ import tempfile
 import torch
 from torch.overrides import TorchFunctionMode
 
-from support import ROOT, contents, load
+from support import ROOT, contents, load, text
 from support.errors import UserError
 from support.model_checks import PADDING, causal, differs_in_batch, exact, mean_gap, pads, probe
 
@@ -139,14 +139,20 @@ def put_on(lm, folder, start=None):
     is given.  Raises UserError with the reason, and whatever peft raises for a damaged folder or one of another
     model."""
     import peft
+    contents.look_for_hub(folder)
     try:
         config = peft.PeftConfig.from_pretrained(folder)
+    except KeyError as error:
+        raise UserError(f"peft {peft.__version__} does not know its kind, {error}: take a newer one") from error
     except ImportError as error:  # LoftQ is refused, whether or not the package is there that it wants
         raise UserError(LOFTQ if "scipy" in str(error) else load.first_line(error)) from error
     reason = refusal(config) or contents.other_base(folder, getattr(lm, "source", lm.name_or_path))
     if reason:
         raise UserError(reason)
     saved = peft.utils.load_peft_weights(folder, device="cpu")
+    damaged = [name for name, value in saved.items() if not value.isfinite().all()]
+    if damaged:
+        raise UserError(f"its weight {damaged[0]} holds numbers that are not finite: train it again, or take another")
     tables = embeddings_in(saved, lm, config)
     before = logits(lm, lm)
     with plain(lm, config, folder, saved) as source:
@@ -159,6 +165,21 @@ def put_on(lm, folder, start=None):
             wrapped.load_adapter(source, adapter_name=start, is_trainable=False)
             check_start(wrapped.eval(), lm, start)
     return wrapped
+
+
+def template_note(folder, tokenizer):
+    """Words where the folder of an adapter holds a tokenizer that writes a chat in another way than that of the base,
+    which is used: the adapter was trained on other prompts; else "".  Raises what such a tokenizer raises."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    if not any(re.search(contents.TOKENIZER, name) for name in names):
+        return ""
+    import transformers
+    own = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    chat = [("user", "4711")]
+    said = [text.render(each, chat, answer=True) for each in (own, tokenizer) if each.chat_template]
+    if not own.chat_template or len(said) == 2 and said[0] == said[1]:
+        return ""
+    return ", chat template of the base (the adapter's folder holds another one, which is not used)"
 
 
 def refusal(config):

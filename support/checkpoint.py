@@ -223,6 +223,9 @@ def advice(lm, extra):
     for wrapper in WRAPPERS:
         if any(wrapper in name and name.replace(wrapper, "") in known for name in extra):
             return f"the names hold {wrapper!r} of a wrapper, so save the model again without it, unwrapped or merged"
+    saved = (lm.config.architectures or [None])[0]
+    if saved not in (None, type(lm).__name__):
+        return f"its config says {saved}, and it is read as {type(lm).__name__}, so take another model"
     return "give the files that belong to this config, or another model"
 
 

@@ -2,6 +2,7 @@
 and an adapter that it is on its own base."""
 import dataclasses
 import difflib
+import glob
 import hashlib
 import json
 import os
@@ -15,7 +16,10 @@ PATHS = ("model", "data", "adapter", "verifier")  # flags whose value may be a p
 CODE = ("task", "reward", "operator")  # flags whose value may be FILE.py or FILE.py:NAME, and move
 
 MEGABYTE = 2 ** 20
-WEIGHTS = r"\.(?:safetensors|gguf|bin)$"
+POINTER = b"version https://git-lfs"  # how such a file begins
+POINTER_SAID = "a pointer of git-lfs in the place of the file: fetch it with git lfs pull"
+TOKENIZER = r"^(tokenizer|vocab|tekken|spiece|sentencepiece)|\.(model|tiktoken)$"
+WEIGHTS = r"(?<!training_args)\.(?:safetensors|gguf|bin)$"
 # What else decides what a model says of a text.
 SETTINGS = r"^(?:(?:generation_|adapter_)?config|tokenizer(?:_config)?|vocab)\.json$|^merges\.txt$|\.jinja$|\.model$"
 
@@ -32,10 +36,10 @@ def located(text, flag):
     if text is None or text in EMBEDDED_MODELS and flag != "--adapter":
         return text
     if os.path.exists(text):
-        return os.path.abspath(text)
+        return os.path.abspath(in_cache(text))
     folder, mark, config = text.rpartition(":")
     if flag == "--data" and mark and os.path.isdir(folder):  # a configuration of a data set
-        return f"{os.path.abspath(folder)}:{config}"
+        return f"{os.path.abspath(in_cache(folder))}:{config}"
     if looks_like_a_path(text) or "adapter" in flag and "/" not in text:  # those of the hub have an owner
         raise UserError(f"{flag} {text}: there is no such file or folder")
     if flag == "--data" and "/" not in text:
@@ -45,6 +49,16 @@ def located(text, flag):
         raise UserError(f"{flag} {text}: there is no such file or folder, and the embedded models are "
                         f"{', '.join(EMBEDDED_MODELS)}: is it {meant[0]}?")
     return text
+
+
+def in_cache(folder):
+    """Of a folder of the hub's cache, which holds every revision that was fetched, the main one; else the folder."""
+    try:
+        with open(os.path.join(folder, "refs", "main"), encoding="utf-8") as file:
+            found = os.path.join(folder, "snapshots", file.read().strip())
+    except (OSError, UnicodeDecodeError):
+        return folder
+    return found if os.path.isdir(found) else folder
 
 
 def code_file(text):
@@ -90,6 +104,24 @@ def snapshot(name):
     return None
 
 
+def hub_answers():
+    """Whether the hub can be reached, within ten seconds."""
+    import huggingface_hub
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
+    except Exception:  # of the network, of which there are too many to list
+        return False
+    return True
+
+
+def look_for_hub(name):
+    """Do with the cache alone where `name` is of the hub and that does not answer: its library would try again for half
+    a minute, for each file, before it looks there."""
+    from huggingface_hub import constants
+    if is_hub_id(name) and not constants.HF_HUB_OFFLINE:
+        constants.HF_HUB_OFFLINE = not hub_answers()
+
+
 def place(model):
     """The file or folder of a model, None if it is not on this machine."""
     if model in EMBEDDED_MODELS:
@@ -105,6 +137,54 @@ def read_json(path):
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def fault_in(path, wanted):
+    """What is wrong with a path that cannot be loaded, and what to do, in words; None where nothing is seen.  wanted:
+    config.json of a model or adapter_config.json of an adapter."""
+    if is_pointer(path):
+        return f"it is {POINTER_SAID}"
+    if path.endswith(".gguf") or not os.path.exists(path):
+        return None
+    if os.path.isfile(path):
+        return "it is a file: give the folder that it is in"
+    names = sorted(os.listdir(path))
+    for name in names:
+        file = os.path.join(path, name)
+        if is_pointer(file):
+            return f"{name} is {POINTER_SAID}"
+        if name.endswith(".json") and not is_json(file):
+            return f"{name} is not valid JSON: fetch it again"
+    of_adapter = wanted == "adapter_config.json"
+    weights = [name for name in names if re.search(WEIGHTS, name) and name.startswith("adapter_") == of_adapter]
+    if wanted in names and weights:
+        if of_adapter or any(re.search(TOKENIZER, name) for name in names):
+            return None
+        return "it has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model that it was made from"
+    if os.path.exists(os.path.join(adapter_of(path), "adapter_config.json")) and not of_adapter:
+        return ("it holds an adapter and no model of its own: give --model BASE --adapter IT, to evaluate.py BASE+IT, "
+                "and as a verifier the merged model")
+    lacking = "weights, .safetensors or .bin" if wanted in names else wanted
+    inner = [os.path.dirname(file) for depth in ("*", "*/*") for file in glob.glob(f"{path}/{depth}/{wanted}")]
+    return f"it has no {lacking}" + f", but {listed(sorted(inner))} has: give that" * bool(inner)
+
+
+def is_pointer(path):
+    """Whether a file is what git-lfs leaves where the file itself was not fetched."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
+
+
+def is_json(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def adapter_of(path):

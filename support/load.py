@@ -65,7 +65,10 @@ def put_prompts(policy, task, chat=None, system=None):
     words = choose_template(policy, task, chat, system)
     if not getattr(task, "understood", ""):
         return words
-    words = leave_written(policy, task, chat, system) or words
+    prompts = [problem.prompt for problem in task.train + task.valid + task.test]
+    words = leave_written(policy, task, prompts, chat, system) or words
+    if task.chat and policy.tokenizer.chat_template:
+        check_system_messages(policy.tokenizer, prompts)
     problem = next(iter(task.train or task.valid or task.test))
     (shown,), _ = policy.put([problem.prompt], task.chat)
     if isinstance(problem.prompt, text.Chat) and not task.chat:
@@ -98,11 +101,14 @@ def choose_template(policy, task, chat, system):
         return "as they are"
     try:
         policy.encode("prompt", task.chat)
-        ignored = system and text.ignores_system(policy.tokenizer, system)
     except Exception as error:  # a template is a program, and raises what it likes
-        raise UserError(f"the chat template of this model cannot be used ({first_line(error)}): leave out --system, or "
-                        "give --no-chat") from error
-    if ignored:
+        leave = "leave out --system, or " * bool(system)
+        raise UserError(f"the chat template of this model cannot be used ({first_line(error)}): {leave}give --no-chat"
+                        ) from error
+    if text.leaves_out(policy.tokenizer, "user"):
+        raise UserError("the chat template of this model leaves out what the user says, so that all prompts would be "
+                        "alike: give --no-chat, or a tokenizer with another template")
+    if system and text.leaves_out(policy.tokenizer, "system"):
         raise UserError("--system: the chat template of this model leaves the system message out: put what it says "
                         "into the prompts")
     words = "through the chat template" + ", with a system message" * bool(system)
@@ -110,10 +116,17 @@ def choose_template(policy, task, chat, system):
     return words + end_turns(policy)
 
 
-def leave_written(policy, task, chat, system):
+def check_system_messages(tokenizer, prompts):
+    """Raises UserError if there are any in the prompts and the chat template leaves them out."""
+    roles = {role for prompt in prompts for role, _ in text.turns_of(prompt)}
+    if "system" in roles and text.leaves_out(tokenizer, "system"):
+        raise UserError("--data: there are prompts with a system message, which the chat template of this model leaves "
+                        "out: put what it says into the user's, or give --no-chat")
+
+
+def leave_written(policy, task, prompts, chat, system):
     """Leave prompts as they are that have been through the chat template already: through it again, each would be a
     message in a message -> this in words, None where they have not been.  Raises UserError."""
-    prompts = [problem.prompt for problem in task.train + task.valid + task.test]
     if not policy.tokenizer.chat_template:
         return None
     written = sum(text.is_written(policy.tokenizer, prompts))
@@ -162,6 +175,7 @@ def load_base(model, bits=None, device=None, kind="AutoModelForCausalLM", **opti
         torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
     how = {"dtype": dtype, "quantization_config": quantisation(bits, dtype), "device_map": {"": device}}
     path = path_of(model, kind, options)
+    contents.look_for_hub(model)
     try:
         with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
@@ -257,10 +271,14 @@ def read_files(model, path, kind, options, how, asked):
     support/checkpoint.py).  Raises UserError; whatever transformers raises."""
     import transformers
     auto = getattr(transformers, kind)
-    both = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    config = transformers.AutoConfig.from_pretrained(path, **options)  # small, and first: no network shows here
+    no_code = {"trust_remote_code": False}  # a checkpoint's own; without it transformers asks at the terminal
+    both = {"output_loading_info": True, "ignore_mismatched_sizes": True, **no_code}
+    config = transformers.AutoConfig.from_pretrained(path, **no_code, **options)  # small, and first
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"model {model!r} is an encoder-decoder or is the decoder of an encoder-decoder "
+                        f"({config.model_type}): choose a decoder-only language model")
     named = {name: value for name, value in options.items() if name == "gguf_file"}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path, **named)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, **no_code, **named)
     method = "gguf" if named else checkpoint.stored(model, config)
     if method == checkpoint.FP8:
         checkpoint.check_scales(model, path, config)
@@ -281,6 +299,9 @@ def read_files(model, path, kind, options, how, asked):
         if method != "gguf":
             checkpoint.in_one_precision(lm, how["dtype"])
         lm = without_trace(lm)
+    if hasattr(lm, "peft_config"):
+        raise UserError(f"model {model!r} holds an adapter beside its weights, which transformers puts on them: give "
+                        "its base as --model and it as --adapter, or move adapter_config.json out of it")
     checkpoint.check_weights(model, lm, report, fresh_head="num_labels" in options)
     if again:  # transformers does not do both at once; this needs no copy on disk
         start = lm.generation_config
@@ -291,9 +312,20 @@ def read_files(model, path, kind, options, how, asked):
 
 def cannot_load(model, error):
     """The UserError for what transformers raises; its first line says which file or id it was."""
+    reason = contents.fault_in(model, "config.json")
     if "automatic conversion of the weights" in str(error):  # and transformers names none
-        return UserError(f"model {model!r}: what its files hold of quantised weights cannot be put together, a part "
-                         "is missing or has another size: fetch them again or take another model")
+        reason = ("what its files hold of quantised weights cannot be put together, a part is missing or has another "
+                  "size: fetch them again or take another model")
+    if "backend tokenizer" in str(error) and not reason:
+        reason = ("its tokenizer is in files that only other libraries read: pip install sentencepiece tiktoken, or "
+                  "save it as tokenizer.json")
+    if "trust_remote_code" in str(error):
+        reason = ("it comes with code of its own, which is not run here: take a model of an architecture that "
+                  "transformers has")
+    if "Unrecognized configuration class" in str(error):
+        reason = f"transformers does not load its kind as a language model ({first_line(error)}): take another one"
+    if reason:
+        return UserError(f"model {model!r}: {reason}")
     return UserError(f"cannot load model {model!r} ({type(error).__name__}: {first_line(error)}): give a hub id that "
                      "this machine can reach, a local directory with config, weights and tokenizer, or a GGUF file of "
                      "an architecture that transformers reads")

@@ -87,9 +87,15 @@ def has_clock(tokenizer):
     return CLOCK.search(tokenizer.get_chat_template()) is not None
 
 
-def ignores_system(tokenizer, system):
-    """Whether the chat template ignores the system message."""
-    found = {render(tokenizer, [("system", text), ("user", "prompt")], answer=True) for text in (system, system + "!")}
+def leaves_out(tokenizer, role):
+    """Whether the chat template leaves out what a message of this role says: some ignore the system, some look for a
+    list of parts and find none in a text."""
+    before = [("user", "prompt")] * (role == "assistant")
+    after = [("user", "prompt")] * (role == "system")
+    try:
+        found = {render(tokenizer, [*before, (role, said), *after], answer=not before) for said in ("4711", "4712")}
+    except Exception:  # a template is a program, and raises what it likes
+        return False
     return len(found) == 1
 
 
@@ -158,6 +164,9 @@ def ends(lm, tokenizer, model):
         raise UserError(f"model {model!r} has no end-of-sequence token: add eos_token to its tokenizer_config.json")
     size = len(lm.get_input_embeddings().weight)
     for token, places in found.items():
+        if type(token) is not int:
+            raise UserError(f"model {model!r}: the end-of-sequence token of its {places[0]} is {token!r}, which is no "
+                            "token id: set eos_token_id there to a whole number, or a list of them")
         if not 0 <= token < size:
             raise UserError(f"model {model!r} has {size:,} embeddings and none for its end-of-sequence token "
                             f"{name_of(tokenizer, token)} of its {' and '.join(places)}: set eos_token_id in "
@@ -248,11 +257,17 @@ def decode(tokenizer, rows, prompt=None):
     at the beginning of a text in another way. Special tokens are a part of it, but for those that stand for no text:
     start, padding, and what the tokenizer does not know. A part of a character at the end is read as U+FFFD."""
     t = tokenizer
-    silent = {t.bos_token_id, t.cls_token_id, t.pad_token_id, t.unk_token_id}
+    silent = {i for i in (t.bos_token_id, t.cls_token_id, t.pad_token_id, t.unk_token_id) if not is_character(t, i)}
     before = [tail(t, prompt)] if prompt else []
     before.append(letter(t))
     contexts = [(context, read(t, context)) for context in before]
     return [addition(t, [i for i in row if i not in silent], contexts) for row in rows]
+
+
+def is_character(tokenizer, token):
+    """Whether a token is a single character: some models are padded with `!` or `0`, which remains text."""
+    text = None if token is None else tokenizer.convert_ids_to_tokens(token)
+    return isinstance(text, str) and len(text.lstrip("▁Ġ")) == 1
 
 
 def addition(tokenizer, tokens, contexts, cut=3):

@@ -1,4 +1,5 @@
 """The learned verifier: a decoder with one scalar output that says how likely a completion is right."""
+import functools
 import inspect
 import json
 import os
@@ -26,9 +27,17 @@ class Verifier:
         """The trainable tensors: head and adapter."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    @functools.cached_property
+    def unread(self):
+        """The role whose text the chat template leaves out, None if it has both."""
+        return next((role for role in ("user", "assistant") if text.leaves_out(self.tokenizer, role)), None)
+
     def encode(self, prompt, completion, chat=False):
         """Token ids of prompt and completion as a finished answer, end-of-sequence token included."""
         if chat and self.tokenizer.chat_template:
+            if self.unread:
+                raise UserError(f"the chat template of the verifier leaves out what the {self.unread} says, so that "
+                                "all would get one score: give --no-chat, or another verifier")
             turns = [*text.turns_of(prompt), ("assistant", completion)]
             return text.ids_of(self.tokenizer, text.render(self.tokenizer, turns))
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]

@@ -18,6 +18,7 @@ SIGNS = r"""
     / ÷ ∕ \div
     : ∶ \colon
     | ∣ \mid \vert \lvert \rvert
+    ‖ ∥ \Vert \lVert \rVert
     ( ⟨ \langle
     ) ⟩ \rangle
     < \lt
@@ -29,8 +30,8 @@ SIGNS = r"""
     ≡ \equiv
     ± \pm
     ∞ \infty \infinity \inf
-    ∪ \cup
-    ∩ \cap
+    ∪ \cup \bigcup
+    ∩ \cap \bigcap
     ∈ \in
     ∉ \notin
     ∅ \emptyset \varnothing
@@ -51,7 +52,7 @@ SIGNS = r"""
     ' ’ ′ \prime
     " ″ “ ”
     … \ldots \cdots \dots \dotsc \dotsb ...
-    √ \sqrt
+    √ \sqrt \surd
     √[3] ∛
     √[4] ∜
     ⌊ \lfloor
@@ -62,11 +63,29 @@ SIGNS = r"""
     \} \rbrace
     φ \varphi
     ε \varepsilon
-    ℝ \mathbb{R}
-    ℤ \mathbb{Z}
-    ℕ \mathbb{N}
-    ℚ \mathbb{Q}
-    ℂ \mathbb{C}
+    ℝ \mathbb{R} \R \Reals
+    ℤ \mathbb{Z} \Z
+    ℕ \mathbb{N} \N
+    ℚ \mathbb{Q} \Q
+    ℂ \mathbb{C} \C
+    0 zero Zero
+    1 one One
+    2 two Two
+    3 three Three
+    4 four Four
+    5 five Five
+    6 six Six
+    7 seven Seven
+    8 eight Eight
+    9 nine Nine
+    10 ten Ten
+    11 eleven Eleven
+    12 twelve Twelve
+    *10^{2} hundred
+    *10^{3} thousand
+    *10^{6} million
+    *10^{9} billion
+    *10^{12} trillion
 """
 GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau "
          "upsilon phi chi psi omega").split()
@@ -85,8 +104,10 @@ MEASURES = r"""mm millimeter millimetre|cm centimeter centimetre
     |celsius|fahrenheit|kelvin"""
 COUNTED = """
     old arcminute knot hz watt newton volt ampere amp ohm mol mole pa khz mhz kw kwh ev Ω Å μ μm μs μg μl
+    more fewer less extra additional left remaining total altogether of the different distinct possible real integral
+    small large big red blue green yellow black white unit area volume nm rpm legs revolution rotation bushel leg wing
     erg dyne tesla farad henry lumen pc parsec atm torr psi arcsec arcsecond T K F C A
-    N J W V coin square sq cubic cu squared cubed per linear unit each st nd rd th
+    N J W V coin square sq cubic cu squared cubed per linear each st nd rd th
     people person persons man men woman women child children boy girl student teacher worker player member friend
     guest apple orange egg cookie book page ticket marble ball card stamp sticker pencil pen toy car bike dog cat bird
     fish cow sheep horse chicken animal tree flower plant room house seat box boxes bag piece item object part point
@@ -97,16 +118,22 @@ COUNTED = """
     clip sandwich sandwiches crayon shell rock balloon necklace
     bracelet puzzle video song movie photo picture flag sheet block brick board nail screw bolt wheel tire
     bus buses train boat ship truck vehicle passenger driver nurse doctor customer visitor neighbor cousin
-    brother sister puppy puppies kitten duck goose geese pig goat rabbit hamster bee ant spider egg potato potatoes
+    brother sister puppy puppies kitten duck goose geese pig goat rabbit hamster bee ant spider potato potatoes
     tomato tomatoes carrot onion pepper grape cherry cherries strawberry strawberries lemon melon watermelon cracker
     muffin donut doughnut bagel loaf loaves pancake waffle burger hot taco jar bucket basket crate carton packet pack
     package envelope folder notebook magazine newspaper chapter paragraph essay test exam quiz class classes lesson
-    course game inning run goal yard medal prize trophy token chip dice die coupon receipt bill sweet
+    course inning run yard medal prize trophy token chip dice die coupon receipt bill sweet
+    key seed petal leaf leaves branch branches stick stone order call message email text post click view file
+    stair floor story stories building window door table chair desk shelf shelves plate bowl cup spoon fork bead ribbon
+    button ring coat glove scarf scarves doll robot kite soldier knight pet hen pony ponies lion tiger bear wolf wolves
+    fox foxes deer squirrel mouse mice snake frog turtle whale dolphin crab butterfly butterflies peanut walnut almond
+    berry berries mango mangoes pineapple coconut plum cucumber bean pumpkin pie bun biscuit scoop lollipop
+    cube polygon diagonal angle tile pile stack layer coloring path route function polynomial
+    graph node prime multiple case choice option sequence string
     cake brownie banana pear peach peaches"""
 UNITS = dict.fromkeys(COUNTED.split(), "")
 UNITS |= {name: names.split()[0] for names in MEASURES.split("|") for name in names.split()}
 UNITS = {f"{name}s": unit for name, unit in UNITS.items()} | UNITS
-SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 # Names that are read as one symbol or function although they are made of letters.
 FUNCTIONS = "sinh cosh tanh asin acos atan sin cos tan cot sec csc ln log exp abs min max gcd lcm".split()
@@ -132,55 +159,82 @@ def sign(match):
     return SIGNS.get(match[0], unicodedata.normalize("NFKC", match[0]))
 
 
-def scaled(match):
-    r"""10^6 for 'million', which may be followed by a unit in the same \text{...}."""
-    rest = r"\text{" if "{" in match[0] and not match[2] else ""
-    return rf"\times10^{{{SCALES[match[1]]}}}{rest}"
-
-
 # Pattern ==> replacement, applied in this order; of a replacement, ~ is a space. A line with # is a comment.
 SPELLING = r"""
     # Signs of Unicode and commands
-    [\u200b-\u200d\u2060\ufeff€£¥₹] ==>
+    [\u200b-\u200d\u2060\ufeff€£¥₹✓✔✅]|\\checkmark|\\(?:pounds|euro)(?![a-z])|US(?=\\?\$) ==>
+    (?:\\text\{ *)?(?:Rs\.?|USD|EUR|INR)(?: *\})? *(?=[0-9])|(?<=[0-9]) ?[元个人岁天种次]$ ==>
     ¢ ==> \\text{cents}
+    # A command that was escaped twice; row breaks have an \end behind them
+    \\\\(?=[A-Za-z%])(?!.*\\end) ==> \\
+    ([①-⑳])[、, ]*(?=[①-⑳]) ==> \1;~
+    、 ==> ;~
+    或者? ==> \\text{~or~}
+    (\\in|∈) *\\?(?:(?:mathbf|mathrm|text|bf|rm) *\{?)?([RZNQC])(?![A-Za-z0-9_^'(])\}? ==> \1~\\mathbb{\2}
+    ^\\mathbf\{([RZNQC])\}$ ==> \\mathbb{\1}
+    \\hat *\{?([ijk])(?![a-z])\}?|\\(?:hat|vec) *\{(?:\\(?:mathbf|mathrm|bf) *\{?)?([ijk])\}{1,2} ==> \1\2
+    \\\| ==> ‖
+    \\root *\{?([0-9n])\}? *\\of *\{?([0-9A-Za-z])\}? ==> √[\1]{\2}
+    (?<![-A-Za-z\\ ])(?:[Zz]ero|[Oo]ne|[Tt]wo|[Tt]hree|[Ff]our|[Ff]ive|[Ss]ix)(?![-A-Za-z ]) ==> SIGN
+    (?<![-A-Za-z\\ ])(?:[Ss]even|[Ee]ight|[Nn]ine|[Tt]en|[Ee]leven|[Tt]welve)(?![-A-Za-z ]) ==> SIGN
     ([⁰¹²³⁴-⁹⁺⁻⁼⁽⁾ⁿⁱᵃᵇᶜᵈᵏᵐᵗˣʸᵀ]+) ==> ^{\1}
     ([₀-₉₊₋₌₍₎ₐₑₓᵢⱼₖₘₙ]+) ==> _{\1}
     ([¼-¾⅐-⅞]) ==> ~\1
     \\operatorname\*? ?\{([A-Za-z]+)\} ==> \\\1~
     \\mathbb ?([A-Z]) ==> \\mathbb{\1}
-    \\mathbb\{[A-Z]\}|\\[A-Za-z]+|[^\x00-\x7f]|[<>!]=|\.\.\. ==> SIGN
+    \\mathbb\{[A-Z]\}|\\[A-Za-z]+|[^\x00-\x7f]|[<>]=|(?<![0-9)}])!=|\.\.\. ==> SIGN
     ([0-9]+)⁄([0-9]+) ==> \\frac{\1}{\2}
     # Style, delimiters and spaces. \\( is the row break of a matrix followed by a bracket
     \{ *\\(?:bf|rm|it)(?![a-zA-Z]) * ==> \\mathrm{
     \\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|bf|rm|it)(?![a-zA-Z]) ==>
     \\(?:limits|tiny|small|[lL]arge|underline)(?![a-zA-Z]) ==>
-    \\(?:(?:text)?color|h?phantom) *\{[^{}]*\} ==>
+    \\(?:(?:text)?color|h?phantom|[hv]space|tag|label) *\{[^{}]*\} ==>
     (?<!\\)\\[()\[\]]|(?<!\\)\$ ==>
     \\not ?= ==> ≠
-    (?<![_^])\{ *([-+=<>.:,/*]|\\%) *\} ==> \1
+    (?<=[0-9])\{,\}(?=[0-9]{1,2}(?![0-9])|[0-9]{4})|(?<=(?<![0-9])0)\{,\}(?=[0-9]) ==> .
+    (?<![_^])(?<!\\text)\{ *([-+=<>.:,/*]|\\%) *\} ==> \1
+    # 1'000'000, 1_000_000, 1.000.000 and 1.234,56
+    (?<=[0-9])'(?=[0-9]{3}(?![0-9]))|(?<=[0-9])_(?=[0-9]{3}_[0-9]{3})|(?<=_[0-9]{3})_(?=[0-9]{3}(?![0-9])) ==>
+    (?<=[0-9])\.(?=[0-9]{3}\.[0-9]{3}(?![0-9]))|(?<=\.[0-9]{3})\.(?=[0-9]{3}(?![0-9.])) ==>
+    ^([^(\[{.,]*[0-9])\.([0-9]{3}),([0-9]{1,2})(?![0-9.,]) ==> \1\2.\3
     (?<!\\)\\(?:! *|,)(?=[0-9]) ==>
     # '100, 200' is a list, '1,200' a number
     (?<=[0-9]),(?:(?<!\\)\\(?:[!,;: ]|q?quad(?![a-zA-Z]))|~|\s)+(?=[0-9]) ==> ;~
-    \\(?:text(?:bf|rm|it|sf|tt|normal)?|mbox|mathrm) *\{((?:[^{}]|\{[^{}]*\})*)\} ==> UPRIGHT
+    \\(?:text(?:bf|rm|it|sf|tt|sc|normal)?|mbox|emph|mathrm|mathtt) *\{((?:[^{}]|\{[^{}]*\})*)\} ==> UPRIGHT
     (?:(?<!\\)\\(?:[!,;: ]|q?quad(?![a-zA-Z]))|~|\s)+ ==> ~
     (?<=[0-9])\^\{? *(?:\\text\{ *)?(st|nd|rd|th) *\}{0,2} ==> \\text{\1}
-    \\(?:math(?:bf|rm|it|sf|tt|normal)|boldsymbol|bm|pmb)(?![A-Za-z]) * ==>
+    \\(?:math(?:bf|rm|it|sf|tt|normal|cal|op|ord)|boldsymbol|bm|pmb)(?![A-Za-z]) * ==>
+    (?<![0-9)}])(?<![0-9)}] )\\text\{ *(NAMES|floor|ceil|lcm) *\} ?(?=[\\(A-Za-z0-9]) ==> \\\1~
+    \\(arc)?tg(?![a-z]) ==> \\\1tan
+    \\ctg(?![a-z]) ==> \\cot
+    \\lg(?![a-z]) ==> \\log
     ^\\text\{ *([-+]?[0-9][^{}]*)\}$ ==> \1
     ^['"](.*)['"]$ ==> \1
     # Degrees, percent and units that are spelled in several ways
-    \^ ?[∘°]|\^ ?\{ ?[∘°] ?\} ==> °
+    \^ ?[∘°]|\^ ?\{ ?[∘°] ?\}|(?<=[0-9])\^ ?\{?(?:\\text\{)?o\}{0,2}(?![A-Za-z]) ==> °
     \^ ?('+)|\^ ?\{ ?('+) ?\} ==> \1\2
     ° ?(?:C(?![A-Za-z])|\\text\{ *C *\}) ==> \\text{~celsius}
     ° ?(?:F(?![A-Za-z])|\\text\{ *F *\}) ==> \\text{~fahrenheit}
-    \\?%|(?:\\text\{ *| )percent(?:\}|(?![a-z])) ==> %
-    (?<=[0-9])(?: ?\\text\{ *| )(hundred|thousand|million|billion|trillion)(?![a-z])( *\})? ==> SCALED
+    \\?%|(?:\\text\{ *| )per ?cent(?:\}|(?![a-z])) ==> %
+    (?<=[0-9]) ?\\text\{ *(hundred|thousand|million|billion|trillion)(?![a-z]) *\} ==> ~\1
+    (?<=[0-9]) ?\\text\{ *(hundred|thousand|million|billion|trillion)(?![a-z]) ==> ~\1\\text{
+    (?<=[0-9] )(?:hundred|thousand|million|billion|trillion)(?![a-z]) ==> SIGN
     \\frac\{(\\text\{[^{}]*\})\}\{(\\text\{[^{}]*\}(?:\^\{?[0-9]\}?)?)\}$ ==> \1/\2
     (?<![A-Za-z])mph(?![a-z]) ==> mi/h
     (?<![A-Za-z])km?p?h(?![a-z]) ==> km/h
     # Qualifiers, and what separates the elements of a list
-    (.[^{}]*)\\text\{[ ,(]*(?:for|where|with|when|if|because|since)(?![a-z]).* ==> \1
-    (?<=.)[;,] ?\(?[a-zA-Z] ?∈ ?[ℝℤℕℚℂ].* ==>
-    (?<=[^ ]) ?,? (?:for|where|with|when|if|because|since) .* ==>
+    \\text\{ *(?:if|for|when|otherwise),? *\}(?=.*\\end\{cases) ==>
+    (.[^{}]*)\\text\{[ ,(]*(?:for|where|with|when|if|because|since)(?![a-z])(?!.*(?:for|when|if|[li]se)[ },]).* ==> \1
+    (?<=.)(?:[;,] ?\(?|(?:\\text\{)? ?\()[a-zA-Z] ?∈ ?[ℝℤℕℚℂ](?:(?!\\\}).)* ==>
+    ^([a-z]) ?∈ ?ℝ ?[,;] ?(?=\1) ==>
+    (?<=[^ ]) ?,? (?:for|where|with|when|if|because|since) (?!.*(?:for|when|if|[li]se) ).* ==>
+    ^\\text\{ *(?i:there (?:is|are) )?(?i:no solutions?)\.? *\}$|^(?i:no solutions?)$ ==> ∅
+    ^(?:\\text\{)? *(?i:all real numbers|all reals)\.? *\}?$ ==> ℝ
+    (?<=[0-9π}∞]) ?∨ ? ==> ⊔
+    (?<=[0-9π}∞]) ?∧ ? ==> ;
+    (?<=[0-9π}])(?<!_[0-9])(?<!_\{[0-9]\}) ?≈.* ==>
+    (?<=[0-9]) ?(?:\\text\{ *to *\}| to ) ?(?=[0-9]) ==> :
+    \\text\{([^{}]*[^{} ]) +(and|or) *\} ==> \\text{\1}\\text{~\2~}
     [ ,]*(?:\\text\{ *,? *and *\}|(?<![A-Za-z\\])and(?![A-Za-z])),? * ==> ;
     [ ,]*(?:\\text\{ *,? *or *\}|(?<![A-Za-z\\])or(?![A-Za-z])),? * ==> ⊔
     ^[A-Za-z] ?= ?(?=\\text\{ *[A-Za-z]) ==>
@@ -188,14 +242,31 @@ SPELLING = r"""
     (?<![0-9)}])(?<![0-9)}] )\\text\{([^{}a-z]*|[^{}A-Za-z]*[a-z][^{}A-Za-z]*)\} ==> ~\1~
     \\text\{([^{}A-Za-zΩμÅ]*[iexyz]?[^{}A-Za-zΩμÅ]*)\} ==> ~\1~
     ^ *\(?([A-Z])\) *$ ==> \1
+    ^(?:\\text\{)? *(?i:option|choice) *\(?([A-Z])\)? *\}?$ ==> \1
     # Spellings of one notation
     \\text\{ *mod *\}|\\[pb]?mod(?![a-z])|(?<![A-Za-z\\])mod(?![a-z]) ==> \\pmod
     \(? ?\\pmod ?\{? ?([0-9]+|[a-z])\}? ?\)? ==> \\pmod{\1}
     \\[dtc]?frac\{d(\\?[A-Za-z]+)\}\{d(\\?[A-Za-z]+)\} ==> \\deriv_{\1/\2}
     (?<![A-Za-z\\])([fgh])\^\{-1\}(?=\() ==> \1_{-1}
     \\(sin|cos|tan)\^\{-1\} ? ==> \\a\1~
-    \\\\(?:\[[0-9.]+ *[a-z]+\])? *(?=\\end) ==>
+    \\cr(?![a-z]) ==> \\\\
+    (?:[.,; ]|\\\\(?:\[[0-9.]+ *[a-z]+\])?)*(?=\\end) ==>
     (\\\\)\[[0-9.]+ *[a-z]+\] ==> \1
+    # Systems of equations are lists
+    \\(begin|end)\{(?:align(?:ed)?\*?|gathered|split)\} ==> \\\1{aligned}
+    \\begin\{array\}\{[lcr]\}([^&=]*=[^&]*)\\end\{array\} ==> \\begin{cases}\1\\end{cases}
+    \\\{ *\\begin\{(?:array|aligned|cases)\}(?:\{[lcr| ]*\})?(?=.*\\end\{([a-z]+)\}) ==> \\begin{cases\1}
+    \\begin\{cases([a-z]+)\}(.*)\\end\{\1\} ==> \\begin{cases}\2\\end{cases}
+    [,;]? *& *(?==) ==>
+    [,;]? *& *(?=.*\\end\{cases) ==> &
+    [,;. ]*\\\\ *(?=[^&]*\\end\{(?:cases|aligned)\}) ==> ,
+    \\begin\{(?:cases|aligned)\}((?:[^&\\]|\\(?!end|\\))*)\\end\{(?:cases|aligned)\} ==> \1
+    ^[fgh]\([a-z]\) ?= ?(?=\\begin\{cases\}) ==>
+    [(\[] *(\\begin\{(?:array|smallmatrix|matrix)\}.*?\\end\{(?:array|smallmatrix|matrix)\}) *[)\]] ==> \1
+    (?<=\\begin\{array\})\{[lcr| ]*\} ==>
+    # Numbers to a base
+    (?<=[0-9A-F]) ?(?:\\text\{)? *\(?base *\}? *\{?([0-9]+)\}? *\)? *\}?$ ==> _{\1}
+    ([0-9])\\text\{([0-9A-F]+)\}(?=_) ==> \1\2
     \(([0-9]+)\)_ ==> \1_
     \{([^{}]*)\\choose(?![a-z])([^{}]*)\} ==> \\binom{\1}{\2}
     \{([^{}]*)\\over(?![a-z])([^{}]*)\} ==> \\frac{\1}{\2}
@@ -205,9 +276,16 @@ SPELLING = r"""
     # e-notation, if it is one number as a whole or in a tuple
     ^([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))[eE]([-+]?)0*([0-9]+)(?= |\\|%?$)(?!.*[-+*=,]) ==> \1*10^{\2\3}
     (?<=[(\[;,])(?=1e|-1e|-?[0-9]*\.)([-+]?[0-9]*\.?[0-9]*)[eE]([-+]?)0*([0-9]+)(?=[)\];,]) ==> \1*10^{\2\3}
-    (?<![0-9.])([0-9]{0,99})\.([0-9]{0,99})\\(?:overline|bar|dot)\{?([0-9]{1,99})\}?(?![0-9]) ==> REPEATING
+    \\dot *\{?([0-9])\}?([0-9]*)\\dot *\{?([0-9])\}? ==> \\overline{\1\2\3}
+    ^([-+]?[0-9]*\.[0-9]*)\(([0-9]+)\)$ ==> \1\\overline{\2}
+    (?<![0-9.])([0-9]{0,99})\.([0-9]{0,99})\\(?:overline|bar|dot) ?\{?([0-9]{1,99})\}?(?![0-9]) ==> REPEATING
     (?<![A-Za-z0-9)}]) +| +(?![A-Za-z0-9\\(ΩμÅ]) ==>
     (\.[0-9]+)…$|[.;:\\ ]+$|(?<!\.),$ ==> \1
+    ^\{([^{}]*[,;][^{}]*)\}$ ==> \\{\1\\}
+    ^\[(-?[0-9.]+)\]$ ==> \1
+    # A choice and what stands for it, (B) 12, as B=12
+    ^\\text\{ *\(?([A-Z])[).:] *(?=[^} ])(?!.*[A-Z][).:]) ==> \1=\\text{
+    ^(?:\(([A-Z])\)|([A-Z])[).:]) *(?=-?[0-9a-z\\√$]|[A-Z][a-z ])(?!.*[A-Z][).:]) ==> \1\2=
 """
 
 
@@ -220,12 +298,14 @@ FLAT = r"""
     \*\* ==> ^
     \\begin\{vmatrix\} ==> \\det(\\matrix([[
     \\end\{vmatrix\} ==> ]]))
-    \\begin\{[a-z]+\} ==> \\matrix([[
-    \\end\{[a-z]+\} ==> ]])
+    \\begin\{[A-Za-z]+\} ==> \\matrix([[
+    \\end\{[A-Za-z]+\} ==> ]])
     \\\\ ==> ],[
     & ==> ,
     \\arc(sin|cos|tan) ==> \\a\1
-    \\[dtc]frac(?![a-z]) ==> \\frac
+    \\(?:[dtcs]|nice)frac(?![a-z]) ==> \\frac
+    (?<![A-Za-z\\])C *_ *\{?([0-9a-z]+)\}? *\^ *\{?([0-9a-z]+)\}? ==> \\binom(\1)(\2)
+    (?<![A-Za-z\\])C\(([^(),]+),([^(),]+)\) ==> \\binom(\1,\2)
     \\[dt]binom(?![a-z]) ==> \\binom
     \\(frac|binom) *([0-9A-Za-zα-ω]) ==> \\\1(\2)
     (\\(?:frac|binom) *BRACKET) *([0-9A-Za-zα-ω]) ==> \1(\2)
@@ -234,21 +314,25 @@ FLAT = r"""
     (\\(?:FUNCTIONS)(?: *_ *(?:\{[^{}]*\}|[0-9A-Za-z]))?) *\{([^{}]*)\} ==> \1(\2)
     \\log *_ *(?:\{([^{}]*)\}|([0-9A-Za-z])) *(BRACKET|ATOM) ==> (\\ln(\3)/\\ln(\1\2))
     \\log *(BRACKET|ATOM) ==> (\\ln(\1)/\\ln(10))
-    _ *(?:\{\(?([^{}()]*)\)?\}|([0-9]+|[A-Za-z])) ==> _⟨\1\2⟩
+    (?<!\\log)(?<!\\log )_ *(?:\{\(?([^{}()]*)\)?\}|([0-9]+|[A-Za-z])) ==> _⟨\1\2⟩
     √ *\[([^][]*)\] *(?:\{([^{}]*)\}|([0-9]+|[A-Za-z])) ==> \\root(\2\3,\1)
     √ *([0-9]+(?:\.[0-9]+)?|[A-Za-zα-ω]) ==> √(\1)
+    # Odd roots of negative numbers are real
+    ([A-Za-zα-ω]|(?<![0-9.])[0-9.]+|(?<![A-Za-z√])BRACKET)\^\((-?)([0-9]+)/([3579])\) ==> \\root(\1,\4)^(\2\3)
+    \^\((-?)\(\(([0-9]+)\)/\(([3579])\)\)\) ==> ^(\1\2/\3)
     (\\(?:max|min|gcd|lcm)) *\\\{([^{}]*)\\\} ==> \1(\2)
     (?<!\\)\{((?:[^{}\\]|\\[^{}])*)\} ==> (\1)
     \\frac *(BRACKET) *(BRACKET) ==> (\1/\2)
     \\binom *(BRACKET) *(BRACKET) ==> \\binom(\1,\2)
-    (?<![0-9)/.^])([0-9]+) *\(\(([0-9]+)\)/\(([0-9]+)\)\) ==> (\1+\2/\3)
+    (?<![0-9)/.^_])([0-9]+) *\(\(([0-9]+)\)/\(([0-9]+)\)\) ==> (\1+\2/\3)
     \|((?:[^|()]|BRACKET)*)\| ==> \\abs(\1)
     ⌊([^⌊⌋]*)⌋ ==> \\floor(\1)
     ⌈([^⌈⌉]*)⌉ ==> \\ceil(\1)
-    (BRACKET|[0-9]+|[A-Za-z])!(?!=) ==> \\factorial(\1)
+    (BRACKET|[0-9]+|[A-Za-z])! ==> \\factorial(\1)
     \\(FUNCTIONS)(?![a-z]) *\^ *(\([^()]*\)|[0-9a-z]) *(BRACKET|ATOM) ==> (\\\1(\3))^\2
     \\(FUNCTIONS)(?![a-z]) *(ATOM) ==> \\\1(\2)
     \\(FUNCTIONS) +\( ==> \\\1(
+    ^(?=.*π)((?:[^A-Za-z]|[a-z][=|:])*)([kmn])((?:[^A-Za-z]|[a-z]=|\2)*)$ ==> \1ν\3
     \\cis *(BRACKET|ATOM) ==> (\\cos(\1)+i*\\sin(\1))
     (\\(?:sin|cos|tan|cot|sec|csc)\((?:[^()]|BRACKET)*)° ==> \1π/180
 """
@@ -266,6 +350,7 @@ LAST = r"""
     \\pmod\(([0-9a-z]+)\)$ ==> ≢\1
     \(([^()|]*)\|([^()|]*)\) ==> (\1,\2)
     ^\((\([^()]*\))\)$ ==> \1
+    ^\[([^][()]*,[^][()]*,[^][()]*)\]$ ==> (\1)
     ^\]([^][,]*,[^][,]*[][])$ ==> (\1
     ^([(\[][^][,]*,[^][,]*)\[$ ==> \1)
     ^([0-9A-F]+)_⟨([0-9]+)⟩$ ==> \\name_⟨\1;\2⟩
@@ -280,7 +365,7 @@ def rules(table):
         bracket = rf"\((?:[^()]|{bracket})*\)"
     atom = rf"(?:[0-9.A-Za-zα-ω°]|_⟨[^⟩]*⟩|\^[0-9a-z]|\^\([^()]*\)|(?:√|\\abs|\\root){bracket})+"
     macros = {"BRACKET": bracket, "ATOM": atom, "FUNCTIONS": "|".join(FUNCTIONS), "NAMES": "|".join(NAMES)}
-    functions = {"UPRIGHT": upright, "SCALED": scaled, "REPEATING": repeating, "SIGN": sign}
+    functions = {"UPRIGHT": upright, "REPEATING": repeating, "SIGN": sign}
     for line in table.split("\n"):
         pattern, mark, replacement = line[4:].partition(" ==>")
         for name, text in macros.items():
@@ -308,6 +393,8 @@ def flatten(text):
 def clean(answer):
     """The answer as one line of LaTeX, or None if it is empty or too long; of a text that says where its answer is,
     the answer."""
+    if re.fullmatch("[1-9][0-9]{0,99}", answer):  # as most are; no pattern would change it
+        return answer
     text = find(answer) or EMPHASIS.sub(r"\2", answer.strip())
     if len(text) > MAX_ANSWER:
         return None
@@ -316,16 +403,8 @@ def clean(answer):
     return text or None
 
 
-PLAIN = re.compile(r"[-+]?[0-9][0-9.,/]*", re.ASCII)
-
-
-def has_answer(text):
-    """Whether `clean` leaves anything of an answer; of plain numbers that is seen at once."""
-    return len(text) <= MAX_ANSWER if PLAIN.fullmatch(text) else clean(text) is not None
-
-
 SIGNED = {r"\$": "dollar", "%": "percent", "°": "deg"}
-TEXT_UNIT = r"\\text\{[^{}]*\}"
+TEXT_UNIT = r"\\text\{[^{}⊔]*\}"
 POWER = r"(?:\^(?:\{-?[0-9]\}|[0-9]))?"
 UNIT = re.compile(
     rf"(?:(?<=[0-9A-Za-zπ)}}!]) ?(?={TEXT_UNIT})|(?<=[0-9π)}}!]) ?)(?:{TEXT_UNIT}|[A-Za-zΩμÅ]+\.?){POWER}"
@@ -336,8 +415,9 @@ LONE = re.compile(r"(?:[A-Za-z]=)?[-+]?[0-9.,]+")
 
 def split_unit(text):
     r"""(what is left without units, tuple of the MEASURES among them). One letter is a unit within \text{...}, or
-    apart from a number: 5 m has one, 5m and 2x m have none."""
+    apart from a number: 5 m has one, 5m and 2x m have none. Where things of several kinds are counted, they stay."""
     found = [unit for sign, unit in SIGNED.items() if sign in text]
+    counted = set()
 
     def without(match):
         tail = re.sub(r"\\text", " ", match[0])
@@ -347,9 +427,12 @@ def split_unit(text):
         letter = match[0].strip(" ")[:5] != r"\text" and len(words[0]) == 1
         if None in units or NO_POWER.search(tail) or letter and not lone:
             return match[0]
+        counted.add(" ".join(words).rstrip("s"))
         found.extend(filter(None, units))
         return ""
     bare = UNIT.sub(without, text.replace(r"\$", ""))
+    if len(counted) > 1 or re.search(r"[0-9] ?(?:\\text|[a-z]{2,} [0-9])", bare):  # 2 hours 30, without its minutes
+        return text, ()
     return bare, tuple(found)
 
 
@@ -368,8 +451,9 @@ def words_of(text):
         return None
     if LETTERS.fullmatch(plain) or re.search(r"[_^={}+*/<>]", plain):
         return None
-    parts = re.split(r"[;,⊔]|(?<=[a-z])\s*(?=[0-9])", re.sub(r"[.\"']", "", plain.lower()))
-    parts = sorted(filter(None, (re.sub(r"\s", "", part) for part in parts)))
+    plain = re.sub("[a-z]+", lambda word: UNITS.get(word[0]) or word[0], plain.lower())
+    plain = re.sub(r"[.\"'`]|^ *(?:an?|the) |(?<=[0-9])(?:st|nd|rd|th)\b|\s", "", plain)
+    parts = sorted(filter(None, re.split("[;,⊔]|(?<=[a-z])(?=[0-9])", plain)))
     return rf"\text{{{';'.join(parts)}}}" if parts else None
 
 
@@ -410,10 +494,10 @@ def boxes(text):
     pass over the text."""
     stack, found = [], []  # of open braces: (start of its \boxed or -1, where its inside starts)
     text = re.sub(r"\\boxed\s*([-+]?[0-9][^\s{}$\\]*)", r"\\boxed{\1}", text)  # '\boxed 5', without braces
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|(?<!\\)[{}]", text):
-        if match[0] != "}":
+    for match in re.finditer(r"(?s)\\{1,2}(?:boxed|f(?:rame)?box|bbox(?:\[[^]]*\])?)\s*\{|\\.|[{}]", text):
+        if match[0] == "{" or match[0][2:]:
             stack.append((-1 if match[0] == "{" else match.start(), match.end()))
-        elif stack:
+        elif match[0] == "}" and stack:
             start, begin = stack.pop()
             while start >= 0 and found and found[-1][0] > start:
                 found.pop()
@@ -436,23 +520,30 @@ def last_box(text):
     return ";".join(dict.fromkeys(parts)) if parts else None
 
 
-MARK = re.compile(r"####|<answer>|(?<!this )\banswer(?:\s+is(?: therefore| thus)?\b|\W{0,4}:)", re.IGNORECASE)
+MARK = re.compile(
+    r"^[#*_> ]{0,9}(?:final )?answer[*_: ]{0,4}\n|####|<(?:final_)?answer>|correct (?:option|choice) is\b|(?<!this )\b"
+    r"(?:answers?(?: to [a-z ]{1,40}| \([a-z ]{1,20}\))?|r[ée]ponse|antwort|respuesta|risposta|resposta|ответ|정답)"
+    r"(?:\s+(?:is|are|equals|(?:should|must|would) be|est|ist|lautet|es|è|é)\b(?: (?:therefore|thus|then|simply|just"
+    r"|exactly|indeed|equal to|approximately|about)\b)?|\W{0,4}[:：]|\W{0,3}(?:[=→]|->|[-–—]\s)|[은는])"
+    r"|(?:答案|答え)\W{0,4}[是为為はは:：]", re.IGNORECASE | re.MULTILINE)
 PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}|[a-z]{3,}ly\b|^(?:in)?correct|^right|^wrong")
 EMPHASIS = re.compile(r"(?<![\w)\]}*])(\*\*?|__|`)(?=\S)(.*?\S)\1(?![\w*])")
-LEAD = re.compile(r"(?:[:\s>]|[*_`]+(?=\s)|(?<=\n)[-*•]\s)*")
+LEAD = re.compile(r"(?:[:：\s>\"]|```[a-z]*\n|[*_`]+(?=\s)|(?<=\n)[-*•]\s)*")
 DISPLAY = re.compile(r"(?:\$\$|\\\[)(.*?)(?:\$\$|\\\])", re.DOTALL)
-END = re.compile(r"\n|</answer|<\||\.[*_`]*(?:\s|$)|,? (?:because|since|which)\b|, (?:so|as|in|not|but)\b")
+END = re.compile(r"\n|</|\"\s*\}|<\||\.[*_`]*(?:\s|$)|。|です|입니다|(?<=[0-9])!+\s*(?:\n|$)|\s\((?=[A-Za-z ]{4,}\))"
+                 r"|; (?=[a-z]{3,} )|,? (?:because|since|which)\b|, (?:so|as|in|not|but)\b")
 NUMBER = r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|[-+]?\.[0-9]+"
+VALUE = rf"(?:\$|\\[(\[])? *(?:[A-Za-z] *= *)?((?:{NUMBER})(?:/[0-9]+)?|-?\\[dt]?frac[0-9{{}} ]+) *(?:\$|\\[)\]])?%?"
 WHOLE = re.compile(  # a completion that is one number, or one short sentence with one
-    rf"(?:[A-Za-z][A-Za-z ]{{0,30}}[:=] *)?\$?({NUMBER})%?(?: [a-z]+)?\.?|[A-Z][A-Za-z, ']* \$?({NUMBER})%?"
-    rf"(?: [A-Za-z ]+)?\.|(?:\$|\\[(\[])? *((?:{NUMBER})(?:/[0-9]+)?|-?\\[dt]?frac[0-9{{}} ]+) *(?:\$|\\[)\]])?")
+    rf"(?:[A-Za-z][A-Za-z ]{{0,30}}[:=] *|[-+*/0-9. ]*= *)?(?:{VALUE}|\({VALUE}\))(?: [a-z]+)?\.?"
+    rf"|(?!.*(?:n't|not))[A-Z][A-Za-z, ']* {VALUE}(?: [A-Za-z ]+)?\.")
 
 
 def unmarked(text):
     """The text without bold, italics, code, tags and quotes around its parts."""
     for _ in range(3):
         text = EMPHASIS.sub(r"\2", text)
-    return text.strip("*`_ \n>")
+    return text.strip("*`_ \n>\"")
 
 
 def sentence(text):
@@ -464,10 +555,14 @@ def sentence(text):
 
 def find(text):
     r"""The text of the answer, or None. What the last balanced \boxed{...} holds (then nothing else counts), else what
-    follows the last '####', 'answer is', 'answer:' or '<answer>' that is not prose."""
+    follows the last '####', 'answer is', 'answer:' or '<answer>' that is not prose. A thought that was cut off has
+    none."""
     thought, mark, after = text.rpartition("</think>")
     if mark and (find(after) or len(after) < MAX_ANSWER and WHOLE.fullmatch(unmarked(after))):
         text = after
+    if "<think>" in after:
+        return None  # it was cut off in its thought
+    text = re.sub(r"(?i)\\text\{([^{}]{0,60}answer[^{}]{0,60})\}", r"\1", text)
     inside = last_box(text)
     if inside is not None:
         return inside

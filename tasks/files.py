@@ -2,7 +2,8 @@
 
 A file holds JSON lines, one JSON list or object, Parquet, CSV or TSV with a header, or what `datasets` saves to disk,
 gzipped or not; its name says which, and JSON is what any other name stands for. A folder is one of such files, with the
-hub's layout or without; in the names of files or folders stands the split (train, test, valid, validation, val or dev).
+hub's layout or without; in the names of files or folders stands the split: train, test, eval, valid, validation, val or
+dev, and these with ing or set after them.
 A row comes with its place, (file, unit, number), as in "a.jsonl, line 3"; in the place of what is no row stands a
 UserError that says what is wrong with it.
 """
@@ -16,12 +17,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
+from support.contents import POINTER_SAID, hub_answers, is_pointer
 from support.errors import UserError
 
 from .programs import squeeze
 
 SPLITS = {"train": "train", "valid": "valid", "test": "test", "validation": "valid", "val": "valid"}
-IN_NAMES = {**SPLITS, "dev": "valid", "prompt": "prompt"}  # prompt: MBPP's examples for prompting
+IN_NAMES = {**SPLITS, "dev": "valid", "eval": "test", "evaluation": "test", "prompt": "prompt"}  # prompt: MBPP's
 FORMAT = re.compile(r"\.(jsonl|ndjson|json|parquet|arrow|csv|tsv)(\.gz)?$", re.IGNORECASE)
 NO_ROWS = re.compile(r"(?:dataset_infos?|dataset_dict|state)\.json$|cache-|\.")  # names that begin so
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -38,9 +40,10 @@ def rows_in(path: str) -> Rows:
     """(place, row) of one file.  Raises UserError if nothing more can be read."""
     match = FORMAT.search(path)
     kind = match[1].lower() if match else "json"
-    opened = gzip.open if path.lower().endswith(".gz") else open
     try:
-        with opened(path, "rb") as file:
+        with open_any(path) as file:
+            if not match and not begins_as_json(file):
+                raise UserError("no JSON, nor does its name say Parquet, CSV, TSV or Arrow, gzipped or not")
             if kind in SEPARATORS:
                 rows = csv_rows(file, SEPARATORS[kind])
             elif kind in ("parquet", "arrow"):
@@ -51,6 +54,22 @@ def rows_in(path: str) -> Rows:
                 yield (path, unit, number), row
     except Exception as error:  # of files that are damaged, Parquet and gzip raise too many types to list
         raise UserError(f"cannot read {path} ({reason_of(error)[:100]})") from error
+
+
+def open_any(path):
+    """A file of bytes, un-zipped.  Raises UserError if it is only a pointer to one."""
+    if is_pointer(path):
+        raise UserError(POINTER_SAID)
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b" or path.lower().endswith(".gz")
+    return gzip.open(path, "rb") if zipped else open(path, "rb")
+
+
+def begins_as_json(file):
+    """Whether nothing, a list or an object stands first in a file."""
+    first = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    file.seek(0)
+    return first in (b"", b"{", b"[")
 
 
 def once(pairs):
@@ -113,7 +132,7 @@ def csv_rows(file, separator):
     csv.field_size_limit(2 ** 31 - 1)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     rows = csv.reader(text, delimiter=separator, strict=True)
-    names = next(filter(None, rows), [])
+    names = [name.strip() for name in next(filter(None, rows), [])]
     if len({*names}) < len(names):
         raise UserError("two columns of one name")
     number = rows.line_num + 1
@@ -148,7 +167,31 @@ def table_rows(file, kind):
     for batch in batches:
         if len({*batch.schema.names}) < len(batch.schema.names):
             raise UserError("two columns of one name")
-        yield from (("row", next(number), row) for row in batch.to_pylist())
+        table = pyarrow.Table.from_batches([batch])
+        yield from (("row", next(number), row) for row in as_written(table).to_pylist())
+
+
+def as_written(table):
+    """A table whose floats of 32 bits are those of 64 bits that are written alike: .1, and not .10000000149."""
+    import pyarrow
+    schemas = []
+    for new in (pyarrow.string(), pyarrow.float64()):
+        fields = [field.with_type(with_floats(field.type, new)) for field in table.schema]
+        schemas.append(pyarrow.schema(fields))
+    return table if schemas[1].equals(table.schema) else table.cast(schemas[0]).cast(schemas[1])
+
+
+def with_floats(kind, new):
+    """A type of Arrow in which floats of 32 bits, also inside of lists and objects, are of the type `new`."""
+    import pyarrow
+    if kind == pyarrow.float32():
+        return new
+    if pyarrow.types.is_struct(kind):
+        return pyarrow.struct([field.with_type(with_floats(field.type, new)) for field in kind])
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        make = pyarrow.list_ if pyarrow.types.is_list(kind) else pyarrow.large_list
+        return make(kind.value_field.with_type(with_floats(kind.value_type, new)))
+    return kind
 
 
 # ------------------------------------------------------------------------------------------------------------- folders
@@ -187,17 +230,23 @@ def files_of(path: str, config: str | None = None) -> dict[str | None, list[str]
 
 def split_in(names: Iterable[str]) -> str | None:
     """The first split that names speak of, None if there is none."""
-    matches = (re.search(rf"(?<![a-z])({'|'.join(IN_NAMES)})(?![a-z])", name.lower()) for name in names)
+    words = re.compile(rf"(?<![a-z])({'|'.join(IN_NAMES)})(?:ing|set)?(?![a-z])")
+    matches = (words.search(name.lower()) for name in names)
     match = next(filter(None, matches), None)
     return match and IN_NAMES[match[1]]
 
 
 def one_configuration(path: str, config: str | None):
-    """Raises UserError if a folder holds several configurations and `config` names none of them."""
-    names = []
+    """Raises UserError if a folder holds several configurations and `config` names none of them, or if only its card
+    says which files are of which split."""
+    card = ""
     with contextlib.suppress(OSError, UnicodeDecodeError), open(os.path.join(path, "README.md"), encoding="utf-8") as f:
-        names = re.findall(r"^ *-? *config_name: *['\"]?([^'\"\s]+)", f.read(), re.MULTILINE)
-    names = list(dict.fromkeys(names))
+        card = f.read()
+    names, splits = (list(dict.fromkeys(re.findall(rf"^ *-? *{key}: *['\"]?([^'\"\s]+)", card, re.MULTILINE)))
+                     for key in ("config_name", "split"))
+    if len(splits) > 1 and files_of(path, config).keys() == {None}:
+        raise UserError(f"--data: the README.md of {path} says which files are {' and '.join(splits)}, but their names "
+                        "do not: put those words into them")
     if config is None and len(names) > 1:
         raise UserError(f"--data: {path} has the configurations {', '.join(names[:20])}: choose one, e.g. "
                         f"{path}:{names[0]}")
@@ -212,12 +261,8 @@ def from_hub(path, config, streaming):
     import datasets
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the errors come up as exceptions too
-    if not datasets.config.HF_HUB_OFFLINE:
-        import huggingface_hub
-        try:
-            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
-        except Exception:  # no network: `datasets` would retry for half a minute before it looks into its cache
-            datasets.config.HF_HUB_OFFLINE = True
+    if not datasets.config.HF_HUB_OFFLINE:  # without a network it would retry before it looks into its cache
+        datasets.config.HF_HUB_OFFLINE = not hub_answers()
     streaming = streaming and not datasets.config.HF_HUB_OFFLINE  # the cache holds whole splits
     return datasets.load_dataset(path, config, streaming=streaming)
 
@@ -243,6 +288,9 @@ def asking(path, config):
 
 def hub_rows(path, config, name, rows):
     with asking(path, config):
+        if "float32" in str(rows.features):
+            tables = rows.with_format("arrow").iter(1024)
+            rows = itertools.chain.from_iterable(as_written(table).to_pylist() for table in tables)
         for number, row in enumerate(rows, start=1):
             yield (path, f"{name} row", number), row
 

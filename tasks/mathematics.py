@@ -13,8 +13,8 @@ What is debatable, decided once (gold | equal to it | not equal; in tests/test_t
     those of tuples and matrices in theirs            (1,2) | 1,2 | (2,1); 2,1
     e is Euler's but in one number as a whole         e^2-2e+1 | (e-1)^2 | e^2-20;  1500 | 1.5e3 |
     exact sides are compared exactly                  1-\frac{1}{2^{60}} | \frac{2^{60}-1}{2^{60}} | 1-\frac{1}{2^{61}}
-    a decimal stands for what rounds to it, with six  \frac13 | 0.333333 | 0.33; 0.33333349
-        decimal places and four digits
+    a decimal stands for what is rounded or cut to    \frac23 | 0.666667; 0.666666 | 0.67; 0.666668
+        it, with six decimal places and four digits
     ratios up to a factor; of two also the quotient   2:3 | 4:6; \frac23 | 3:2;  1:2:3 | 2:4:6 | \frac16
     capitals alone are a name, other letters factors, AB | \text{AB} | BA;  xy | yx |;  mgh | ghm | Mgh
         if they have no vowel or are fewer than three
@@ -22,20 +22,26 @@ What is debatable, decided once (gold | equal to it | not equal; in tests/test_t
     a name before = is needed on no side, but two     y=3 | 3 | x=3
         different ones differ; one of several letters x+y=3 | y+x=3 | 3;  204 | m+n=204 |
         may be missing in the gold answer only
+    of a chain the last value counts, before any ≈    5 | S=2+3=5; \sqrt{25}=5 | 6;  2\pi | 2\pi\approx6.28 | 6.28
+    named values count in the order of their names,   (2,1) | x=2,\ y=1; y=1,\ x=2; y=2,\ x=1 | x=1,\ y=2
+        and as written; x_1 and x_2 in any            x_1=1,\ x_2=2 | x=2\text{ or }x=1; (1,2) | 1,3
     an equation of a number is not that number        5 | 2+3=5 | n^2=5; -x=5
     a unit is needed on no side, but units of         5\text{ km} | 5; 5\text{ kilometers} | 5\text{ m}; 5000\text{ m}
         another size differ, and none is converted;   45^\circ | 45 | 45\%
         so do percent, degrees and dollars
+    things of several kinds keep their names          3\text{ cats, }2\text{ dogs} | 2 dogs, 3 cats | 2 cats, 3 dogs
+    a choice is its letter or what stands beside it   B | \text{(B) }12 | \text{(C) }12;  12 | (B)\ 12 | (B)\ 13
     percent is the number or its hundredth            50\% | 0.5; 50 | 0.05
     degrees are their number, but angles in functions 60^\circ | 60 | \frac{\pi}{3};  \sin 30^\circ | \frac12 |
     (a,b) is also an interval, if the other side is   (0,7) | 0<x<7 | 0\le x\le 7
+    k, m and n are the same in a family with π        k\pi | n\pi,\ n\in\mathbb{Z} | 2k\pi;  k\pi r | | n\pi r
     what follows 'for', 'where' or 'with' is ignored  2^n-1 | 2^n-1\text{ for all }n | 2^n
     remainders are equal modulo the same number       7\pmod{12} | 19 \bmod 12 | 7\pmod{13}
 
 A reward compares two normal forms, a vote counts one. They agree but where being equal is not transitive: what lacks
 a name or a unit votes with what has one (x=3, 3 and y=3; 5 km, 5 and 5 m), and these have keys of their own: 50\%
 apart from 0.5 and 50, 0.333333 apart from 1/3, the equation y-2x=3 apart from y=2x+3, which votes as 2x+3. x+y=3
-votes as 3.
+votes as 3, (B) 12 as 12, x_1=1, x_2=2 as (1,2).
 """
 import importlib.util
 import json
@@ -50,7 +56,7 @@ from contextlib import suppress
 
 from support.errors import UserError
 
-from .answers import LATEX, clean, final_answer, glance, has_answer
+from .answers import LATEX, clean, final_answer, glance
 from .embedded import Task
 from .workers import WorkerPool
 
@@ -64,7 +70,7 @@ class Math(Task):
             raise UserError("math answers are compared by math-verify, which is not installed: pip install math-verify")
         self.name, self.max_new_tokens = name, max_new_tokens
         for split, problems in zip(("train", "valid", "test"), (train, valid, test)):
-            setattr(self, split, [p for p in problems if p.answer and has_answer(p.answer)])
+            setattr(self, split, [p for p in problems if p.answer and clean(p.answer)])
             if len(problems) > len(getattr(self, split)):
                 self.counts[f"{split}_without_answer"] = len(problems) - len(getattr(self, split))
         self.pool, self.memo = VerifierPool(), {}
@@ -111,6 +117,9 @@ def at_once(gold, answer=""):
     """The verdict on two answers that needs no child, or None: of words, of equal numbers, and of different units."""
     if answer is None:
         return False
+    for letter, choice in ((gold, answer), (answer, gold)):
+        if re.fullmatch("[A-Z]", letter) and choice.startswith(f"{letter}="):
+            return True
     a, b = glance(gold), glance(answer)
     if any(map(operator.ne, a.units, b.units)):
         return False

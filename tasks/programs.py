@@ -40,7 +40,10 @@ STATEMENT = re.compile(  # a line that begins like code, as hardly any prose doe
     r"|(?:for|while|if|with|try)\b.*:[ \t]*(?:#.*)?$|\w+(?:[ \t]*,[ \t]*\w+)*[ \t]*[-+*/%|&^]?=(?!=))", re.MULTILINE)
 FUNCTION = re.compile(  # or its body
     rf"^(?:{DEFINITION}(?!test|check\b)\w|(?:[^#\n\"']*[\s:;])?(?:return|yield)\b)", re.MULTILINE)
-READS = re.compile(r"\binput\(|\bopen\(0|\bstdin\b(?! *=)")
+READS = re.compile(r"\binput\(|\bopen\(0|\bread\(0|\bstdin\b(?! *=)")
+FUTURE = re.compile(r"^from[ \t]+__future__[ \t]+import[ \t]*(?:\([^()]*\)|.*)", re.MULTILINE)
+NOISE = re.compile(  # a byte order mark, and tokens of chat templates at the end of a line
+    r"^\ufeff|(?<!>)(?:<[|｜][^\s<>]{1,40}[|｜]>|</s>)+[ \t]*$", re.MULTILINE)
 LANGUAGE = r"[ \t]*(?:python[0-9.]*|py)"  # a line that has lost its fence
 FIRST_LANGUAGE = re.compile(rf"\A(?:[ \t]*\n)*{LANGUAGE}[ \t]*\n", re.IGNORECASE)
 TYPING = ({name for name in typing.__all__ if name[0].isupper()}  # the others would stand for what a program forgot
@@ -88,14 +91,16 @@ def bodies(code):
 def blocks_of(text: str) -> tuple[list[tuple[str, str]], list[str]]:
     """(blocks, outside): (language, code) of each block between ``` or ~~~ fences, which may stand in lists and quotes,
     and the runs of text around them. As in Markdown, a fence ends no block if it is shorter than the one that began it,
-    or four columns deeper. A block also ends where another begins with its language, and where the text does. A
-    completion that begins with code, as that of a base model may, begins inside a block, and a bare fence ends that."""
+    or four columns deeper; nor does one in a docstring. A block also ends where another begins with its language, and
+    where the text does. A completion that begins with code, as that of a base model may, begins inside a block, and a
+    bare fence ends that."""
     blocks = []
     outside = []
     lines = []
     language = ""
     column = 0
     quoted = False
+    string = 0  # 1 inside of """
     first = re.match(r"(?:\s*\n)?", text).end()
     fence = "" if STATEMENT.match(text, first) or INDENTED.match(text, first) else None  # None: outside of blocks
 
@@ -115,13 +120,14 @@ def blocks_of(text: str) -> tuple[list[tuple[str, str]], list[str]]:
             depth = len(before.expandtabs())
             code = re.match(r"(?:async|class|def|from|import|return)\s", rest) is not None  # on the line of its fence
             if not fence or depth < column + 4:
-                if fence is not None and not name + rest and mark.startswith(fence):
+                if fence is not None and not name + rest and mark.startswith(fence) and not string:
                     end()
                     fence, quoted = None, False
                     continue
                 if (name or not fence) and (code or "`" not in rest):
                     end()
                     fence, language, column, quoted = mark, name, depth, ">" in before
+                    string = 0
                     if not code:
                         continue
                     line = rest
@@ -130,6 +136,7 @@ def blocks_of(text: str) -> tuple[list[tuple[str, str]], list[str]]:
             fence, quoted = None, False
         else:
             lines.append(line)
+            string ^= bool(fence) & line.count('"""')
     end()
     return blocks, outside
 
@@ -175,13 +182,19 @@ def defines(names, *more):
     return re.compile("|".join("^" + pattern.replace("{}", names) for pattern in patterns), re.MULTILINE)
 
 
+def together(*parts):
+    """The parts of a program, one below the other; imports from __future__ come first."""
+    text = "\n".join(parts)
+    return "\n".join([*FUTURE.findall(text), FUTURE.sub("", text)])
+
+
 def with_helpers(code, earlier, names):
     """The code after those of the earlier blocks that define what it uses and lacks, as in the cells of a notebook."""
     with suppress(SyntaxError):
         lacks = lacking(code, names)
         for block in reversed(earlier[-20:]):
             if lacks.search(block) and leading(block) == block:
-                code = f"{block}\n\n{code}"
+                code = together(f"{block}\n", code)
                 lacks = lacking(code, names)
     return code
 
@@ -202,14 +215,17 @@ def lacking(code, names):
 
 
 def program_of(completion: str, prefix: str = "", names: Iterable[str] = ()) -> str:
-    """The program in a completion. If the tests reach `names` of it, it is the last fenced block that defines one, else
-    text outside of blocks that does, else (after a prefix) the same for the body of a function. Without names it is the
-    last that reads standard input, else has a function, else a statement: usage, samples and output come after. A block
-    in another language counts only if none is in Python or in no language. Where the prompt is the beginning of a
-    function it goes before that: as it is if the completion continues with the body, at whatever indentation, as a stub
-    with its imports and helpers if the completion has the function itself."""
-    names = {name.split("(")[0] for name in names}
-    blocks, outside = blocks_of(FIRST_LANGUAGE.sub("", completion.replace("\r\n", "\n")))
+    """The program in a completion, after </think> if that is there. If the tests reach `names` of it, which may be
+    expressions, it is the last fenced block that defines one, else text outside of blocks that does, else (after a
+    prefix) the same for the body of a function. Without names it is the last that reads standard input, else has a
+    function, else a statement: usage, samples and output come after. A block in another language counts only if none is
+    in Python or in no language. Where the prompt is the beginning of a function it goes before that: as it is if the
+    completion continues with the body, at whatever indentation, as a stub with its imports and helpers if the
+    completion has the function itself."""
+    names = {node.id for name in names for node in ast.walk(ast.parse(name)) if isinstance(node, ast.Name)}
+    names.discard("globals")
+    answer = NOISE.sub("", completion.replace("\r\n", "\n").rpartition("</think>")[2])
+    blocks, outside = blocks_of(FIRST_LANGUAGE.sub("", answer))
     blocks = [(language, FIRST_LANGUAGE.sub("", code)) for language, code in blocks]
     views = [unindent(code) for _, code in blocks]
     order = sorted(range(len(blocks)), key=lambda i: (not blocks[i][0] or "py" in blocks[i][0], i))
@@ -239,7 +255,7 @@ def program_of(completion: str, prefix: str = "", names: Iterable[str] = ()) -> 
     whole = unindent(code)
     if not prefix or own.search(whole):
         code = with_helpers(whole, views[:i], names)
-        return code if not prefix or code.startswith("from __future__") else f"{stub(prefix)}\n{code}"
+        return together(stub(prefix), code) if prefix else code
     for body in bodies(code) if code.strip() else ():
         if leading(prefix + body) == prefix + body:
             return prefix + body
@@ -381,8 +397,8 @@ def job_of(spec: dict, program: str = "", kind: str = "tests") -> dict:
         return {**job, "kind": "stdio"}
     setup = stub(spec["prefix"])
     names = ", ".join(sorted(given.intersection(WORD.findall(setup))))
-    if names and not setup.lstrip().startswith("from __future__"):
-        setup = f"from typing import {names}\n{setup}"
+    if names:
+        setup = together(f"from typing import {names}", setup)
     return {**job, "kind": kind, "setup": setup, "modules": modules_of(spec["tests"])}
 
 

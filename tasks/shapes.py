@@ -6,7 +6,8 @@ r"""What the columns of a row are, and what they say as a problem.
     solution     solution, rationale, response, output, completion, canonical_solution, gold_standard_solution, code,
                  the first of solutions; else the last message of messages, if those before it are the prompt
     tests        tests, or all of test_list, challenge_test_list and test after test_imports or test_setup_code; inputs
-                 and outputs; input_output; verification_info.test_cases
+                 and outputs; input_output, and the same in tests, verification_info.test_cases or
+                 reward_model.ground_truth
     entry_point  entry_point; else what the solution defines and the tests use
     level        level, difficulty
     split        split
@@ -31,7 +32,7 @@ from decimal import Decimal
 from support.errors import UserError
 from support.text import Chat, turns_of
 
-from .answers import MAX_ANSWER, has_answer, last_box
+from .answers import MAX_ANSWER, clean, last_box
 from .embedded import Problem
 from .files import SPLITS
 from .programs import CodeProblem, fenced, program_of
@@ -314,7 +315,7 @@ def problem_of(row: dict, name: str, columns: dict[str, str] | None = None, used
     answer, solution = answer_of(fields, solution)
     if answer is None and solution is None:
         raise fields.missing("answer")
-    if answer is not None and not has_answer(answer):
+    if answer is not None and not clean(answer):
         raise UserError(f'"prompt" and "answer" must not be empty, nor the answer longer than {MAX_ANSWER} characters')
     return Problem(name, prompt, answer, solution, level), split
 
@@ -366,24 +367,36 @@ def tests_in(row, columns):
     outputs), and "io" (the same as APPS and TACO have them)."""
     column = columns.get("tests", "tests")
     if "tests" in columns or row.get("tests") is not None:
-        return column, "asserts", at(row, column)
+        cases = cases_in(at(row, column))
+        return column, "io" if cases else "asserts", cases or at(row, column)
     if row.get("inputs") is not None:
         return "inputs and outputs", "texts", (row["inputs"], row.get("outputs"))
     if row.get("input_output") is not None:
         return "input_output", "io", object_in(row["input_output"])
-    cases = at(row, "verification_info.test_cases")
-    if cases:
-        sides = {f"{side}s": [case.get(side) for case in cases] for side in ("input", "output")}
-        return "verification_info.test_cases", "io", {**sides, "fn_name": cases[0].get("fn_name")}
-    truth = object_in(at(row, "reward_model.ground_truth"))
-    if isinstance(truth, dict) and {"inputs", "outputs"} <= truth.keys():
-        return "reward_model.ground_truth", "io", truth
+    for column in ("verification_info.test_cases", "reward_model.ground_truth"):
+        value = at(row, column)
+        cases = cases_in(value)
+        if cases:
+            return column, "io", cases
+        if value and column.endswith("test_cases"):
+            raise TypeError(f"{column} are no test cases")
     names = [name for name in ("test_list", "challenge_test_list", "test") if row.get(name)]
     parts = [row.get(name) or [] for name in ("test_imports", "test_setup_code", *names)]
     lines = [line for part in parts for line in ([part] if isinstance(part, str) else part)]
     if not names or not all(isinstance(line, str) for line in lines):
         return None
     return " and ".join(names), "asserts", "\n".join(lines) + "\n"
+
+
+def cases_in(value):
+    """{"inputs", "outputs"[, "fn_name"]} of a value, or JSON in a text, that is this or a list of {"input", "output"[,
+    "fn_name"]}, as open-r1, LiveCodeBench and DeepCoder have them; None of anything else."""
+    value = object_in(value)
+    if isinstance(value, list) and value and all(isinstance(case, dict) for case in value):
+        name = value[0].get("fn_name") or at(value[0], "metadata.func_name")
+        sides = {f"{side}s": [case.get(side) for case in value] for side in ("input", "output")}
+        return {**sides, "fn_name": name}
+    return value if isinstance(value, dict) and {"inputs", "outputs"} <= value.keys() else None
 
 
 def judged_by(fields, prompt, solution, column, kind, tests):
@@ -399,7 +412,7 @@ def judged_by(fields, prompt, solution, column, kind, tests):
     entry = at(row, fields.columns.get("entry_point", "entry_point"))
     hint = as_text(row.get("starter_code") or "", "starter_code")
     if kind == "io":
-        spec, entry = by_io(row, tests, hint or code)
+        spec, entry = by_io(row, tests)
     elif kind == "texts":
         spec = {"inputs": check_texts(*tests), "outputs": tests[1], "limit": limit_of(row)}
     else:
@@ -424,7 +437,7 @@ def defined(tests, code):
         return []
 
 
-def by_io(row, io, shown):
+def by_io(row, io):
     """(spec, name of the function or None) of what APPS and TACO call input_output.  Raises CannotJudge if there is
     nothing in it."""
     limit = limit_of(row, words=True)
@@ -432,7 +445,7 @@ def by_io(row, io, shown):
         sides = io["inputs"], io["outputs"]
         if not all(isinstance(side, list) for side in sides) or not isinstance(io.get("fn_name") or "", str):
             raise TypeError
-        spec = input_output_spec(io, shown, limit)
+        spec = input_output_spec(io, limit)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CannotJudge("it has no inputs and outputs that can be read") from error
     if spec is None or len(sides[0]) != len(sides[1]):

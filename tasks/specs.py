@@ -1,5 +1,6 @@
 """Tests of programs in rows of data: what the worker of a program is told, from the shapes in which rows hold tests."""
 import ast
+import json
 import re
 import sys
 
@@ -12,11 +13,25 @@ LIMIT = 3.0  # seconds of CPU for all tests of a function or one input of a prog
 MAX_TESTS = 50  # of one problem
 MAX_TEST_TEXT = 300_000  # characters of its inputs and outputs
 ENTRY = r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?"  # name, or Class().method
+EITHER = "Solution().{0} if 'Solution' in globals() else {0}"  # what is called, as in the graders of APPS and TACO
 SAME = """
-def plain(value):
-    return [plain(x) for x in value] if isinstance(value, (list, tuple)) else value
+from math import inf, isclose, nan
 def same(value, wanted):
-    return plain(value) == wanted or isinstance(wanted, list) and wanted and plain(value) == wanted[0]
+    if isinstance(wanted, list):
+        return isinstance(value, (list, tuple)) and len(value) == len(wanted) and all(map(same, value, wanted))
+    if isinstance(wanted, dict):
+        alike = isinstance(value, dict) and value.keys() == wanted.keys()
+        return alike and all(same(value[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, float) and isinstance(value, (int, float)):
+        return isclose(value, wanted, rel_tol=1e-6, abs_tol=1e-6) or value != value and wanted != wanted
+    return value == wanted
+def numbered(value):  # keys that are numbers are text in JSON
+    if isinstance(value, dict) and all(str(key).removeprefix("-").isdecimal() for key in value):
+        return {int(key): part for key, part in value.items()}
+    return value
+def right(value, wanted):
+    inside = wanted[0] if isinstance(wanted, list) and len(wanted) == 1 else wanted
+    return same(value, wanted) or same(value, inside) or same(value, numbered(inside))
 """
 
 
@@ -35,30 +50,45 @@ def stdio_spec(inputs: list[str], outputs: list[str], limit: float) -> dict | No
     return {"inputs": kept_inputs, "outputs": kept_outputs, "limit": limit}
 
 
-def input_output_spec(tests: dict, shown: str, limit: float) -> dict | None:
-    """The spec of {"inputs", "outputs"[, "fn_name"]}, as APPS and TACO have them; None if there are no tests.  shown:
-    the beginning of the program, or a right one, which says whether the function is a method of Solution."""
+def input_output_spec(tests: dict, limit: float) -> dict | None:
+    """The spec of {"inputs", "outputs"[, "fn_name"]}, as APPS and TACO have them; None if there are no tests. What is
+    called is a function, or a method of Solution if the program has that class."""
     name = tests.get("fn_name")
     if not name:
         inputs = [lines_of(x) for x in tests["inputs"]]
         outputs = [lines_of(x) for x in tests["outputs"]]
         return stdio_spec(inputs, outputs, limit)
-    entry = f"Solution().{name}" if "class Solution" in shown else name
     cases = []
     for given, wanted in zip(tests["inputs"], tests["outputs"]):
-        arguments = given if isinstance(given, list) else [given]
-        cases.append(f"assert same(candidate(*{arguments!r}), {wanted!r})")
+        arguments, wanted = arguments_of(given, wanted)
+        cases.append(f"assert right(candidate({arguments}), {wanted!r})")
     if not cases:
         return None
     source = SAME + "\n".join(cases[:MAX_TESTS])
-    return {"tests": source, "names": {"candidate": entry}, "prefix": "", "limit": limit, "typing": True}
+    names = {"candidate": EITHER.format(name)}
+    return {"tests": source, "names": names, "prefix": "", "limit": limit, "typing": True}
+
+
+def arguments_of(given, wanted):
+    """(source of the arguments, value) of a call. A text has an argument in JSON on each line, and then the value is
+    JSON too, as in LiveCodeBench; it is an argument itself where it is no such text."""
+    if isinstance(given, list):
+        texts = [repr(argument) for argument in given]
+        if given and isinstance(given[0], dict):
+            texts[0] = f"numbered({texts[0]})"
+        return ", ".join(texts), wanted
+    try:
+        arguments = [json.loads(line) for line in given.strip().split("\n")]
+        return ", ".join(map(repr, arguments)), json.loads(wanted) if isinstance(wanted, str) else wanted
+    except (AttributeError, ValueError):
+        return repr(given), wanted
 
 
 def lines_of(value):
-    """Text that a program reads or prints, where a data set may hold a list of its lines."""
-    if not isinstance(value, list):
-        return value
-    return "\n".join(map(str, value))
+    """Text that a program reads or prints, where a data set may hold a number, or a list of its lines."""
+    if isinstance(value, (int, float)):
+        return str(value)
+    return "\n".join(map(str, value)) if isinstance(value, list) else value
 
 
 def names_in(tests: str, code: str, setup: str = "") -> list[str]:

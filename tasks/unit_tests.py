@@ -3,7 +3,8 @@
 Tests are Python that asserts. They run as a script does, as `__main__`, and after that run
 
     check(candidate), or any function of a parameter `candidate`     on the entry point, as in HumanEval
-    test* functions without parameters, test* methods of classes     as pytest runs them, each on an object of its own
+    test* functions without parameters, test* methods of classes     as pytest runs them, each on an object of its own,
+                                                                     for the cases of pytest.mark.parametrize
     unittest.TestCase                                                as unittest does
 
 unless the script has called them itself. What unittest.main() or pytest.main() would run is that, so these are left
@@ -19,6 +20,24 @@ from .sandbox import PACKAGES
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 FAILING = ("assert", "fail", "raises", "warns", "exit", "_exit", "abort", "eval", "exec")
 BEFORE = ("setup_module", "setUpModule", "setup_function")
+ELSEWHERE = {"stdin", "sys.stdin", "builtins.input", "builtins.print", "builtins.open"}  # what only a program has
+CASES = """
+def parametrized(test):
+    found = [{}]
+    for mark in test.pytestmark:
+        names, values = mark.args[:2]
+        alone = isinstance(names, str) and "," not in names  # then a value is no row
+        names = names.replace(",", " ").split() if isinstance(names, str) else names
+        rows = []
+        for value in values:
+            if type(value).__name__ == "ParameterSet":
+                value = value.values
+            elif alone:
+                value = [value]
+            rows.append(value)
+        found = [{**case, **dict(zip(names, row, strict=True))} for case in found for row in rows]
+    return found
+"""
 WARM = {*PACKAGES, "unittest", "asyncio", "json"}  # what takes long to import
 
 
@@ -161,10 +180,18 @@ def call_of(function, text, *arguments):
     return f"__import__('asyncio').run({text})" if isinstance(function, ast.AsyncFunctionDef) else text
 
 
+def has_cases(function):
+    """Is it a test with pytest.mark.parametrize, and no other mark?"""
+    marks = [dotted(getattr(decorator, "func", decorator)) for decorator in function.decorator_list]
+    return bool(marks) and function.name.startswith("test") and set(marks) == {"pytest.mark.parametrize"}
+
+
 def calls_of_function(node, entry):
     """Lines that run a function nobody calls, if it is a test.  Raises CannotJudge if it wants what only a framework
     gives."""
     wanted = parameters(node)
+    if has_cases(node):
+        return [f"for case_of_test in parametrized({node.name}): {call_of(node, node.name, '**case_of_test')}"]
     is_check = node.name == "check" or wanted == ["candidate"]
     if not is_check and not node.name.startswith("test"):
         return []
@@ -181,15 +208,20 @@ def calls_of_class(node):
     for method in tests:
         static = any(dotted(decorator) == "staticmethod" for decorator in method.decorator_list)
         wanted = parameters(method)[not static:]
-        if wanted or "__init__" in methods and parameters(methods["__init__"])[1:]:
+        several = has_cases(method)
+        if wanted and not several or "__init__" in methods and parameters(methods["__init__"])[1:]:
             raise CannotJudge(f"nothing says what to call {node.name}().{method.name} with")
-        if "setup_class" in methods:
-            lines.append(f"{node.name}.setup_class()")
-        lines.append(f"case = {node.name}()")
+        own = [f"{node.name}.setup_class()"] * ("setup_class" in methods)
+        own.append(f"case = {node.name}()")
         if "setup_method" in methods:
             wanted = parameters(methods["setup_method"])[1:]
-            lines.append(f"case.setup_method({'None' * len(wanted)})")
-        lines.append(call_of(method, f"case.{method.name}"))
+            own.append(f"case.setup_method({'None' * len(wanted)})")
+        if several:
+            own.append(call_of(method, f"case.{method.name}", "**case_of_test"))
+            own = [f"for case_of_test in parametrized({node.name}.{method.name}):", *("    " + line for line in own)]
+        else:
+            own.append(call_of(method, f"case.{method.name}"))
+        lines += own
     return lines
 
 
@@ -222,8 +254,12 @@ def prepare(source: str, entry: str) -> tuple[str, dict[str, str]]:
         body[:] = [ast.Pass() if runs_main(node) else node for node in body]
     if changed:
         source = ast.unparse(ast.fix_missing_locations(tree))
-    source = "\n".join([source, *calls(tree, entry), ""])
+    lines = calls(tree, entry)
+    helper = CASES if any(" in parametrized(" in line for line in lines) else ""
+    source = "\n".join([source + helper, *lines, ""])
     nodes, mentioned = reached(ast.parse(source))
+    if mentioned & ELSEWHERE:
+        raise CannotJudge("its tests change what the program reads or calls, which runs elsewhere")
     if not any(map(can_fail, nodes)):
         raise CannotJudge("nothing in its tests asserts anything")
     if not mentioned & program.names.keys():

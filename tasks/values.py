@@ -137,11 +137,11 @@ def line(expression):
 
 
 def collection(forms):
-    """Elements in any order, those of collections among them too."""
+    """Elements in any order, each once, those of collections among them too."""
     flat = []
     for form in forms:
         flat += split(form[1:-1], ",")[::2] if form[0] == "{" else [form]
-    return flat[0] if len(flat) == 1 else f"{{{','.join(sorted(flat))}}}"
+    return flat[0] if len(flat) == 1 else f"{{{','.join(sorted(set(flat)))}}}"
 
 
 def inequality(left, sign, right):
@@ -180,13 +180,14 @@ def pieces(numbers):
 
 
 def assigned(text):
-    """(what a value is called or "", the value) of x=3, f(x)=3, x=y=3 and 1+2=3, but not of -x=3."""
+    """(what a value is called or "", the value) of x=3, f(2)=3, x=y=3 and 1+2=3, but not of -x=3."""
     name, *rest = split(text, SEPARATORS + RELATIONS)
     if set(rest[::2]) != {"="}:
         return "", text
-    if re.fullmatch(r"[-+*/^().0-9]*", name):
-        return "", rest[-1]
-    if re.search(r"(?<!_⟨)[0-9^](?!⟩)|^-", name):
+    with suppress(Exception):  # sympy's are of many types
+        if evaluate(name).is_number:
+            return "", rest[-1]
+    if re.search(r"[0-9^]|^-", re.sub(r"(?<=[A-Zfghpqu'])\([^()]*\)|_⟨[^⟩]*⟩", "", name)):
         return "", text
     return name, rest[-1]
 
@@ -272,11 +273,15 @@ def readings(text):
     forms = [form(value)]
     parts = split(value, SEPARATORS)
     if len(parts) > 1:
-        forms.append(ordered(assigned(part)[1] for part in parts[::2]))
+        pairs = [assigned(part) for part in parts[::2]]
+        forms.append(ordered(value for _, value in pairs))
+        if len({name.split("_")[0] for name, _ in pairs}) == 1:  # x_1 and x_2 may be solutions
+            forms.append(collection(form(value) for _, value in pairs))
     elif value[-1:] == "%":
         forms += [forms[0][:-1], form(f"({value[:-1]})/100")]
-    elif name and forms[0][0] not in "([{" and "≢" not in value:
-        forms.append(relation(split(text, RELATIONS)))
+    elif name:
+        with suppress(Exception):
+            forms.append(relation(split(text, RELATIONS)))
     return name, forms
 
 
@@ -304,14 +309,16 @@ NUMBER = re.compile(r"(-?[0-9][0-9./]*(?:e[-+][0-9]+)?)")
 
 
 def close(gold, answer, digits):
-    """Whether two forms are equal; a decimal of at least six places and four digits is equal to what rounds to it."""
+    """Whether two forms are equal; a decimal of at least six places and four digits is equal to what is rounded or
+    cut to it."""
     if gold == answer or not 6 <= digits < 99 or "f" in gold:
         return gold == answer
     gold, answer = NUMBER.split(gold), NUMBER.split(answer)
     near = gold[::2] == answer[::2]
-    for right, given in zip(gold[1::2], answer[1::2]):
-        right = Fraction(right)
-        near &= abs(right - Fraction(given)) <= min(Fraction(1, 2 * 10 ** digits), abs(right) / 10_000)
+    for right, given in zip(map(Fraction, gold[1::2]), map(Fraction, answer[1::2])):
+        off = abs(right - given)
+        cut = int(right * 10 ** digits) == int(given * 10 ** digits)
+        near &= off <= abs(right) / 10_000 and (cut or 2 * off * 10 ** digits <= 1)
     return near
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, load_policy
+from safetensors.torch import load_file, save_file
 
 import common
 from support.errors import UserError
@@ -213,6 +214,52 @@ def test_refused_by_its_config(init, bases, tmp_path):
         load_policy(bases[False], adapter=folder)
     reasons = {"loftq": "LoftQ put another", "xlora": "forward pass of peft's own"}
     assert reasons.get(init, "by data") in str(found.value)
+
+
+@pytest.mark.parametrize("change,words", [
+    (lambda folder: edit(folder, peft_type="FUTURE"), "does not know its kind, 'FUTURE'"),
+    (lambda folder: os.remove(folder / "adapter_model.safetensors"), "it has no weights"),
+    (lambda folder: (folder / "adapter_model.safetensors").write_text("version https://git-lfs"), "pointer of git-lfs"),
+    (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json is not valid JSON"),
+    (lambda folder: shutil.copytree(folder, folder / "policy") and os.remove(folder / "adapter_config.json"),
+     "it has no adapter_config.json, but .*policy has: give that"),
+    (lambda folder: fill(folder, float("nan")), "weight .*lora_A.weight holds numbers that are not finite")])
+def test_damaged_folders(change, words, bases, tmp_path):
+    made = make_adapter(bases[False], lora(), tmp_path / "made")
+    change(tmp_path / "made")
+    with pytest.raises(UserError, match=words) as found:
+        load_policy(bases[False], adapter=made)
+    assert "\n" not in str(found.value)
+
+
+def test_a_chat_template_of_its_own(bases, tmp_path):
+    """As TRL saves it with the adapter; said where it says another thing than that of the base."""
+    made = make_adapter(bases[False], lora(), tmp_path / "made")
+    words = "the adapter's folder holds another one"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bases[False])
+    tokenizer.save_pretrained(made)
+    assert words not in load_policy(bases[False], adapter=made).note
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}>"
+    tokenizer.save_pretrained(made)
+    assert words in load_policy(bases[False], adapter=made).note
+    base = shutil.copytree(bases[False], tmp_path / "base")
+    for template, said in ((tokenizer.chat_template + "{# alike #}", False), (tokenizer.chat_template + ">", True)):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(base)
+        assert (words in load_policy(str(base), adapter=made).note) == said
+
+
+def edit(folder, **entries):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def fill(folder, value):
+    """Put a number into the first tensor."""
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors[min(tensors)][0, 0] = value
+    save_file(tensors, path)
 
 
 def test_quantised_base_of_a_changing_adapter(bases, tmp_path):

@@ -2,6 +2,8 @@
 import json
 import os
 import re
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from test_scripts import run
 
 import common
 import evaluate
-from support import load
+from support import contents, load
 from support.errors import UserError
 from support.verifier import load_verifier
 
@@ -222,6 +224,126 @@ def test_exit_code(tmp_path):
     folder = edit(save(tmp_path, build(config_of("llama"))), dropped(UP))
     code, _, err = run(evaluate.main, folder, "--task", "countdown", "--samples", 2, "--k", 2, "--out", tmp_path / "e")
     assert code == 2 and UP in err
+
+
+# -------------------------------------------------------------------------------------------------- folders and files
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+ADAPTER = "it holds an adapter and no model of its own: give --model BASE --adapter IT"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("base"), build(config_of("llama")))
+
+
+def copied(base, folder, without=r"\0", **texts):
+    """A copy of a folder without the files of a pattern, and with texts in the place of others."""
+    folder.mkdir(parents=True)
+    for name in os.listdir(base):
+        if not re.search(without, name):
+            shutil.copy(os.path.join(base, name), folder)
+    for name, text in texts.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("without,texts,words", [
+    (r"\0", {"model__safetensors": LFS}, "model.safetensors is a pointer of git-lfs"),
+    (r"\0", {"tokenizer__json": LFS}, "tokenizer.json is a pointer of git-lfs"),
+    (r"\0", {"tokenizer_config__json": "{}}"}, "tokenizer_config.json is not valid JSON"),
+    ("token", {"training_args__bin": ""}, "it has no tokenizer: copy"),
+    (r"\.safetensors", {"training_args__bin": ""}, "it has no weights"), (".", {}, "it has no config.json"),
+    (r"\.safetensors", {"adapter_config__json": "{}", "adapter_model__safetensors": ""}, ADAPTER),
+    (".", {"adapter_config__json": "{}", "adapter_model__safetensors": ""}, ADAPTER)])
+def test_what_a_folder_lacks(without, texts, words, base, tmp_path):
+    """In the place of what transformers stumbles over."""
+    refused(copied(base, tmp_path / "a", without, **texts), words)
+
+
+def test_places_beside_the_model(base, tmp_path):
+    """A file of it, a folder that holds it, a run; the hub's cache holds several, and one of them is meant."""
+    refused(os.path.join(base, "model.safetensors"), "it is a file: give the folder")
+    checkpoint = copied(base, tmp_path / "out/checkpoint-5")
+    refused(tmp_path / "out", f"it has no config.json, but {checkpoint} has: give that")
+    copied(base, tmp_path / "run/adapter", ".", adapter_config__json="{}")
+    refused(tmp_path / "run", ADAPTER)
+    cache = tmp_path / "models--org--name"
+    for revision in ("abc", "def"):
+        copied(base, cache / f"snapshots/{revision}")
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text("def")
+    for flag in ("--model", "--data"):
+        assert contents.located(cache, flag) == str(cache / "snapshots/def")
+    assert contents.located(f"{cache}:main", "--data") == str(cache / "snapshots/def:main")
+    assert load_policy(str(cache)).lm.source == str(cache / "snapshots/def")
+
+
+@pytest.mark.parametrize("file,entries", [
+    ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "code.Own", "AutoModelForCausalLM": "code.Own"}}),
+    ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["code.Own", None]}})])
+def test_code_of_a_checkpoint_is_not_run(file, entries, base, tmp_path, monkeypatch):
+    """Nor is it asked about, as a run may have no terminal."""
+    folder = copied(base, tmp_path / "a", code__py=f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    settings = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(settings | entries))
+    monkeypatch.setattr("builtins.input", lambda *args: "y")
+    refused(folder, "code of its own, which is not run here")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_for_another_library(base):
+    """The reason stands in the last of five lines."""
+    several = ValueError("Couldn't instantiate the backend tokenizer from one of: \n(1) a `tokenizers` library\n(2) a")
+    assert "pip install sentencepiece tiktoken" in str(load.cannot_load(base, several))
+
+
+def test_other_kinds_of_models(tmp_path):
+    """An encoder-decoder, a reward model, one of another library."""
+    import transformers
+    small = dict(vocab_size=28, d_model=32, num_layers=1, num_heads=2, d_ff=32, d_kv=16)
+    refused(save(tmp_path / "t5", transformers.T5ForConditionalGeneration(transformers.T5Config(**small))),
+            "is an encoder-decoder or")
+    reward = build(config_of("llama", num_labels=1), "AutoModelForSequenceClassification")
+    refused(save(tmp_path / "reward", reward), "config says LlamaForSequenceClassification, and it is read as LlamaFor")
+    transformers.CLIPConfig().save_pretrained(tmp_path / "clip")
+    tokenizer().save_pretrained(tmp_path / "clip")
+    (tmp_path / "clip/model.safetensors").write_text("")
+    refused(tmp_path / "clip", "does not load its kind as a language model")
+
+
+def test_an_adapter_beside_the_weights(base, tmp_path):
+    """transformers puts it on them without a word, and what is trained would be another base."""
+    import peft
+    folder = copied(base, tmp_path / "a")
+    lm = load.load_base(base, 32)[0]
+    peft.get_peft_model(lm, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(folder)
+    refused(folder, "holds an adapter beside its weights")
+    with pytest.raises(UserError, match="holds an adapter beside its weights"):
+        load_verifier(str(folder), lora_rank=2)
+    assert load_policy(base, adapter=str(folder))
+
+
+def test_without_a_network(base, monkeypatch):
+    """The cache alone is looked into: the hub's library would try again and again for each file of a cached model."""
+    import huggingface_hub
+    asked = []
+
+    def head(url, timeout):
+        asked.append(url)
+        raise OSError("no network")
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=head))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    load_policy(base)
+    assert not asked and not huggingface_hub.constants.HF_HUB_OFFLINE
+    with pytest.raises(UserError, match="cannot load model 'nobody/nothing'"):
+        load_policy("nobody/nothing")
+    assert asked and huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = False
+    with pytest.raises(UserError, match="cannot load adapter 'nobody/nothing'"):
+        load_policy(base, adapter="nobody/nothing")
+    assert len(asked) == 2 and huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers

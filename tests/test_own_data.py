@@ -429,6 +429,79 @@ def test_folders_with_splits(tmp_path):
         tasks.load_task(data=str(tmp_path / "b"))
 
 
+@pytest.mark.parametrize("train,test", [
+    ("training", "testing"), ("trainset", "testset"), ("train_set", "test_set"), ("my-train", "eval"),
+    ("train", "evaluation"), ("TRAIN", "Test2")])
+def test_other_names_of_splits(train, test, tmp_path):
+    """Of files and of folders: test problems are not trained on."""
+    for place in ("{}.jsonl", "{}/a.jsonl"):
+        folder = tmp_path / str(len(place))
+        put(folder / place.format(train), ROWS[:30])
+        put(folder / place.format(test), ROWS[30:])
+        task = tasks.load_task(data=str(folder))
+        assert [p.answer for p in task.test] == [row["answer"] for row in ROWS[30:]]
+
+
+def test_splits_that_only_the_card_says(tmp_path):
+    put(tmp_path / "a.jsonl", ROWS[:30])
+    put(tmp_path / "b.jsonl", ROWS[30:])
+    files = "  - split: train\n    path: a.jsonl\n  - split: test\n    path: b.jsonl\n"
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: all\n  data_files:\n{files}---\n")
+    with pytest.raises(UserError, match="README.md of .* says which files are train and test, but their names do not"):
+        tasks.load_task(data=str(tmp_path))
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("a.xlsx", b"PK\x03\x04", "no JSON, nor does its name say"), ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", "no JSON, nor"),
+    ("a.txt", b"What is 1?", "no JSON, nor"), ("a.jsonl", b"version https://git-lfs.github", "pointer of git-lfs"),
+    ("a.parquet", b"version https://git-lfs.github", "pointer of git-lfs"),
+    ("a.csv", b"version https://git-lfs.github", "pointer of git-lfs")])
+def test_files_of_other_formats(name, content, words, tmp_path):
+    """Said of the file: no row of it is bad, and none can be left out."""
+    (tmp_path / name).write_bytes(content)
+    for skip in (False, True):
+        with pytest.raises(UserError, match=f"cannot read .*{words}"):
+            tasks.load_task(data=str(tmp_path / name), skip_bad_rows=skip)
+
+
+def test_spaces_in_a_header(tmp_path):
+    """As people write it; the cells stay as they are."""
+    (tmp_path / "a.csv").write_text("prompt , answer\n" + "".join(f"p{i}, {i}\n" for i in range(9)))
+    rows = [row for _, row in files.rows_in(str(tmp_path / "a.csv"))]
+    assert rows[0] == {"prompt": "p0", "answer": " 0"} and len(problems_of(tmp_path / "a.csv")[1]) == 9
+
+
+def test_contents_before_names(tmp_path):
+    """What is zipped is so under any name, and JSON is under a name that says nothing."""
+    put(tmp_path / "a.jsonl.gz", ROWS).rename(tmp_path / "a.jsonl")
+    put(tmp_path / "b.jsonl", ROWS).rename(tmp_path / "rows.of.today")
+    for name in ("a.jsonl", "rows.of.today"):
+        assert len(tasks.load_task(data=str(tmp_path / name)).train) == 32
+
+
+@pytest.mark.parametrize("hub", [False, True])
+def test_floats_of_32_bits(hub, tmp_path, monkeypatch):
+    """.1 is what was written, and .10000000149 is no right answer; in lists and objects, too."""
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+    values = pyarrow.array([0.1, 2.5, 3.0, None], pyarrow.float32())
+    objects = pyarrow.StructArray.from_arrays([values], names=["ground_truth"])
+    lists = pyarrow.array([[0.1, None], [2.5], [], None], pyarrow.list_(pyarrow.float32()))
+    table = pyarrow.table({"prompt": ["a", "b", "c", "d"], "label": values, "reward_model": objects, "all": lists,
+                           "wide": [0.1, 1 / 3, 2.0, 5.0]})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    name = str(tmp_path / "train.parquet")
+    if hub:
+        found = datasets.load_dataset("parquet", data_files={"train": name}, cache_dir=str(tmp_path / "cache"))
+        name = "org/name"
+        monkeypatch.setattr(files, "from_hub", lambda *args: found)
+    rows = [row for _, row in next(iter(files.parts_of(name).values()))]
+    assert [row["label"] for row in rows] == [0.1, 2.5, 3.0, None] == [
+        (row["reward_model"] or {}).get("ground_truth") for row in rows]
+    assert [row["all"] for row in rows] == [[0.1, None], [2.5], [], None] and rows[1]["wide"] == 1 / 3
+
+
 def test_links_in_folders(tmp_path):
     """They are followed, also to a folder, but not in a circle."""
     put(tmp_path / "a/train.jsonl", ROWS[:5])
@@ -648,7 +721,7 @@ def test_messages_go_through_the_template():
     with pytest.raises(UserError, match="does not take messages of system, user, assistant, user .*no system role"):
         policy.encode([chat], True)
     with_template(policy, None)
-    with pytest.raises(UserError, match="prompts are chat messages, and the tokenizer of this model has no chat temp"):
+    with pytest.raises(UserError, match="prompts are chat messages, but the tokenizer of this model has no chat temp"):
         policy.encode([chat], True)
     assert policy.encode([chat], False) == policy.encode([str(chat)], False)
 

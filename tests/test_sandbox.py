@@ -9,7 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter, OrderedDict, deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date, datetime, timedelta, timezone
+from datetime import time as dtime
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -24,6 +29,7 @@ if shutil.which("bwrap") is None:
 TESTS = "assert f(2) == 4\nassert f(3) == 9 and f(-12) == 144"
 MARK = f"sandbox-mark-{os.getpid()}"
 HERE = os.path.abspath(__file__)
+Point = namedtuple("Point", "x y")
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +237,13 @@ HOSTILE = {
                               "g['encode'] = lambda v, o=None, n=None: old(v, o, n) if not o else "
                               "b'l14:s5:valueo1:0N0:'\n"
                               "def f(x): return 0",
+    "an iterator that is always equal": "class A:\n  def __iter__(self): return iter(())\n"
+                                        "  __eq__ = __bool__ = __contains__ = lambda *a: True\n"
+                                        "  __hash__ = lambda s: 4\ndef f(x): return A()",
+    "a coroutine": "async def f(x): return x * x",
+    "makes what it may not": "import sys\nsys._getframe(2).f_globals['maker_of'] = lambda v: "
+                             "('builtins', 'eval', (v.code,))\nclass A: pass\ndef f(x):\n  a = A()\n"
+                             "  a.code = str(x * x)\n  return a",
     "answers with objects that there are not": "import sys\ng = sys._getframe(2).f_globals\nold = g['encode']\n"
         "g['encode'] = lambda v, o=None, n=None: old(v, o, n) if not o else b'l18:s5:valuel4:o1:7N0:'\n"
         "def f(x): return 0",
@@ -508,14 +521,17 @@ def test_a_program_cannot_starve_its_neighbours_of_pipes(pool):
 @pytest.mark.parametrize("value", [
     None, True, False, 0, -1, 2 ** 200, -2 ** 70, 0.1, -0.0, float("inf"), 1e-320, 1 + 2j, "", "a\0\u20ac", "\ud800",
     b"", b"\xff", bytearray(b"a"), [], (), set(), frozenset(), {}, [1, [2, (3, {4})]],
-    {(1, "a"): [None], 2.5: {frozenset({1})}.pop()}, [True, 1, 1.0]], ids=repr)
+    {(1, "a"): [None], 2.5: {frozenset({1})}.pop()}, [True, 1, 1.0], range(1, 9, 2), deque([1, [2]]),
+    OrderedDict(b=1, a=[2]), Counter("aab"), Point(1, [2]), int, [ValueError], Fraction(-1, 3), Decimal("1.10"),
+    date(2024, 2, 29), datetime(2024, 1, 2, 3, 4, 5, 6, timezone(timedelta(hours=1))), timedelta(-1, 2), dtime(1)],
+    ids=repr)
 def test_plain_data_crosses_unchanged(value):
     again = sandbox.decode(sandbox.encode(value))
     assert again == value and repr(again) == repr(value)
 
 
-@pytest.mark.parametrize("value", [object(), len, range(3), iter([]), [object()], {1: type}, sandbox, NotImplemented,
-                                   ..., memoryview(b"a")], ids=range(10))
+@pytest.mark.parametrize("value", [object(), len, lambda: 0, iter([]), [object()], {1: sandbox.Object}, sandbox,
+                                   NotImplemented, ..., memoryview(b"a")], ids=range(10))
 def test_objects_do_not_cross(value):
     with pytest.raises(sandbox.Unsupported):
         sandbox.encode(value)
@@ -529,13 +545,24 @@ def test_bytes_that_are_no_plain_data(data):
         sandbox.decode(data)
 
 
+@pytest.mark.parametrize("told", [
+    ("os", "system", ("true",)), ("builtins", "eval", ("1",)), ("builtins", "type", "len"), ("builtins", "type", "no"),
+    ("fractions", "gcd", (1, 2)), ("datetime", "sys", ()), ("collections", "namedtuple", ("A", ("__eq__",), (1,))),
+    ("collections", "namedtuple", ("A", ("x=1 or y",), (1,))), ("collections", "deque", ()), ("antigravity", "x", ()),
+    4])
+def test_what_cannot_be_made(told):
+    with pytest.raises(sandbox.Gone):
+        sandbox.decode(sandbox.framed(b"x" + sandbox.encode(told)))
+    assert "antigravity" not in sys.modules
+
+
 def test_random_bytes_never_do_more_than_fail():
     import random
     rng, base = random.Random(0), sandbox.encode([1, "a", {2: (3.0, b"b")}, {4}, frozenset([5])])
     for _ in range(20_000):
         data = bytearray(base)
         for _ in range(rng.randint(1, 4)):
-            data[rng.randrange(len(data))] = rng.choice(b"NTFifcsbaltSZd:0123456789abcdef\xff")
+            data[rng.randrange(len(data))] = rng.choice(b"NTFifcsbaltSZQOCxd:0123456789abcdef\xff")
         try:
             sandbox.decode(bytes(data))
         except sandbox.Gone:
@@ -615,7 +642,7 @@ def test_random_bytes_never_do_more_than_fail():
     ("def f(x): x.append(1)", "a = []\nf(a)\nassert a == [2]", False),
     ("def f(x): x.append(1)", "a = []\nf(a)\nf(a)\nassert a == [1, 1]", True),
     ("def f(x): pass", "a = []\nf(a)\nassert a == [1]", False),
-    ("def f(x): x.append(len)", "a = []\nf(a)", "unsupported"),
+    ("def f(x): x.append(object())", "a = []\nf(a)", "unsupported"),
     ("def f(d, s, b):\n  d.pop('a'); d['b'] = s; s.discard(1); b.extend(b'c')",
      "d, s, b = {'a': 1}, {1, 2}, bytearray(b'a')\nf(d, s, b)\n"
      "assert d == {'b': {2}} and s == {2} and b == b'ac' and d['b'] is s", True),
@@ -645,6 +672,44 @@ def test_random_bytes_never_do_more_than_fail():
     ("import collections\ndef f(x): return collections.Counter(x)", "assert f('aab') == {'a': 2, 'b': 1}", True),
     ("import enum\nclass E(enum.IntEnum): A = 4\ndef f(x): return E.A", "assert f(2) == 4", True),
     ("def f(x): return 'open'", "assert eval(f(1))", True),
+    # what a program returns and keeps: iterators, functions, coroutines
+    ("def f(n): yield from range(n)", "assert list(f(3)) == [0, 1, 2] and sum(f(4)) == 6 and [*f(0)] == []", True),
+    ("def f(n): yield from range(n - 1)", "assert list(f(3)) == [0, 1, 2]", False),
+    ("def f(n):\n  while True:\n    yield n\n    n *= 2",
+     "g = f(1)\nassert [next(g), next(g), next(g)] == [1, 2, 4]", True),
+    ("def f(n): yield n", "g = f(1)\nnext(g)\ntry: next(g)\nexcept StopIteration: pass\nelse: assert False", True),
+    ("def f(n):\n  yield n\n  raise ValueError", "try: list(f(1))\nexcept ValueError: pass\nelse: assert False", True),
+    ("def f(n):\n  for _ in '12': yield 0", "for a, b in zip(f(1), [0, 0, 1], strict=True): assert a == b", False),
+    ("def f(d): return d.keys(), zip('ab', d.values()), map(str, d)",
+     "a, b, c = f({1: 2, 3: 4})\nassert sorted(a) == [1, 3] and dict(b) == {'a': 2, 'b': 4} and [*c] == ['1', '3']",
+     True),
+    ("def f(n): return lambda x: x + n", "assert f(3)(4) == 7 and f(1)(1) == 2", True),
+    ("def f(n): return lambda x: x - n", "assert f(3)(4) == 7", False),
+    ("async def f(x): return x + 1", "import asyncio\nassert asyncio.run(f(2)) == 3\nasync def test():\n"
+     "  assert await asyncio.gather(f(1), f(2)) == [2, 3]\nasyncio.run(test())", True),
+    ("async def f(x): return x", "assert f(1)", "unsupported"),  # it would be true whatever it returns
+    ("async def f(x): raise ValueError", "import asyncio\ntry: asyncio.run(f(2))\nexcept ValueError: pass", True),
+    ("async def f(x): return x + 2", "import asyncio\nassert asyncio.run(f(2)) == 3", False),
+    # values of the library
+    ("from collections import *\ndef f(x): return Counter(x), OrderedDict.fromkeys(x), namedtuple('P', 'x y')(1, x)",
+     "from collections import Counter, OrderedDict\na, b, c = f('ba')\nassert a.most_common(1) == [('b', 1)]\n"
+     "assert b == OrderedDict(b=None, a=None) != OrderedDict(a=None, b=None) and a['z'] == 0\n"
+     "assert c.y == 'ba' and c == (1, 'ba')", True),
+    ("from datetime import timedelta\ndef f(d): return d + timedelta(1)",
+     "from datetime import date\nassert f(date(2024, 2, 28)) == date(2024, 2, 29)", True),
+    ("from datetime import timedelta\ndef f(d): return d + timedelta(2)",
+     "from datetime import date\nassert f(date(2024, 2, 28)) == date(2024, 2, 29)", False),
+    ("def f(x): return sum(x), type(x)", "assert f(range(4)) == (6, range)", True),
+    ("def f(q): q.append(q.popleft())",
+     "from collections import deque\nq = deque([1, 2])\nf(q)\nassert list(q) == [2, 1]", True),
+    ("def f(c): c['a'] += 1",
+     "from collections import Counter\nc = Counter('ab')\nf(c)\nassert c == Counter('aab')", True),
+    ("def f(n): return 10 ** n", "assert len(str(f(5000))) == 5001", True),
+    # what it prints
+    ("def f(x): print('said', x)", "import contextlib, io\n"
+     "with contextlib.redirect_stdout(io.StringIO()) as out: f(2)\nassert out.getvalue() == 'said 2\\n'", True),
+    ("def f(x): print('sad', x)", "import contextlib, io\n"
+     "with contextlib.redirect_stdout(io.StringIO()) as out: f(2)\nassert out.getvalue() == 'said 2\\n'", False),
     ("def f(x): return '__import__(\"os\").system(\"touch /tmp/mark\") or __import__(\"os\").listdir(\"/\")'",
      "assert 'home' in eval(f(1))", False),
 ])
@@ -703,7 +768,7 @@ def test_names_of_classes_and_values(pool):
     assert pool.judge([{**job, "program": program.replace(*change)} for change in (
         ("[3]", "[4]"), ("Worse(Bad)", "Worse(ValueError)"), ("1 + depth", "depth"), ("N(4)", "N(5)"))]) == [False] * 4
     for test in ("assert N(1) == N(1)", "assert N(1)", "assert not N(1)", "assert {N(1)}", "assert N(1) in [2]",
-                 "assert 2 in N(1)", "list(N(1))", "assert isinstance(N(1), N)", "assert sorted([N(1), N(2)])"):
+                 "assert 2 in N(1)", "assert isinstance(N(1), N)", "assert sorted([N(1), N(2)])"):
         assert pool.judge_one({**job, "tests": f"try:\n  {test}\nexcept BaseException: pass"}) == "unsupported", test
 
 
@@ -723,7 +788,9 @@ def test_the_setup_is_not_the_program(pool):
     ("\u0661.0", "1.0", False), ("\uff11.5", "1.5", False), ("1.5", "1_0.5", False), ("+1.5", "1.5", True),
     (".5", "0.5", True), ("5.", "5.0", True), ("0x1.8p0", "1.5", False), ("infinity", "inf.", False),
     ("1\u30002", "1 2", False), ("1\u00852", "1 2", False), ("1e999", "1.5", False), ("\ufffd", "\ufffd", True),
-    ("100000.5", "100000.7", False), ("1000000.5", "1000000.6", True)])
+    ("100000.5", "100000.7", False), ("1000000.5", "1000000.6", True), ("0.00001", "1e-05", True),
+    ("1E-5", "1e-05", True), ("0.002", "1e-03", False), ("1" + "0" * 22 + ".0", "1e+22", True),
+    ("0.500000000000\n" * 2000, "0.5\n" * 2000, True), ("0.51\n" * 2000, "0.5\n" * 2000, False)], ids=range(37))
 def test_same(output, wanted, verdict):
     assert sandbox.same(output.encode(), wanted) is verdict
 
@@ -749,6 +816,20 @@ def test_a_program_has_to_end_by_itself(program, verdict, beside):
                            for limit in (0.5, 1)]) == [verdict] * 2
         assert clean(pool), traces(pool)
     beside(check)
+
+
+SQUARE = "print(int(input()) ** 2)"
+
+
+@pytest.mark.parametrize("program", [
+    "import sys\nfrom functools import lru_cache\nsys.setrecursionlimit(10 ** 6)\n@lru_cache(None)\n"
+    f"def f(n): return n and 1 + f(n - 1)\nassert f(40_000) == 40_000\n{SQUARE}",
+    f"assert len(str(10 ** 5000)) == 5001 and int('9' * 5000)\n{SQUARE}",
+    f"import os\nassert os.path.isabs(__file__) and not open(os.devnull).read()\n{SQUARE}",
+    f"import sys\nsys.stderr = open('/dev/stderr', 'w')\nprint('a', file=sys.stderr)\n{SQUARE}",
+    "with open('/dev/stdout', 'w') as file: print(int(input()) ** 2, file=file)"], ids=range(5))
+def test_what_programs_of_contests_use(program, pool):
+    assert pool.judge_one(stdio(program, limit=3)) is True
 
 
 def test_one_verdict_takes_bounded_time(pool, monkeypatch):

@@ -84,7 +84,10 @@ SHAPES = {  # how chat models and base models write the function, {code}, or its
     "body, then a fence": "{body}\n```\nThat is all.", "unfenced": "{code}",
     "unfenced after prose": "Here is the solution:\n\n{code}",
     "unfenced between prose": "Here is the solution:\n\n{code}\n\nThis function doubles its argument.",
-    "unfenced and usage": "{code}\n\n{usage}", "prose and body": "The function should be:\n\n{body}"}
+    "unfenced and usage": "{code}\n\n{usage}", "prose and body": "The function should be:\n\n{body}",
+    "byte order mark": "```python\n\ufeff{code}\n```", "token after the code": "{code}<|im_end|>",
+    "token after the body": "{body}<|endoftext|>\n", "import from the future": "```python\n# Twice\nfrom __future__ "
+    "import annotations\n\n{code}\n```", "thoughts": "Try\n```python\ndef f(x): return 2 * x\n```\n</think>\n{code}"}
 
 
 def in_shape(shape, code):
@@ -122,12 +125,21 @@ def test_shapes_that_are_not_right(completion, judged):
     assert judged.verify(judged.test[0], completion) == 0.0
 
 
+def test_programs_are_put_together():
+    """Imports from __future__ come first, and what reads standard input in any way is the program."""
+    blocks = ["def g(x):\n    return x", "from __future__ import annotations\ndef f(x: Any): return g(x)"]
+    program = program_of("\n".join(f"```python\n{code}\n```" for code in blocks), names=["f"])
+    assert program.startswith("from __future__ import annotations\ndef g(x)") and "def f" in program
+    compile(program, "program.py", "exec")
+    assert "os.read" in program_of("```python\nprint(os.read(0, 99))\n```\n```python\nprint(open('a'))\n```")
+
+
 @pytest.mark.parametrize("completion", [
     "```python\n{code}\n```\nInput:\n```\n2\n```\nOutput:\n```\n4\n```", "Input\n```\n2\n```\n\n```python\n{code}\n```",
     "```python\n{code}\n```\n```\n1 2 3\n```", "~~~\n{code}\n~~~\n~~~\n4\n~~~",
     "1. Do\n   ```python\n   {code}\n   ```\n   which prints\n   ```text\n   4\n   ```", "{code}", "```python\n{code}",
     "python\n{code}\n```", "python\n{code}", "\n py\n{code}\n```", "python3.11 \n{code}", "```\nPython\n{code}\n```",
-    "The program:\npython\n{code}"])
+    "The program:\npython\n{code}", '```python\n"""\nSample:\n```\n2\n```\n"""\n{code}\n```'])
 def test_shapes_of_a_program(completion, judged):
     spec = {"inputs": ["2\n", "3"], "outputs": ["4", "9"], "limit": 3}
     for code, reward in (("print(int(input()) ** 2)", 1.0), ("print(int(input()) ** 2 + 1)", 0.0)):
@@ -136,7 +148,7 @@ def test_shapes_of_a_program(completion, judged):
 
 @pytest.mark.parametrize("unit", ["```\n", "```python\n", "~~~", "`", "```a ", "> ", "> ```\n", "- ", "- ```\n", "1. ",
                                   "    ", "\t", "def f(x):\n", "return\n", "x = 1\n", "a, ", "(", "\n", "\r\n",
-                                  "\"\"\"", "if x:\n "])
+                                  "\"\"\"", "if x:\n ", "</s>", "<|a|>", "<|", "from __future__ import (\n"])
 def test_long_completions_take_linear_time(unit):
     for text in (unit * (400_000 // len(unit)), "```python\n" + unit * (400_000 // len(unit)) + "\n```"):
         started = time.process_time()
@@ -222,7 +234,7 @@ def test_humaneval(humaneval, capfd):
 def test_what_cannot_be_judged_is_counted(humaneval):
     task = tasks.load_task("humaneval", data=str(humaneval))
     p = code_problem("q", "", None, json.loads(task.test[0].answer) | {"limit": 0.5})
-    completions = ["    return object()", "    while True: pass", "    xs.append(len)", "    return 0",
+    completions = ["    return object()", "    while True: pass", "    xs.append(object())", "    return 0",
                    "    return sum(xs)"]
     assert task.rewards([p] * 5, completions) == [0, 0, 0, 0, 1]
     assert task.counts == {"unsupported": 2, "program_timeouts": 1}
@@ -468,6 +480,12 @@ def test_tests_that_nobody_calls_are_run(write, capfd, packages):
     assert not task.counts
 
 
+UNCALLED |= {
+    "parametrize": "import pytest\n@pytest.mark.parametrize('x, y', [(2, 3), (0, 1)])\ndef test_a(x, y):\n"
+                   "    assert f(x) == y\n",
+    "parametrize of a method": "import pytest\nclass TestF:\n    @pytest.mark.parametrize('x', [1, 2])\n"
+                               "    @pytest.mark.parametrize(['y'], [(0,), pytest.param(1, id='one')])\n"
+                               "    def test_a(self, x, y):\n        assert f(x + y) == x + 1 + y\n"}
 IDLE = {  # tests that cannot judge f -> why
     "# assert f(2) == 3\n": "nothing in its tests asserts",
     "METADATA = {'author': 'x'}\n": "nothing in its tests asserts",
@@ -486,6 +504,8 @@ IDLE = {  # tests that cannot judge f -> why
     "import unittest\nraise unittest.SkipTest('no')\nassert f(2) == 3": "before they use the program \\(SkipTest",
     "assert f(len) == 3": "no plain data", "def test_a(numbers):\n    assert f(2) == 3": "what to call test_a",
     "class TestF:\n    def test_a(self, x):\n        assert f(x) == 3": "what to call TestF",
+    "from unittest.mock import patch\nwith patch('builtins.input', lambda: '2'):\n    assert f() == 3":
+        "runs elsewhere",
     "def check(candidate, cases):\n    assert candidate(2) == 3": "what to call check"}
 
 
@@ -581,6 +601,54 @@ def test_classes_in_own_files(write):
                                        program.replace("items.pop()", "items[-1]")]) == [0.0] * 4
     assert not task.counts
     assert task.verify(d, program) == 0.0 and task.counts == {"unsupported": 1}  # the program's own word
+
+
+METHOD = "class Solution:\n    def f(self, x: List[int]): return "
+CALLS = [  # what data sets hold of a function -> what a right one and a wrong one return
+    ({"inputs": [[2]], "outputs": [4]}, METHOD, "2 * x", "3 * x"),
+    ({"inputs": [[2]], "outputs": [4], "starter": METHOD}, "def f(x): return ", "2 * x", "3 * x"),
+    ({"inputs": ["[1, 2]\ntrue", "[]\nnull"], "outputs": ["[2, 1]", "[]"]}, "def f(x, y): return ",
+     "x[::-1] if y else x", "x"),
+    ({"inputs": ['"ab"'], "outputs": ['"ba"']}, "def f(x): return ", "x[::-1]", "'\"ba\"'"),
+    ({"inputs": [[{"1": 2, "3": 4}]], "outputs": [4]}, "def f(x): return ", "sum(x)", "sum(x.values())"),
+    ({"inputs": [[[1, 1]], [[2]]], "outputs": [{"1": 2}, [{"2": 1}]]}, "def f(x): return ", "{x[0]: len(x)}", "{1: 2}"),
+    ({"inputs": [["11"]], "outputs": [{"1": 2}]}, "def f(x): return ", "{x[0]: len(x)}", "{x: 2}"),
+    ({"inputs": [[0.1, 0.2]], "outputs": [0.3]}, "def f(x, y): return ", "x + y", "x + y + 1e-5"),
+    ({"inputs": [[1]], "outputs": [[[0.3], 10 ** 17]]}, "def f(x): return ", "((.1 + .2,), 10 ** 17)",
+     "[[.3], 10 ** 17 + 1]"),
+    ({"inputs": [[1], [2]], "outputs": [float("inf"), float("nan")]}, "def f(x): return ",
+     "float('inf' if x == 1 else 'nan')", "float('nan')"),
+    ({"inputs": [[float("inf")], [1]], "outputs": [True, False]}, "def f(x): return ", "x > 1e300", "True"),
+    ({"inputs": [[1]], "outputs": [float("inf")]}, "def f(x): return ", "1e400", "1e300"),
+    ({"inputs": [[2]], "outputs": [[4, 5]]}, "def f(x): return ", "4, 5", "4"),
+    ({"inputs": [[2]], "outputs": [[4]]}, "def f(x): return ", "4", "[4, 4]")]
+
+
+def test_calls_as_data_sets_have_them(write):
+    """A method or a function, arguments as lines of JSON, keys that are numbers, floats up to 1e-6."""
+    rows = []
+    for i, (tests, *_) in enumerate(CALLS):
+        starter = tests.pop("starter", None)
+        rows.append({"prompt": f"f {i}", "input_output": json.dumps({"fn_name": "f", **tests}), "starter_code": starter,
+                     "split": "test"})
+    task = tasks.load_task(data=write(*rows))
+    assert len(task.test) == len(CALLS)
+    for column, reward in ((2, 1.0), (3, 0.0)):
+        assert task.rewards(task.test, [case[1] + case[column] for case in CALLS]) == [reward] * len(CALLS)
+    assert not task.counts
+
+
+def test_cases_in_the_column_of_tests(write):
+    """As DeepCoder and LiveCodeBench have them, and with numbers in place of text."""
+    cases = [{"type": "stdin_stdout", "input": "2\n", "output": "4"}, {"input": "3", "output": "9\n"}]
+    call = [{"input": "2\n1", "output": "4", "testtype": "functional", "metadata": {"func_name": "f"}}]
+    columns = [{"tests": json.dumps(cases)}, {"tests": cases},
+               {"tests": json.dumps({"inputs": ["2"], "outputs": ["4"]})},
+               {"input_output": {"inputs": [2, 3.0], "outputs": [4, 9]}}, {"tests": json.dumps(call)}]
+    task = tasks.load_task(data=write(*({"prompt": str(i), **row, "split": "test"} for i, row in enumerate(columns))))
+    right = ["print(round(float(input()) ** 2))"] * 4 + ["class Solution:\n    def f(self, x, y): return x ** 2"]
+    assert task.rewards(task.test, right) == [1.0] * 5
+    assert task.rewards(task.test, [code.replace("** 2", "+ 1") for code in right]) == [0.0] * 5
 
 
 def test_programs_of_own_files_find_typing_names(write):

@@ -84,6 +84,8 @@ def pids(pool):
     ("\\boxed{5\x00}", "5\x00"),
     ("\\boxed{\u0665}", "\u0665"),  # an Arabic five is left as it is
     ("\\boxed{\ud800}", "\ud800"),
+    ("The correct option is B.", "B"),
+    ("The answer is choice (B).", "B"),
     (r"\boxed{" + "1" * 1001 + "}", None),
     ("#### " + "1" * 1001, None),
     (r"\boxed{" + " " * 2000 + "5}", "5"),
@@ -372,6 +374,63 @@ xy=1: yx=1 | 2 |  | 1 x+y=1
 45^\circ: 45 45\text{~degrees} | \frac{\pi}{4} 45\%
 4.5e33: 4.5\times10^{33}\text{~erg} 4.5\cdot10^{33} | 4.5e32
 3\,\mu\text{m}: 3 3\text{~μm} | 4
+1000000: 1.000.000 1'000'000 1_000_000 1~000~000 | 1.000 1.000.00
+1234.56: 1.234,56 1{,}234.56 | 1234,56 123456
+3.14: 3{,}14 | 314 3,14,15
+0.125: 0{,}125 | 125
+1,2,3: 1、2、3 1，2，3 | 123 |  [1,2,3]
+①③④: ①,~③,~④ ①、③、④ | 134 ①③
+1/7: 0.(142857) 0.\dot{1}4285\dot{7} | 0.(142856)
+1/6: 0.1(6) 0.1\dot6 | 0.(16)
+1011_2: 1011\text{~base~}2 1011\text{~(base~2)} 1011_{\text{two}} | 1011\text{~base~}3
+2A_{16}: 2\text{A}_{16} \text{2A}_{16} | 2B_{16}
+5: \text{five} \text{Five} \emph{5} \framebox{5} 5\tag{1} \hspace{1cm}5 5\checkmark \text{The~answer~is~}5
+5: \text{The~answer~is~5} \text{ANSWER:~}5 \sqrt{25}=5 S=1+4=5 \log_2~32=5 f(3)=5 \gcd(10,15)=5
+5: P(X=3)=5 5!/24=5 \|v\|=5 \text{Area}=5\text{~cm}^2
+5: | x^2=5 f(5)=3 \text{six} \text{five~or~six} 5\text{~or~more} 4\lor5
+5: | 5\text{~if~}n\text{~is~even~and~}6\text{~if~}n\text{~is~odd} 5\text{~if~}x>0,~6\text{~if~}x\le0
+120: 5!=120 | 5!=100
+2\pi: 2\pi\approx6.28 C=2\pi\approx6.283 | 3\pi\approx9.42
+18: \text{USD~}18 US\$18 \pounds~18 Rs.~18 18~元 18\text{~red~marbles} 18\text{~different~ways} 18\text{~real~solutions}
+72^\circ: 72^o 72^{\text{o}} | 72^0
+25\%: 25\text{~per~cent} 25\text{\%} | 2.5\%
+7/2: \nicefrac{7}{2} \sfrac{7}{2} | \nicefrac{2}{7}
+\frac12: \\frac{1}{2} \\dfrac12 | \\frac{2}{1}
+\sqrt[3]{x}: x^{1/3} x^{\frac{1}{3}} \root~3~\of~x | \sqrt{x}
+\frac{1}{3x^{2/3}}: \frac{1}{3\sqrt[3]{x}^2} \frac{1}{3\sqrt[3]{x^2}} | \frac{1}{3x^{3/2}}
+-2: \sqrt[3]{-8} (-8)^{1/3} | 2
+12.5^{1/3}: \sqrt[3]{12.5} \sqrt[3]{\frac{25}{2}} | 12\sqrt[3]{5}
+\lg~2: \log_{10}2 \frac{\ln2}{\ln10} | \ln~2
+-3: \log_2\frac18 | 3
+\tan~x: \operatorname{tg}~x \mathrm{tan}\,x | \operatorname{ctg}~x
+|x-3|: \text{abs}(x-3) | \text{abs}(x)-3
+\binom{2n}{n}: C(2n,n) C_{2n}^{n} | C_{2n}^{2}
+(1,2): \begin{cases}x=1\\y=2\end{cases} \left\{\begin{array}{l}x=1,\\y=2.\end{array}\right. | x=2,y=1
+(1,2): \begin{aligned}x&=1\\y&=2\end{aligned} \begin{align*}x&=1\\y&=2\end{align*} | (2,1)
+(1,2): \begin{array}{l}x=1\\y=2\end{array} | \begin{cases}x=2\\y=1\end{cases}
+x=1,~x=2: |  | x_1=1,~x_2=2
+\begin{pmatrix}1&2\\3&4\end{pmatrix}: \left[\begin{array}{cc}1&2\\3&4\end{array}\right]
+\begin{pmatrix}1&2\\3&4\end{pmatrix}: \begin{pmatrix}1&2\cr3&4\end{pmatrix}
+\begin{pmatrix}1&2\\3&4\end{pmatrix}: A=\begin{pmatrix}1&2\\3&4\end{pmatrix} \begin{Bmatrix}1&2\\3&4\end{Bmatrix}
+\begin{cases}x&x>0\\-x&x\le0\end{cases}: | \begin{cases}-x&x>0\\x&x\le0\end{cases}
+\{1,2\}: {1,~2} \{2,1\} | (1,2)
+-2,0,2: 0,\pm2 \{0,\pm2\} x=0,\pm2 | \pm2 0,2
+\emptyset: \text{no~solution} \text{There~are~no~solutions.} | \text{no} 0
+\mathbb{R}: \text{all~real~numbers} \R \mathbf{R} | \text{all~integers}
+(-\infty,2)\cup(2,\infty): x\in\mathbb{R},~x\ne2 x<2\lor~x>2 (-\infty,2)\bigcup(2,\infty) | x=2
+x=k\pi,k\in\mathbb{Z}: k\pi x=k\pi\~(k\in\mathbb{Z}) x=n\pi,n\in\mathbb{Z} x=k\pi,k\in\mathbf{Z} n\pi x=\pi~k,~k\in~Z
+x=k\pi,k\in\mathbb{Z}: \{x|x=k\pi,k\in\mathbb{Z}\} | 2k\pi \pi k\pi+1
+2\pi\sqrt{\frac{m}{k}}: 2π√(m/k) | 2\pi\sqrt{\frac{k}{m}}
+\pi~r~l: \pi~l~r | \pi~rk
+2:3: 2\text{~to~}3 | 3\text{~to~}2
+2\mathbf{i}+3\mathbf{j}: 2\hat{i}+3\hat{j} 2\hat{\mathbf{i}}+3\hat{\mathbf{j}} | 3\hat{i}+2\hat{j}
+3\text{~apples},~2\text{~oranges}: 2\text{~oranges},~3\text{~apples} 3\text{~apples~and~}2\text{~oranges}
+3\text{~apples},~2\text{~oranges}: | 2\text{~apples},~3\text{~oranges} 5
+2\text{~hours~}30\text{~minutes}: 2\text{~hr~}30\text{~min} \text{2~hours~and~30~minutes} | 2\text{~hr~}3\text{~min}
+\text{ellipse}: \text{an~ellipse} \text{the~ellipse} \mathtt{ellipse} | \text{circle}
+B: \text{Option~B} | \text{(A)~3~(B)~5} |  \textbf{(B)}\~12 \text{B:~an~apple} \text{B)~}12 | 
+15: \textbf{(D)}\~15 \text{D)~}15 | \textbf{(D)}\~16
+\textbf{(D)}\~15: 15 \text{(D)~}15 | \textbf{(D)}\~16 | D | \textbf{(C)}\~15
 \textcolor{red}{7}: 7 \color{blue}7 \underline{7} 7\phantom{0} | \textcolor{red}{8} 70
 """
 
@@ -471,7 +530,18 @@ def test_kinds(task, gold, right, wrong):
     ("She has 26 apples", None), ("She has 26 apples. Then", None), ("The answer is -7", "-7"),
     ("The answer is 7, in total.", "7"), ("The answer is 7<|im_end|>", "7"), ("The answer is 7, not 8.", "7"),
     ("The answer is 7, 8.", "{7,8}"), ("So our answer is 7.", "7"),
-    ("The answer is 7.\nSo our answer is correct.", "7"),
+    ("The answer is 7.\nSo our answer is correct.", "7"), (r"<think>so \boxed{7}, let me check", None),
+    ("<think>The answer is 7. Wait,", None), ("The answer is 7!", "7"), ("The answer is [7]", "7"),
+    ("<ANSWER>7</ANSWER>", "7"),
+    ("<final_answer>7</final_answer>", "7"), ("La réponse est 7.", "7"), ("A resposta é 7.", "7"),
+    ("答案是 **7**。", "7"), ("答えは7です。", "7"), ("Ответ: $7$.", "7"), ("정답은 7입니다.", "7"),
+    ("## Final Answer\n\n7", "7"), ("**Answer**\n\n$7$", "7"), ("#### Final Answer\n7", "7"), ("Answer - 7", "7"),
+    ("Answer → 7", "7"), ("The answer is equal to 7.", "7"), ("The answer to the question is 7.", "7"),
+    ("The answers are 7 and 8.", "{7,8}"), ("Answer:\n```python\n7\n```", "7"), ("The answer is 7</s>", "7"),
+    ("The answer is 7 (seven).", "7"), ("The answer is 7; this can be checked.", "7"), ("The answer isn't 7.", None),
+    ("The answer cannot be 7.", None), ("The answer is seven.", "7"), ("(7)", "7"), ("$x = 7$", "7"),
+    ("3 + 4 = 7", "7"), ("Thus $x = 7$.", "7"), ('{"answer": "7"}', "7"), (r"\boxed{\frac{7}{1}\\}", "7"),
+    (r"$$\text{ANSWER: } \$7$$", "7"),
 ])
 def test_where_the_answer_stands(task, completion, answer):
     assert task.extract(completion) == answer

@@ -337,6 +337,16 @@ def tiny_tokenizer(eos="<eos>", added=()):
     return tokenizer
 
 
+@pytest.mark.parametrize("role", ["pad_token", "unk_token", "bos_token"])
+def test_a_digit_that_has_a_role_is_text(role):
+    """As where a model is padded with `!` or `0`; what has a name of its own is silent."""
+    tokenizer = tiny_tokenizer()
+    setattr(tokenizer, role, "0")
+    assert text.decode(tokenizer, [text.ids_of(tokenizer, "10*20")]) == ["10*20"]
+    setattr(tokenizer, role, "<unk>")
+    assert text.decode(tokenizer, [[tokenizer.convert_tokens_to_ids("<unk>"), *text.ids_of(tokenizer, "7")]]) == ["7"]
+
+
 @pytest.mark.parametrize("eos,told,stop,words", [
     (">", 0, [0, 18], ["'<eos>' (0) of its generation_config or '>' (18) of its tokenizer"]),
     (None, 0, [0], ["'<eos>' (0) of its generation_config"]), ("<eos>", None, [0], ["'<eos>' (0) of its tokenizer"]),
@@ -346,6 +356,14 @@ def test_ends(eos, told, stop, words, tmp_path):
     """Every one counts, 0 too, and the policy's line says which and why."""
     policy = load_policy(llama_folder(tmp_path, tiny_tokenizer(eos), told), bits=32)
     assert policy.stop == stop and all(word in policy.note for word in words)
+
+
+def test_an_end_that_is_no_token(tmp_path):
+    folder = llama_folder(tmp_path, tiny_tokenizer())
+    for value in ("0", 0.0, True, [0, "2"]):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+        with pytest.raises(UserError, match="end-of-sequence token of its generation_config is .* no token id"):
+            load_policy(folder, bits=32)
 
 
 @pytest.mark.parametrize("eos,told,words", [
@@ -461,6 +479,41 @@ def test_a_system_message_that_is_left_out():
     with pytest.raises(UserError, match="leaves the system message out"):
         load.put_prompts(talker(ignoring), task, system="12")
     assert "with a system message" in load.put_prompts(talker(VICUNA), task, system="12")
+    load.put_prompts(talker(ignoring), task)
+
+
+PARTS = "{% for p in m.content %}{{ p.text }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [VICUNA.replace("{{ m.content }}", PARTS), VICUNA.replace("{{ m.content }}", "")])
+def test_what_the_user_says_is_left_out(template):
+    """All prompts would be alike: a template that looks for parts in a text, one that takes no content."""
+    with pytest.raises(UserError, match="leaves out what the user says"):
+        load.put_prompts(talker(template), types.SimpleNamespace(chat=True))
+    assert load.put_prompts(talker(template), types.SimpleNamespace(chat=False)) == "as they are"
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_verifier_that_would_not_see_a_text(role):
+    """A template that leaves one of both out would give all completions, or all prompts, one score."""
+    others = VICUNA.replace("{{ m.content }}", "{% if m.role != '" + role + "' %}{{ m.content }}{% endif %}")
+    verifier = verifiers.Verifier(None, talker(others).tokenizer, "", {})
+    with pytest.raises(UserError, match=f"verifier leaves out what the {role} says"):
+        verifier.encode("1", "2", chat=True)
+    assert verifier.encode("1", "2") != verifier.encode("1", "3")
+    verifier = verifiers.Verifier(None, talker(VICUNA).tokenizer, "", {})
+    assert verifier.encode("1", "2", chat=True) != verifier.encode("1", "3", chat=True)
+
+
+def test_system_messages_of_the_data_are_left_out():
+    prompts = ["12", text.Chat([("system", "3"), ("user", "4")])]
+    problems = [Problem(prompt, prompt, "1") for prompt in prompts]
+    task = types.SimpleNamespace(chat=True, understood="two", train=problems, valid=[], test=[])
+    ignoring = VICUNA.replace("messages", "messages[-1:]")
+    with pytest.raises(UserError, match="a system message, which the chat template of this model leaves out"):
+        load.put_prompts(talker(ignoring), task)
+    load.put_prompts(talker(VICUNA), task)
+    task.train = problems[:1]
     load.put_prompts(talker(ignoring), task)
 
 
