@@ -1,40 +1,39 @@
-"""Runs model-written Python under bubblewrap and says whether it solves a problem. Only the verdict comes back.
+"""Runs model-written Python under bubblewrap and decides whether it solves a problem. Only the verdict leaves.
 
-Three kinds of process, all of this file; between them go frames of plain data (`encode`, `decode`), never objects:
+There are three kinds of process, all implemented here. They exchange frames of plain data (`encode`, `decode`), never
+objects:
 
-    worker     outside, trusted: starts the sandboxes, watches time and memory, compares the output of programs
-    candidate  a fresh sandbox per verdict: the hostile program, and enough harness to feed it. Whatever the program
-               does to this interpreter or writes into its pipe, it can only change the values that it answers with
-    judge      another sandbox, one per worker: the tests, with a proxy in place of every function and class they call.
-               It forks for each verdict and kills all that is left between two; it never sees code of the program, only
+    worker     outside the sandbox, trusted: starts sandboxes, monitors time and memory, compares output of programs
+    candidate  a fresh sandbox per verdict: the untrusted program and a minimal harness. Whatever the program does to
+               this interpreter or writes into its pipe, it can only change the values it returns
+    judge      another sandbox, one per worker: the tests, with a proxy for every function and class they call. It
+               forks for each verdict and kills leftovers between verdicts. It never sees code of the program, only
                plain values
 
-The judge is warm because starting Python is most of the price of a verdict. It is in a sandbox too, although tests come
-from the data set: a test may `eval` what it gets, and people's data sets are other people's code. A program sees the
-arguments it is called with, or its standard input, and no expected value. Its claims decide nothing. A function that
-changes its arguments changes those of the test, as if they were one process; a test that looks at them afterwards sees
-what the program made of them. A program that reads standard input has to end by itself, with exit code 0, like in a
-contest.
+The judge is kept warm because starting Python is most of the cost of a verdict. It is sandboxed too, although tests
+come from the data set: a test may `eval` what it gets, and data sets are other people's code. A program sees the
+arguments it is called with, or its standard input, but no expected value. Its own claims decide nothing. A function
+that changes its arguments changes those of the test, as in a single process; a test that inspects them afterwards sees
+the changes. A program that reads standard input must end by itself with exit code 0, as in a contest.
 
-It needs Linux (x86_64, aarch64, riscv64) with bubblewrap 0.7 or newer and user namespaces. Each program has no network,
-no files but the standard library and an empty 64 MB /tmp, no environment, its own processes, an unprivileged user, and
-limits on CPU, clock, memory, processes, files and output; where a cgroup can be made (root, or a delegated subtree) it
-bounds memory, processes and CPU too, and the first line that a run prints says whether it does. The interpreter is the
-one that runs the scripts or, where an unprivileged user may not read that, /usr/bin/python3. The tests may import the
-packages listed in PACKAGES, where they are installed beside the project for that version of Python; programs may not.
+Requires Linux (x86_64, aarch64, riscv64) with bubblewrap 0.7 or newer and user namespaces. A program has no network, no
+files except the standard library and an empty 64 MB /tmp, no environment, its own process namespace, an unprivileged
+user, and limits on CPU, wall clock, memory, processes, files and output. If a cgroup can be created (as root, or in a
+delegated subtree), it limits memory, processes and CPU too; the first line that a run prints says whether it does. The
+interpreter is the one that runs the scripts or, if an unprivileged user cannot read that, /usr/bin/python3. Tests may
+import the packages in PACKAGES if they are installed for that version of Python; programs may not.
 
-Values that cross are None, booleans, numbers, text, bytes, lists, tuples, dicts and sets, and of the library named
-tuples, deques, counters, ranges, dates and times, and builtin types. Of functions, iterators and other things that can
-be called or iterated, which a program returns, and of a class of it that the tests know by name, they get objects, with
-attributes, methods, len(), str(), items, iteration and calls; whether two are equal, true or in order would be the
-program's own word, and is not asked. What a function prints is printed again by the tests that look at their stdout.
-Exceptions cross as the nearest class that the tests can know, with arguments, attributes and text. A test that needs
-more, that looks for a module, a name or a file that is not there, or skips itself, is counted as `unsupported`, what
-cannot be judged at all as `verifier_errors`, and both score 0. One verdict takes at most 10 times the problem's limit +
-30 s.
+These values pass between processes: None, booleans, numbers, text, bytes, lists, tuples, dicts and sets; from the
+standard library named tuples, deques, counters, ranges, dates and times; and builtin types. For functions, iterators
+and other callables or iterables that a program returns, and for its classes that the tests name, the tests get proxies
+with attributes, methods, len(), str(), items, iteration and calls. Proxies have no equality, truth value or order,
+because the program itself would decide those. Output that a function prints is printed again for tests that inspect
+stdout. An exception arrives as the nearest class known to the tests, with arguments, attributes and text. A test that
+needs more, lacks a module, name or file, or skips itself is counted as `unsupported`; what cannot be judged at all is
+counted as `verifier_errors`. Both score 0. A verdict takes at most 10 times the problem's limit + 30 s.
 
-Not guaranteed: protection from bugs of the kernel, or from side channels (timing, load), or that a program which passes
-its tests is right. Standard library only.
+Not guaranteed: protection against kernel bugs or side channels (timing, load), and that a program which passes its
+tests is correct. Standard library only.
 """
 import os
 import sys
@@ -43,10 +42,10 @@ from _collections import OrderedDict, deque
 NOBODY = 65534
 MEMORY, TOGETHER = 1 << 30, 2 << 30  # bytes of address space of one process; resident bytes of all in a sandbox
 PROCESSES, FILE, DISK = 32, 16 << 20, 64 << 20  # processes and threads; bytes of one file; bytes of all files
-INODES = 10_000  # files, folders and links: what they cost the kernel no limit of bytes sees
+INODES = 10_000  # files, folders and links, whose kernel memory no byte limit covers
 FRAME = 16 << 20  # longest frame in bytes
-START_LIMIT = 60  # seconds for a worker or a judge to start, however busy the machine; not counted as the program's
-PACKAGES = {  # what tests may import -> what that is in a folder of packages
+START_LIMIT = 60  # seconds for a worker or judge to start, even on a busy machine; not charged to the program
+PACKAGES = {  # importable by tests -> its names in a site-packages folder
     "numpy": ("numpy", "numpy.libs"),
     "pytest": ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py.py", "exceptiongroup", "tomli",
                "typing_extensions.py"),
@@ -55,18 +54,18 @@ PACKAGES = {  # what tests may import -> what that is in a folder of packages
 
 
 def whole(limit: float) -> float:
-    """Seconds that one verdict may take in all, whatever the number of its inputs."""
+    """Maximal total seconds of a verdict, for any number of inputs."""
     return 10 * limit + 30
 
 
 # ---------------------------------------------------------------------------------------------------------- plain data
 
 class Unsupported(BaseException):
-    """A value that is not plain data. Not an Exception: a test must not catch it."""
+    """A value that is not plain data. Not an Exception, so that tests cannot catch it."""
 
 
 class Gone(BaseException):
-    """The other side has ended, or sent what is no frame."""
+    """The other side has ended or sent an invalid frame."""
 
 
 MUTABLE = (list, dict, set, bytearray, deque)
@@ -80,7 +79,7 @@ LIBRARY = {"builtins": ("range",), "fractions": ("Fraction",), "decimal": ("Deci
 
 
 def framed(body):
-    """A tag, the length of what comes after it, and that."""
+    """A tag, the length of the content, and the content."""
     return b"%s%x:%s" % (body[:1], len(body) - 1, body[1:])
 
 
@@ -113,7 +112,7 @@ def encode(value, objects=None, number=None):
         tag, inside = container(value)
         if tag:
             return framed(tag + b"".join([write(part, depth + 1) for part in inside]))
-        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():  # a number of a test
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():  # a scalar from a test
             return write(value.item(), depth + 1)
         if not number or number(value, True) is None:
             raise Unsupported
@@ -122,9 +121,9 @@ def encode(value, objects=None, number=None):
 
 
 def scalar(value):
-    """A number, text or bytes with its tag, None of anything else."""
+    """A number, text or bytes with its tag; None for anything else."""
     if isinstance(value, int):
-        return b"i" + format(int.__index__(value), "x").encode()  # hexadecimal takes linear time
+        return b"i" + format(int.__index__(value), "x").encode()  # hexadecimal conversion is linear
     if isinstance(value, float):
         return b"f" + float.hex(value).encode()
     if isinstance(value, complex):
@@ -145,7 +144,7 @@ def container(value):
 
 
 def parts(value, kind):
-    """What a container holds, keys and values of a dict in turn."""
+    """The items of a container; keys and values of a dict alternate."""
     if not issubclass(kind, dict):
         return list(kind.__iter__(value))
     return [part for pair in kind.items(value) for part in pair]
@@ -165,7 +164,7 @@ def maker_of(value):
         return "builtins", "type", value.__name__
     for module, names in LIBRARY.items():
         for name in names:
-            kind = getattr(sys.modules.get(module), name, ())  # what nobody has imported, no value is of
+            kind = getattr(sys.modules.get(module), name, ())  # no value has a type from a module that is not imported
             if isinstance(value, kind):
                 return module, name, kind.__reduce__(value)[1]
     return None
@@ -236,7 +235,7 @@ def decode(data, objects=None, known=None):
             items = []
             value = items if tag == b"l" else empty(tag)
             if isinstance(value, MUTABLE):
-                objects.append(value)  # before what it holds, which may refer to it
+                objects.append(value)  # before its content, which may refer to it
             while first < stop:
                 item, first = read(first, stop, depth + 1)
                 items.append(item)
@@ -270,7 +269,7 @@ def empty(tag):
 
 
 def filled(value, items):
-    """An empty container with its items in it, or a new one where it cannot change."""
+    """An empty container filled with its items; a new one if it is immutable."""
     if isinstance(value, dict):
         for key, item in zip(items[::2], items[1::2], strict=True):
             value[key] = item
@@ -304,7 +303,7 @@ def receive(fd, wait=lambda: None):
 
 
 def read_bytes(fd, missing, wait):
-    """Read `missing` bytes.  Raises Gone if the other side ends before."""
+    """Read `missing` bytes.  Raises Gone if the other side ends first."""
     found = []
     while missing > 0:
         wait()
@@ -326,12 +325,12 @@ def limit(cpu=None):
     if cpu is not None:
         return resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
     for name, value in (("CORE", 1), ("AS", MEMORY), ("FSIZE", FILE), ("NOFILE", 64), ("NPROC", PROCESSES)):
-        if name != "NPROC" or os.getpid() == 1:  # outside a namespace it would count all processes of the user
+        if name != "NPROC" or os.getpid() == 1:  # outside a namespace it counts all processes of the user
             try:
                 resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
             except (ValueError, OSError):
                 if os.getpid() == 1:
-                    raise  # a sandbox without its limits is none
+                    raise  # no sandbox without its limits
     stack = resource.getrlimit(resource.RLIMIT_STACK)[1]
     resource.setrlimit(resource.RLIMIT_STACK, (stack, stack))
     if hasattr(sys, "set_int_max_str_digits"):
@@ -339,7 +338,8 @@ def limit(cpu=None):
 
 
 def sweep():
-    """Kill and reap everything else in this process namespace. Only its process 1 may: elsewhere that is everything."""
+    """Kill and reap everything else in this process namespace. Only for its process 1: elsewhere it would kill every
+    process of the user."""
     if os.getpid() == 1:
         try:
             os.kill(-1, 9)
@@ -363,9 +363,9 @@ def private():
 
 
 def run_program(program, name, typing):
-    """The globals of the program after it has run as module `name`; it finds those names of the module `typing`."""
+    """The globals of the program after running as module `name`, with these names of the module `typing` predefined."""
     import builtins
-    builtins.exit = builtins.quit = sys.exit  # the module `site`, which has them, is not loaded
+    builtins.exit = builtins.quit = sys.exit  # normally defined by the module `site`, which is not loaded
     module = sys.modules[name] = type(sys)(name)
     module.__file__ = os.path.abspath("program.py")
     if typing:
@@ -376,7 +376,7 @@ def run_program(program, name, typing):
 
 
 def candidate():
-    """Process 1 of a program's sandbox. Nothing of the program has run before `run_program`."""
+    """Process 1 of a program's sandbox. No code of the program runs before `run_program`."""
     source, sink = private()
     os.write(sink, b"+")
     kind, program, entries, cpu, typing, heard = decode(receive(source))
@@ -461,7 +461,7 @@ class Answers:
         of_use = last and (callable(value) or hasattr(type(value), "__iter__") or is_coroutine(value))
         if id(value) not in self.numbers and (of_use or isinstance(value, self.classes)):
             self.numbers[id(value)] = len(self.objects)
-            self.objects.append(value)  # which keeps it, so that no other object gets its id
+            self.objects.append(value)  # kept alive, so that no other object gets its id
         return self.numbers.get(id(value))
 
     def entries(self):
@@ -483,7 +483,7 @@ class Answers:
 
     def __call__(self, asked):
         """The reply to a request.  Raises Unsupported."""
-        containers = []  # those that came with the request
+        containers = []  # containers in the request
         number, operation, args, kwargs = request = decode(asked, containers, self.objects.__getitem__)
         try:
             value = OPERATIONS[operation](self.objects[number], *args, **kwargs)
@@ -500,7 +500,7 @@ class Answers:
 
 
 def ancestors(kind):
-    """Names of a class and all that it derives from, the nearest first."""
+    """Names of a class and its ancestors, nearest first."""
     return [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
 
 
@@ -532,13 +532,13 @@ def serve_stdio(source, sink, program, cpu, typing):
             limit(cpu)
             sys.argv = ["program.py"]
             run_program(program, "__main__", typing)
-            return  # like any program: non-daemon threads are waited for and buffers flushed
+            return  # as in any program, non-daemon threads are joined and buffers flushed
         status = os.waitpid(pid, 0)[1]
         sweep()
         with open("stdout", "rb") as file:
             data = file.read(FRAME - 100)
         os.remove("stdout")
-        fate = "failed" if status else "done"  # this process is not the program's: what it says of its end is true
+        fate = "failed" if status else "done"  # not a process of the program, so its word can be trusted
         if os.WIFSIGNALED(status):
             fate = "killed"
         send(sink, encode([fate, data]))
@@ -547,10 +547,10 @@ def serve_stdio(source, sink, program, cpu, typing):
 # -------- the judge ---------------------------------------------------------------------------------------------------
 
 def judge(packages):
-    """Process 1 of the sandbox of the tests: a child for every job that arrives with its pipes."""
+    """Process 1 of the tests' sandbox: forks a child for every job that arrives with its pipes."""
     import socket
     for name in ("typing", "math", "re", "collections", "itertools", "functools", "random", "decimal", "fractions"):
-        __import__(name)  # once here instead of in every child
+        __import__(name)  # once, instead of in every child
     connection = socket.socket(fileno=private()[0])
     sys.path.append(packages)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -577,12 +577,12 @@ def judge(packages):
 
 
 def warm(name):
-    """Import a module of the library or of PACKAGES once, instead of in every child. Where that fails, tests will say
-    so."""
+    """Import a module of the standard library or of PACKAGES once, instead of in every child. If this fails, the tests
+    will report it."""
     if name not in sys.modules:
         try:
             __import__(name)
-            if name == "numpy":  # like `random`, or all children would draw the same numbers
+            if name == "numpy":  # seeded like `random`, else all children would draw the same numbers
                 os.register_at_fork(after_in_child=sys.modules[name].random.seed)
         except Exception:
             pass
@@ -710,7 +710,7 @@ class Ended(BaseException):
 
 
 class Raised(Exception):
-    """What a program that only raises does."""
+    """Raised by the stand-in program that only raises."""
 
 
 class Program:
@@ -723,13 +723,13 @@ class Program:
         self.lock = _thread.allocate_lock()
         self.objects = {}  # number -> Object
         self.classes = {}  # full name -> what stands for an exception class of the program
-        self.error = None  # the last exception of the program
-        self.asked = False  # the tests have used the program
-        self.gone = False  # it has ended, or answered what is no answer
-        self.unsupported = False  # they need what plain data cannot say
+        self.error = None  # last exception of the program
+        self.asked = False  # whether the tests have used the program
+        self.gone = False  # whether it has ended or sent an invalid reply
+        self.unsupported = False  # whether the tests need more than plain data
 
     def object(self, number):
-        if number not in self.objects:  # one for each number, so that what is the same stays the same
+        if number not in self.objects:  # one proxy per number, to preserve identity
             self.objects[number] = Object(self, number)
         return self.objects[number]
 
@@ -748,16 +748,16 @@ class Program:
         return entries
 
     def ask(self, number, operation, args, kwargs):
-        """What the program makes of an operation on one of its objects, value or exception."""
+        """The result of an operation on an object of the program, or its exception."""
         self.asked = True
         containers, error = [], None
         try:
-            with self.lock:  # a test may have threads
+            with self.lock:  # tests may use threads
                 asked = encode([number, operation, list(args), kwargs], containers, number_of)
                 if self.sink is None:
                     raise Raised
                 send(self.sink, asked)
-                known = containers[1:]  # those of the arguments; the first is the message
+                known = containers[1:]  # containers of the arguments; the first is the message
                 reply = decode(receive(self.source), containers, self.object)
             if reply[0] == "unsupported":
                 raise Unsupported
@@ -775,7 +775,7 @@ class Program:
         except Unsupported:
             self.unsupported = True
             raise
-        except Exception:  # a reply that is plain data but no reply
+        except Exception:  # plain data, but not a valid reply
             pass
         except Gone:
             pass
@@ -794,7 +794,7 @@ def class_of(names, own):
         module, _, last = name.rpartition(".")
         kind = own.get(name)
         if kind is None and module.partition(".")[0] in sys.stdlib_module_names and not module.startswith("unittest"):
-            kind = getattr(sys.modules.get(module), last, None)  # what nobody has imported, no test can catch
+            kind = getattr(sys.modules.get(module), last, None)  # tests cannot catch a class that is not imported
         if (isinstance(kind, type) and issubclass(kind, (Exception, Ended)) and last != "ExceptionGroup"  # of no data
                 and not any(issubclass(nearer, kind) for nearer in kinds)):
             if issubclass(kind, (StopIteration, StopAsyncIteration)):
@@ -808,7 +808,7 @@ def class_of(names, own):
     last = names[0].rpartition(".")[2]
     try:
         return type(last, tuple(kinds), {})
-    except TypeError:  # their instances cannot be one object
+    except TypeError:  # incompatible instance layouts
         return type(last, kinds[:1], {})
 
 
@@ -819,7 +819,7 @@ def error_of(names, args, attributes, text, own):
     def make(kind):
         try:
             error = kind(*args)
-        except Exception:  # its class wants other arguments than those it keeps
+        except Exception:  # its constructor takes other arguments than it stores
             error = kind.__new__(kind)
         error.args = tuple(args)
         vars(error).update(attributes)
@@ -1052,16 +1052,16 @@ def clock_of(job):
 
 
 class Worker:
-    """Judges one job after the other. It is its own process because only the parent of a sandbox can see its end, and
-    because it must be small: a sandbox starts with a fork."""
+    """Judges jobs one after the other. It is a separate process because only the parent of a sandbox sees its end, and
+    because it must be small: starting a sandbox forks it."""
 
     def __init__(self, source, bwrap, folders, packages, cpu_file, oom_file):
         import ctypes
         import marshal
         import signal
         import tempfile
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a caller that ignores its children hands that down
-        self.code = {}  # all that a sandbox gets to see of this file
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an ignored SIGCHLD would be inherited from the caller
+        self.code = {}  # the part of this file that each sandbox sees
         for role, end in (("candidate", "\n# -------- the judge"), ("judge", "\n# -------- the worker")):
             inside = compile(source[:source.index(end)], "sandbox.py", "exec", optimize=2)
             self.code[role] = marshal.dumps(inside)
@@ -1078,14 +1078,14 @@ class Worker:
                 raise OSError("prctl")
         else:
             folder = tempfile.TemporaryDirectory()
-            self.folder = folder  # gone when the worker ends
+            self.folder = folder  # removed when the worker ends
             os.chdir(folder.name)
             os.mkdir("packages")
             for name, path in self.packages.items():
                 os.symlink(path, f"packages/{name}")
 
     def start(self, role, stdin, stdout):
-        """Start a sandbox on two descriptors, which are closed here -> (pid, pid of its process 1 or None)."""
+        """Start a sandbox with two descriptors, which are then closed -> (pid, pid of its process 1 or None)."""
         size = len(self.code[role])
         boot = ("import marshal, posix\ncode = b''\n"
                 f"while len(code) < {size}: code += posix.read(0, {size} - len(code))\n"
@@ -1099,7 +1099,7 @@ class Worker:
             os.lseek(self.filter, 0, 0)
             disk, seen = DISK, self.seen
             if role == "judge":
-                disk = 0  # one verdict of a judge leaves nothing to the next
+                disk = 0  # a judge must not carry files from one verdict to the next
                 seen = seen + [word for name, path in self.packages.items()
                                for word in ("--ro-bind", path, f"/packages/{name}")]
             command, environment = bubblewrap(self.bwrap, seen, self.filter, info_end, disk) + ["--"] + command, {}
@@ -1365,10 +1365,10 @@ def close(word, wanted):
 
 
 def work(source, bwrap, places, cpu_file="", oom_file=""):
-    """The life of a worker: answer lines of JSON on stdin until it closes."""
+    """Main loop of a worker: answer lines of JSON on stdin until it closes."""
     import json
     folders, packages, version = json.loads(places)
-    if version != sys.implementation.cache_tag:  # packages are compiled for one
+    if version != sys.implementation.cache_tag:  # compiled packages fit a single version
         packages = {}
     worker = Worker(source, bwrap, folders, packages, cpu_file, oom_file)
     for line in sys.stdin:
@@ -1421,9 +1421,9 @@ def installed():
     return found
 
 
-# A cgroup bounds what polling only watches: memory of the kernel, and what happens between two looks. It takes a
-# hierarchy with the controllers in which this user may make folders: root's, or a subtree that was delegated. The
-# caller stays where it is.
+# A cgroup limits what polling can only observe: kernel memory, and anything between two polls. It needs a hierarchy
+# with these controllers in which this user may create folders: as root, or in a delegated subtree. The caller is not
+# moved.
 GROUP = "train-as-you-test"
 GROUP_MEMORY, GROUP_PROCESSES = TOGETHER + (512 << 20), 2 * PROCESSES + 16  # of a worker, its judge and its candidate
 
@@ -1460,7 +1460,7 @@ def remove_groups_of_the_dead(place):
 
 
 class Group:
-    """The cgroup of one worker and all its sandboxes, one after the other.  Raises OSError where none can be made."""
+    """The cgroup of one worker and all its sandboxes.  Raises OSError if none can be created."""
 
     made = 0
 
@@ -1496,7 +1496,7 @@ class Group:
             path = os.path.dirname(path)
 
     def make(self, controller, limits):
-        """Make a group with these limits in the first place that lets us -> its folder.  Raises OSError if none
+        """Create a group with these limits in the first folder that permits it -> its path.  Raises OSError if none
         does."""
         for place in self.places(controller):
             folder = os.path.join(place, self.name)
@@ -1521,7 +1521,7 @@ class Group:
                 file.write(str(pid))
 
     def remove(self):
-        """Kill what is left in the group, and give it back."""
+        """Kill everything left in the group and remove it."""
         import time
         from contextlib import suppress
         for folder in self.folders:
@@ -1533,7 +1533,7 @@ class Group:
                     break
                 except FileNotFoundError:
                     break
-                except OSError:  # what was killed is there for a moment
+                except OSError:  # killed processes remain for a moment
                     time.sleep(0.01)
 
 
@@ -1556,7 +1556,7 @@ def start_worker(arguments: dict):
         if group:
             try:
                 group.add(child.pid)
-            except OSError:  # we may make groups, but not move a process into them
+            except OSError:  # groups may be created, but processes not moved into them
                 child.kill()
                 child.communicate()
                 group.remove()
@@ -1570,8 +1570,8 @@ def start_worker(arguments: dict):
 
 
 def settle(allow_unsandboxed: bool = False) -> dict:
-    """Find a Python and see that sandboxes really start -> arguments for `start_worker`.  Raises UserError where they
-    do not, unless unsandboxed programs are allowed; then a warning is printed."""
+    """Find a Python and check that sandboxes really start -> arguments for `start_worker`.  Raises UserError if they do
+    not, unless unsandboxed programs are allowed; then a warning is printed."""
     import json
     import shutil
     import subprocess
@@ -1588,7 +1588,7 @@ def settle(allow_unsandboxed: bool = False) -> dict:
                 with start_worker(arguments) as worker:
                     worker.stdin.write(json.dumps(job).encode() + b"\n")
                     works = worker.stdout.readline() == b"true\n"
-            except OSError:  # it may not exist, or lie in a home that the unprivileged user cannot read
+            except OSError:  # missing, or in a home directory that the unprivileged user cannot read
                 continue
             if worker.group:
                 worker.group.remove()
