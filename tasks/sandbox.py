@@ -86,8 +86,8 @@ def framed(body):
 def encode(value, objects=None, number=None):
     """Plain data -> bytes. Subclasses travel as the plain type they extend. `objects` are the mutable containers that
     both sides know: one of them, or one that comes a second time, travels as its number, and new ones are appended.
-    number(value, last) is that of an object of the program, or None of anything else; last: it is no plain data.
-    Raises Unsupported for what is neither."""
+    number(value, last) is the number of an object of the program, None for anything else; last: the value is not plain
+    data.  Raises Unsupported for a value that is neither."""
     objects = [] if objects is None else objects
     numbers = {id(known): number for number, known in enumerate(objects)}
 
@@ -136,7 +136,7 @@ def scalar(value):
 
 
 def container(value):
-    """(tag, what is in it) of a container, (b"", []) of anything else."""
+    """(tag, content) of a container, (b"", []) for anything else."""
     for tag, kind in CONTAINERS.items():
         if isinstance(value, kind):
             return b"C" if tag == b"d" and is_counter(value) else tag, parts(value, kind)
@@ -518,8 +518,8 @@ def describe(error):
 
 
 def serve_stdio(source, sink, program, cpu, typing):
-    """Run the program on one input after the other, each in a process of its own that does not have the pipes; here we
-    are process 1, which nobody inside can signal. Input and output are files, which the file limit bounds."""
+    """Run the program on one input after the other, each in a separate process without the pipes. This
+    process is process 1, which nobody inside can signal. Input and output are files, bounded by the file limit."""
     while True:
         data = receive(source)
         with open("stdin", "wb") as file:
@@ -606,8 +606,8 @@ WITHHELD = ("eq ne lt le gt ge hash bool contains reversed instancecheck subclas
 
 
 class Object:
-    """What tests hold of a function, class or object of the program: its number. They can use it like the thing itself,
-    except for what would let the program answer a comparison of theirs."""
+    """Proxy in the tests for a function, class or object of the program, identified by its number. It supports all
+    operations except those with which the program could decide a comparison of the tests."""
     __slots__ = ("__program", "__number")
 
     def __init__(self, program, number):
@@ -621,7 +621,7 @@ class Object:
         return self.__ask("call", *args, **kwargs)
 
     def __getattr__(self, name):
-        if name.startswith("__") and name != "__name__":  # by such names libraries look for what an object can do
+        if name.startswith("__") and name != "__name__":  # libraries probe capabilities by such names
             raise AttributeError(name)
         return self.__ask("get", name)
 
@@ -670,7 +670,7 @@ class Object:
 
 
 class Coroutine:
-    """What tests hold of a coroutine of the program: they can await it, also by asyncio.run, and nothing else."""
+    """Proxy in the tests for a coroutine of the program: it can only be awaited, also by asyncio.run."""
 
     def __init__(self, program, number):
         self.program = program
@@ -695,7 +695,7 @@ class Coroutine:
 
 
 def say(text):
-    """Print what the program has printed."""
+    """Print the program's output again."""
     if text:
         sys.stdout.write(text)
 
@@ -705,8 +705,8 @@ def number_of(value, last):
 
 
 class Ended(BaseException):
-    """StopIteration or StopAsyncIteration of the program. To a loop of the test, as in all(map(f, cases)), these would
-    be the end of its cases, and no failure; so they reach only tests that catch them by name."""
+    """StopIteration or StopAsyncIteration raised by the program. In a loop of the test, as in all(map(f, cases)), they
+    would end the cases without a failure, so only tests that catch them by name receive them."""
 
 
 class Raised(Exception):
@@ -714,15 +714,15 @@ class Raised(Exception):
 
 
 class Program:
-    """A program as its tests see it, through two pipes; without them, one that only raises. What was noticed stays
-    noticed, whatever the tests catch."""
+    """A program as its tests see it, through two pipes; without pipes, one that only raises. Its flags keep what
+    happened even if the tests catch the exception."""
 
     def __init__(self, sink=None, source=None):
         import _thread
         self.sink, self.source = sink, source
         self.lock = _thread.allocate_lock()
         self.objects = {}  # number -> Object
-        self.classes = {}  # full name -> what stands for an exception class of the program
+        self.classes = {}  # full name -> stand-in for an exception class of the program
         self.error = None  # last exception of the program
         self.asked = False  # whether the tests have used the program
         self.gone = False  # whether it has ended or sent an invalid reply
@@ -734,7 +734,7 @@ class Program:
         return self.objects[number]
 
     def entries(self, count):
-        """What the tests have names for, in their order; None if the program has no such things.  Raises Gone."""
+        """The objects that the tests name, in order; None if the program lacks them.  Raises Gone."""
         if self.sink is None:
             return list(map(self.object, range(count)))
         reply = decode(receive(self.source), None, self.object)
@@ -787,8 +787,8 @@ class Program:
 
 
 def class_of(names, own):
-    """The class of exceptions for those names of a class of the program and its ancestors: one of `own`, or of the
-    library, or one that derives from the nearest of those.  Raises Gone if there is none, as for SystemExit."""
+    """The exception class for these names of a class of the program and its ancestors: one of `own` or of the standard
+    library, or one derived from the nearest of those.  Raises Gone if there is none, as for SystemExit."""
     kinds = []
     for name in names:
         module, _, last = name.rpartition(".")
@@ -813,7 +813,7 @@ def class_of(names, own):
 
 
 def error_of(names, args, attributes, text, own):
-    """An exception as the tests may catch it, by what `describe` says of it.  Raises Gone if they may not."""
+    """The exception that the tests may catch, from the result of `describe`.  Raises Gone if they may not."""
     kind = class_of(names, own)
 
     def make(kind):
@@ -831,7 +831,7 @@ def error_of(names, args, attributes, text, own):
 
 
 def widened(tests):
-    """The code of tests, in which what catches an end of iteration by name catches that of the program too."""
+    """Compiled tests in which handlers that name an end of iteration also catch that of the program."""
     if "StopIteration" not in tests and "StopAsyncIteration" not in tests:
         return compile(tests, "tests.py", "exec")
     import ast
@@ -851,7 +851,7 @@ def widened(tests):
 
 
 def execute(setup, tests, names, program):
-    """Run tests on a program -> the exception that ends them, or None; Gone if the program has not what they name."""
+    """Run tests on a program -> the exception that ends them, or None; Gone if the program lacks what they name."""
     module = sys.modules["__main__"] = type(sys)("__main__")
     try:
         entries = program.entries(len(names))
@@ -877,14 +877,15 @@ def run_tests(setup, tests, names, cpu, sink, source):
         return b"0" if program.gone else b"1"
     if error is program.error:
         return b"0"
-    # A name may also be missing because the program raised an exception where it should have had a value.
+    # A name may also be missing because the program raised an exception instead of returning a value.
     missing = isinstance(error, NameError) and program.error is None
     missing = missing or isinstance(error, (ImportError, OSError, EOFError))
     return b"u" if missing or type(error).__name__ in ("Skipped", "SkipTest") else b"0"
 
 
 def try_tests(setup, tests, names, cpu):
-    """b"t" and why the tests cannot judge any program, or nothing, from running them on one that only raises."""
+    """b"t" and the reason why the tests cannot judge any program (or empty), from running them on one that only
+    raises."""
     limit(cpu + 5)
     program = Program()
     error = execute(setup, tests, names, program)
@@ -914,7 +915,7 @@ DENIED = {  # system calls -> numbers on x86_64, and on aarch64 and riscv64 (whi
     "sched_setattr": (314, 274), "ioprio_set": (251, 30), "migrate_pages": (256, 238), "move_pages": (279, 239),
     "process_madvise": (440, 440), "process_mrelease": (448, 448), "kexec_load": (246, 104), "init_module": (175, 105),
     "finit_module": (313, 273),
-    # memory of the kernel that no limit counts: attributes of files, locks, rules, requests, pages that only pipes hold
+    # kernel memory that no limit covers: file attributes, locks, rules, requests, pages held only by pipes
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463), "flock": (73, 32),
     "io_setup": (206, 0), "inotify_init1": (294, 26), "inotify_init": (253, 26), "fanotify_init": (300, 262),
     "modify_ldt": (154, 26), "vmsplice": (278, 75), "landlock_create_ruleset": (444, 444), "mbind": (237, 235),
@@ -924,16 +925,16 @@ MACHINES = {"x86_64": (0xC000003E, 0, 56, 302, 72, 13),  # arch, table, clone, p
 
 
 def seccomp():
-    """A filter (BPF program) that refuses what no solution of a problem needs: sockets, memory neither in the address
-    space nor in a file, other processes' memory, limits and priorities, new namespaces, large corners of the kernel."""
+    """A filter (BPF program) that denies system calls no solution needs: sockets, memory outside both the address space
+    and files, memory, limits and priorities of other processes, new namespaces, rarely used parts of the kernel."""
     from struct import pack
     arch, table, clone, prlimit, fcntl, sigaction = MACHINES[os.uname().machine]
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, refuse, absent, kill = 0x7FFF0000, 0x50001, 0x50026, 0x80000000  # 1 is EPERM, 0x26 ENOSYS
-    number, first, second = 0, 16, 24  # offsets of what is loaded: the call's number, the low halves of its arguments
+    number, first, second = 0, 16, 24  # offsets to load: number of the call, low halves of its arguments
     steps = []
 
-    def step(code, value, yes=0, no=0):  # what to do, and how many steps to leave out after it
+    def step(code, value, yes=0, no=0):  # an instruction, and how many to skip after it
         steps.append(pack("HBBI", code, yes, no, value))
 
     def reply_where(code, value, reply):
@@ -947,21 +948,21 @@ def seccomp():
     reply_where(equal, 435, absent)  # clone3 hides its flags; the C library then takes clone
     for numbers in DENIED.values():
         reply_where(equal, numbers[table], refuse)
-    # clone with any CLONE_NEW* flag, prlimit64 of another process: both look at the first argument
+    # clone with any CLONE_NEW* flag, prlimit64 of another process: both are in the first argument
     for call, code, value in ((clone, any_bit, 0x7E020080), (prlimit, at_least, 1)):
         step(equal, call, no=3)
         step(load, first)
         reply_where(code, value, refuse)
         step(load, number)
-    # fcntl with a lock, lease or notification: locks of ranges of a file are as many as one likes
+    # fcntl with a lock, lease or notification: the number of range locks on a file is unlimited
     commands = (6, 7, 37, 38, 1024, 1026)
     step(equal, fcntl, no=2 + 2 * len(commands))
     step(load, second)
     for command in commands:
         reply_where(equal, command, refuse)
     step(load, number)
-    # rt_sigaction that sets (not only asks) what happens when a child ends: a child that its parent ignores takes along
-    # the account of the time it has used
+    # rt_sigaction that sets (not only queries) the action for SIGCHLD: the CPU time of a child whose parent ignores
+    # SIGCHLD is not accounted
     step(equal, sigaction, no=7)
     step(load, first)
     step(equal, 17, no=5)
@@ -975,8 +976,8 @@ def seccomp():
 
 
 def visible(python, folders):
-    """Arguments of bubblewrap for what a sandbox sees: the standard library and the folders of what it links, without
-    packages that are installed beside it; no /proc (so it also runs where containers hide theirs), /dev or /etc."""
+    """Arguments of bubblewrap for the files in a sandbox: the standard library and the folders of its linked libraries,
+    without installed packages; no /proc (so it also runs in containers that hide theirs), /dev or /etc."""
     arguments, bound = [], []
     for path in (os.path.dirname(os.__file__), *folders, "/lib64", python):
         path = os.path.realpath(path)
@@ -1002,12 +1003,12 @@ def visible(python, folders):
 
 
 def bubblewrap(bwrap, seen, filter_fd, info_fd, disk):
-    """The command that starts a sandbox, which sees what `visible` says and a /tmp of `disk` bytes (0: not writable,
-    nor is anything else)."""
+    """The command that starts a sandbox with the files of `visible` and a /tmp of `disk` bytes (0: nothing is
+    writable)."""
     apart = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     apart += ["--unshare-cgroup-try", "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY)]
     process = ["--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"]
-    process += ["--setenv", "PYTHONHASHSEED", "0"]  # the same order of sets in every run
+    process += ["--setenv", "PYTHONHASHSEED", "0"]  # same order of sets in every run
     process += ["--seccomp", str(filter_fd), "--info-fd", str(info_fd)]
     place = ["--size", str(disk), "--tmpfs", "/tmp"] if disk else ["--dir", "/tmp"]
     place += ["--chdir", "/tmp", "--remount-ro", "/"]
@@ -1015,19 +1016,19 @@ def bubblewrap(bwrap, seen, filter_fd, info_fd, disk):
 
 
 def usage(pid):
-    """(resident bytes, seconds of CPU) of a process and its descendants; 0 where /proc does not tell."""
+    """(resident bytes, seconds of CPU) of a process and its descendants; 0 if /proc does not show them."""
     memory, ticks, pids = 0, 0, [pid]
     while pids:
         pid = pids.pop()
         try:
             with open(f"/proc/{pid}/stat") as file:
                 fields = file.read().rpartition(")")[2].split()
-            ticks += sum(map(int, fields[11:15]))  # its own, and that of children it has waited for
+            ticks += sum(map(int, fields[11:15]))  # of the process and of children it has waited for
             pages = int(fields[21])
             for thread in os.listdir(f"/proc/{pid}/task"):
                 with open(f"/proc/{pid}/task/{thread}/children") as file:
                     pids += map(int, file.read().split())
-                if not pages:  # the main thread may have ended, and with it the memory that it tells of
+                if not pages:  # if the main thread has ended, it reports no memory
                     with open(f"/proc/{pid}/task/{thread}/statm") as file:
                         pages = int(file.read().split()[1])
             memory += pages * os.sysconf("SC_PAGE_SIZE")
@@ -1037,17 +1038,17 @@ def usage(pid):
 
 
 class Late(Exception):
-    """The time is over, or the memory."""
+    """Out of time or memory."""
 
 
 def seconds_of(job):
-    """The limit of CPU time as the kernel takes it, in whole seconds."""
+    """The CPU limit for the kernel, in whole seconds."""
     import math
     return math.ceil(job["limit"])
 
 
 def clock_of(job):
-    """Seconds of the clock for all tests, or for one input: it runs on while others have the CPU."""
+    """Wall-clock seconds for all tests, or for one input: more than the CPU limit, since the CPU is shared."""
     return 3 * job["limit"] + 2
 
 
@@ -1068,7 +1069,7 @@ class Worker:
         self.bwrap, self.python, self.judge = bwrap, os.path.realpath(sys.executable), None
         self.seen, self.cpu_file, self.oom_file = visible(self.python, folders), cpu_file, oom_file
         self.packages = {name: path for name, path in packages.items() if os.access(path, os.R_OK)}
-        self.disk = self.others = None  # of the candidate: its /tmp, and the CPU time in the cgroup before it
+        self.disk = self.others = None  # candidate's /tmp, and the cgroup's CPU time before it
         self.null = os.open("/dev/null", os.O_RDWR)
         if bwrap:
             self.filter = os.memfd_create("filter", 0)
@@ -1120,7 +1121,7 @@ class Worker:
         os.close(info)
         inner = text.partition(b'"child-pid":')[2].split(b",")[0].strip(b" \n}")
         for number in (pid, int(inner or pid)):
-            try:  # where the memory of a cgroup is used up, they go before the worker does
+            try:  # if the cgroup runs out of memory, they are killed before the worker
                 with open(f"/proc/{number}/oom_score_adj", "w") as file:
                     file.write("1000")
             except OSError:
@@ -1128,17 +1129,17 @@ class Worker:
         return pid, int(inner) if inner else None
 
     def kill(self, box):
-        """End a sandbox. When this returns none of its processes is left: its process 1 ends last, and we reaped it."""
+        """End a sandbox. On return no process of it is left: its process 1 ends last, and has been reaped."""
         pid, inner = box
         if self.bwrap:
-            os.kill(pid, 9)  # which kills process 1 (--die-with-parent), and that everything in its namespace
+            os.kill(pid, 9)  # also kills process 1 (--die-with-parent), and with it the whole namespace
             os.waitpid(pid, 0)
             try:
                 if inner and os.waitpid(inner, os.WNOHANG)[0] == 0:
                     os.kill(inner, 9)  # our child, so the number cannot be reused
                     os.waitpid(inner, 0)
             except ChildProcessError:
-                pass  # bwrap had reaped it
+                pass  # already reaped by bwrap
         else:
             try:
                 os.killpg(pid, 9)
@@ -1147,7 +1148,7 @@ class Worker:
             os.waitpid(pid, 0)
 
     def group(self, path):
-        """A number that this worker's cgroup keeps: seconds of CPU, or processes killed for memory; 0 without one."""
+        """A counter of this worker's cgroup: seconds of CPU, or processes killed for memory; 0 without a cgroup."""
         if not path:
             return 0
         with open(path) as file:
@@ -1157,19 +1158,19 @@ class Worker:
         return int(words[1]) / 1e6 if words[0] == "usage_usec" else int(words[0]) / 1e9
 
     def check(self, box):
-        """Seconds of CPU that a sandbox has used.  Raises Late if it holds too much memory, or too many files."""
+        """Seconds of CPU that a sandbox has used.  Raises Late if it uses too much memory or too many files."""
         import resource
         memory, seconds = usage(box[1] or box[0])
         if self.judge and box is self.judge[0]:
             return seconds
         more, judged = usage(self.judge[0][0]) if self.judge else (0, 0.0)
-        if memory + more > TOGETHER:  # what a test does with a value is the program's doing too
+        if memory + more > TOGETHER:  # memory of the tests counts too: they work on the program's values
             raise Late
         if self.disk is not None:
             files = os.fstatvfs(self.disk)
             if files.f_files - files.f_ffree > INODES:
                 raise Late
-        if self.cpu_file:  # all that is neither ours nor the judge's
+        if self.cpu_file:  # everything except the worker and the judge
             me = resource.getrusage(resource.RUSAGE_SELF)
             rest = self.group(self.cpu_file) - me.ru_utime - me.ru_stime - judged
             if self.others is None:
@@ -1190,15 +1191,15 @@ class Worker:
             left = deadline - time.monotonic()
             for ready, _ in poll.poll(max(0, min(100, 1000 * left))):
                 if ready == 0:
-                    os._exit(1)  # the caller is gone, and our sandboxes die with us
+                    os._exit(1)  # the caller is gone; sandboxes die with this process
                 return
             if self.check(box) > cpu or left <= 0:
                 raise Late
 
     def ready(self, role, sink, source, box, deadline):
-        """Give a new sandbox its code and wait for its sign of life.  Raises OSError."""
+        """Send a new sandbox its code and wait until it is ready.  Raises OSError."""
         code = self.code[role]
-        while code:  # not before there is a reader: under pressure the kernel makes pipes of 4 kB
+        while code:  # once there is a reader: under memory pressure pipes have only 4 kB
             code = code[os.write(sink, code):]
         try:
             self.wait(source, deadline, box)
@@ -1247,7 +1248,7 @@ class Worker:
             fds += [ours_out, ours_in]
             box = self.start("candidate", theirs_in, theirs_out)
             self.ready("candidate", ours_out, ours_in, box, end)
-            if box[1]:  # before the program has run: later it may hide its files
+            if box[1]:  # before the program runs, which could hide its files
                 self.disk = os.open(f"/proc/{box[1]}/root/tmp", os.O_PATH)
                 fds.append(self.disk)
             return self.watch(job, end, box, ours_out, ours_in)
@@ -1265,8 +1266,8 @@ class Worker:
                 os.close(fd)
 
     def watch(self, job, end, box, sink, source):
-        """The verdict on a candidate that is ready.  end: when all is over (time.monotonic).  Raises Late, Gone,
-        OSError and Unsupported."""
+        """The verdict on a candidate that is ready.  end: deadline (time.monotonic).  Raises Late, Gone, OSError and
+        Unsupported."""
         import time
         started = time.monotonic()
         before = self.check(box)
@@ -1292,21 +1293,21 @@ class Worker:
         return "timeouts" if verdict is False and late else verdict
 
     def try_input(self, job, given, wanted, end, box, sink, source):
-        """Whether the program makes the wanted output of an input, or 'timeouts'."""
+        """Whether the program prints the expected output for an input, or 'timeouts'."""
         import time
         deadline = min(time.monotonic() + clock_of(job), end)
         before = self.check(box)
         most = before + seconds_of(job) + 1
         send(sink, given.encode())
         fate, output = decode(receive(source, lambda: self.wait(source, deadline, box, most)))
-        # The kernel's own limit, by which it kills, is in whole seconds.
+        # The kernel's limit, at which it kills, is in whole seconds.
         if fate == "killed" or self.check(box) - before > job["limit"]:
             return "timeouts"
         return fate != "failed" and same(output, wanted)
 
     def ask_judge(self, job, deadline, box, *pipes):
-        """Hand the pipes of a candidate, or none, to the judge and wait for its word. `box` is what may take too
-        long."""
+        """Pass the pipes of a candidate, or none, to the judge and wait for its verdict. box: the sandbox whose time
+        and memory are limited."""
         import socket
         import time
         ours, theirs = os.pipe()
@@ -1330,7 +1331,7 @@ class Worker:
                 if not pipes:
                     self.stop_judge()
                     raise
-                os.kill(box[0], 9)  # the judge sees the end of the pipe, says no and is free again
+                os.kill(box[0], 9)  # the judge sees the end of the pipe, rejects and is free again
                 try:
                     self.wait(ours, time.monotonic() + 2, self.judge[0])
                 except Late:
@@ -1346,8 +1347,8 @@ class Worker:
 
 
 def same(output, wanted):
-    """Are these the same words, bytes and text? Numbers with a fraction or an exponent may differ by 1e-6, relative or
-    absolute, as is usual in contests."""
+    """Whether two outputs have the same words. Numbers with a fraction or an exponent may differ by 1e-6, relative or
+    absolute, as usual in contests."""
     wanted = wanted.encode("utf-8", "surrogatepass")
     if len(output) > 10 * len(wanted) + 1000:
         return False
@@ -1382,8 +1383,9 @@ BOOT = "import sys; exec(compile(sys.argv[1], 'sandbox.py', 'exec'), {'__name__'
 
 
 def worker_arguments(python, bwrap):
-    """Arguments of subprocess.Popen for a worker. It must not be root, for whom the process limit does nothing and
-    bubblewrap is no jail; its environment is empty and only pipes are open, because sandboxes get theirs from it."""
+    """Arguments of subprocess.Popen for a worker. It must not be root, to whom the process limit does not apply and
+    whom bubblewrap does not confine. Its environment is empty and only pipes are open, because sandboxes inherit
+    both."""
     with open(os.path.abspath(__file__)) as file:
         source = file.read()
     user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.getuid() == 0 else {}
@@ -1392,8 +1394,8 @@ def worker_arguments(python, bwrap):
 
 
 def linked(python):
-    """The folders of all that this Python and its standard library link, none if it does not run.  Raises OSError if
-    it does not exist."""
+    """The folders of all libraries that this Python and its standard library link; [] if it does not run.  Raises
+    OSError if it does not exist."""
     import json
     import subprocess
     code = """import importlib, json, os, sys
@@ -1411,7 +1413,7 @@ os._exit(0)"""
 
 
 def installed():
-    """{name: path} of what PACKAGES lists and this Python has."""
+    """{name: path} of the entries of PACKAGES that this Python has."""
     folders = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
     found = {}
     for name in [name for names in PACKAGES.values() for name in names]:
@@ -1486,7 +1488,7 @@ class Group:
             self.files = [cpu + "/cpuacct.usage", memory + "/memory.oom_control"]
 
     def places(self, controller):
-        """The folders of our own cgroup and of those above it."""
+        """The folders of this process's cgroup and of its ancestors."""
         root, mount = self.mounts.get(controller, ("/", None))
         path = os.path.relpath(self.own.get(controller, "/"), root)
         while mount:
@@ -1505,7 +1507,7 @@ class Group:
                 os.mkdir(folder)
                 self.folders.append(folder)
                 for limit, value in limits.items():
-                    with open(os.path.join(folder, limit), "r+") as file:  # the controller may be absent here
+                    with open(os.path.join(folder, limit), "r+") as file:  # the controller may be missing here
                         file.write(str(value))
                 return folder
             except OSError:
@@ -1515,7 +1517,7 @@ class Group:
         raise OSError
 
     def add(self, pid):
-        """Move a process of ours, that has no children yet, into the group.  Raises OSError."""
+        """Move a child process, which has no children yet, into the group.  Raises OSError."""
         for folder in self.folders:
             with open(os.path.join(folder, "cgroup.procs"), "w") as file:
                 file.write(str(pid))
@@ -1538,8 +1540,8 @@ class Group:
 
 
 def start_worker(arguments: dict):
-    """Start a worker by arguments of `settle`, in a cgroup where that can be -> Popen, with the Group as `.group`, or
-    None.  Raises OSError."""
+    """Start a worker with the arguments of `settle`, in a cgroup if possible -> Popen, with the Group or None as
+    `.group`.  Raises OSError."""
     import subprocess
     arguments = {name: value for name, value in arguments.items() if name != "note"}
 
