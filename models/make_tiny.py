@@ -1,4 +1,4 @@
-"""Re-create the embedded tiny models (same seed, same file):
+"""Re-create the embedded models (same seed, same file):
 
     python models/make_tiny.py                                                             about 4 minutes on one core
     python models/make_tiny.py --out models/tiny_program --tasks program --steps 1100      less than two
@@ -6,14 +6,14 @@
     python models/make_tiny.py --out models/tiny_hasty --start tiny --tasks countdown --cut 0.6 --lr 1e-3 --steps 200
     python models/make_tiny.py --out models/tiny_countdown6 --start tiny --tasks countdown6 --lr 2e-3 --steps 400
 
-A Llama of about 0.2 M parameters with a character tokenizer, pretrained from scratch on generated solutions of the
-embedded tasks, so that every script runs in minutes without a download. The pretraining stream holds no problem of the
-valid or test splits (tasks.split_of). The loss is on the solution and its end-of-sequence token only.
+A Llama with about 0.2 M parameters and a character tokenizer, pretrained from scratch on generated solutions of the
+embedded tasks. With it every script runs in minutes without a download. The pretraining stream contains no problems of
+the valid or test splits (tasks.split_of). The loss covers only the solution and its end-of-sequence token.
 
-tiny_hasty, made in half a minute, is engineered: tiny has learned the distribution that the gold solutions are drawn
-from, so imitating them teaches it nothing. tiny_hasty was trained further on a corpus with 60 % of its lines broken off
-(`7*3` for `7*3+2`). It can do what tiny can, but mostly stops too early, which gold solutions correct.
-tiny_countdown6, made in less than a minute, was trained further on longer sums, and stopped while it seldom solves one.
+tiny_hasty (half a minute) makes supervised fine-tuning useful: tiny was trained on the distribution of the gold
+solutions, so imitating them teaches it nothing. tiny_hasty is tiny trained further on a corpus with 60 % of its lines
+cut short (`7*3` for `7*3+2`). It can do what tiny can, but mostly stops too early, which gold solutions correct.
+tiny_countdown6 (less than a minute) is tiny trained further on longer sums, and stopped while it rarely solves one.
 """
 import math
 import os
@@ -30,12 +30,12 @@ from support.flags import Help, Parser, answer
 def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0], formatter_class=Help)
     parser.add_argument("--out", default=os.path.join("models", "tiny"),
-                        help="folder to write: model.safetensors, tokenizer, config, result.json")
+                        help="output folder for model.safetensors, tokenizer, config, result.json")
     parser.add_argument("--tasks", default="countdown,routes",
-                        help="embedded tasks, comma-separated, equal shares; or program or peptide alone")
-    parser.add_argument("--start", choices=["tiny"], help="start from this embedded model instead of from scratch")
+                        help="comma-separated embedded tasks, in equal shares; program and peptide only alone")
+    parser.add_argument("--start", choices=["tiny"], help="continue from this embedded model instead of from scratch")
     parser.add_argument("--cut", type=float, default=0.0,
-                        help="countdown: share of the corpus's lines that stop before all numbers are used")
+                        help="countdown: share of corpus lines cut before all numbers are used")
     parser.add_argument("--width", type=int, default=64, help="hidden size (a multiple of 64 keeps 4-bit simple)")
     parser.add_argument("--layers", type=int, default=4, help="number of layers")
     parser.add_argument("--steps", type=int, default=4000, help="optimiser steps")
@@ -66,7 +66,7 @@ from support.folder import write_atomic, writing
 from support.output import to_json
 
 CHARACTERS = "0123456789+-*=:,>crABCDEFG"
-# alphabets that make a model of their own
+# alphabets of tasks that need their own model
 OWN = {"program": "0123456789+-*():,>x", "peptide": ">" + "".join(tasks.RESIDUES)}
 
 
@@ -82,7 +82,7 @@ def make_tokenizer(characters=CHARACTERS):
 
 
 def check_flags(args, names):
-    """Raises UserError for flags that make no model."""
+    """Raises UserError for invalid flags."""
     for name in names:
         if name not in tasks.EMBEDDED_TASKS:
             raise UserError(f"--tasks: {name!r} is not an embedded task; choose from {', '.join(tasks.EMBEDDED_TASKS)}")
@@ -106,7 +106,7 @@ def check_flags(args, names):
 
 
 def batch(tokenizer, pairs):
-    """Token ids of (prompt, completion) pairs, and of the completions alone, -100 elsewhere -> two tensors [B, L]."""
+    """(prompt, completion) pairs -> token ids and targets [B, L]; targets are -100 outside the completions."""
     end = [tokenizer.eos_token_id]
     rows = [tokenizer(prompt + completion)["input_ids"] + end for prompt, completion in pairs]
     starts = torch.tensor([len(tokenizer(prompt)["input_ids"]) for prompt, _ in pairs])
@@ -114,8 +114,8 @@ def batch(tokenizer, pairs):
     width = max(map(len, rows))
     ids = torch.tensor([row + end * (width - len(row)) for row in rows])
     position = torch.arange(width)
-    apart = (position < starts[:, None]) | (position >= lengths[:, None])
-    return ids, ids.masked_fill(apart, -100)
+    outside = (position < starts[:, None]) | (position >= lengths[:, None])
+    return ids, ids.masked_fill(outside, -100)
 
 
 def new_model(args, tokenizer):
@@ -132,23 +132,23 @@ def new_model(args, tokenizer):
 
 
 def lr_factor(step, steps):
-    """Learning rate over its peak: 30 steps of warm-up, the peak until 30 % of the steps, then a cosine to zero."""
+    """Learning rate over its peak: 30 steps of warm-up, constant until 30 % of the steps, then cosine to zero."""
     progress = max(0.0, (step - 0.3 * steps) / (0.7 * steps))
     return min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def pretrain(model, tokenizer, streams, args):
-    """Train on streams {task: iterator of (prompt, solution)}, an equal share of a batch from each."""
+    """Train on streams {task: iterator of (prompt, solution)}, with equal shares of each batch."""
     started = time.time()
-    running = {}  # loss of each task, averaged over steps
+    running = {}  # moving average of the loss per task
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, args.steps))
     for step in range(1, args.steps + 1):
         loss = 0.0
-        for name, stream in streams.items():  # one block per task: little padding, and a loss of each task
+        for name, stream in streams.items():  # one block per task: less padding, and a loss per task
             pairs = [next(stream) for _ in range(args.batch // len(streams))]
             ids, target = batch(tokenizer, pairs)
-            logits = model(input_ids=ids).logits  # causal attention never looks right, so padding there needs no mask
+            logits = model(input_ids=ids).logits  # causal attention: right padding needs no mask
             task_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), target[:, 1:].flatten())
             loss = loss + task_loss / len(streams)
             running[name] = 0.98 * running.get(name, task_loss.item()) + 0.02 * task_loss.item()

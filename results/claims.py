@@ -1,25 +1,26 @@
-"""The papers' claims on the embedded tasks: what holds, by how much, and the command that runs it again.
+"""The papers' claims on the embedded tasks: which hold, the size of each effect, and the command to reproduce it.
 
-    python results/claims.py                            every claim, its verdict, its main number with interval, seeds
-    python results/claims.py NAME --seeds 5 --jobs 2    run what it needs and is not recorded; its table and figure
-    python results/claims.py NAME --again runs/again    the same from nothing, beside the recorded number
-    python results/claims.py which robust               the runs of the tables of all objectives, which.md
-    python results/claims.py --json                     the list for programs, nothing else
-    python results/claims.py --draw                     claims.md, which.md, figures/ from records/
+    python results/claims.py                            all claims: verdict, main number with interval, seeds
+    python results/claims.py NAME --seeds 5 --jobs 2    make the missing runs of a claim; its table and figure
+    python results/claims.py NAME --again runs/again    repeat all its runs; compare with the recorded number
+    python results/claims.py which robust               make the runs of which.md
+    python results/claims.py --json                     the list of claims as JSON
+    python results/claims.py --draw                     write claims.md, which.md and figures/ from records/
 
-A claim is a list of parts: the metric of one row minus that of another (nothing: of the row itself) is above, or below,
-a bound, nearly always 0. Rows are sets of runs, one per seed, in results/runner.py. A part is right if the 95 %
-interval of its mean lies on the right side of the bound: Student's t over the differences between runs of equal seed,
-which are evaluated on the same 400 test problems with the same uniform numbers. Beside it stands a bootstrap over
-problems (of the mean over seeds; it knows nothing of what another seed would have done, and decides nothing).
+A claim is a list of parts. A part states that the metric of one row, or the difference between two rows, is above or
+below a bound, usually 0. A row is a set of runs, one per seed (see results/runner.py). A part is right if the 95 %
+interval of its mean lies on the right side of the bound. The interval is Student's t over the differences between runs
+with the same seed, which are evaluated on the same 400 test problems with the same uniform random numbers. For
+comparison the tables also give a bootstrap over problems of the mean over seeds. It ignores the variation between
+seeds and does not enter the verdict.
 
     holds     every part is right
-    in part   the first part, the main one, is right, and another is not
-    fails     the main part is not right: its interval is on the wrong side, or covers the bound
+    in part   the first part (the main one) is right, another is not
+    fails     the main part is not right: its interval is on the wrong side or covers the bound
     open      fewer than 5 seeds have all runs
 
-These rules and bounds were written before the runs in results/records/ were started, after three seeds of most rows had
-been seen in older runs, so they are no blind predictions; the claims are the papers', as we read them.
+The rules and bounds were fixed before the runs in results/records/ were started. By then we had seen three seeds of
+most rows in older runs, so they are not blind predictions. The claims are the papers', as we understand them.
 """
 import argparse
 import json
@@ -32,15 +33,16 @@ from typing import NamedTuple
 sys.path[:0] = [os.path.dirname(os.path.abspath(__file__))]  # also where a test loads this file by its path
 import runner
 import which
-from pages import number, spread, table, with_interval, wrapped
+from pages import number, paragraph, spread, table, with_interval, wrapped
 from runner import interval, known, per_problem, runs_of
 
-SEEDS = 5  # with fewer a claim is open
+SEEDS = 5  # with fewer, a claim is open
 TANG, CHOW, CAT = "arXiv 2503.19595", "arXiv 2412.15287", "arXiv 2604.24957"
 
 
 class Part(NamedTuple):
-    """`metric` of row `a` minus that of row `b` (None: 0) is `side` the bound. "x - y" is a difference of metrics."""
+    """`metric` of row `a` minus `metric` of row `b` (None: 0) is above or below the bound, as `side` says. A metric
+    "x - y" is a difference of two."""
     a: str
     b: str | None
     metric: str
@@ -55,13 +57,13 @@ class Part(NamedTuple):
 class Claim(NamedTuple):
     paper: str
     sentence: str
-    parts: tuple  # of Part, the main one first
-    figure: str  # which of results/draw.py shows it
-    why: str = ""  # where not all of it is right: what one attempt to find out why has found
+    parts: tuple  # of Part, main part first
+    figure: str  # name in results/draw.py
+    why: str = ""  # if not every part is right: our explanation
 
 
 def both(a, b, task, *metrics):
-    """Parts: row TASK-a is above TASK-b at every metric."""
+    """One part per metric: row TASK-a is above row TASK-b."""
     return tuple(Part(f"{task}-{a}", f"{task}-{b}", metric) for metric in metrics)
 
 
@@ -70,21 +72,21 @@ CLAIMS = {
     "mean-pass1": Claim(TANG, "Training for the mean is best at pass@1", (
         *both("mean", "passk", "countdown", "pass@1"), *both("mean", "base", "countdown", "pass@1"),
         *both("mean", "passk", "routes", "pass@1"), *both("mean", "base", "routes", "pass@1")), "ksample"),
-    "passk-pass8": Claim(TANG, "Training for pass@8 is better at pass@8 than for the mean, and than the base", (
+    "passk-pass8": Claim(TANG, "Training for pass@8 beats training for the mean, and the base, at pass@8", (
         *both("passk", "mean", "countdown", "pass@8"), *both("passk", "base", "countdown", "pass@8"),
         *both("passk", "mean", "routes", "pass@8"), *both("passk", "base", "routes", "pass@8")), "ksample"),
-    "mean-diversity": Claim(TANG, "The mean objective pays in diversity: it loses pass@32, that for pass@8 does not", (
+    "mean-diversity": Claim(TANG, "The mean objective costs diversity: it loses pass@32, pass@8 training does not", (
         *both("base", "mean", "countdown", "pass@32"), *both("passk", "mean", "countdown", "pass@32", "distinct"),
         Part("countdown-passk", "countdown-base", "pass@32", "above", -.02),
         *both("base", "mean", "routes", "pass@32")), "ksample"),
-    "majority-majk": Claim(TANG, "Training for the majority is better at maj@k than training for the mean", (
+    "majority-majk": Claim(TANG, "Training for the majority beats training for the mean at maj@k", (
         *both("majority", "mean", "routes", "maj@8", "maj@32"), *both("majority", "base", "routes", "maj@8"),
         *both("majority", "mean", "countdown", "maj@8")), "ksample",
-        "On countdown, the last part, a problem has many right expressions and each is a vote of its own, so that a "
-        "vote is won by settling on one of them: the mean ends with 6.9 distinct completions of 64 and pass@1 .416, "
-        "the majority objective with 23.9 and .304. On routes the right answer is one number; there the mean ends "
-        "with 2.4, and its vote no longer grows with k."),
-    "passk-kl": Claim(TANG, "Training for pass@8 keeps pass@8 higher at a lower KL, at each of three KL coefficients", (
+        "On countdown, the last part, each of the many correct expressions of a problem is a separate vote, so a "
+        "policy wins votes by settling on one of them: the mean objective ends with 6.9 distinct completions of 64 "
+        "and pass@1 .416, the majority objective with 23.9 and .304. On routes the correct answer is a single number; "
+        "there the mean objective ends with 2.4 distinct completions, and its vote no longer improves with k."),
+    "passk-kl": Claim(TANG, "Training for pass@8 gives more pass@8 at a lower KL, for each of three KL coefficients", (
         *(Part(f"kl-passk-{beta}", f"kl-mean-{beta}", "pass@8") for beta in ("0.03", "0.01", "0.1")),
         *(Part(f"kl-passk-{beta}", f"kl-mean-{beta}", "kl", "below") for beta in ("0.03", "0.01", "0.1"))), "kl"),
     # best-of-N
@@ -93,76 +95,78 @@ CLAIMS = {
         Part("bon-sft-16", "bon-sft-1", "pass@32")), "bon"),
     "rl-pass32": Claim(CHOW, "Plain RL gains pass@1 and loses pass@32", (
         Part("rl", "countdown-base", "pass@32", "below"), Part("rl", "countdown-base", "pass@1")), "bon"),
-    "v-over-s": Claim(CHOW, "BoN-RL-V beats BoN-RL-S at best-of-N by the verifier", (
+    "v-over-s": Claim(CHOW, "BoN-RL-V beats BoN-RL-S at best-of-N under the verifier", (
         Part("v", "s", "bon@8"), Part("v", "s", "bon@32")), "bon",
-        "The lead at best-of-8 is there on four of five seeds and as large as its spread: S raises pass@8 from .657 "
-        "to .722 and so gives the verifier more right answers to pick from, V leaves it at .659 and makes picking "
-        "easier (AUC .790 against .738). At best-of-32, where picking counts more, V is ahead beyond the interval."),
-    "verifier-survives": Claim(CHOW, "The verifier survives being trained against: its AUC falls by less than .01", (
+        "At best-of-8 V leads on four of five seeds, by as much as the lead varies between seeds: S raises pass@8 "
+        "from .657 to .722, which gives the verifier more correct answers to choose from, while V leaves it at .659 "
+        "and makes them easier to tell apart (AUC .790 against .738). At best-of-32, where selection matters more, V "
+        "has a significant lead."),
+    "verifier-survives": Claim(CHOW, "The verifier survives being optimised against: its AUC falls by less than .01", (
         Part("v", "countdown-base", "auc", "above", -.01), Part("v", "countdown-base", "bon@8")), "bon"),
     "rlb-minus": Claim(CHOW, "BoN-RLB, which pushes failures down, gains pass@N over the base", (
         Part("b-8", "countdown-base", "pass@8"), Part("b-16", "countdown-base", "pass@16")), "rlb",
-        "On a prompt whose 16 samples all fail each gets the same coefficient, -12 (the estimate of the failure rate "
-        "ends at 1 - 1/(2M)), which teaches nothing and adds noise: no sample has weight zero, the norm of the "
-        "gradient is 40 to 80, and one seed in five loses .11 and .21. RLB(P), which leaves failures alone, gains "
-        ".061 of pass@8."),
+        "If all 16 samples of a prompt fail, each gets the same coefficient, -12 (the estimated failure rate is capped "
+        "at 1 - 1/(2M)), which carries no information and adds noise: no sample has zero weight, the gradient norm is "
+        "40 to 80, and one seed in five loses .11 and .21. RLB(P), which leaves failures alone, gains .061 of "
+        "pass@8."),
     "implicit": Claim(CHOW, "Implicit exploration (RLB(P)) beats explicit (RL with an entropy bonus) at pass@N", (
         Part("bp-8", "rl-entropy", "pass@8"), Part("bp-8", "rl-entropy", "pass@32")), "rlb"),
-    "temperatures": Claim(CHOW, "RLB(P) trained at temperature 1 gains pass@8 over the base at temperatures .1 to 2", (
+    "temperatures": Claim(CHOW, "RLB(P) trained at temperature 1 gains pass@8 over the base when tested at .1 to 2", (
         *(Part(f"bp-8-T{t}", f"base-T{t}", "pass@8") for t in ("1", "0.1", "0.5", "1.5", "2")),), "temperatures",
-        "Below the temperature of training a policy that has concentrated draws the same again and again: at .1 its "
-        "64 samples hold 5.0 distinct completions, those of the base 11.8, so that it is ahead at pass@1 (.328 "
-        "against .296) and behind at pass@8 (.500 against .569)."),
+        "Below the training temperature the trained policy, which is more concentrated, repeats itself: at .1 its 64 "
+        "samples contain 5.0 distinct completions, the base's 11.8, so it leads at pass@1 (.328 against .296) and "
+        "trails at pass@8 (.500 against .569)."),
     "co-scaling": Claim(CHOW, "pass@N at a temperature is exp(a N^b), N up to 32: root mean square error below .01", (
         *(Part(f"{model}-T{t}", None, "rmse", "below", .01) for model in ("base", "bp-8")
           for t in ("1", "0.1", "0.5", "1.5", "2")),), "temperatures",
-        "From a temperature of .5 on the residuals have one shape: measured lies above the fit at N = 1 (by .02 to "
-        ".05) and 32, below it from 2 to 8 (by up to .05), because -log pass@N falls faster and faster in log N where"
-        " the law is a straight line. Such a line needs problems with success rates down to 0; here 96 % are solved "
-        "by 64 samples."),
+        "At temperatures from .5 upwards the residuals have the same shape: the measured pass@N lies above the fit at "
+        "N = 1 (by .02 to .05) and 32, and below it from 2 to 8 (by up to .05), because -log pass@N bends downwards on "
+        "log-log axes, where the law is a straight line. A straight line needs problems with success rates down to 0; "
+        "here 64 samples solve 96 % of the problems."),
     # compute aligned training
-    "sft-passn": Claim(CAT, "Aligned SFT (N = 16) gains pass@16 and gives up less than .02 of pass@1", (
+    "sft-passn": Claim(CAT, "Aligned SFT (N = 16) gains pass@16 and loses less than .02 of pass@1", (
         Part("gold50-16", "gold50-1", "pass@16"), Part("gold50-16", "gold50-1", "pass@1", "above", -.02),
         Part("gold4000-16", "gold4000-1", "pass@16")), "catsft",
         "With 4,000 gold solutions, the third part, there is no overconfidence to prevent: each is seen less than "
-        "twice, they are drawn from what the base has learned, and all rows end at its pass@16 (.803)."),
-    "gold-likelihood": Claim(CAT, "In SFT the gain goes along with a likelier gold solution, the more the larger N", (
+        "twice, they come from the distribution that the base was trained on, and all rows end at the base's pass@16 "
+        "(.803)."),
+    "gold-likelihood": Claim(CAT, "In SFT the gain comes with a more likely gold solution; both grow with N", (
         Part("gold50-16", "gold50-1", "gold"), Part("gold50-64", "gold50-16", "gold"),
         Part("gold50-64", "gold50-16", "pass@16")), "catsft"),
     "rl-steeper": Claim(CAT, "Aligned RL (N = 16) scales more steeply from pass@1 to pass@64 than standard RL", (
         Part("cat-raw-16", "cat-1", "pass@64 - pass@1"), Part("cat-raw-16", "cat-1", "pass@64"),
         Part("cat-sequence-16", "cat-1", "pass@64 - pass@1")), "catrl",
-        "The third part takes the probability of the sample itself for p, as the paper's runs do: at the first step "
-        "no weight is more than 6 % above the median (seeds 0 and 1), so that little sets it apart from standard RL, "
-        "and over the run the median is 1.05 of the mean and the largest 1.9. With the prompt's success rate for p "
-        "they are .27 and 4.2."),
-    "raw-log": Claim(CAT, "Log weights keep more pass@1, raw weights more pass@64 (p the success rate, N = 16)", (
+        "The third part uses the probability of the sample itself as p, as the paper's runs do: at the first step no "
+        "weight is more than 6 % above the median (seeds 0 and 1), so it hardly differs from standard RL, and over the "
+        "run the median weight is 1.05 times the mean and the largest 1.9 times. With the prompt's success rate as p "
+        "these are .27 and 4.2."),
+    "raw-log": Claim(CAT, "Log weights keep more pass@1, raw weights more pass@64 (p = success rate, N = 16)", (
         Part("cat-log-16", "cat-raw-16", "pass@1"), Part("cat-raw-16", "cat-log-16", "pass@64")), "catrl",
-        "At pass@64 both end at the ceiling of this task (.961 and .964; the base has .956), so that nothing is left "
-        "to tell them apart."),
-    "warm-up": Claim(CAT, "Aligned SFT, then RL, beats cross-entropy, then RL", (
+        "At pass@64 both end at the ceiling of this task (.961 and .964; the base has .956), so there is nothing left "
+        "to separate them."),
+    "warm-up": Claim(CAT, "Aligned SFT followed by RL beats cross-entropy followed by RL", (
         Part("gold50-16-then-1", "gold50-1-then-1", "pass@16"), Part("gold50-16-then-1", "gold50-1-then-1", "pass@1"),
         Part("gold50-16-then-raw-16", "gold50-1-then-raw-16", "pass@16")), "catwarm"),
     "majority-majn": Claim(CAT, "Majority-aligned training (N = 16) gains maj@N over its twin, in RL and in SFT", (
         Part("majority-raw-16", "majority-1", "maj@16"), Part("majority-raw-16", "majority-1", "maj@64"),
         Part("majority-gold-16", "majority-gold-1", "maj@16")), "catmajority",
-        "In SFT on 50 gold solutions, the third part, most weights of the operator are alike (3.8 to 8.2 with a "
-        "median of 6.9, seed 0), and Adam does not see a common factor, so that it is cross-entropy within the "
-        "errors. In RL they are not (median .5 of the mean, largest 3.3)."),
-    "contrastive": Claim(CAT, "The contrastive hybrid widens maj@64 most among the SFT rows", (
+        "In SFT on 50 gold solutions, the third part, most weights of the operator are similar (3.8 to 8.2 with a "
+        "median of 6.9, seed 0), and Adam is invariant to a common factor, so it matches cross-entropy within the "
+        "error. In RL they differ (median .5 of the mean, largest 3.3)."),
+    "contrastive": Claim(CAT, "The contrastive hybrid gains the most maj@64 of the SFT rows", (
         Part("majority-contrastive", "majority-gold-1", "maj@64"),
         Part("majority-contrastive", "majority-gold-16", "maj@64")), "catmajority",
-        "Its lead over the majority loss is .000 to .122, by seed: on 50 gold solutions all three SFT rows drift far "
-        "from the base (5 to 7 nats), and where they end depends on the seed more than on the loss."),
+        "Its lead over the majority loss varies from .000 to .122 between seeds: on 50 gold solutions all three SFT "
+        "rows drift far from the base (5 to 7 nats), and where they end depends more on the seed than on the loss."),
     "bon-lift": Claim(CAT, "Best-of-8 training (ranks) lifts the best of 8 more than the mean", (
         Part("peptide-8", "peptide-1", "max@8"), Part("peptide-8", "peptide-1", "max@8 - max@1"),
         Part("peptide-8", "peptide-base", "max@8 - max@1")), "catbon",
-        "One seed of five decides it: from step 5 on the policy of seed 0 ends one residue early (KL 13.4, best of 8 "
-        "1.678), while the other four lead by .010 to .032; with ranks lower / (M - 1), which weigh the lowest sample "
-        "0, none did that, and the lead was +.016 [+.004, +.029] (old-peptide-8-lower); with half the learning rate "
-        "none does, and it is +.009 [+.003, +.015] (peptide-8-slow minus peptide-1-slow). Against the base, the third "
-        "part, any RL lifts the mean (.791 to 1.315) more than the best of 8 (1.289 to 1.723), which is nearer to what "
-        "this reward allows."),
+        "One seed of five decides it: from step 5 on, the policy of seed 0 stops one residue early (KL 13.4, best of 8 "
+        "1.678), while the other four lead by .010 to .032; with ranks lower / (M - 1), which give the lowest sample "
+        "weight 0, no seed did that, and the lead was +.016 [+.004, +.029] (old-peptide-8-lower); with half the "
+        "learning rate none does either, and it is +.009 [+.003, +.015] (peptide-8-slow minus peptide-1-slow). Against "
+        "the base, the third part, any RL lifts the mean (.791 to 1.315) more than the best of 8 (1.289 to 1.723), "
+        "which is closer to the maximum of this reward."),
     "bon-target": Claim(CAT, "Pass@8 SFT on the best target degenerates to cross-entropy: best of 8 within .005", (
         Part("peptide-target-8", "peptide-target-1", "max@8", "above", -.005),
         Part("peptide-target-8", "peptide-target-1", "max@8", "below", .005)), "catbon"),
@@ -171,25 +175,25 @@ CLAIMS = {
 
 # ----------------------------------------------------------------------------------------------------------- statistics
 
-def seeds_of(found, part):
-    """The seeds for which the records have what a part compares."""
+def seeds_of(recorded, part):
+    """The seeds for which both rows of a part are recorded."""
     rows = [row for row in (part.a, part.b) if row]
-    return sorted(set.intersection(*(set(runs_of(found, row)) for row in rows)))
+    return sorted(set.intersection(*(set(runs_of(recorded, row)) for row in rows)))
 
 
-def differences(found, part):
-    """What a part compares: one number per seed, in the order of seeds_of."""
-    return runner.differences(found, part.a, part.b, part.metric)
+def differences(recorded, part):
+    """The difference that a part is about: one number per seed, in the order of seeds_of."""
+    return runner.differences(recorded, part.a, part.b, part.metric)
 
 
-def bootstrap(found, part, resamples=1000):
-    """(low, high): 95 % of the part's mean over its seeds if other problems had been drawn, None where the records do
-    not have the metric of each problem."""
+def bootstrap(recorded, part, resamples=1000):
+    """(low, high): 95 % bootstrap interval over problems of the part's mean over seeds. None if the records lack the
+    metric per problem."""
     sums = None
-    seeds = seeds_of(found, part)
+    seeds = seeds_of(recorded, part)
     for seed in seeds:
-        x = per_problem(found[part.a, seed], part.metric)
-        y = per_problem(found[part.b, seed], part.metric) if part.b else x and [0] * len(x)
+        x = per_problem(recorded[part.a, seed], part.metric)
+        y = per_problem(recorded[part.b, seed], part.metric) if part.b else x and [0] * len(x)
         if not x or not y:
             return None
         sums = [s + u - v for s, u, v in zip(sums or [0] * len(x), x, y)]
@@ -201,7 +205,7 @@ def bootstrap(found, part, resamples=1000):
 
 
 def side(part, low, high):
-    """Where an interval lies, in words."""
+    """Where an interval lies relative to the bound, in words."""
     if low is None:
         return "open"
     if low <= part.bound <= high:
@@ -210,7 +214,7 @@ def side(part, low, high):
 
 
 def verdict(parts, intervals, seeds, least=SEEDS):
-    """The rule at the top of the file. intervals: (mean, low, high) of each part; seeds: for which all have runs."""
+    """The rule at the top of the file. intervals: (mean, low, high) of each part; seeds: how many have all runs."""
     if seeds < least:
         return "open"
     main, *others = (side(part, low, high) == "right" for part, (_, low, high) in zip(parts, intervals, strict=True))
@@ -219,74 +223,74 @@ def verdict(parts, intervals, seeds, least=SEEDS):
     return "holds" if all(others) else "in part"
 
 
-def verdict_of(found, name, least=SEEDS):
-    """(verdict, seeds, intervals of the parts) of a claim."""
+def verdict_of(recorded, name, least=SEEDS):
+    """(verdict, number of seeds, intervals of the parts) of a claim."""
     parts = CLAIMS[name].parts
-    seeds = len(set.intersection(*(set(seeds_of(found, part)) for part in parts)))
-    intervals = [interval(differences(found, part)) for part in parts]
+    seeds = len(set.intersection(*(set(seeds_of(recorded, part)) for part in parts)))
+    intervals = [interval(differences(recorded, part)) for part in parts]
     return verdict(parts, intervals, seeds, least), seeds, intervals
 
 
 # --------------------------------------------------------------------------------------------------------------- output
 
-def in_brief(found, name):
-    """The main part of a claim with its number and interval."""
-    return f"{CLAIMS[name].parts[0]}: {with_interval(*verdict_of(found, name)[2][0])}"
+def in_brief(recorded, name):
+    """The main part of a claim with its difference and interval."""
+    return f"{CLAIMS[name].parts[0]}: {with_interval(*verdict_of(recorded, name)[2][0])}"
 
 
-def listing(found):
-    """The list of claims as a Markdown table."""
+def listing(recorded):
+    """All claims as a Markdown table."""
     rows = []
     for name, claim in CLAIMS.items():
-        said, seeds, _ = verdict_of(found, name)
-        rows.append([f"`{name}`: {claim.sentence}", claim.paper, said, in_brief(found, name), str(seeds)])
+        outcome, seeds, _ = verdict_of(recorded, name)
+        rows.append([f"`{name}`: {claim.sentence}", claim.paper, outcome, in_brief(recorded, name), str(seeds)])
     return table(["claim", "paper", "verdict", "main number [95 % interval]", "seeds"], rows)
 
 
-def as_json(found):
+def as_json(recorded):
     rows = []
     for name, claim in CLAIMS.items():
-        said, seeds, ((mean, low, high), *_) = verdict_of(found, name)
-        rows.append({"name": name, "paper": claim.paper, "verdict": said, "seeds": seeds, "effect": mean, "low": low,
+        outcome, seeds, ((mean, low, high), *_) = verdict_of(recorded, name)
+        rows.append({"name": name, "paper": claim.paper, "verdict": outcome, "seeds": seeds, "effect": mean, "low": low,
                      "high": high, "command": f"python results/claims.py {name}"})
     return json.dumps(rows, indent=1)
 
 
 def rows_of(name):
-    """The rows that a claim compares, in the order of its parts."""
+    """The rows compared in a claim, in the order of its parts."""
     return list(dict.fromkeys(row for part in CLAIMS[name].parts for row in (part.b, part.a) if row))
 
 
-def means(found, rows, columns):
-    """A Markdown table of rows, means over seeds ± standard deviation; rows without records are left out, cells that
-    not all runs of a row have are empty."""
+def means(recorded, rows, columns):
+    """A Markdown table of rows: means over seeds ± standard deviation. Rows without records are left out; a cell is
+    empty unless all runs of the row have its metric."""
     lines = []
     for row in rows:
-        seeds = len(runs_of(found, row))
-        values = [known(found, row, column) for column in columns]
+        seeds = len(runs_of(recorded, row))
+        values = [known(recorded, row, column) for column in columns]
         if seeds:
-            lines.append([row, str(seeds), *(spread(some) if len(some) == seeds else "" for some in values)])
+            lines.append([row, str(seeds), *(spread(cell) if len(cell) == seeds else "" for cell in values)])
     return table(["row", "seeds", *columns], lines)
 
 
-PART = ("part, the main one first", "difference [95 %, t over seeds]", "95 %, bootstrap over problems", "seeds",
-        "the interval is")  # columns
+PART_COLUMNS = ("part (main part first)", "difference [95 %, t over seeds]", "95 %, bootstrap over problems", "seeds",
+                "interval")
 
 
-def report(found, name, least=SEEDS):
-    """A claim as Markdown: rows, parts with both intervals, verdict."""
+def report(recorded, name, least=SEEDS):
+    """A claim in Markdown: its rows, its parts with both intervals, and the verdict."""
     claim = CLAIMS[name]
-    said, seeds, intervals = verdict_of(found, name, least)
+    outcome, seeds, intervals = verdict_of(recorded, name, least)
     metrics = list(dict.fromkeys(m for part in claim.parts for m in part.metric.split(" - ")))
     rows = []
-    for part, found_to_be in zip(claim.parts, intervals):
-        boot = bootstrap(found, part)
-        rows.append([str(part), with_interval(*found_to_be), f"[{number(boot[0])}, {number(boot[1])}]" if boot else "",
-                     str(len(seeds_of(found, part))), side(part, *found_to_be[1:])])
-    lines = [f"### `{name}`: {said}", "", f"{claim.sentence} ({claim.paper}).", "",
+    for part, difference in zip(claim.parts, intervals):
+        boot = bootstrap(recorded, part)
+        rows.append([str(part), with_interval(*difference), f"[{number(boot[0])}, {number(boot[1])}]" if boot else "",
+                     str(len(seeds_of(recorded, part))), side(part, *difference[1:])])
+    lines = [f"### `{name}`: {outcome}", "", f"{claim.sentence} ({claim.paper}).", "",
              f"{seeds} seeds; `python results/claims.py {name}`; [figure](figures/{claim.figure}.png)", "",
-             means(found, rows_of(name), metrics), "", table(PART, rows)]
-    if said in ("in part", "fails"):
+             means(recorded, rows_of(name), metrics), "", table(PART_COLUMNS, rows)]
+    if outcome in ("in part", "fails"):
         lines += ["", *wrapped(f"Why: {claim.why}")]
     return "\n".join(lines)
 
@@ -335,41 +339,43 @@ def write(name, text):
         file.write(text)
 
 
-def page(found):
-    """results/claims.md."""
-    text = ["# What the papers claim, and what the embedded tasks show", "",
-            "Written by `python results/claims.py --draw` from results/records/; the rule is at its top.",
-            "", listing(found)]
+def page(recorded):
+    """The text of results/claims.md."""
+    text = ["# The papers' claims on the embedded tasks", "",
+            *paragraph("Generated by `python results/claims.py --draw` from results/records/. The top of that script "
+                       "defines the verdicts."), listing(recorded)]
     for name in CLAIMS:
-        text += ["", report(found, name)]
-    text += ["", "## Raw weights over the success rate", "", *wrapped(
-        "The weight N (1-p)^(N-1) of training for pass@N beside that of a test at pass@16: where both are above 5 % of "
-        "their maximum, and where only one is."), "", "![three weights against that of the test](figures/weights.png)"]
-    text += ["", "## Every row", "", *wrapped(
+        text += ["", report(recorded, name)]
+    text += ["", "## Raw weights against the success rate", "", *wrapped(
+        "The weight N (1-p)^(N-1) of a problem in training for pass@N, and its weight in a test at pass@16. Shaded: "
+        "success rates p at which only one of the two is above 5 % of its maximum."), "",
+        "![three training weights against the weight in the test](figures/weights.png)"]
+    text += ["", "## All rows", "", *wrapped(
         "400 test problems, 64 samples each: means over seeds ± standard deviation; KL in nats to the base. The "
-        "commands are in `results/runner.py`. Rows named old-* are of earlier versions of the code (after a warm-up "
-        "their KL is to its end), real-* are 100 problems x 32 samples of the real model of "
-        "[README.md](README.md#a-real-model), KL to the warm-up; their flags are in `records/older.jsonl`.")]
+        "commands are in `results/runner.py`. Rows old-* come from earlier versions of the code; after a warm-up, "
+        "their KL is to the warmed-up policy. Rows real-* are the real model of "
+        "[README.md](README.md#a-real-model): 100 problems x 32 samples, KL to the warmed-up policy. The flags of both "
+        "are in `records/older.jsonl`.")]
     for title, (rows, columns) in TABLES.items():
-        text += ["", f"### {title}", "", means(found, rows, columns)]
+        text += ["", f"### {title}", "", means(recorded, rows, columns)]
     return "\n".join(text) + "\n"
 
 
-def draw(found):
-    """results/claims.md, which.md and figures/ from the records -> what is said of each figure."""
+def draw(recorded):
+    """Write results/claims.md, which.md and figures/ from the records -> one message per figure."""
     import draw as figures
-    write("results/claims.md", page(found))
-    write("results/which.md", which.page(found))
-    return [figures.save(found, name) for name in figures.FIGURES]
+    write("results/claims.md", page(recorded))
+    write("results/which.md", which.page(recorded))
+    return [figures.save(recorded, name) for name in figures.FIGURES]
 
 
 # ------------------------------------------------------------------------------------------------------------- commands
 
 def make(wanted, jobs, again=None):
-    """Make missing runs in `jobs` processes at once, this one among them."""
+    """Make missing runs in `jobs` parallel processes, including this one."""
     missing = len(set(wanted) - runner.records().keys())
     print(f"{len(wanted) - missing} of {len(wanted)} runs are recorded" + f"; {missing} to make, a minute or two each, "
-          "and what they need; Ctrl-C saves, the same command continues" * (missing > 0), flush=True)
+          "plus the runs they depend on; Ctrl-C saves, the same command continues" * (missing > 0), flush=True)
     others = [multiprocessing.get_context("spawn").Process(target=runner.work, args=(wanted, again))
               for _ in range(jobs - 1)]
     try:
@@ -388,14 +394,14 @@ def make(wanted, jobs, again=None):
 def parse_args(argv):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("names", nargs="*", metavar="NAME",
-                   help="a claim of the list, several in the order of their runs, `all` of them; `which`: the table of "
-                        "all objectives; `robust`: of bases, budgets and learning rates; without one: the list")
-    p.add_argument("--seeds", type=int, default=SEEDS, help="seeds 0, 1, ... to run; at least 2")
-    p.add_argument("--jobs", type=int, default=2, help="processes at once, of one thread each")
-    p.add_argument("--again", metavar="DIR", help="make every run anew, in DIR, and compare with what is recorded")
-    p.add_argument("--json", action="store_true", help="the list of claims for programs, nothing else")
-    p.add_argument("--draw", action="store_true", help="every table and figure again from the records; runs nothing")
-    p.error = lambda sentence: p.exit(2, f"claims.py: error: {sentence}\n")  # one sentence, without the usage
+                   help="claims to run, in this order, or `all`; `which`: the runs of the table of all objectives; "
+                        "`robust`: the runs over bases, budgets and learning rates; none: list the claims")
+    p.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds (0, 1, ...) to run; at least 2")
+    p.add_argument("--jobs", type=int, default=2, help="parallel processes, one thread each")
+    p.add_argument("--again", metavar="DIR", help="repeat all runs in DIR and compare with the records")
+    p.add_argument("--json", action="store_true", help="print the list of claims as JSON")
+    p.add_argument("--draw", action="store_true", help="write all tables and figures from the records; runs nothing")
+    p.error = lambda sentence: p.exit(2, f"claims.py: error: {sentence}\n")  # one sentence, no usage
     args = p.parse_args(argv)
     for name in args.names:
         if name not in (*CLAIMS, "all", "which", "robust"):
@@ -412,39 +418,39 @@ def parse_args(argv):
 def main(argv=None):
     args = parse_args(argv)
     if not args.names:
-        found = runner.records()
+        recorded = runner.records()
         if args.draw:
-            print("\n".join(draw(found)))
+            print("\n".join(draw(recorded)))
         else:
-            print(as_json(found) if args.json else listing(found))
+            print(as_json(recorded) if args.json else listing(recorded))
         return
     names = list(CLAIMS) if "all" in args.names else [name for name in args.names if name in CLAIMS]
-    rows = [rows_of(name) for name in names] + [TABLED] * ("all" in args.names)  # those of tables too
-    recorded = runner.records()
+    rows = [rows_of(name) for name in names] + [TABLED] * ("all" in args.names)  # also the rows of tables
+    before = runner.records()
     if args.again:
         runner.use(args.again)
     if names:
-        make(list(dict.fromkeys((row, seed) for some in rows for seed in range(args.seeds) for row in some)), args.jobs,
-             args.again)
+        wanted = dict.fromkeys((row, seed) for group in rows for seed in range(args.seeds) for row in group)
+        make(list(wanted), args.jobs, args.again)
     if "which" in args.names:
         for task in which.TASKS:
             make(which.trials(task), args.jobs, args.again)
             make(which.table_runs(runner.records(), task, args.seeds), args.jobs, args.again)
     if "robust" in args.names:
         make(which.robust_runs(args.seeds), args.jobs, args.again)
-    found = runner.records()
+    recorded = runner.records()
     import draw as figures
     for name in names:
-        print(report(found, name, min(args.seeds, SEEDS)))
-        print("\nrecorded: " + in_brief(recorded, name) if args.again else figures.save(found, CLAIMS[name].figure))
+        print(report(recorded, name, min(args.seeds, SEEDS)))
+        print("\nrecorded: " + in_brief(before, name) if args.again else figures.save(recorded, CLAIMS[name].figure))
     if {"which", "robust"} & {*args.names}:
-        print(which.page(found))
+        print(which.page(recorded))
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # of a console without ±; this page needs nothing but results/
+    sys.stdout.reconfigure(errors="replace")  # a console may lack ±; results/ alone must suffice here
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has enough
+    except BrokenPipeError:  # a reader such as `head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

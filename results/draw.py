@@ -1,10 +1,10 @@
-"""The figures of results/claims.py, from the records alone.
+"""The figures of results/claims.py, drawn from the records.
 
-Colours are Okabe and Ito's, which the colour-blind tell apart; each line also has a style and a marker of its own, so
-that a grey print can be read. Grey is always the base, vermilion the inference-unaware twin, blue the aware objective;
-what else there is has the others. A band, or a bar, is the 95 % interval over seeds (t).
+Colours are the colour-blind safe palette of Okabe and Ito. Line styles and markers differ too, so figures stay legible
+in greyscale. Grey is always the base, vermilion the inference-unaware twin, blue the inference-aware objective; others
+use the remaining colours. Bands and error bars are 95 % intervals over seeds (Student's t).
 
-A figure is a function of the records that returns its panels, and a panel a function that draws on an axis.
+A figure is a function from the records to a list of panels. A panel is a function that draws on an axis.
 """
 import math
 import os
@@ -23,19 +23,19 @@ METRICS = {"pass": "pass@k", "maj": "maj@k", "bon": "best of k by the verifier",
 
 
 def middle(values):
-    """(mean, low, high) of numbers, one per seed; of a single one the ends are its own, of none it is None."""
+    """(mean, low, high) of values, one per seed. For a single value all three are equal; None without values."""
     if len(values) < 2:
         return tuple(values * 3) or None
     return runner.interval(values)
 
 
-def point(found, row, metric, minus=None):
-    """`middle` of a row's metric over its seeds, less that of the row `minus` at the same seed."""
-    return middle(runner.differences(found, row, minus, metric))
+def point(recorded, row, metric, minus=None):
+    """`middle` of a row's metric over seeds; with `minus`, of the difference to that row at the same seed."""
+    return middle(runner.differences(recorded, row, minus, metric))
 
 
 def band(axis, x, points, style, label):
-    """A line through points (mean, low, high) at x, with its band."""
+    """Draw points (mean, low, high) at x as a line with a band."""
     color, line, marker = STYLES[style]
     mean, low, high = zip(*points)
     axis.plot(x, mean, color=color, linestyle=line, marker=marker, ms=4, lw=1.4, label=label)
@@ -53,29 +53,29 @@ def set_title(axis, title):
 
 # ----------------------------------------------------------------------------------------------------- curves against k
 
-def curves(found, name):
-    """The panels of a figure of PANELS. Those of which fewer than two rows are recorded are left out."""
+def curves(recorded, name):
+    """The panels of a figure of PANELS; panels with fewer than two recorded rows are left out."""
     panels = []
     for title, kind, rows, minus in PANELS[name]:
-        recorded = [row for row, _, _ in rows if runner.runs_of(found, row)]
-        if len(recorded) > 1:
-            panels.append(partial(curves_of_rows, found=found, title=title, kind=kind, rows=rows, minus=minus))
+        present = [row for row, _, _ in rows if runner.runs_of(recorded, row)]
+        if len(present) > 1:
+            panels.append(partial(curves_of_rows, recorded=recorded, title=title, kind=kind, rows=rows, minus=minus))
     return panels
 
 
-def curves_of_rows(axis, found, title, kind, rows, minus):
+def curves_of_rows(axis, recorded, title, kind, rows, minus):
     ks = runner.KS
     for row, label, style in rows:
-        points = [point(found, row, f"{kind}@{k}", minus) for k in ks]
+        points = [point(recorded, row, f"{kind}@{k}", minus) for k in ks]
         if None not in points:
             band(axis, ks, points, style, label)
     log_ticks(axis, ks)
-    less = f" minus that of {minus}" if minus else ""
+    less = f" minus {minus}" if minus else ""
     axis.set(xlabel="k", ylabel=METRICS[kind] + less)
     set_title(axis, title)
 
 
-PANELS = {  # of each figure: (title, kind of metric, [(row, label, style), ...], row that is subtracted)
+PANELS = {  # figure: [(title, kind of metric, [(row, label, style), ...], row to subtract), ...]
     "ksample": [
         ("countdown", "pass", [
             ("countdown-base", "base", "base"),
@@ -171,15 +171,15 @@ PANELS = {  # of each figure: (title, kind of metric, [(row, label, style), ...]
 BETAS = ("0.1", "0.03", "0.01")  # KL coefficients
 
 
-def kl(found):
-    """Pass@8 against KL to the base, one point per KL coefficient."""
+def kl(recorded):
+    """pass@8 against KL to the base, one point per KL coefficient."""
     points = {}
     for objective in ("mean", "passk"):
         rows = [f"kl-{objective}-{beta}" for beta in BETAS]
-        points[objective] = [point(found, row, metric) for metric in ("kl", "pass@8") for row in rows]
-    if any(None in some for some in points.values()):
+        points[objective] = [point(recorded, row, metric) for metric in ("kl", "pass@8") for row in rows]
+    if any(None in series for series in points.values()):
         return []
-    base = point(found, "countdown-base", "pass@8")
+    base = point(recorded, "countdown-base", "pass@8")
     return [partial(kl_of_objectives, points=points, base=base)]
 
 
@@ -201,39 +201,39 @@ def kl_of_objectives(axis, points, base):
 
 
 def lengths(points):
-    """Error bars of points (mean, low, high) as matplotlib wants them: lengths below, lengths above."""
+    """Error bars of points (mean, low, high) in matplotlib's form: [lengths below, lengths above]."""
     below = [abs(low - mean) for mean, low, _ in points]
     above = [abs(high - mean) for mean, _, high in points]
     return [below, above]
 
 
-def temperatures(found):
-    """Pass@8 against the temperature of the test; pass@N of one seed with the fits exp(a N^b)."""
-    if any((f"base-T{t}", 0) not in found for t in runner.TEMPERATURES):
+def temperatures(recorded):
+    """pass@8 against the test temperature; pass@N of one seed with the fits exp(a N^b)."""
+    if any((f"base-T{t}", 0) not in recorded for t in runner.TEMPERATURES):
         return []
-    return [partial(tested_at_temperatures, found=found), partial(fits, found=found)]
+    return [partial(tested_at_temperatures, recorded=recorded), partial(fits, recorded=recorded)]
 
 
-def tested_at_temperatures(axis, found):
+def tested_at_temperatures(axis, recorded):
     models = (("base", "base", "base"), ("rl", "RL", "twin"), ("bp-8", "RLB(P), T = 1", "aware"),
               ("bp-8-cold", "RLB(P), T = .5", "green"))
     for model, label, style in models:
         points = {}
         for t in runner.TEMPERATURES:
-            tested = point(found, f"{model}-T{t}", "pass@8")
+            tested = point(recorded, f"{model}-T{t}", "pass@8")
             if tested:
                 points[float(t)] = tested
         if points:
             band(axis, list(points), points.values(), style, label)
-    axis.set(xlabel="temperature of the test", ylabel="pass@8")
+    axis.set(xlabel="test temperature", ylabel="pass@8")
     set_title(axis, "countdown, 200 test problems")
 
 
-def fits(axis, found):
+def fits(axis, recorded):
     ks = runner.KS[:-1]
     for t, style in zip(runner.TEMPERATURES, ("base", "twin", "aware", "green", "purple")):
         color, line, marker = STYLES[style]
-        run = found[f"base-T{t}", 0]
+        run = recorded[f"base-T{t}", 0]
         measured = [run["after"][f"pass@{k}"]["mean"] for k in ks]
         a = run["co_scaling"]["a"]
         b = run["co_scaling"]["b"]
@@ -241,21 +241,21 @@ def fits(axis, found):
         axis.plot(ks, [math.exp(a * k ** b) for k in ks], linestyle=line, color=color, lw=1.2)
     log_ticks(axis, ks)
     axis.set(xlabel="N", ylabel="pass@N")
-    set_title(axis, "base, one seed: measured, and exp(a N^b)")
+    set_title(axis, "base, one seed: measured and fit exp(a N^b)")
 
 
 # -------------------------------------------------------------------------------------------------------------- weights
 
-def weights(found):
-    """Raw weights N (1-p)^(N-1) of RL over the success rate p: where the weight trained with and that of the test are
-    both above 5 % of their maximum, and where only one is. Needs no run."""
+def weights(recorded):
+    """Raw RL weights N (1-p)^(N-1) against the success rate p, in training and in the test. Shaded where only one of
+    the two is above 5 % of its maximum. Needs no runs."""
     styles = {1: "twin", 16: "aware", 64: "green"}
     return [partial(weights_of_n, n=n, style=style) for n, style in styles.items()]
 
 
 def weights_of_n(axis, n, style, test=16):
     p = [(i + .5) / 400 for i in range(400)]
-    trained = [(1 - x) ** (n - 1) for x in p]  # over their maximum, N
+    trained = [(1 - x) ** (n - 1) for x in p]  # divided by the maximum, N
     needed = [(1 - x) ** (test - 1) for x in p]
     waste = [w > .05 >= v for w, v in zip(trained, needed)]
     starvation = [v > .05 >= w for w, v in zip(trained, needed)]
@@ -266,14 +266,14 @@ def weights_of_n(axis, n, style, test=16):
     color, line, _ = STYLES[style]
     axis.plot(p, trained, color=color, linestyle=line, label=f"trained for pass@{n}")
     color, line, _ = STYLES["base"]
-    axis.plot(p, needed, color=color, linestyle=line, label=f"of the test, pass@{test}")
+    axis.plot(p, needed, color=color, linestyle=line, label=f"tested at pass@{test}")
     axis.set(xlabel="success rate p", ylabel="weight / its maximum")
     set_title(axis, f"trained for pass@{n}, tested at pass@{test}")
 
 
 # ------------------------------------------------------------------------------------------------------- all objectives
 
-POINTS = {  # colour and marker; one paper, one shape of marker
+POINTS = {  # colour and marker; a marker shape per paper
     "base": ("#000000", "*"), "mean": ("#D55E00", "s"), "passk": ("#0072B2", "s"), "majority": ("#009E73", "s"),
     "bon-sft": ("#E69F00", "^"), "bon-rlbp": ("#0072B2", "^"), "bon-s": ("#CC79A7", "^"), "bon-v": ("#56B4E9", "^"),
     "cat-passk": ("#0072B2", "o"), "cat-pool": ("#56B4E9", "o"), "cat-majority": ("#009E73", "o"),
@@ -281,15 +281,15 @@ POINTS = {  # colour and marker; one paper, one shape of marker
     "rucaibox": ("#009E73", "D"), "verl": ("#CC79A7", "D"), "rs-grpo": ("#56B4E9", "D"), "grpo": ("#000000", "D")}
 
 
-def scatter(found, x, y):
-    """One point per objective with the 95 % interval of each metric, a panel per task; where more of both is better,
-    also the frontier: the points that no other one exceeds in both."""
+def scatter(recorded, x, y):
+    """One panel per task, one point per objective with 95 % intervals of both metrics. If higher is better for both,
+    the Pareto frontier is drawn too."""
     panels = []
     for task in which.TASKS:
         points = {}
         for objective in POINTS:
-            row = which.chosen(found, task, objective)
-            ends = row and (point(found, row, x), point(found, row, y))
+            row = which.chosen(recorded, task, objective)
+            ends = row and (point(recorded, row, x), point(recorded, row, y))
             if ends and None not in ends:
                 points[objective] = ends
         if len(points) > 2:
@@ -312,35 +312,35 @@ def scatter_of_task(axis, points, x, y, task):
 
 
 def frontier(points):
-    """The points (x, y) that no other one exceeds in both, from left to right."""
+    """The Pareto-optimal points (x, y), from left to right."""
     def exceeded(point):
         return any(other != point and other[0] >= point[0] and other[1] >= point[1] for other in points)
     return sorted(point for point in points if not exceeded(point))
 
 
 def with_room(values):
-    """Limits of an axis: room for the points. An interval that leaves it is cut: one collapsed seed makes one as wide
-    as all of the metric."""
+    """Axis limits from the points, not from their intervals: a single collapsed seed can make an interval as wide as
+    the metric's range."""
     low, high = min(values), max(values)
     room = .15 * (high - low)
     return low - room, high + room
 
 
-def learning(found, task="countdown6"):
-    """Pass@k of the samples of training against how many were drawn, of the five objectives that are best in the
-    end."""
+def learning(recorded, task="countdown6"):
+    """pass@1 and pass@8 of the training samples against the number drawn, for the five objectives with the best final
+    pass@8."""
     runs = {}
-    for objective in which.best_five(found, task, "pass@8"):
-        row = which.chosen(found, task, objective)
-        runs[objective] = runner.runs_of(found, row).values()
+    for objective in which.best_five(recorded, task, "pass@8"):
+        row = which.chosen(recorded, task, objective)
+        runs[objective] = runner.runs_of(recorded, row).values()
     return [partial(learning_of_metric, runs=runs, metric=metric, task=task) for metric in ("pass@1", "pass@8")
             if runs]
 
 
 def learning_of_metric(axis, runs, metric, task, window=10):
-    """window: steps that are put together."""
-    for objective, some in runs.items():
-        curves = [run["curve"][metric] for run in some if metric in run["curve"]]
+    """window: number of steps averaged into one point."""
+    for objective, seeds in runs.items():
+        curves = [run["curve"][metric] for run in seeds if metric in run["curve"]]
         if not curves:
             continue
         drawn = []
@@ -353,7 +353,7 @@ def learning_of_metric(axis, runs, metric, task, window=10):
         axis.plot(drawn, mean, color=color, marker=marker, ms=4, lw=1.2, label=objective)
         axis.fill_between(drawn, low, high, color=color, alpha=.12, lw=0)
     axis.set(xlabel="samples drawn, thousands", ylabel=metric)
-    set_title(axis, f"{task}, while training")
+    set_title(axis, f"{task}, during training")
 
 
 # ------------------------------------------------------------------------------------------------------------ the files
@@ -369,26 +369,26 @@ FIGURES = {
 }
 
 
-def save(found, name):
-    """Draw one of FIGURES into results/figures/ -> a line that says so, or that there is nothing to draw yet."""
+def save(recorded, name):
+    """Draw one of FIGURES into results/figures/ -> a message, also if there are too few runs to draw it."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    panels = FIGURES[name](found)
+    panels = FIGURES[name](recorded)
     if not panels:
-        return f"results/figures/{name}.png is not drawn: too few of its runs are recorded"
+        return f"results/figures/{name}.png not drawn: too few of its runs are recorded"
     figure, axes = pyplot.subplots(1, len(panels), figsize=(3.9 * len(panels), 3.2), squeeze=False)
     for axis, paint in zip(axes[0], panels):
         paint(axis)
         axis.grid(alpha=.3)
         if not name.startswith("which"):
             axis.legend(fontsize=7)
-    if name.startswith("which"):  # the same labels for every panel, beside the last: points are all over it
+    if name.startswith("which"):  # one legend for all panels, outside: points are everywhere inside
         labels = [axis.get_legend_handles_labels() for axis in axes[0]]
-        most = max(labels, key=lambda pair: len(pair[0]))
-        axes[0][-1].legend(*most, fontsize=7, labelspacing=.2, loc="upper left", bbox_to_anchor=(1.02, 1))
+        fullest = max(labels, key=lambda pair: len(pair[0]))
+        axes[0][-1].legend(*fullest, fontsize=7, labelspacing=.2, loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.tight_layout()
     os.makedirs(FOLDER, exist_ok=True)
     figure.savefig(os.path.join(FOLDER, name + ".png"), dpi=80, metadata={"Software": None})
     pyplot.close(figure)
-    return f"results/figures/{name}.png is drawn"
+    return f"wrote results/figures/{name}.png"

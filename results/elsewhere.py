@@ -1,20 +1,20 @@
-"""Formulas of other projects for pass@k, each enumerated: what it expects, against which gradient, with what variance.
+"""Formulas of other projects for pass@k, by enumeration: expectation, variance, and the gradient that each matches.
 
-    python results/elsewhere.py            the page, printed
-    python results/elsewhere.py --draw     results/elsewhere.md and results/figures/elsewhere.png
+    python results/elsewhere.py            print the page
+    python results/elsewhere.py --draw     write results/elsewhere.md and results/figures/elsewhere.png
 
-A formula maps the rewards of one prompt's n samples to coefficients c_i; the estimate of a gradient is
+A formula maps the rewards of one prompt's n samples to coefficients c_i. Its gradient estimate is
 
     g = sum_i c_i grad log pi(y_i)
 
-Where a paper or a program averages over the group, c_i has that 1/n. The policy is a table: each prompt has its own
-logits over three completions. All 3^n sample tuples are listed, so expectation and variance are exact up to rounding
-(float64). Nothing here says how well a method trains: clipping, KL, optimiser, batches and everything else of the other
-projects is left out, and a formula is what stood in the source on the day named beside it, in our words.
+If a paper or program averages over the group, c_i includes that 1/n. The policy is tabular: each prompt has its own
+logits over three completions. All 3^n sample tuples are enumerated, so expectation and variance are exact up to
+rounding (float64). This says nothing about how well a method trains: clipping, KL, optimiser, batching and everything
+else in the other projects is left out. A formula is our reading of the source on the day given next to it.
 
-    q_i        mean over the k-subsets of the n samples with i of the largest reward
+    q_i        largest reward in a k-subset that contains i, averaged over these subsets of the n samples
     rho_-i     the same over the k-subsets without i (needs n > k)
-    K          how many of the n samples are right
+    K          number of correct samples among the n
 """
 import os
 import sys
@@ -48,14 +48,14 @@ from pages import paragraph, table, wrapped
 from ppo_passk import advantages
 from support.output import consoles
 
-EPSILON = 1e-6  # what several programs add to a deviation before they divide by it
-READ = "2026-11-29"
+EPSILON = 1e-6  # several programs add this to a standard deviation before dividing by it
+READ = "2026-11-29"  # when the sources were read
 
 
 # --------------------------------------------------------------------- the formulas: rewards [T, n], k -> c [T, n]
 
 def subset_means(r, k):
-    """(q_i, rho_-i) as above, [T, n] each; rho_-i is 0/0 = NaN at n = k."""
+    """(q_i, rho_-i) as defined at the top, [T, n] each. rho_-i is 0/0 = NaN at n = k."""
     subsets = torch.tensor(list(itertools.combinations(range(r.shape[1]), k)))  # [S, k]
     best = r[:, subsets].amax(-1)  # [T, S]
     inside = torch.zeros(len(subsets), r.shape[1], dtype=r.dtype).scatter(1, subsets, 1.0)  # [S, n]
@@ -143,12 +143,12 @@ def rs_grpo(r, k, beta=2.0):
 
 
 def nsr(r, k):
-    """-1/n on wrong, 0 on right"""
+    """-1/n on wrong samples, 0 on correct ones"""
     return (r - 1) / r.shape[1]
 
 
 def w_reinforce(r, k, right=0.1):
-    """-1/n on wrong, .1/n on right"""
+    """-1/n on wrong samples, .1/n on correct ones"""
     return nsr(r, k) + right * r / r.shape[1]
 
 
@@ -163,7 +163,7 @@ def mean_reward(pi, r, k, n):
 
 
 def best_of(pi, r, k):
-    """E of the largest of k rewards: P(largest <= s) = P(one <= s)^k."""
+    """Expected largest of k rewards, from P(largest <= s) = P(one <= s)^k."""
     s, order = r.sort()
     return s @ torch.diff(pi[order].cumsum(0) ** k, prepend=pi.new_zeros(1))
 
@@ -177,7 +177,7 @@ def pass_at_n(pi, r, k, n):
 
 
 def truncated_log(pi, r, order):
-    """-sum_{t <= order} (1-p)^t / t, with p the chance to be right."""
+    """-sum_{t <= order} (1-p)^t / t, where p = P(correct)."""
     wrong = 1 - pi @ r
     return -sum(wrong ** t / t for t in range(1, order + 1))
 
@@ -205,7 +205,7 @@ def weighted(pi, r, k, n, right=0.1):
 # ----------------------------------------------------------------------------------------------------------- the list
 
 class Formula(NamedTuple):
-    """own: the objective its source names, label: that objective in words; binary: for rewards 0 and 1 alone;
+    """own: the objective that its source states; label: its name on the page; binary: only for rewards 0 and 1;
     larger: needs n > k."""
     function: Callable
     own: Callable
@@ -224,20 +224,20 @@ FORMULAS = {
     "GRPO, no deviation": Formula(dr_grpo, mean_reward, "mean", f"arXiv 2503.20783; {VERL}, `grpo`"),
     "GRPO": Formula(grpo, mean_reward, "mean", f"arXiv 2402.03300; {VERL}, `grpo`"),
     "verl grpo_passk, no deviation": Formula(
-        verl_passk, pass_at_n, "pass@{n}", f"{VERL}, `grpo_passk`; its k is the size of the group; "
-        "summed as in arXiv 2503.19595, which it names"),
+        verl_passk, pass_at_n, "pass@{n}", f"{VERL}, `grpo_passk`; its k is the group size; summed "
+        "over the group as in arXiv 2503.19595, which it cites"),
     "verl grpo_passk": Formula(verl_passk_std, pass_at_n, "pass@{n}", f"{VERL}, `grpo_passk`, the default"),
     "RUCAIBox Pass@k Training": Formula(
         passk_training, pass_at_k, "pass@{k}", "arXiv 2508.10751; RUCAIBox/Passk_Training, `passk_adv.py` at 00474d7",
         binary=True),
     "rLLM pkpo": Formula(
-        rllm_pkpo, pass_at_k, "pass@{k}", "rllm-org/rllm, pull request 743, open in the copy read; it asks for k < n"),
+        rllm_pkpo, pass_at_k, "pass@{k}", "rllm-org/rllm, pull request 743, open when read; it requires k < n"),
     "PKPO s": Formula(pkpo_s, pass_at_k, "pass@{k}", PKPO),
     "PKPO sloo": Formula(pkpo_sloo, pass_at_k, "pass@{k}", PKPO, larger=True),
     "PKPO sloo_minus_one": Formula(pkpo_sloo_minus_one, pass_at_k, "pass@{k}", PKPO),
     "MaxPO": Formula(
-        maxpo, pass_at_k, "pass@{k}", "arXiv 2606.06080, its abstract; the formula as in the README of "
-        "paavo5/ordergrad, by one of its authors; the factor k/n is ours", larger=True),
+        maxpo, pass_at_k, "pass@{k}", "arXiv 2606.06080, abstract; formula from the README of "
+        "paavo5/ordergrad, by one of the authors; we added the factor k/n", larger=True),
     "MaxRL": Formula(maxrl, maxrl_order_n, "MaxRL, T = {n}", MAXRL + "the estimator of its theorem", binary=True),
     "MaxRL, 1/n always": Formula(
         maxrl_variate, maxrl_order_n, "MaxRL, T = {n}", MAXRL + "`vr_cond_weights`", binary=True),
@@ -249,14 +249,14 @@ FORMULAS = {
     "NSR": Formula(nsr, less_wrong, "-P(wrong)", NSR + "`negative`", binary=True),
     "W-REINFORCE": Formula(w_reinforce, weighted, ".1 P(right) - P(wrong)", NSR + "`weighted`", binary=True),
     "ours, mean": Formula(partial(ours, objective="mean"), mean_reward, "mean", TANG + "leave-one-out"),
-    "ours, loo": Formula(ours, pass_at_k, "pass@{k}", TANG + "leave-one-out over k-subsets, as sloo_minus_one"),
+    "ours, loo": Formula(ours, pass_at_k, "pass@{k}", TANG + "leave-one-out over k-subsets, like sloo_minus_one"),
     "ours, centred": Formula(
-        partial(ours, estimator="centred"), pass_at_k, "pass@{k}", TANG + "as MaxPO", larger=True),
-    "ours, plain": Formula(partial(ours, estimator="plain"), pass_at_k, "pass@{k}", TANG + "no baseline, as s"),
+        partial(ours, estimator="centred"), pass_at_k, "pass@{k}", TANG + "like MaxPO", larger=True),
+    "ours, plain": Formula(partial(ours, estimator="plain"), pass_at_k, "pass@{k}", TANG + "no baseline, like s"),
 }
 SETTINGS = ((4, 8), (8, 8))  # k, n
 RATES = (.1, .3, .6, .9)  # of success
-GRADED = ((.1, .3, .6), (.3, .3, .4), (.6, .3, .1), (.1, .8, .1))  # chances of the rewards 1, .5, 0
+GRADED = ((.1, .3, .6), (.3, .3, .4), (.6, .3, .1), (.1, .8, .1))  # probabilities of the rewards 1, .5, 0
 
 
 def takes(formula, k, n):
@@ -266,33 +266,33 @@ def takes(formula, k, n):
 # -------------------------------------------------------------------------------------------------------- enumeration
 
 class Prompt(NamedTuple):
-    """Chances and rewards of its completions, float64 [V] each."""
+    """Probabilities and rewards of its completions, float64 [V] each."""
     pi: torch.Tensor
     r: torch.Tensor
 
 
-def prompt(chances, rewards):
-    return Prompt(torch.tensor(chances, dtype=torch.float64), torch.tensor(rewards, dtype=torch.float64))
+def prompt(probabilities, rewards):
+    return Prompt(torch.tensor(probabilities, dtype=torch.float64), torch.tensor(rewards, dtype=torch.float64))
 
 
 def binary(p):
-    """One completion is right, with chance p; two are wrong."""
+    """A prompt with one correct completion, of probability p, and two wrong ones."""
     return prompt((p, (1 - p) * 2 / 3, (1 - p) / 3), (1.0, 0.0, 0.0))
 
 
-def graded(chances):
-    return prompt(chances, (1.0, .5, 0.0))
+def graded(probabilities):
+    return prompt(probabilities, (1.0, .5, 0.0))
 
 
 @lru_cache
 def tuples(V, n):
-    """All V^n draws of n completions, [T, n]."""
+    """All T = V^n tuples of n completions, [T, n]."""
     return torch.cartesian_prod(*[torch.arange(V)] * n)
 
 
 @lru_cache
 def listed(function, rewards, k, n):
-    """Coefficients of all tuples: (summed by completion [T, V], their sums [T, 1], their sums of squares [T])."""
+    """Coefficients of all tuples: (sums per completion [T, V], total [T, 1], sum of squares [T])."""
     y = tuples(len(rewards), n)
     c = function(torch.tensor(rewards, dtype=torch.float64)[y], k)  # [T, n]
     by_completion = torch.zeros(len(y), len(rewards), dtype=c.dtype).scatter_add(1, y, c)
@@ -300,34 +300,34 @@ def listed(function, rewards, k, n):
 
 
 def moments(function, x, k, n):
-    """Of the estimate g on prompt x: (its expectation by logit [V], its variance summed over the logits, the expected
-    sum of c_i^2)."""
+    """Of the estimate g on prompt x: (expectation per logit [V], variance summed over logits, expected sum of
+    c_i^2)."""
     by_completion, total, squares = listed(function, tuple(x.r.tolist()), k, n)
-    g = by_completion - total * x.pi  # [T, V]: grad log pi(y) is 1 at y, minus pi
+    g = by_completion - total * x.pi  # [T, V]: grad log pi(y) = onehot(y) - pi
     chance = x.pi[tuples(len(x.r), n)].prod(1)  # [T]
     mean = chance @ g
     return mean, chance @ (g - mean).square().sum(1), chance @ squares
 
 
 def gradient(objective, x, k, n):
-    """Exact gradient of an objective by the logits, [V]."""
+    """Exact gradient of an objective with respect to the logits, [V]."""
     logits = x.pi.log().requires_grad_()
     return torch.autograd.grad(objective(torch.softmax(logits, 0), x.r, k, n), logits)[0]
 
 
-def compared(found, wanted):
-    """(cosine, scale) of an expectation against a gradient: scale is the factor that brings the gradient nearest. No
-    cosine where nothing is expected."""
-    scale = (found @ wanted / (wanted @ wanted)).item()
-    if found.norm() < 1e-12:
+def compared(mean, exact):
+    """(cosine, scale) of an expected estimate against an exact gradient; scale is the least-squares factor. The cosine
+    is None if the expectation is zero."""
+    scale = (mean @ exact / (exact @ exact)).item()
+    if mean.norm() < 1e-12:
         return None, 0.0
-    return (found @ wanted / (found.norm() * wanted.norm())).item(), scale
+    return (mean @ exact / (mean.norm() * exact.norm())).item(), scale
 
 
 class Measured(NamedTuple):
-    """own, target: (cosine, scale) against the gradients of the formula's objective and of pass@k. variance: n times
-    that of g over its squared expectation. squares: n times the expected sum of c_i^2 over the squared scale to its
-    own. Both None where nothing is expected."""
+    """own, target: (cosine, scale) against the gradients of the formula's own objective and of pass@k. variance: n
+    times the variance of g, divided by its squared expectation. squares: n times the expected sum of c_i^2, divided by
+    the squared scale to its own objective. Both are None if the expectation is zero."""
     own: tuple
     target: tuple
     variance: float | None
@@ -335,7 +335,7 @@ class Measured(NamedTuple):
 
 
 def measured(formula, prompts, k, n):
-    """A formula over a table of prompts, each with its own logits."""
+    """A formula on several prompts, each with its own logits."""
     means, variances, squares = zip(*(moments(formula.function, x, k, n) for x in prompts))
     mean = torch.cat(means)
     own = compared(mean, torch.cat([gradient(formula.own, x, k, n) for x in prompts]))
@@ -347,15 +347,15 @@ def measured(formula, prompts, k, n):
 
 
 def weight(function, p, k, n):
-    """(w, squares) on a prompt of success rate p: what is expected is w grad p, for right and wrong alone."""
-    found = measured(Formula(function, mean_reward, "", ""), [binary(p)], k, n)
-    return found.own[1], found.squares
+    """(w, squares) on a prompt with success rate p and binary rewards, where E g = w grad p."""
+    result = measured(Formula(function, mean_reward, "", ""), [binary(p)], k, n)
+    return result.own[1], result.squares
 
 
 # ----------------------------------------------------------------------------------------------------------- the page
 
 def number(value):
-    """Three digits; "0", "1" and "-1" stand for what is that up to rounding, and nothing else."""
+    """Three significant digits. "0", "1" and "-1" are only printed for values that equal them up to rounding."""
     if value is None:
         return "–"
     if abs(value) < 1e-9:
@@ -367,7 +367,7 @@ def number(value):
 
 
 def comparison(prompts, k, n, takes_binary):
-    """The table of cosines, scales and noise."""
+    """Table of cosines, scales and noise."""
     lines = []
     for name, formula in FORMULAS.items():
         if formula.binary and not takes_binary:
@@ -382,7 +382,7 @@ def comparison(prompts, k, n, takes_binary):
 
 
 def by_rate(k, n):
-    """The table of weights at several success rates."""
+    """Table of weights at several success rates."""
     lines = [[f"grad pass@{k}: {k} (1-p)^{k - 1}", *(number(k * (1 - p) ** (k - 1)) for p in RATES)]]
     for name, formula in FORMULAS.items():
         if takes(formula, k, n):
@@ -392,7 +392,7 @@ def by_rate(k, n):
 
 
 def one_group(k, n):
-    """The table of coefficients: K of n right."""
+    """Table of coefficients of one group with K of n samples correct."""
     counts = (0, 1, 2, n // 2, n)
     lines = []
     r = torch.tensor([[1.0] * K + [0.0] * (n - K) for K in counts], dtype=torch.float64)
@@ -420,100 +420,105 @@ def item(text):
 
 
 def findings():
-    """What the tables show, in words with their numbers; the identities are in the tests."""
-    right = {name: measured(formula, [binary(p) for p in RATES], 4, 8) for name, formula in FORMULAS.items()}
-    steps = measured(FORMULAS["verl grpo_passk"], [graded(chances) for chances in GRADED], 8, 8)
-    cosine = {name: number(found.own[0]) for name, found in right.items()}
-    squares = {name: number(found.squares) for name, found in right.items()}
+    """The findings as list items, with numbers computed here; tests check the identities."""
+    binary_rewards = {name: measured(formula, [binary(p) for p in RATES], 4, 8) for name, formula in FORMULAS.items()}
+    graded_rewards = measured(FORMULAS["verl grpo_passk"], [graded(row) for row in GRADED], 8, 8)
+    cosine = {name: number(result.own[0]) for name, result in binary_rewards.items()}
+    squares = {name: number(result.squares) for name, result in binary_rewards.items()}
     easy = {name: number(weight(formula.function, .6, 4, 8)[1]) for name, formula in FORMULAS.items()}
     hard = {name: number(weight(formula.function, .1, 4, 8)[1]) for name, formula in FORMULAS.items()}
     return [
-        *item("Exact for pass@k at every n they take: PKPO's three, MaxPO, ours. PKPO's `s` is our `plain`, "
-              "`sloo_minus_one` our `loo`, MaxPO our `centred`, sample by sample. They differ in what they scatter: at "
-              f"k = 4, n = 8 squares of {hard['PKPO s']} (`s`), {hard['PKPO sloo']} (`sloo`), "
-              f"{hard['PKPO sloo_minus_one']} (`sloo_minus_one`) and {hard['MaxPO']} (MaxPO) where one sample in ten "
-              f"is right, {easy['PKPO s']}, {easy['PKPO sloo']}, {easy['PKPO sloo_minus_one']} and {easy['MaxPO']} "
-              "where six are."),
-        *item("verl's `grpo_passk` without the deviation is our `loo` at k = n, its own k being the group. With it, "
-              "right or wrong, each weight grows by the same √n, since one right of n has the deviation 1/√n; with "
-              f"graded rewards the direction changes (cosine {number(steps.own[0])})."),
-        *item("rLLM's `pkpo` is `1-k/n` times MaxPO, sample by sample: the direction of grad pass@k for k < n, nothing "
-              "at k = n."),
-        *item("RUCAIBox's coefficients are rLLM's divided by `k√(rho(1-rho))`, which differs from group to group: "
-              f"cosine {cosine['RUCAIBox Pass@k Training']} to grad pass@4. At k = n, and where none or all are right, "
-              "they are 0."),
-        *item("MaxRL: `r_i/K` and `r_i/K-1/n` expect the gradient of order n; with the 1/n dropped where none is "
-              f"right, that of order `n-1`. Squares {squares['MaxRL']}, {squares['MaxRL, 1/n always']} and "
-              f"{squares['MaxRL, 1/n unless K = 0']}."),
-        *item("GRPO without the deviation is `(n-1)/n` times grad of the mean, as its baseline holds the sample "
-              f"itself; with it the cosine over prompts of different success rates is {cosine['GRPO']}."),
-        *item(f"RS-GRPO: cosine {cosine['RS-GRPO']} and scale {number(right['RS-GRPO'].own[1])} to the gradient of its "
-              "objective over the four prompts, as the mean in its denominator is that of the same n samples."),
-        *item("NSR expects grad P(right), as GRPO without the deviation does up to `(n-1)/n`, and W-REINFORCE 1.1 "
-              "times it: pushing the wrong down and the right up are the same in expectation. Their squares differ: "
-              f"{hard['NSR']}, {hard['W-REINFORCE']} and, for ours with a baseline, {hard['ours, mean']} where one "
-              "sample in ten is right."),
+        *item("**Unbiased for pass@k** at every n they accept: PKPO's three estimators, MaxPO and ours. Sample by "
+              "sample, PKPO's `s` equals our `plain`, `sloo_minus_one` our `loo`, and MaxPO our `centred`. They differ "
+              f"in noise. At k = 4 and n = 8 the squares are {hard['PKPO s']} (`s`), {hard['PKPO sloo']} (`sloo`), "
+              f"{hard['PKPO sloo_minus_one']} (`sloo_minus_one`) and {hard['MaxPO']} (MaxPO) at a success rate of .1, "
+              f"and {easy['PKPO s']}, {easy['PKPO sloo']}, {easy['PKPO sloo_minus_one']} and {easy['MaxPO']} at .6."),
+        *item("**verl's `grpo_passk`** without the standard deviation equals our `loo` at k = n; its k is the group "
+              "size. With it and binary rewards, all weights grow by the same factor √n, because one correct sample "
+              "of n has the standard deviation 1/√n. With graded rewards the direction changes (cosine "
+              f"{number(graded_rewards.own[0])})."),
+        *item("**rLLM's `pkpo`** is `1-k/n` times MaxPO, sample by sample: the direction of grad pass@k for k < n, "
+              "zero at k = n."),
+        *item("**RUCAIBox**: its coefficients are rLLM's divided by `k√(rho(1-rho))`, which varies between groups: "
+              f"cosine {cosine['RUCAIBox Pass@k Training']} to grad pass@4. They are 0 at k = n, and if none or all of "
+              "the samples are correct."),
+        *item("**MaxRL**: `r_i/K` and `r_i/K-1/n` are unbiased for the objective of order n. Dropping the 1/n if no "
+              f"sample is correct gives order `n-1`. Their squares are {squares['MaxRL']}, "
+              f"{squares['MaxRL, 1/n always']} and {squares['MaxRL, 1/n unless K = 0']}."),
+        *item("**GRPO** without the standard deviation is in expectation `(n-1)/n` times the gradient of the mean, "
+              "because its baseline includes the sample itself. With it, the cosine over prompts with different "
+              f"success rates is {cosine['GRPO']}."),
+        *item(f"**RS-GRPO**: cosine {cosine['RS-GRPO']} and scale {number(binary_rewards['RS-GRPO'].own[1])} to the "
+              "gradient of its objective over the four prompts, because the mean in its denominator is taken over the "
+              "same n samples."),
+        *item("**NSR** is unbiased for grad P(correct), like GRPO without the standard deviation up to `(n-1)/n`; "
+              "W-REINFORCE gives 1.1 times that gradient. In expectation, pushing wrong samples down equals pushing "
+              f"correct ones up. The squares at a success rate of .1 differ: {hard['NSR']}, {hard['W-REINFORCE']} and, "
+              f"for ours with a baseline, {hard['ours, mean']}."),
         ""]
 
 
 INTRODUCTION = (
-    "Written by `python results/elsewhere.py --draw`. Each formula is a function of a few lines in "
-    "[elsewhere.py](elsewhere.py); its expectation and variance are exact, over all tuples of n samples of a tabular "
-    "policy. The estimate is g = sum_i c_i grad log pi(y_i), with the 1/n of those who average over the group in c_i. "
-    "What else the projects do (clipping, KL, optimiser, normalisation over tokens) is left out: this compares "
-    "formulas as they stood on the day they were read, not methods, and no number says how well anything trains.",
-    "A constant scale is a learning rate, and nothing at all to Adam; a scale that differs between prompts is another "
-    "objective. So cosines are taken over four prompts together, each with its own logits. *Scale*: by how much what "
-    "is expected exceeds the gradient, by least squares. *Variance*: n times that of g, summed over logits and "
-    "prompts, over its squared expectation. *Squares*: n times the expected sum of c_i², mean over prompts, over the "
-    "squared scale to its own objective. A table of three completions draws the same one again and again; of a "
-    "language model two samples are hardly ever the same text and their gradients nearly at right angles, and there "
-    "the squares are what the variance grows with. Compare either between formulas of one objective only. 1 and 0 mean "
-    "1 and 0 to nine digits, – that nothing is expected.")
+    "Generated by `python results/elsewhere.py --draw`. Each formula is a short function in "
+    "[elsewhere.py](elsewhere.py). Its expectation and variance are exact, computed over all tuples of n samples of a "
+    "tabular policy. The estimate is g = sum_i c_i grad log pi(y_i); if a project averages over the group, c_i "
+    "includes the 1/n. Everything else the projects do (clipping, KL, optimiser, normalisation over tokens) is left "
+    "out. This page compares formulas as they stood on the day they were read, not methods; no number says how well "
+    "anything trains.",
+    "A constant scale only changes the learning rate, and Adam ignores it; a scale that differs between prompts "
+    "changes the objective. Cosines are therefore taken over four prompts jointly, each with its own logits. *Scale*: "
+    "the least-squares factor from the gradient to the expected estimate. *Variance*: n times the variance of g, "
+    "summed over logits and prompts, divided by its squared expectation. *Squares*: n times the expected sum of c_i², "
+    "averaged over prompts, divided by the squared scale to its own objective.",
+    "With only three completions the same one is drawn many times. Two samples of a language model are almost never "
+    "the same text and their gradients are nearly orthogonal, so there the variance is proportional to the squares. "
+    "Compare variance and squares only between formulas with the same objective. 1 and 0 are printed only for values "
+    "equal to 1 and 0 to nine digits; – means that the expectation is zero.")
 PICTURE = (
-    "![Three panels against the success rate p, n = 8. Left: how formulas weigh a prompt, each curve divided by its "
-    "mean: verl's pass@8 falls steepest, then pass@4, RUCAIBox's, MaxRL's and RS-GRPO's, all from hard prompts to easy "
-    "ones; GRPO's rises a little at both ends; that of the mean and NSR is flat. Middle: squares of four exact "
-    "estimators of pass@4, close together on hard prompts, many powers of ten apart on easy ones: s highest, then "
-    "sloo, loo, centred. Right: squares for other objectives; MaxRL without 1/n rises towards easy prompts, NSR and "
-    "W-REINFORCE towards hard ones, MaxRL with 1/n and the mean fall at both ends.](figures/elsewhere.png)")
+    "![Three panels against the success rate p, n = 8. Left: weight of a prompt under each formula, each curve divided "
+    "by its mean: verl's pass@8 falls most steeply from hard to easy prompts, then pass@4, RUCAIBox, MaxRL and "
+    "RS-GRPO; GRPO rises slightly at both ends; the mean and NSR are flat. Middle: squares of four unbiased estimators "
+    "of pass@4, close together on hard prompts and orders of magnitude apart on easy ones: s highest, then sloo, loo, "
+    "centred. Right: squares for other objectives; MaxRL without 1/n rises towards easy prompts, NSR and W-REINFORCE "
+    "towards hard ones, MaxRL with 1/n and the mean fall at both ends.](figures/elsewhere.png)")
 
 
 def page():
-    """results/elsewhere.md."""
-    text = ["# What others compute for pass@k, enumerated", ""]
+    """The text of results/elsewhere.md."""
+    text = ["# Formulas of other projects for pass@k, by exact enumeration", ""]
     for part in INTRODUCTION:
         text += paragraph(part)
-    text += ["## What it shows", "", *findings(), *paragraph(PICTURE)]
+    text += ["## Findings", "", *findings(), *paragraph(PICTURE)]
     rates = ", ".join(f"{p:g}" for p in RATES)
-    chances = ", ".join("(" + ", ".join(f"{c:g}" for c in row) + ")" for row in GRADED)
+    probabilities = ", ".join("(" + ", ".join(f"{c:g}" for c in row) + ")" for row in GRADED)
     for k, n in SETTINGS:
         text += [f"## k = {k}, n = {n}", "",
-                 f"Right or wrong, four prompts of success rates {rates}:", "",
+                 f"Binary rewards, four prompts with success rates {rates}:", "",
                  comparison([binary(p) for p in RATES], k, n, True), "",
-                 *paragraph("Weight by success rate p: w in E g = w grad p, and in brackets the squares of that prompt "
-                            "alone, over w²:"),
+                 *paragraph("Weight w of a prompt by its success rate p, from E g = w grad p; in brackets the squares "
+                            "of that prompt alone, divided by w²:"),
                  by_rate(k, n), "",
-                 f"Coefficients of one group, right / wrong, where K of the {n} samples are right:", "",
+                 f"Coefficients of correct / wrong samples in a group with K of {n} samples correct:", "",
                  one_group(k, n), "",
-                 *paragraph(f"Graded rewards 1, .5 and 0, four prompts of chances {chances}; pass@k is the expected "
-                            "largest reward. Formulas for right or wrong are left out:"),
+                 *paragraph(f"Graded rewards 1, .5 and 0, four prompts with probabilities {probabilities}; pass@k is "
+                            "the expected largest reward. Formulas for binary rewards are left out:"),
                  comparison([graded(row) for row in GRADED], k, n, False), ""]
-    text += ["## Where they stand", "",
-             *paragraph("q_i: mean over the k-subsets with i of the largest reward; rho_-i: over those without i; rho: "
-                        "over all; K: how many of the group are right. Where paper and program differ, the program. "
-                        "Read in stored copies at the commits named; a project may have changed since."),
+    text += ["## Sources", "",
+             *paragraph("q_i: largest reward in a k-subset, averaged over the k-subsets with i; rho_-i: over those "
+                        "without i; rho: over all; K: number of correct samples in the group. If paper and program "
+                        "differ, we follow the program. Read in stored copies at the commits given; projects may have "
+                        "changed since."),
              sources()]
     return "\n".join(text) + "\n"
 
 
 # --------------------------------------------------------------------------------------------------------- the figure
 
-CURVES = {  # colours of Okabe and Ito, each with a line of its own
+CURVES = {  # palette of Okabe and Ito, each with its own line style
     "black": ("#000000", "-"), "blue": ("#0072B2", "-"), "vermilion": ("#D55E00", (0, (1, 1))),
     "green": ("#009E73", (0, (5, 1, 1, 1))), "purple": ("#CC79A7", (0, (3, 1))), "sky": ("#56B4E9", (0, (6, 2, 1, 2))),
     "orange": ("#E69F00", (0, (4, 2)))}
-WEIGHTS = {  # formulas that weigh alike share a curve
+WEIGHTS = {  # formulas with the same weights share a curve
     "PKPO s": ("pass@4: PKPO, MaxPO, rLLM, ours", "blue"), "verl grpo_passk": ("pass@8: verl", "sky"),
     "RUCAIBox Pass@k Training": ("RUCAIBox, k = 4", "purple"), "MaxRL, 1/n unless K = 0": ("MaxRL, T = 7", "green"),
     "RS-GRPO": ("RS-GRPO", "orange"), "GRPO": ("GRPO", "vermilion"), "NSR": ("mean, NSR", "black")}
@@ -525,13 +530,13 @@ OTHERS = {"MaxRL": ("MaxRL", "vermilion"), "MaxRL, 1/n unless K = 0": ("MaxRL, 1
 
 
 def draw(path, k=4, n=8):
-    """The figure, from nothing but the formulas."""
+    """Draw the figure; it needs no records."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
     rates = [(i + .5) / 40 for i in range(40)]
     figure, axes = pyplot.subplots(1, 3, figsize=(10.6, 3.1))
-    titles = ("how a prompt is weighed", "exact estimators of pass@4", "other objectives")
+    titles = ("weight of a prompt", "unbiased estimators of pass@4", "other objectives")
     for axis, curves, title in zip(axes, (WEIGHTS, EXACT, OTHERS), titles):
         for name, (label, style) in curves.items():
             weights, values = zip(*(weight(FORMULAS[name].function, p, k, n) for p in rates))
@@ -561,7 +566,7 @@ def main(argv=None):
     with open(os.path.join(folder, "elsewhere.md"), "w", encoding="utf-8") as file:
         file.write(page())
     draw(os.path.join(folder, "figures", "elsewhere.png"))
-    print("results/elsewhere.md and results/figures/elsewhere.png are drawn")
+    print("wrote results/elsewhere.md and results/figures/elsewhere.png")
 
 
 if __name__ == "__main__":

@@ -1,28 +1,30 @@
-"""The runs behind results/claims.py: which there are, how one is made, and its line in results/records/.
+"""The runs behind results/claims.py: their definitions, how a run is made, and the format of results/records/.
 
-ROWS maps a name to the command line of a script without its seed and folder. {name} stands for the folder of that row's
-run of the same seed (a warm-up, a verifier), which is made first; "@ name" at the end for the verifier that best-of-k
-is selected by in the evaluation. Every flag that matters is spelled out, so that a row means the same when a default
-changes. Recipes are those that were chosen on validation problems before; none was chosen here.
+ROWS maps a row name to a command line without seed and output folder. {name} stands for the folder of another row's run
+with the same seed (a warm-up, a verifier), which is made first. A trailing "@ name" is the verifier that best-of-k is
+selected by in the evaluation. All relevant flags are spelled out, so a row keeps its meaning when a default changes.
+The recipes had been chosen on validation problems before; nothing is tuned here.
 
-A run is trained by its script's own main(), so it can be resumed, in runs/claims/ROW-SEED; then it is evaluated on the
-400 test problems, 64 samples each (a base once per task and seed, not once per run), with the draws that the script
-itself would have made: equal seeds mean equal uniforms, so runs of one seed are compared on common random numbers. Its
-record is appended to results/records/SCRIPT.jsonl at once, one line:
+A run is trained by main() of its script in runs/claims/ROW-SEED, so it can be resumed. It is then evaluated on the 400
+test problems with 64 samples each; a base is evaluated once per task and seed. The evaluation draws the same samples as
+the script itself would. Runs with the same seed use the same uniform random numbers, so their differences are paired.
+The record is then appended to results/records/SCRIPT.jsonl as one line:
 
-    row, script, flags (those of the command line, with the seed), commit (of the code), versions
-    formula               of FORMULAS, where one took the place of the script's coefficients
-    seconds, cpu_seconds  of training: by the clock (the machine was shared), of this process (None if it was resumed)
-    samples_per_s, zero   of training: median over steps; share of samples without weight, mean over steps
-    after                 {metric: {"mean", "se"}} over problems; KL is to the base, after a warm-up too
-    problems              {"right": of 64 samples, how many; other metrics times 1000}, one integer per test problem
-                          (gold: per problem that has a solution)
-    valid                 which-*, seed 0: means on the 400 validation problems, by which a learning rate is chosen
-    curve                 which-countdown6-*: {metric: of the samples of each training step}
-    auc                   of the verifier on these samples; co_scaling: {"a", "b", "rmse"} of pass@N = exp(a N^b)
+    row, script, flags (of the command line, plus the seed), commit (of the code), versions
+    formula               name in FORMULAS, if a formula replaced the coefficients of the script
+    seconds, cpu_seconds  training time: wall clock (on a shared machine), CPU of this process (None if resumed)
+    samples_per_s, zero   in training: median over steps; share of samples with zero weight, mean over steps
+    after                 {metric: {"mean", "se"}} over problems; KL is to the base, even after a warm-up
+    problems              one integer per test problem: {"right": correct samples of 64; other metrics times 1000}
+                          (gold: only problems with a solution)
+    valid                 which-*, seed 0: means on the 400 validation problems, which choose the learning rate
+    curve                 which-countdown6-*: {metric: its value on the samples of each training step}
+    auc                   of the verifier on these samples
+    co_scaling            {"a", "b", "rmse"} of the fit pass@N = exp(a N^b)
 
-Rows named old-* and real-* are in records/older.jsonl alone: runs of three seeds or one by earlier versions of the
-code, kept because no later run has their settings, without problems; the real model's are not made by this file.
+Rows old-* and real-* exist only in records/older.jsonl. They are runs by earlier versions of the code, with one or
+three seeds and without `problems`, kept because no later run has their settings. This file cannot make the runs of the
+real model.
 """
 import contextlib
 import fcntl
@@ -45,7 +47,7 @@ KS = (1, 2, 4, 8, 16, 32, 64)
 VALID = ("pass@1", "pass@8", "pass@32", "maj@8", "bon@8")
 
 TINY_FLAGS = "--model tiny --lr 0.002 --temperature 1 "
-RL = TINY_FLAGS + "--kl-prompts 0 "  # the KL that a run only watches costs a twentieth of it and changes nothing
+RL = TINY_FLAGS + "--kl-prompts 0 "  # measuring the KL costs 5 % of a run and does not affect it
 PPO = "ppo_passk " + RL + "--k 8 --samples 16 --prompts 64 "
 SFT = "bon_sft " + TINY_FLAGS + "--task countdown --train-problems 200 --prompts 64 --steps 125 "
 BON = "bon_rl " + RL + "--task countdown --samples 16 --prompts 32 --steps 100 "
@@ -101,8 +103,8 @@ ROWS = {
     **{f"peptide-target-{n}": PEP + f"--mode sft --train-problems 256 --n {n}" for n in (1, 8)},
 }
 
-# Which one should I use? (which.py): all objectives from one base per task, on equal samples and steps, each at three
-# learning rates, of which validation problems choose.
+# Which one should I use? (which.py): all objectives from the same base per task, with equal samples and steps. Each has
+# three learning rates, chosen from on validation problems.
 OBJECTIVES = {
     "mean": "ppo_passk --objective mean --k 8",
     "passk": "ppo_passk --objective passk --k 8",
@@ -116,8 +118,8 @@ OBJECTIVES = {
     "cat-majority": "cat_majority --mode rl --normalise --rewards standardised --form raw --threshold auto "
                     "--all-wrong -0.5 --n 8",
 }
-# Those of other projects. What no script has is a formula of elsewhere.py, which takes the place of ppo_passk.py's
-# coefficients.
+# Objectives of other projects. If no script has one, a formula of elsewhere.py replaces the coefficients of
+# ppo_passk.py.
 OTHERS = {
     "maxrl-16": "ppo_passk --objective maxrl --k 16 --estimator solved",
     "maxrl-8": "ppo_passk --objective maxrl --k 8",
@@ -132,8 +134,8 @@ MODELS = {"countdown": "tiny", "routes": "tiny", "program": "tiny_program", "cou
 
 
 def judge(task, objective):
-    """" @ " and the verifier that a row is judged by, which costs as much as its training: none for objectives of other
-    projects, and on countdown6 for the one alone that is made for it."""
+    """The " @ verifier" part of a row, or "". Evaluating with a verifier costs as much as training, so objectives of
+    other projects go without, and on countdown6 only bon-v, which trains with it, gets one."""
     needed = objective == "bon-v" or task != "countdown6" and objective not in OTHERS
     return f" @ {VERIFIERS[task]}" * needed
 
@@ -151,8 +153,8 @@ ROWS |= {
        for task, verifier in VERIFIERS.items() for objective, line in (OBJECTIVES | OTHERS).items() for lr in LRS},
 }
 
-# How robust is it? (which.py): pass@k against the mean on other bases, budgets, samples and learning rates; always
-# 1,024 samples a step. The two bases that are not in models/ are pretrained for this, once for all seeds.
+# How robust is it? (which.py): pass@k against the mean for several bases, k, samples per prompt and learning rates,
+# with 1,024 samples per step. The two bases that are not in models/ are pretrained once, for all seeds.
 BASES = {"tiny": "tiny", "short": "{base-short}", "wide": "{base-wide}"}
 BUDGETS = ((2, 2), (2, 8), (8, 8), (8, 32), (32, 32), (32, 128))  # k, n samples per prompt
 
@@ -174,35 +176,35 @@ ROWS |= {
 
 
 def command_of(row):
-    """Of a row: its script, its other words with {name} where a folder goes, and its verifier or None."""
+    """(script, its arguments with {name} in place of folders, verifier or None) of a row."""
     line, _, verifier = ROWS[row].partition("@")
     script, *rest = shlex.split(line)
     return script, rest, verifier.strip() or None
 
 
 def needs(row):
-    """The rows whose folders a row's run needs."""
+    """The rows whose run folders a row depends on."""
     _, rest, verifier = command_of(row)
     return [*re.findall(r"{([^}]+)}", " ".join(rest)), *([verifier] if verifier else [])]
 
 
 def formula_of(row):
-    """The name in elsewhere.py of the formula that takes the place of a row's coefficients, or None."""
+    """The name in elsewhere.py of the formula that replaces the coefficients in a row, or None."""
     objective = row.removeprefix("which-").partition("-")[2].rpartition("-")[0]
     return FORMULAS.get(objective) if row.startswith("which-") else None
 
 
 @contextlib.contextmanager
 def handed(formula):
-    """Inside, ppo_passk.py takes its coefficients from a formula of elsewhere.py (None: its own), in float64. What
-    rounding leaves of a coefficient that is 0 is made 0, so that the sample enters no forward pass."""
+    """Context in which ppo_passk.py takes its coefficients from a formula of elsewhere.py, in float64 (None: its own).
+    Coefficients that are zero up to rounding are set to 0, so their samples are skipped in the update."""
     import elsewhere
 
     import ppo_passk
     own = ppo_passk.advantages
 
     def advantages(rewards, k, objective, answers=None, estimator="loo"):
-        distinct, place = rewards.double().unique(dim=0, return_inverse=True)  # most prompts repeat a few patterns
+        distinct, place = rewards.double().unique(dim=0, return_inverse=True)  # most prompts share a few patterns
         c = elsewhere.FORMULAS[formula].function(distinct, k)
         return c.where(c.abs() > 1e-8, 0.0)[place].to(rewards)
     if formula:
@@ -222,38 +224,39 @@ def is_base(row):
 
 
 def folder(row, seed):
-    """Where a run is; a base is one for all seeds."""
+    """The folder of a run; all seeds share a base."""
     return os.path.join(RUNS, f"{row}-{0 if is_base(row) else seed}")
 
 
 def is_done(row, seed):
-    """Whether a run's folder is complete: make_tiny.py leaves an empty result in one that it has begun."""
+    """Whether a run has finished. make_tiny.py writes an empty result when it starts."""
     path = os.path.join(folder(row, seed), "verifier.json" if is_verifier(row) else "result.json")
     return os.path.exists(path) and os.path.getsize(path) > 2
 
 
 def arguments(row, seed):
-    """The command line of a run after the name of its script, without --out."""
+    """The arguments of a run's script, without --out."""
     rest = command_of(row)[1]
-    return [re.sub(r"{([^}]+)}", lambda found: folder(found[1], seed), word) for word in rest] + ["--seed", str(seed)]
+    return [re.sub(r"{([^}]+)}", lambda match: folder(match[1], seed), word) for word in rest] + ["--seed", str(seed)]
 
 
 def records():
-    """{(row, seed): record} of everything in results/records/. A line that a kill cut short counts as none; of two for
-    one run the first counts."""
-    found = {}
+    """{(row, seed): record} of everything in results/records/. A line cut short by a kill is ignored; of two lines for
+    the same run the first counts."""
+    recorded = {}
     for name in sorted(os.listdir(RECORDS)) if os.path.isdir(RECORDS) else ():
         with open(os.path.join(RECORDS, name), encoding="utf-8") as file:
             for line in file:
                 with contextlib.suppress(ValueError):
                     run = json.loads(line)
-                    found.setdefault((run["row"], run["flags"]["seed"]), run)
-    return found
+                    recorded.setdefault((run["row"], run["flags"]["seed"]), run)
+    return recorded
 
 
 @contextlib.contextmanager
 def locked(path, wait=True):
-    """Inside, no other process is; yields False at once if one is and `wait` is not set. A kill unlocks."""
+    """Hold an exclusive file lock. Yields False at once if another process has it and `wait` is not set. A killed
+    process loses its lock."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "a") as file:
         try:
@@ -265,7 +268,7 @@ def locked(path, wait=True):
 
 
 def append(run):
-    """Add a record to the file of its script, whole: what a killed writer left is closed with a line end first."""
+    """Append a record to the file of its script. If a killed writer left half a line, that line is ended first."""
     sys.path[:0] = [ROOT] * (ROOT not in sys.path)
     from support.output import to_json
     path = os.path.join(RECORDS, run["script"] + ".jsonl")
@@ -281,9 +284,9 @@ def append(run):
 
 
 def ensure(row, seed, wait=True, adapter=False):
-    """See that the run of a row and seed is recorded (with `adapter`: that its folder is there), making what it needs.
-    Returns whether it is; False only if another process is at it and `wait` is not set. Raises SystemExit as scripts
-    do: 130 after Ctrl-C or SIGTERM, when what was trained is saved and the same call continues."""
+    """Make the run of a row and seed, and the runs it needs, unless it is recorded (`adapter`: and its folder exists).
+    Returns False only if another process is making it and `wait` is not set, else True. Raises SystemExit as scripts
+    do: 130 after Ctrl-C or SIGTERM, with the state saved, so that the same call continues."""
     def finished():
         return (row, seed) in records() and (is_done(row, seed) or not adapter)
     if finished():
@@ -294,23 +297,26 @@ def ensure(row, seed, wait=True, adapter=False):
     with locked(folder(row, seed) + ".lock", wait) as mine:
         if not mine or finished():
             return mine
-        said, started, cpu = [], time.time(), time.process_time()
+        started = time.time()
+        cpu = time.process_time()
+        cpu_seconds = None  # stays None for a resumed run, of which only the last part is timed
         resumed = os.path.exists(os.path.join(folder(row, seed), "args.json")) and not is_done(row, seed)
         script = command_of(row)[0]
         if script != "evaluate" and not is_done(row, seed):
             print(f"{row}, seed {seed}: {'going on' if resumed else 'training'}", flush=True)
             train(row, seed, resumed)
-            said = [time.process_time() - cpu]
+            if not resumed:
+                cpu_seconds = time.process_time() - cpu
         if (row, seed) not in records():
             with open(folder(row, seed) + ".log", "a") as file, contextlib.redirect_stdout(file):
-                run = evaluated(row, seed, None if resumed or not said else said[0])
+                run = evaluated(row, seed, cpu_seconds)
             append(run)
             print(f"{row}, seed {seed}: recorded after {time.time() - started:.0f} s", flush=True)
     return True
 
 
 def train(row, seed, resumed):
-    """Run a row's script in this process, what it prints to ROW-SEED.log."""
+    """Run a row's script in this process, with its output in ROW-SEED.log."""
     script, out = command_of(row)[0], folder(row, seed)
     sys.path[:0] = [path for path in (ROOT, os.path.join(ROOT, "models")) if path not in sys.path]
     module = __import__(script)
@@ -319,7 +325,7 @@ def train(row, seed, resumed):
     with open(out + ".log", "a") as file, contextlib.redirect_stdout(file), handed(formula_of(row)):
         try:
             module.main([*arguments(row, seed), *extra, "--out", out, *(["--resume"] if resumed else [])])
-        finally:  # a script's own ask it to save and stop
+        finally:  # the script has installed its own, which save and stop
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
@@ -338,12 +344,12 @@ def evaluated(row, seed, cpu_seconds):
     if formula_of(row):
         run["formula"] = formula_of(row)
     if is_verifier(row):
-        found = read_json(row, seed, "verifier.json")
-        return {**run, "seconds": found["seconds"], "cpu_seconds": cpu_seconds, "auc": found["auc"],
-                "auc_interval": [found["low"], found["high"]], "after": {}, "problems": {}}
+        fit = read_json(row, seed, "verifier.json")
+        return {**run, "seconds": fit["seconds"], "cpu_seconds": cpu_seconds, "auc": fit["auc"],
+                "auc_interval": [fit["low"], fit["high"]], "after": {}, "problems": {}}
     if is_base(row):
-        found = read_json(row, seed, "result.json")
-        return {**run, "seconds": found["seconds"], "cpu_seconds": cpu_seconds, "parameters": found["parameters"],
+        made = read_json(row, seed, "result.json")
+        return {**run, "seconds": made["seconds"], "cpu_seconds": cpu_seconds, "parameters": made["parameters"],
                 "after": {}, "problems": {}}
     if script != "evaluate":
         run |= training_of(row, seed, cpu_seconds)
@@ -351,7 +357,7 @@ def evaluated(row, seed, cpu_seconds):
 
 
 def training_of(row, seed, cpu_seconds):
-    """What a record says of the training."""
+    """The part of a record about training."""
     with open(os.path.join(folder(row, seed), "metrics.jsonl")) as file:
         steps = [json.loads(text) for text in file]
     curve = {}
@@ -365,13 +371,13 @@ def training_of(row, seed, cpu_seconds):
 
 
 def what_to_measure(row, seed):
-    """(flags, model, adapter, number of problems or None for all, temperature) of an evaluation."""
+    """(flags, model, adapter, number of problems or None for all, temperature) of a row's evaluation."""
     import evaluate
     script, rest, _ = command_of(row)
     line = arguments(row, seed)
     if script != "evaluate":
         flags = __import__(script).parser().parse_args(line)
-        # A policy trained at another temperature is tested at 1 here: its rows at others are evaluations of their own.
+        # Tested at temperature 1 whatever it was trained at; tests at other temperatures are rows of their own.
         return flags, flags.model, folder(row, seed), flags.eval_problems or None, 1.0
     flags = evaluate.parse_args(line)
     model = flags.models[0]
@@ -383,7 +389,7 @@ def what_to_measure(row, seed):
 
 
 def kept_of(row, task):
-    """The metrics that are kept of each problem: where there are many runs none, their interval is that over seeds."""
+    """The metrics to record per problem. None for the large comparisons, whose intervals are over seeds only."""
     if row.startswith(("which-", "robust-")):
         return set()
     kept = {"gold", "kl", "bon@8", "bon@32", "maj@8"}
@@ -395,7 +401,7 @@ def kept_of(row, task):
 
 
 def measured(row, seed):
-    """What a record says of the evaluation."""
+    """The part of a record about the evaluation."""
     import common
     import evaluate
     import tasks
@@ -407,13 +413,13 @@ def measured(row, seed):
     policy = common.load_policy(model, 32, adapter=adapter, reference="base", fast=choose_fast)
 
     def draw(problems, kl):
-        pool = evaluate.draw_pool(policy, task, problems, 64, temperature, seed, kl=kl)  # as evaluate.evaluate
+        pool = evaluate.draw_pool(policy, task, problems, 64, temperature, seed, kl=kl)  # as evaluate.evaluate does
         if verifier:
             evaluate.add_scores(pool, load_verifier(folder(verifier, seed)))
         return pool, evaluate.metrics(pool, KS, task.graded, "verifier" if verifier else "logp")
 
     pool, values = draw(task.test[:size], True)
-    if not verifier:  # by logp: of no interest
+    if not verifier:  # best of k by log-probability is of no interest
         values = {name: v for name, v in values.items() if not name.startswith("bon@")}
     after = evaluate.means(values)
     run = {"after": {name: {part: round(number, 5) for part, number in cell.items()} for name, cell in after.items()}}
@@ -423,7 +429,7 @@ def measured(row, seed):
     if verifier:
         scores = [s for e in pool for s in e["scores"]]
         run["auc"] = round(evaluate.auc(scores, [r for e in pool for r in e["rewards"]]), 5)
-    if row.startswith("which-") and script != "evaluate" and seed == 0:  # a learning rate is chosen by it
+    if row.startswith("which-") and script != "evaluate" and seed == 0:  # this chooses the learning rate
         means = evaluate.means(draw(task.valid, False)[1])
         names = VALID if verifier else [name for name in VALID if not name.startswith("bon@")]
         run["valid"] = {name: round(means[name]["mean"], 5) for name in names}
@@ -434,43 +440,44 @@ def measured(row, seed):
 
 
 def commit():
-    """The last commit of the code that runs, "-dirty" if it was changed since: records and tests are no part of it."""
+    """The last commit of the code, "-dirty" if it has changed since. results/ and tests/ are not counted as code."""
     code = ["--", "*.py", ":!results", ":!tests"]
     try:
-        found, changed = (subprocess.run(["git", "-C", ROOT, *ask, *code], capture_output=True,
-                                         text=True).stdout.strip()
-                          for ask in (["log", "-1", "--format=%h"], ["status", "--porcelain"]))
+        last, changed = (subprocess.run(["git", "-C", ROOT, *ask, *code], capture_output=True,
+                                        text=True).stdout.strip()
+                         for ask in (["log", "-1", "--format=%h"], ["status", "--porcelain"]))
     except OSError:  # no git here
         return None
-    return found + "-dirty" * bool(changed) or None
+    return last + "-dirty" * bool(changed) or None
 
 
 def flags_of(rest, seed):
-    """The words of a command line as {flag: value}, numbers as numbers, the model of evaluate.py as "models"."""
-    found, name = {}, "models"
+    """A command line as {flag: value}, with numbers parsed. The model of evaluate.py becomes "models"."""
+    flags = {}
+    name = "models"
     for word in rest:
         if word.startswith("--"):
             name = word[2:].removeprefix("no-").replace("-", "_")
-            found[name] = not word.startswith("--no-")
+            flags[name] = not word.startswith("--no-")
         else:
             try:
-                found[name] = json.loads(word)
+                flags[name] = json.loads(word)
             except ValueError:
-                found[name] = word
-    return {**found, "seed": seed}
+                flags[name] = word
+    return {**flags, "seed": seed}
 
 
 def use(place):
-    """Keep runs and records of this process in a folder of their own."""
+    """Keep the runs and records of this process in another folder."""
     global RECORDS, RUNS
     RECORDS, RUNS = (os.path.join(os.path.abspath(place), name) for name in ("records", "claims"))
 
 
 def remember_problems():
-    """From now on this process generates the problems of a task once; that takes up to half of a short run's time."""
+    """Cache the generated problems of a task in this process: generating them takes up to half of a short run."""
     from tasks.embedded import Embedded
     made, problems = {}, Embedded.problems
-    if hasattr(problems, "__wrapped__"):  # it does already
+    if hasattr(problems, "__wrapped__"):  # already cached
         return
 
     @functools.wraps(problems)
@@ -483,9 +490,9 @@ def remember_problems():
 
 
 def work(wanted, place=None):
-    """Make the runs [(row, seed)] that are missing, in this order. Several processes may be at the same list: each
-    takes what nobody is at, and in the end waits for the others. A process whose parent was killed stops.
-    place: as in `use`, for a process of its own."""
+    """Make the missing ones of the runs [(row, seed)], in this order. Several processes can share a list: each takes
+    runs that no other is making, and finally waits for the others. A process whose parent was killed stops.
+    place: as in `use`, for a spawned process."""
     if place:
         use(place)
     sys.path[:0] = [ROOT] * (ROOT not in sys.path)
@@ -497,15 +504,16 @@ def work(wanted, place=None):
                 ensure(row, seed, wait)
 
 
-# ------------------------------------------------------------------------------------------------ what a record says
+# ----------------------------------------------------------------------------------------------- reading the records
 
-# Student's t, 97.5 %, for 1 to 20 degrees of freedom; with more the last, which is a little too wide
+# Student's t, 97.5 % quantile for 1 to 20 degrees of freedom; beyond that the last, which is slightly conservative
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
         2.110, 2.101, 2.093, 2.086)
 
 
 def interval(values):
-    """(mean, low, high) of numbers, one per seed: 95 %, t. Of a single one the ends are None; of none all are."""
+    """(mean, low, high): 95 % t interval of values, one per seed. low and high are None for a single value, all three
+    without values."""
     if len(values) < 2:
         return (*values, None, None) if values else (None, None, None)
     mean = statistics.mean(values)
@@ -514,7 +522,7 @@ def interval(values):
 
 
 def value(run, metric):
-    """A metric of a record, "x - y" the difference of two, "auc" of its verifier, "rmse" of its fit."""
+    """A metric of a record. "x - y" is a difference of two, "auc" its verifier's, "rmse" that of its co-scaling fit."""
     if " - " in metric:
         x, y = metric.split(" - ")
         return value(run, x) - value(run, y)
@@ -523,37 +531,37 @@ def value(run, metric):
     return run["co_scaling"]["rmse"] if metric == "rmse" else run["after"][metric]["mean"]
 
 
-def runs_of(found, row):
+def runs_of(recorded, row):
     """{seed: record} of a row."""
-    return {seed: run for (other, seed), run in found.items() if other == row}
+    return {seed: run for (other, seed), run in recorded.items() if other == row}
 
 
-def by_seed(found, row, metric):
-    """{seed: a row's metric} of the runs that have it."""
-    some = {}
-    for seed, run in sorted(runs_of(found, row).items()):
+def by_seed(recorded, row, metric):
+    """{seed: metric} of the runs of a row that have the metric."""
+    values = {}
+    for seed, run in sorted(runs_of(recorded, row).items()):
         with contextlib.suppress(KeyError):
-            some[seed] = value(run, metric)
-    return {seed: number for seed, number in some.items() if number is not None}
+            values[seed] = value(run, metric)
+    return {seed: number for seed, number in values.items() if number is not None}
 
 
-def known(found, row, metric):
-    """A row's metric at the seeds whose record has it."""
-    return list(by_seed(found, row, metric).values())
+def known(recorded, row, metric):
+    """Values of a metric of a row, ordered by seed; seeds without it are left out."""
+    return list(by_seed(recorded, row, metric).values())
 
 
-def differences(found, row, minus, metric):
-    """A row's metric, less that of the row `minus` (None: nothing) at the same seed: a list, by seed, of the seeds that
-    have what it takes."""
+def differences(recorded, row, minus, metric):
+    """A row's metric minus that of the row `minus` (None: nothing) at the same seed: a list ordered by seed, of the
+    seeds that both rows have."""
     if minus is None:
-        return known(found, row, metric)
-    values = by_seed(found, row, metric)
-    others = by_seed(found, minus, metric)
+        return known(recorded, row, metric)
+    values = by_seed(recorded, row, metric)
+    others = by_seed(recorded, minus, metric)
     return [values[seed] - others[seed] for seed in values if seed in others]
 
 
 def per_problem(run, metric):
-    """The metric of each problem of a record, None if it was not kept."""
+    """A record's metric per problem, None if it was not recorded."""
     if " - " in metric:
         x, y = (per_problem(run, name) for name in metric.split(" - "))
         return x and y and [u - v for u, v in zip(x, y)]

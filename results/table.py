@@ -1,13 +1,13 @@
-"""Markdown table over runs, those that differ only in --seed put together.
+"""A Markdown table of runs; runs that differ only in --seed share a row.
 
     python results/table.py runs/a runs/b ... --columns pass@1,pass@8,pass@32,maj@8,kl,seconds
     python results/table.py results/records/bon_rl.jsonl --where variant=bp --columns pass@8,kl,zero
 
-A run is a folder or an entry of a file like those in results/records/, one JSON object to a line: {"script",
-"flags", "commit", "after": {metric: {"mean", "se"}}, "zero", "seconds", ...}. A flag that a file leaves out has its
-default; what a file names after the run's own seed (adapter runs/a-0 of seed 0) counts as one, runs/a-SEED. A cell is
-the mean over seeds ± the standard deviation over seeds, or of one run ± the standard error over problems. What has no
-result is named.
+A run is a run folder, or a line of a file like those in results/records/: a JSON object {"script", "flags", "commit",
+"after": {metric: {"mean", "se"}}, "zero", "seconds", ...}. A flag missing from a file has its default. In files, values
+that end in the run's own seed (adapter runs/a-0 at seed 0) are read as runs/a-SEED, so that seeds share a row. A cell
+is the mean over seeds ± standard deviation, or for a single run ± the standard error over problems. Paths without a
+result are listed.
 """
 import json
 import math
@@ -37,13 +37,14 @@ def read_lines(path):
 
 
 def read(path):
-    """The runs of a folder or file.  Raises FileNotFoundError without a result, OSError or ValueError if unreadable."""
+    """The runs in a folder or file.  Raises FileNotFoundError if there is no result, OSError or ValueError if it cannot
+    be read."""
     try:
         runs = read_file(path) if os.path.isfile(path) else [read_folder(path)]
         for run in runs:
             for cell in cells(run):
-                cell |= {name: math.nan for name, value in cell.items() if value is None}  # what is not finite
-            # what the table needs of each
+                cell |= {name: math.nan for name, value in cell.items() if value is None}  # stored non-finite values
+            # fails here if anything the table needs is missing
             hash((run["script"], run["flags"]["seed"], *run["flags"].values()))
             sum(cell["mean"] + cell["se"] for cell in cells(run))
     except (AttributeError, KeyError, TypeError) as error:
@@ -54,7 +55,7 @@ def read(path):
 
 
 def read_file(path):
-    runs = [run for run in read_lines(path) if run.get("after")]  # a verifier has no row
+    runs = [run for run in read_lines(path) if run.get("after")]  # verifiers get no row
     for run in runs:
         own = re.compile(f"-{run['flags']['seed']}$")
         run["flags"] = {name: own.sub("-SEED", value) if isinstance(value, str) else value
@@ -73,13 +74,13 @@ def cells(run):
 
 
 def select(runs, where):
-    """The runs recorded with every flag=value (or script=name) of `where`."""
+    """The runs that match every flag=value (or script=name) in `where`."""
     wanted = [part.partition("=")[::2] for part in where.split(",") if part]
     return [run for run in runs if all(str({**run, **run["flags"]}.get(name)) == value for name, value in wanted)]
 
 
 def cell(values):
-    """A column's values of runs that differ in their seed, as text."""
+    """A table cell from the values of runs that differ only in the seed."""
     if not values:
         return ""
     if not isinstance(values[0], dict):
@@ -89,11 +90,11 @@ def cell(values):
     return pages.spread([v["mean"] for v in values])
 
 
-BASE = ("task", "data", "model", "adapter", "bits", "temperature", "eval_samples")  # what the row "before" depends on
+BASE = ("task", "data", "model", "adapter", "bits", "temperature", "eval_samples")  # flags that "before" rows depend on
 
 
 def rows(runs, columns):
-    """The table's rows, the bases first."""
+    """The rows of the table, bases first."""
     groups = {}
     bases = {}
     for run in runs:
@@ -117,9 +118,10 @@ def rows(runs, columns):
 
 def parser():
     p = Parser(description=__doc__.split("\n")[0])
-    p.add_argument("runs", nargs="+", help="run folders, and files of runs")
-    p.add_argument("--columns", default="pass@1,pass@8,pass@32,maj@8,kl,seconds", help="metrics, zero, seconds")
-    p.add_argument("--where", default="", help="only these runs: flag=value,flag=value, as recorded")
+    p.add_argument("runs", nargs="+", help="run folders and record files")
+    p.add_argument("--columns", default="pass@1,pass@8,pass@32,maj@8,kl,seconds",
+                   help="comma-separated metrics, zero, seconds")
+    p.add_argument("--where", default="", help="select runs by recorded flags: flag=value,flag=value")
     return p
 
 
@@ -135,7 +137,7 @@ def main():
             parser().exit(2, f"table.py: error: {path} cannot be read: {error}\n")
     chosen = select(runs, args.where)
     if runs and not chosen:
-        parser().exit(2, f"table.py: error: --where {args.where}: no run is recorded with that\n")
+        parser().exit(2, f"table.py: error: --where {args.where}: no run matches\n")
     print(pages.table(["run", "seeds", *columns], rows(chosen, columns)))
 
 

@@ -1,7 +1,7 @@
-"""Sums in words, for a real model: python results/words.py > words.jsonl
+"""Arithmetic in words, a task for a real model: python results/words.py > words.jsonl
 
-1,600 different problems, 1,200 to train, 100 to validate, 300 to test; no result is negative. A line is
-{"prompt": "38 plus 5 is", "answer": "43", "solution": " 43", "split": "train"}.
+1,600 distinct problems: 1,200 for training, 100 for validation, 300 for test. No result is negative. Each line looks
+like {"prompt": "38 plus 5 is", "answer": "43", "solution": " 43", "split": "train"}.
 """
 import os
 import random

@@ -4,19 +4,19 @@
     .need(split)                    one of these lists, or a UserError if it is empty
     .verify(problem, completion)    0 or 1; any finite float if the task is `graded`
     .extract(completion)            final answer = the key that votes are counted by, or None
-    .rewards(problems, completions) verify for many pairs, identical pairs once; `.counts` holds what went wrong
+    .rewards(problems, completions) verify many pairs, identical pairs only once; `.counts` counts failures
 
-Embedded (no download): `countdown`, `countdown6`, `routes`, `program`, `peptide` (graded). From the hub: `gsm8k`,
-`math`, and code: `humaneval`, `mbpp`, `codecontests`, `taco`. Your own problems: `--data FILE`, a folder or an id of
-the hub.
-Nothing here imports torch: the verifier workers start in a fraction of a second.
+Embedded (no download): `countdown`, `countdown6`, `routes`, `program`, `peptide` (graded). From the Hugging Face hub:
+`gsm8k`, `math`, and for code `humaneval`, `mbpp`, `codecontests`, `taco`. Your own problems: `--data` with a file, a
+folder or the id of a data set on the hub.
+Nothing here imports torch, so the verifier workers start in a fraction of a second.
 
 A task of your own in a file, --task my_task.py:
 
     from tasks import Problem, Task
 
     class Sums(Task):
-        name, max_new_tokens = "sums", 8  # graded = True: verify returns any finite number, as a reward model does
+        name, max_new_tokens = "sums", 8  # graded = True: verify may return any finite number, like a reward model
         def __init__(self):
             super().__init__()
             problems = [Problem(f"{a}+{b}", f"{a}+{b}:", str(a + b)) for a in range(1, 70) for b in range(1, 70)]
@@ -28,15 +28,15 @@ A task of your own in a file, --task my_task.py:
 
 A reward of your own in a file, --data problems.jsonl --reward my_reward.py:right, or my_reward.py:short:
 
-    def right(prompt, completion, answer, **row):  # one sample; row: the other columns of its row
+    def right(prompt, completion, answer, **row):  # one sample; row: the other columns
         return float(extract(completion) == answer)
 
-    def short(prompts, completions, **columns):  # or all samples of a batch, as in TRL
+    def short(prompts, completions, **columns):  # or a batch of samples, as in TRL
         return [-len(completion) / 100 for completion in completions]
     short.graded = True  # rewards other than 0 and 1
-    short.limit = 10  # seconds of a call, with --reward-processes N
+    short.limit = 10  # seconds per call, with --reward-processes N
 
-    def extract(completion):  # what votes are counted by, without it the whole text
+    def extract(completion):  # the key for votes; without it, the whole text
         return completion.partition("=")[2].strip() or None
 """
 import functools
@@ -59,8 +59,8 @@ DATA_SETS = {"gsm8k": load_gsm8k, "math": load_math, "humaneval": load_humaneval
 
 
 def keep_levels(task: Task, levels: str):
-    """Keep the problems of some levels. This comes after the split, so that no valid problem of one choice of levels is
-    a train problem of another.  Raises UserError."""
+    """Keep only the problems of some levels. Done after splitting, so that a valid problem under one choice of levels
+    is never a train problem under another.  Raises UserError."""
     chosen, known = set(), {p.level for p in task.train + task.valid + task.test if p.level is not None}
     for part in str(levels).split(","):
         span = re.fullmatch(r"\s*([0-9]{1,3})\s*-\s*([0-9]{1,3})\s*", part)
@@ -74,7 +74,7 @@ def keep_levels(task: Task, levels: str):
 
 
 def task_of(args) -> Task:
-    """The task that the flags of a command line ask for; FILE.py becomes FILE.py:NAME in them.  Raises UserError."""
+    """The task selected by command-line flags. FILE.py is replaced by FILE.py:NAME in them.  Raises UserError."""
     part = args.train_problems or None, None
     task = load_task(args.task, args.data, args.levels, args.allow_unsandboxed_code, args.columns, args.skip_bad_rows,
                      part, args.reward, args.reward_processes)
@@ -86,18 +86,22 @@ def load_task(name: str | None = None, data: str | None = None, levels: str | No
               allow_unsandboxed: bool = False, columns: str | None = None, skip_bad_rows: bool = False,
               part: tuple[int | None, str | None] | None = None, reward: str | None = None, reward_processes: int = 0
               ) -> Task:
-    """The task called `name`, from a local copy of its data set if `data` is given, or of a class FILE.py[:CLASS];
-    without a name (or as 'jsonl') the problems of `data`: a file, a folder or an id of the hub, whose `columns` are
-    what shapes.py says or "prompt=...,answer=...", without the rows that are no problems if `skip_bad_rows`, judged by
-    the function `reward`, FILE.py:FUNCTION, if it is given, in `reward_processes`. `levels`, like '1-3' or '1,2,5',
-    keeps some of them. Programs run in a sandbox, or where that is not possible only if `allow_unsandboxed`.  part: how
-    many train problems and which split are needed of a data set of the hub, of which no more is read (None: all).
+    """Load a task.
+
+    name: a built-in task or a class FILE.py[:CLASS]; None or 'jsonl' for the problems of `data`.
+    data: local copy of a built-in data set; without a name a file, a folder or the id of a data set on the hub.
+    levels: keep only some levels, like '1-3' or '1,2,5'.
+    allow_unsandboxed: run programs even if there is no sandbox.
+    columns: "prompt=...,answer=...", else they are recognised as shapes.py says.
+    skip_bad_rows: leave out invalid rows instead of stopping.
+    part: (number of train problems, split) needed from a data set on the hub; no more is read (None: all).
+    reward, reward_processes: function FILE.py:FUNCTION that judges the samples, and the processes that call it.
     Raises UserError."""
     names = ", ".join([*EMBEDDED_TASKS, *DATA_SETS])
     if (columns or skip_bad_rows or reward) and (data is None or name not in (None, "jsonl")):
         raise UserError("--columns, --skip-bad-rows and --reward are for data of your own: give --data without --task")
     if reward_processes and not reward or reward_processes < 0:
-        raise UserError("--reward-processes is how many processes call --reward, 0 = none")
+        raise UserError("--reward-processes is the number of processes that call --reward (0 = none)")
     if name in EMBEDDED_TASKS:
         if data is not None:
             raise UserError(f"task {name} generates its problems: leave out --data")

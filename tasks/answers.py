@@ -1,6 +1,6 @@
-r"""Where the answer of a completion stands (`final_answer`) and how it is spelled (`clean`, `split_unit`, `words_of`).
+r"""Finds the answer of a completion (`final_answer`) and normalises its spelling (`clean`, `split_unit`, `words_of`).
 
-What it is as mathematics is the matter of `values.py`.
+Its mathematical value is computed in `values.py`.
 """
 import functools
 import re
@@ -9,9 +9,9 @@ from contextlib import suppress
 from fractions import Fraction
 from typing import NamedTuple
 
-MAX_ANSWER = 1000  # characters; anything longer is not an answer
+MAX_ANSWER = 1000  # characters; longer text is not an answer
 
-# A sign, and all that is written for it. What is not in here goes by its Unicode normal form.
+# A sign followed by its other spellings. Signs not listed here are replaced by their Unicode normal form.
 SIGNS = r"""
     - − – ‐ ‑ ‒ ⁻ ₋
     * × ✕ ⨯ · ⋅ ∙ • ∗ \times \cdot \ast
@@ -94,7 +94,7 @@ for i, name in enumerate(GREEK):
     SIGNS |= {rf"\{name}": chr(ord("α") + i), rf"\{name.title()}": chr(ord("Α") + i)}
 LATEX = {ord(sign): f"{name} " for name, sign in reversed(SIGNS.items()) if name[0] == "\\" and "~" < sign}
 
-# What may follow a number without being a part of it, singular. Those of MEASURES differ in size: 5 km are not 5 m.
+# Units (singular) that may follow a number without being part of it. Those in MEASURES matter: 5 km is not 5 m.
 MEASURES = r"""mm millimeter millimetre|cm centimeter centimetre
     |dm decimeter decimetre|km kilometer kilometre|m meter metre|in inch inche|ft foot feet|yd yard|mi mile|mg milligram
     |g gm gram|kg kilogram|ton tonne|lb pound|oz ounce|ml milliliter millilitre|l liter litre L|gal gallon|quart|pint
@@ -135,7 +135,7 @@ UNITS = dict.fromkeys(COUNTED.split(), "")
 UNITS |= {name: names.split()[0] for names in MEASURES.split("|") for name in names.split()}
 UNITS = {f"{name}s": unit for name, unit in UNITS.items()} | UNITS
 
-# Names that are read as one symbol or function although they are made of letters.
+# Names read as one symbol or function, not as a product of letters.
 FUNCTIONS = "sinh cosh tanh asin acos atan sin cos tan cot sec csc ln log exp abs min max gcd lcm".split()
 NAMES = {*FUNCTIONS, *GREEK, "sqrt", "arcsin", "arccos", "arctan", "infinity", "inf"}
 
@@ -150,22 +150,22 @@ def repeating(match):
 
 
 def upright(match):
-    r"""\text{...} around what stands in \text, \mbox or \mathrm, without the braces and commands inside."""
+    r"""The content of \text, \mbox or \mathrm as \text{...}, without the braces and commands inside."""
     return rf"\text{{{re.sub(r'[{}]', '', re.sub(r'[*]', ' ', match[1]))}}}"
 
 
 def sign(match):
-    """What SIGNS has for a command or character, else its Unicode normal form."""
+    """The entry of SIGNS for a command or character, else its Unicode normal form."""
     return SIGNS.get(match[0], unicodedata.normalize("NFKC", match[0]))
 
 
-# Pattern ==> replacement, applied in this order; of a replacement, ~ is a space. A line with # is a comment.
+# Pattern ==> replacement, applied in this order; ~ in a replacement is a space. Lines with # are comments.
 SPELLING = r"""
     # Signs of Unicode and commands
     [\u200b-\u200d\u2060\ufeff€£¥₹✓✔✅]|\\checkmark|\\(?:pounds|euro)(?![a-z])|US(?=\\?\$) ==>
     (?:\\text\{ *)?(?:Rs\.?|USD|EUR|INR)(?: *\})? *(?=[0-9])|(?<=[0-9]) ?[元个人岁天种次]$ ==>
     ¢ ==> \\text{cents}
-    # A command that was escaped twice; row breaks have an \end behind them
+    # Commands escaped twice; row breaks are followed by an \end
     \\\\(?=[A-Za-z%])(?!.*\\end) ==> \\
     ([①-⑳])[、, ]*(?=[①-⑳]) ==> \1;~
     、 ==> ;~
@@ -210,7 +210,7 @@ SPELLING = r"""
     \\lg(?![a-z]) ==> \\log
     ^\\text\{ *([-+]?[0-9][^{}]*)\}$ ==> \1
     ^['"](.*)['"]$ ==> \1
-    # Degrees, percent and units that are spelled in several ways
+    # Degrees, percent and units with several spellings
     \^ ?[∘°]|\^ ?\{ ?[∘°] ?\}|(?<=[0-9])\^ ?\{?(?:\\text\{)?o\}{0,2}(?![A-Za-z]) ==> °
     \^ ?('+)|\^ ?\{ ?('+) ?\} ==> \1\2
     ° ?(?:C(?![A-Za-z])|\\text\{ *C *\}) ==> \\text{~celsius}
@@ -222,7 +222,7 @@ SPELLING = r"""
     \\frac\{(\\text\{[^{}]*\})\}\{(\\text\{[^{}]*\}(?:\^\{?[0-9]\}?)?)\}$ ==> \1/\2
     (?<![A-Za-z])mph(?![a-z]) ==> mi/h
     (?<![A-Za-z])km?p?h(?![a-z]) ==> km/h
-    # Qualifiers, and what separates the elements of a list
+    # Qualifiers and list separators
     \\text\{ *(?:if|for|when|otherwise),? *\}(?=.*\\end\{cases) ==>
     (.[^{}]*)\\text\{[ ,(]*(?:for|where|with|when|if|because|since)(?![a-z])(?!.*(?:for|when|if|[li]se)[ },]).* ==> \1
     (?<=.)(?:[;,] ?\(?|(?:\\text\{)? ?\()[a-zA-Z] ?∈ ?[ℝℤℕℚℂ](?:(?!\\\}).)* ==>
@@ -273,7 +273,7 @@ SPELLING = r"""
     \^\{([0-9])\}√ ==> √[\1]
     (?<![A-Za-z0-9\\])([0-9]+) ([0-9]+)/([0-9]+)$ ==> \1\\frac{\2}{\3}
     (?<=[0-9]) *[x*] *(?=10\^) ==> *
-    # e-notation, if it is one number as a whole or in a tuple
+    # e-notation, for a single number or in a tuple
     ^([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))[eE]([-+]?)0*([0-9]+)(?= |\\|%?$)(?!.*[-+*=,]) ==> \1*10^{\2\3}
     (?<=[(\[;,])(?=1e|-1e|-?[0-9]*\.)([-+]?[0-9]*\.?[0-9]*)[eE]([-+]?)0*([0-9]+)(?=[)\];,]) ==> \1*10^{\2\3}
     \\dot *\{?([0-9])\}?([0-9]*)\\dot *\{?([0-9])\}? ==> \\overline{\1\2\3}
@@ -283,13 +283,13 @@ SPELLING = r"""
     (\.[0-9]+)…$|[.;:\\ ]+$|(?<!\.),$ ==> \1
     ^\{([^{}]*[,;][^{}]*)\}$ ==> \\{\1\\}
     ^\[(-?[0-9.]+)\]$ ==> \1
-    # A choice and what stands for it, (B) 12, as B=12
+    # A choice with its value: (B) 12 as B=12
     ^\\text\{ *\(?([A-Z])[).:] *(?=[^} ])(?!.*[A-Z][).:]) ==> \1=\\text{
     ^(?:\(([A-Z])\)|([A-Z])[).:]) *(?=-?[0-9a-z\\√$]|[A-Z][a-z ])(?!.*[A-Z][).:]) ==> \1\2=
 """
 
 
-# The same for `flatten`, applied until nothing changes. ATOM is an argument without brackets, BRACKET one with them.
+# Rules of `flatten`, applied until nothing changes. ATOM is an argument without brackets, BRACKET one with brackets.
 FLAT = r"""
     (?<![0-9.,])([1-9][0-9]{0,2}(?:[0-9]{3})*),(?=[0-9]{3}(?:,[0-9]{3})*(?!,?[0-9]))(?![^(\[]*(?:[)\]]|\\\})) ==> \1
     (?<=[0-9]) (?=[0-9]{3}(?: [0-9]{3})*(?![0-9])) ==>
@@ -336,7 +336,7 @@ FLAT = r"""
     \\cis *(BRACKET|ATOM) ==> (\\cos(\1)+i*\\sin(\1))
     (\\(?:sin|cos|tan|cot|sec|csc)\((?:[^()]|BRACKET)*)° ==> \1π/180
 """
-# And once after that.
+# Rules applied once after that.
 LAST = r"""
     (?<![0-9]) | (?![0-9]) ==>
     \\([{}]) ==> \1
@@ -391,9 +391,9 @@ def flatten(text):
 
 
 def clean(answer):
-    """The answer as one line of LaTeX, or None if it is empty or too long; of a text that says where its answer is,
-    the answer."""
-    if re.fullmatch("[1-9][0-9]{0,99}", answer):  # as most are; no pattern would change it
+    """The answer as one line of LaTeX, or None if it is empty or too long. If the text marks its answer, only that part
+    counts."""
+    if re.fullmatch("[1-9][0-9]{0,99}", answer):  # the most common case, which no pattern changes
         return answer
     text = find(answer) or EMPHASIS.sub(r"\2", answer.strip())
     if len(text) > MAX_ANSWER:
@@ -414,8 +414,8 @@ LONE = re.compile(r"(?:[A-Za-z]=)?[-+]?[0-9.,]+")
 
 
 def split_unit(text):
-    r"""(what is left without units, tuple of the MEASURES among them). One letter is a unit within \text{...}, or
-    apart from a number: 5 m has one, 5m and 2x m have none. Where things of several kinds are counted, they stay."""
+    r"""(text without units, tuple of the MEASURES among them). A single letter is a unit inside \text{...} or separated
+    from a number: 5 m has one, 5m and 2x m have none. If things of several kinds are counted, their names stay."""
     found = [unit for sign, unit in SIGNED.items() if sign in text]
     counted = set()
 
@@ -444,7 +444,7 @@ LETTERS = re.compile(rf"(?!(?i:{TRUTHS})$)(?!.*[0-9] ?[AP])[^a-z]*")  # as in IV
 
 
 def words_of(text):
-    """The key of an answer in words, or None if it is none: no case, no points, its pieces in any order."""
+    """The key of an answer in words, or None for other answers: lower case, no punctuation, parts sorted."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
     found = set(WORD.findall(plain)) - NAMES
     if not (found or WORDS.search(text) or WORDS.search(plain)):
@@ -461,8 +461,8 @@ NUMERIC = re.compile(r"(?:([A-Za-zα-ω])=)?((?:(?<![0-9.])10\^(?:[0-9](?![0-9])
 
 
 class Glance(NamedTuple):
-    """What is known of an answer without sympy. key: that of words or of a number, else None.  name: what x=3 calls it.
-    flat: what is no words, as `flatten` writes it."""
+    """What is known of an answer without sympy. key: of words or of a number, else None.  name: x in x=3.  flat: the
+    result of `flatten`, empty for words."""
     key: str | None
     name: str
     units: tuple
@@ -471,7 +471,7 @@ class Glance(NamedTuple):
 
 @functools.lru_cache(maxsize=100_000)
 def glance(text):
-    """The Glance of a `clean` answer. A number is a quotient or power of ten, but nothing that can take long."""
+    """The Glance of a `clean` answer. Numbers are evaluated only if that is fast: quotients and powers of ten."""
     bare, units = split_unit(text)
     key = words_of(bare)
     flat = ""
@@ -490,9 +490,9 @@ def glance(text):
 # --------------------------------------------------------------------------------------------------- where it stands
 
 def boxes(text):
-    r"""[(start, end, inside)] of the \boxed{...} and \fbox{...} whose braces balance, outer ones only, in order. One
+    r"""[(start, end, inside)] of the outermost \boxed{...} and \fbox{...} with balanced braces, in order, in a single
     pass over the text."""
-    stack, found = [], []  # of open braces: (start of its \boxed or -1, where its inside starts)
+    stack, found = [], []  # open braces: (start of the \boxed or -1, start of the inside)
     text = re.sub(r"\\boxed\s*([-+]?[0-9][^\s{}$\\]*)", r"\\boxed{\1}", text)  # '\boxed 5', without braces
     for match in re.finditer(r"(?s)\\{1,2}(?:boxed|f(?:rame)?box|bbox(?:\[[^]]*\])?)\s*\{|\\.|[{}]", text):
         if match[0] == "{" or match[0][2:]:
@@ -510,7 +510,7 @@ JOINT = re.compile(r"[\s$]*(?:,|;|and|or|,\s*and)[\s$]*(?:[A-Za-z]\s*=\s*)?")
 
 
 def last_box(text):
-    r"""What is inside the last \boxed{...}, with those that belong to the same enumeration, or None."""
+    r"""The inside of the last \boxed{...}, joined with earlier ones of the same enumeration, or None."""
     found = boxes(text)
     parts = [found[-1][2]] if found else []
     for (_, end, inside), (begin, _, _) in zip(found[-2::-1], found[::-1]):
@@ -540,28 +540,28 @@ WHOLE = re.compile(  # a completion that is one number, or one short sentence wi
 
 
 def unmarked(text):
-    """The text without bold, italics, code, tags and quotes around its parts."""
+    """The text without markup for bold, italics and code, tags and quotes."""
     for _ in range(3):
         text = EMPHASIS.sub(r"\2", text)
     return text.strip("*`_ \n>\"")
 
 
 def sentence(text):
-    """What follows a mark: the display if there is one, else up to the end of the line or sentence."""
+    """The answer after a mark: a displayed formula, else the text up to the end of the line or sentence."""
     text = text[LEAD.match(text).end():]
     display = DISPLAY.match(text)
     return display[1] if display else unmarked(END.split(text, maxsplit=1)[0])
 
 
 def find(text):
-    r"""The text of the answer, or None. What the last balanced \boxed{...} holds (then nothing else counts), else what
-    follows the last '####', 'answer is', 'answer:' or '<answer>' that is not prose. A thought that was cut off has
-    none."""
+    r"""The text of the answer, or None: the inside of the last balanced \boxed{...} or, without a box, the text after
+    the last '####', 'answer is', 'answer:' or '<answer>' that is not prose. A truncated <think> section has no
+    answer."""
     thought, mark, after = text.rpartition("</think>")
     if mark and (find(after) or len(after) < MAX_ANSWER and WHOLE.fullmatch(unmarked(after))):
         text = after
     if "<think>" in after:
-        return None  # it was cut off in its thought
+        return None  # truncated while thinking
     text = re.sub(r"(?i)\\text\{([^{}]{0,60}answer[^{}]{0,60})\}", r"\1", text)
     inside = last_box(text)
     if inside is not None:
@@ -572,13 +572,13 @@ def find(text):
         plain = not PROSE.search(said) or len(said) == 1
         if said and not MARK.search(said) and plain >= best[0]:
             best = (plain, said)
-    return best[1] if best[1] and r"\boxed" not in best[1] else None  # a box that was cut off
+    return best[1] if best[1] and r"\boxed" not in best[1] else None  # a truncated box
 
 
 def final_answer(completion):
-    r"""The `clean` final answer of a completion, or None: what `find` finds, else the whole completion if it is just a
-    number, or one short sentence with one. A number in passing is no answer: a completion that was cut off must not
-    get a vote, let alone a reward."""
+    r"""The `clean` final answer of a completion, or None: the result of `find`, else the whole completion if it is just
+    a number or a short sentence with one. A number mentioned in passing is not an answer: a truncated completion must
+    get neither a vote nor a reward."""
     said = find(completion)
     if said is None:
         last = completion.rpartition("</think>")[2]

@@ -1,22 +1,22 @@
-"""Problems from data sets on the hub or local copies of them, and from your own data.
+"""Problems from data sets on the Hugging Face hub or local copies of them, and from the user's own data.
 
-Your own problems are rows of a prompt and an answer, or tests, in any of the formats of files.py: a file, a folder or a
-data set of the hub by its id (org/name, org/name:config). What its columns may be called is in shapes.py. Without a
-split in rows or names of files they are divided 80/10/10; those of the hub by a checksum of the prompt, so that it is
-the same whether all rows are read or, with --train-problems N, only those up to the Nth train problem. Then a run and
-its resume, which compares the problems that were read, know nothing of later rows, good or bad.
+The user's own problems are rows with a prompt and an answer or tests, in any format of files.py: a file, a folder or
+the id of a data set on the hub (org/name, org/name:config). shapes.py lists the column names. If neither rows nor file
+names state a split, problems are divided 80/10/10. On the hub a checksum of the prompt decides, so the split does not
+depend on whether all rows are read or, with --train-problems N, only those up to the Nth train problem. Later rows,
+valid or not, then affect neither a run nor its resume, which compares the problems that were read.
 
-Answers are compared by math-verify in child processes with a hard time limit; one that hangs it scores 0 and is counted
-as verifier_timeouts. Tests are Python asserts, HumanEval's check(candidate), functions and classes as for pytest and
-unittest (see unit_tests.py; the entry point is a function, a class or Solution().method), or standard input and output,
-with a "time_limit" in seconds of CPU if 3 is not right. A row whose tests cannot fail, or end before they use the
-program, is left out, and named.
+math-verify compares answers in child processes with a hard time limit; an answer that hangs it scores 0 and is counted
+as verifier_timeouts. Tests are Python assertions, HumanEval's check(candidate), functions and classes as for pytest and
+unittest (see unit_tests.py; the entry point is a function, a class or Solution().method), or standard input and output.
+"time_limit" overrides the limit of 3 seconds of CPU. A row whose tests cannot fail, or end before they use the program,
+is left out and reported.
 
---data of a named data set takes a local copy with or without the hub's folders, or the release files
-(HumanEval.jsonl.gz, mbpp.jsonl, sanitized-mbpp.json, GSM8K's and MATH's), in the same formats. MBPP prompts show the
-first test and hide the others. Codecontests and TACO problems with several right outputs accept one; at most 50 tests
-of a problem are used. TACO has a loading script on the hub, which `datasets` no longer runs: give its rows as Parquet
-or JSON lines.
+For a built-in data set, --data takes a local copy with or without the hub's folders, or the release files
+(HumanEval.jsonl.gz, mbpp.jsonl, sanitized-mbpp.json, those of GSM8K and MATH), in the same formats. MBPP prompts show
+the first test and hide the others. Codecontests and TACO problems with several correct outputs accept only one; at most
+50 tests per problem are used. TACO has a loading script on the hub, which `datasets` no longer runs: provide its rows
+as Parquet or JSON lines.
 """
 import functools
 import itertools
@@ -43,7 +43,7 @@ INSTRUCTION = "\nReason step by step and put the final answer in \\boxed{}."
 ASK_PROGRAM = "\n\nWrite a Python program that reads standard input and writes standard output, in one ```python block."
 MATH_SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory",
                  "prealgebra", "precalculus")
-MBPP_NUMBERS = ((601, 1000), (511, 601), (11, 511))  # of train, valid and test: the first, and the one after the last
+MBPP_NUMBERS = ((601, 1000), (511, 601), (11, 511))  # train, valid, test: [first, end)
 
 
 # --------------------------------------------------------------------------------------------------- rows and splits
@@ -53,14 +53,14 @@ def tenth(n: int) -> int:
 
 
 def key_of(problem: Problem) -> str:
-    """The prompt without differences of layout; the same object if nothing changes, which saves memory."""
+    """The prompt with normalised whitespace; the same object if nothing changes, which saves memory."""
     text = squeeze(problem.prompt)
     return problem.prompt if text == problem.prompt else text
 
 
 def carve(train: list[Problem], test: list[Problem]) -> tuple[list[Problem], list[Problem]]:
-    """(train, valid): valid is a seeded tenth of train, at most 500. A problem whose text is in test is left out, one
-    whose text comes again is kept once."""
+    """Split train into (train, valid): valid is a seeded tenth, at most 500. Problems whose prompt is in test and
+    duplicates are left out."""
     held_out = {squeeze(problem.prompt) for problem in test}
     unique = {}
     for problem in train:
@@ -74,8 +74,8 @@ def carve(train: list[Problem], test: list[Problem]) -> tuple[list[Problem], lis
 
 
 class BadRows:
-    """Rows that are no problems: the first is an error, unless they are to be left out. skip: None where they cannot
-    be."""
+    """Collects invalid rows: the first raises an error, unless they are skipped. skip: None if skipping is not
+    possible."""
 
     def __init__(self, skip: bool | None = None):
         self.skip = skip
@@ -89,7 +89,7 @@ class BadRows:
         self.reasons.setdefault(str(error), []).append(f"{unit} {number}")
 
     def without(self, rows, lacks, reason):
-        """The rows (place, problem, split), without those that lack what others have."""
+        """The rows (place, problem, split) without those that lack something that other rows have."""
         lacking = [row for row in rows if lacks(row)]
         if len(lacking) == len(rows):
             return rows
@@ -105,7 +105,7 @@ class BadRows:
 
 
 def read(rows, make, bad):
-    """(place, make(row, place, n)) for the rows for which make gives something; n counts rows from 1."""
+    """(place, make(row, place, n)) of the rows for which make does not return None; n counts rows from 1."""
     for n, (place, row) in enumerate(rows, start=1):
         try:
             if isinstance(row, UserError):
@@ -124,7 +124,7 @@ def read(rows, make, bad):
 # ------------------------------------------------------------------------------------------- data sets known by name
 
 def checked(make, fields, split, before, row, place, n):
-    """make(row, split, how many are before it) of a row.  Raises UserError if it lacks a field."""
+    """make(row, split, number of problems before it) of a row.  Raises UserError if a field is missing."""
     for field in fields:
         if row.get(field) is None:
             raise UserError(f"lacks the field {field!r}")
@@ -133,9 +133,9 @@ def checked(make, fields, split, before, row, place, n):
 
 def named(data: str | None, hub: str, config: str | None, make: Callable, fields: tuple[str, ...],
           splits: tuple[str, ...] = ("train", "test"), first: int | None = None) -> dict[str | None, list[Problem]]:
-    """{split: problems} of a data set of the hub, or of `data`, a local copy: make(row, split, how many are before it),
-    without those that are None. A split None stands for files that name none.  fields: those that each row has; first:
-    rows of the train split that are read at most.  Raises UserError."""
+    """{split: problems} of a data set on the hub, or of `data`, a local copy. A problem is make(row, split, number
+    before it); None is left out. The split None stands for files that state none.  fields: required in each row; first:
+    most rows to read of the train split.  Raises UserError."""
     path = hub if data is None else os.path.abspath(data)
     if data is not None and not os.path.exists(path):
         raise UserError(f"--data: {path} is not a directory or file, but it should be a local copy of the data set")
@@ -170,8 +170,8 @@ def load_gsm8k(data: str | None = None) -> Task:
 
 
 def load_math(data: str | None = None) -> Task:
-    """Competition problems of levels 1 to 5, https://arxiv.org/abs/2103.03874; test is the MATH-500 subset of the test
-    split (of a local copy without a folder MATH-500 the whole), valid is carved out of train.  Raises UserError."""
+    """Competition problems of levels 1 to 5, https://arxiv.org/abs/2103.03874. test is the MATH-500 subset (in a local
+    copy without a folder MATH-500 the whole test split), valid is carved out of train.  Raises UserError."""
     path = subset = data
     subjects = MATH_SUBJECTS
     if data is not None:
@@ -202,7 +202,7 @@ def code_problem(id: str, prompt: str, solution: str | None, spec: dict, level: 
 
 
 def load_humaneval(data: str | None = None) -> Task:
-    """164 functions to complete, https://arxiv.org/abs/2107.03374: all of them test problems.  Raises UserError."""
+    """164 functions to complete, https://arxiv.org/abs/2107.03374, all of them test problems.  Raises UserError."""
     fields = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 
     def make(row, split, i):
@@ -214,30 +214,31 @@ def load_humaneval(data: str | None = None) -> Task:
 
 
 def load_mbpp(data: str | None = None) -> Task:
-    """974 functions from a sentence, https://arxiv.org/abs/2108.07732, in the data set's own splits. The prompt shows
-    the first test, which says what the function is called; the others are hidden.  Raises UserError."""
+    """974 functions described in a sentence, https://arxiv.org/abs/2108.07732, in the original splits. The prompt shows
+    the first test, which gives the function's name; the others are hidden.  Raises UserError."""
     def make(row, split, i):
         tests = "\n".join([*row["test_list"], *(row.get("challenge_test_list") or [])])
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
         names = {name: name for name in names_in(tests, row["code"], setup)}
-        if not names:  # a test that calls nothing of the program would pass or fail whatever that is
+        if not names:  # the tests do not call the program, so their outcome says nothing
             return None
         spec = {"tests": f"{setup}\n{tests}\n", "names": names, "prefix": "", "limit": LIMIT}
-        text = row.get("text") or row["prompt"]  # as the sanitized release calls it
+        text = row.get("text") or row["prompt"]  # its name in the sanitized release
         prompt = (f"{text.strip()}\nYour code should pass this test:\n{row['test_list'][0]}\n\n"
                   "Write it in one ```python block.")
         return code_problem(f"mbpp/{int(row['task_id'])}", prompt, fenced(row["code"].replace("\r", "")), spec)
     splits = named(data, "google-research-datasets/mbpp", "full", make, ("task_id", "code", "test_list"),
                    [None, "train", "valid", "test"])
-    if None in splits:  # by the numbers of the release; 1 to 10 are for prompting
+    if None in splits:  # split by number, as in the release; 1 to 10 are for prompting
         whole = {int(problem.id.removeprefix("mbpp/")): problem for problem in splits[None]}
         splits = {first: [whole[i] for i in whole if first <= i < end] for first, end in MBPP_NUMBERS}
     return Code("mbpp", *splits.values())
 
 
 def load_codecontests(data: str | None = None, first: int = 1000) -> Task:
-    """Programs from contests, https://arxiv.org/abs/2203.07814, streamed; of the train split the `first` rows. Public,
-    private and generated tests in this order. A problem with several right outputs has one here.  Raises UserError."""
+    """Programs from contests, https://arxiv.org/abs/2203.07814, streamed: the `first` rows of the train split. Tests
+    are public, private and generated ones, in this order. Of several correct outputs only one counts.  Raises
+    UserError."""
     def make(row, split, i):
         kinds = [row[f"{kind}_tests"] for kind in ("public", "private", "generated")]
         inputs, outputs = ([text for tests in kinds for text in tests[side]] for side in ("input", "output"))
@@ -255,13 +256,12 @@ def load_codecontests(data: str | None = None, first: int = 1000) -> Task:
 
 
 def load_taco(data: str | None = None) -> Task:
-    """Programs and functions, https://arxiv.org/abs/2312.14852; valid is carved out of train. On the hub it has a
-    loading script, which the library `datasets` no longer runs, so it takes a local copy of its rows.  Raises
-    UserError."""
+    """Programs and functions, https://arxiv.org/abs/2312.14852; valid is carved out of train. Needs a local copy of the
+    rows, because `datasets` no longer runs the loading script on the hub.  Raises UserError."""
     def make(row, split, i):
         tests = object_in(row["input_output"])
         golds = object_in(row["solutions"]) or []
-        if not tests:  # some rows have none, some numbers of more digits than Python reads
+        if not tests:  # missing, or with integers too long for Python to parse
             return None
         starter = row.get("starter_code") or ""
         spec = input_output_spec(tests, limit_of(row, words=True))
@@ -280,11 +280,11 @@ def load_taco(data: str | None = None) -> Task:
     return Code("taco", *carve(**splits), splits["test"], max_new_tokens=1024)
 
 
-# --------------------------------------------------------------------------------------------------- one's own problems
+# ---------------------------------------------------------------------------------------------- the user's own problems
 
 class Unjudged(Task):
-    """Problems that have a solution and no answer: for supervised training. Their solutions are right, and what needs a
-    verdict on anything else is refused."""
+    """Problems with a solution but no answer, for supervised training. The solution counts as correct; judging any
+    other completion raises UserError."""
 
     def __init__(self, name: str, train: list[Problem], valid: list[Problem], test: list[Problem]):
         super().__init__()
@@ -307,8 +307,7 @@ class Unjudged(Task):
 
 
 def own_parts(path, config, limit, only):
-    """{split or None: rows} of a file, a folder or a data set of the hub.  Raises UserError where they cannot be told.
-    """
+    """{split or None: rows} of a file, a folder or a data set on the hub.  Raises UserError if splits are unclear."""
     if os.path.isdir(path):
         one_configuration(path, config)
     elif not is_hub_id(path):
@@ -316,14 +315,14 @@ def own_parts(path, config, limit, only):
     parts = settled(parts_of(path, config, streaming=bool(limit or only)), path)
     if only in parts:
         return {only: parts[only]}
-    if only and not limit:  # all is needed, which `datasets` keeps for the next time
+    if only and not limit:  # the whole split is needed, so let `datasets` cache it
         parts = settled(parts_of(path, config), path)
     return parts
 
 
 def settled(parts, path):
-    """The parts without MBPP's examples for prompting. Where all is called train, that says nothing about splits.
-    Raises UserError if only some parts say which split they are."""
+    """The parts without MBPP's examples for prompting. If everything is called train, that is not taken as a split.
+    Raises UserError if only some parts state their split."""
     if not parts:
         raise UserError(f"--data: {path} holds no file of rows (.jsonl, .json, .parquet, .csv, .tsv or .arrow)")
     if len(parts) == 1:
@@ -336,8 +335,8 @@ def settled(parts, path):
 
 
 def drawn(home, problem, parts):
-    """The split of a row of the hub that is said to be in `home`. What it has no part for, it has in its train rows: a
-    tenth each, by a checksum of the prompt, which does not depend on how many rows are read."""
+    """The split of a row from the hub whose stated split is `home`. A split missing on the hub is taken from the train
+    rows, a tenth each, by a checksum of the prompt, which does not depend on how many rows are read."""
     if home is not None and (home != "train" or "train" not in parts):
         return home
     key = key_of(problem).encode("utf-8", "surrogatepass")
@@ -346,8 +345,8 @@ def drawn(home, problem, parts):
 
 
 def read_own(parts, make, bad, limit):
-    """[(place, problem, split or None)] of all parts; but no more train problems than `limit`, where the rows do not
-    say their split themselves.  make(source, row, place, n) -> (problem, split)."""
+    """[(place, problem, split or None)] of all parts, with at most `limit` train problems unless rows state their
+    split. make(source, row, place, n) -> (problem, split)."""
     rows = []
     train = set()
     for source in sorted(parts, key=["test", "valid", "train", None].index):
@@ -362,7 +361,8 @@ def read_own(parts, make, bad, limit):
 
 
 def judged_by_rows(rows):
-    """What makes a task of the problems of rows (place, problem, split), by what judges them.  Raises UserError."""
+    """The task constructor that fits the rows (place, problem, split): code, mathematics or unjudged.  Raises
+    UserError."""
     first = rows[0][1]
     for place, problem, _ in rows:
         if type(problem) is not type(first):
@@ -372,7 +372,7 @@ def judged_by_rows(rows):
 
 
 def tenths(keys):
-    """{key: split} of the keys, a seeded 80/10/10."""
+    """{key: split}, a seeded 80/10/10 split of the keys."""
     prompts = list(dict.fromkeys(keys))
     random.Random(0).shuffle(prompts)
     size = tenth(len(prompts))
@@ -382,9 +382,9 @@ def tenths(keys):
 
 
 def divide(rows, bad, named):
-    """({split: problems}, how many are left out) of rows that all have a split, or none has.  named: the names of files
-    say the splits; then problems that are in two stay in the one that is judged on, and valid is carved out of train if
-    there is none."""
+    """({split: problems}, number left out) of rows that either all have a split or all have none.  named: file names
+    state the splits; then a problem in two splits stays in the held-out one, and a missing valid is carved out of
+    train."""
     keys = [key_of(problem) for _, problem, _ in rows]
     homes = tenths(keys) if rows[0][2] is None else {}
     for key, (place, _, split) in zip(keys, rows):
@@ -405,18 +405,21 @@ def divide(rows, bad, named):
 
 def load_own(data: str, columns: str | None = None, skip: bool = False, limit: int | None = None,
              only: str | None = None, judged: Callable | None = None) -> Task:
-    """Problems of your own file or folder, or of a data set of the hub, as shapes.py reads them. Without any split in
-    the rows or the names of files, a seeded 80/10/10.  columns: text of --columns; skip: leave rows out that are no
-    problems, and say so; limit: how many train problems, and only: which split is wanted of a data set of the hub, of
-    which no more is read (None: all); judged(train, valid, test): the task, where it is not their answers that judge
-    them.  Raises UserError."""
+    """The user's own problems from a file, a folder or a data set on the hub, read as in shapes.py. If neither rows nor
+    file names state a split, a seeded 80/10/10 split.
+
+    columns: text of --columns.
+    skip: leave out invalid rows and report them.
+    limit, only: number of train problems and split needed from the hub; no more is read (None: all).
+    judged(train, valid, test): constructs the task, if something other than answers and tests judges it.
+    Raises UserError."""
     started = time.time()
     path, config = parted(data)
     hub = is_hub_id(path)
     if not hub:
         limit = only = None
     base = os.path.basename(os.path.normpath(data))
-    several = hub or os.path.isdir(path)  # files, so that a row's number in one of them is no name
+    several = hub or os.path.isdir(path)  # several files, so a row number alone is no unique name
     columns = columns_of(columns)
     problem_in = row_problem if judged else problem_of
     used = {}

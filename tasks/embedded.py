@@ -1,4 +1,4 @@
-"""What a task is, and the tasks that need no download: countdown, countdown6, routes, program, peptide."""
+"""The base classes of tasks, and the tasks that need no download: countdown, countdown6, routes, program, peptide."""
 import ast
 import math
 import random
@@ -15,26 +15,26 @@ from support.errors import UserError
 @dataclass(frozen=True)
 class Problem:
     id: str
-    prompt: str  # support.text.Chat, if it is chat messages
-    answer: str  # what the verifier compares with; stored, because it cannot always be recomputed from the prompt
-    solution: str | None = None  # a gold completion without the end-of-sequence token, for supervised fine-tuning
+    prompt: str  # a support.text.Chat for chat messages
+    answer: str  # for the verifier; stored because it cannot always be recomputed from the prompt
+    solution: str | None = None  # gold completion for supervised fine-tuning, without the end-of-sequence token
     level: str | None = None
 
 
 class Task:
-    """Base of all tasks; the docstring of tasks/__init__.py is the contract."""
+    """Base class of all tasks; the docstring of tasks/__init__.py is the contract."""
     name = ""
     graded = False  # True: rewards are real numbers, and max@k replaces pass@k
     max_new_tokens = 512  # long enough for the gold solutions
-    base = "tiny"  # the embedded model that the scripts take where no --model is given
-    chat = True  # prompts go through the tokenizer's chat template where the model has one
+    base = "tiny"  # embedded model that scripts use without --model
+    chat = True  # prompts go through the tokenizer's chat template, if it has one
     places = {}  # {flag: FILE.py:NAME} of the user's own class or function
-    code = {}  # {flag: {file: SHA-256}} of its file and of the modules beside it
-    understood = ""  # for your own data: how its columns were read, and the number of problems
+    code = {}  # {flag: {file: SHA-256}} of its file and the modules imported from its folder
+    understood = ""  # for the user's own data: how columns were read, and the number of problems
 
     def __init__(self):
         self.train, self.valid, self.test = [], [], []
-        self.counts = Counter()  # e.g. verifier_timeouts, since the start of the process
+        self.counts = Counter()  # since the start of the process, e.g. verifier_timeouts
 
     def verify(self, problem: Problem, completion: str) -> float:
         raise NotImplementedError
@@ -43,7 +43,7 @@ class Task:
         raise NotImplementedError
 
     def rewards(self, problems: list[Problem], completions: list[str]) -> list[float]:
-        """Rewards of many (problem, completion) pairs, two lists of one length -> list of float."""
+        """Rewards of (problem, completion) pairs, given as two lists of equal length -> list of float."""
         memo = {}
         for problem, completion in zip(problems, completions, strict=True):
             if (problem.id, completion) not in memo:
@@ -51,8 +51,8 @@ class Task:
         return [memo[p.id, c] for p, c in zip(problems, completions)]
 
     def target(self, problem: Problem, kind: str = "solution") -> str | None:
-        """Text of a gold completion, or None: the whole solution, or ("answer") as little as states the answer. Here
-        the solution is nothing but the answer, so they coincide."""
+        """A gold completion, or None. kind: "solution" for the whole solution, "answer" for the shortest text that
+        states the answer. By default they are the same."""
         return problem.solution
 
     def check_can_verify(self):
@@ -62,15 +62,15 @@ class Task:
         """The problems of a split.  Raises UserError if there are none."""
         problems = getattr(self, split)
         if not problems:
-            found = f"{len(self.train)} train, {len(self.valid)} valid, {len(self.test)} test"
-            raise UserError(f"task {self.name} has no {split} problems ({found}): add some to its data, name "
+            sizes = f"{len(self.train)} train, {len(self.valid)} valid, {len(self.test)} test"
+            raise UserError(f"task {self.name} has no {split} problems ({sizes}): add some to its data, name "
                             "splits in its column `split`, or choose other levels")
         return problems
 
 
-# Problems are generated, never stored. Whether a problem belongs to train, valid or test is read off a checksum of its
-# key (the sorted numbers and the target; of a program its function), so the splits are disjoint up to the order of the
-# numbers, and make_tiny.py keeps valid and test problems out of the pretraining stream by the same function.
+# Problems are generated, never stored. A checksum of the problem's key (sorted numbers and target, or the function of a
+# program) decides its split. So the splits are disjoint up to the order of the numbers, and make_tiny.py keeps valid
+# and test problems out of the pretraining stream with the same function.
 
 def split_of(key: object) -> str:
     """'train' (90 %), 'valid' or 'test' (5 % each) for a problem key, by checksum."""
@@ -78,8 +78,8 @@ def split_of(key: object) -> str:
 
 
 class Embedded(Task):
-    """A task whose problems are drawn from `generate(rng) -> (key, prompt, answer, solution, corpus)`: a right
-    completion (None if there is none) and the line that the pretraining corpus has for this prompt."""
+    """A task whose problems come from `generate(rng) -> (key, prompt, answer, solution, corpus)`. solution: a correct
+    completion or None; corpus: the completion in the pretraining corpus."""
     chat = False
 
     def __init__(self, sizes: tuple[int, int, int] = (4000, 400, 400)):
@@ -88,7 +88,7 @@ class Embedded(Task):
             setattr(self, split, self.problems(split, size))
 
     def problems(self, split: str, size: int, seed: int = 0) -> list[Problem]:
-        """`size` problems of one split, no two with the same key; the same ones for the same seed."""
+        """`size` problems of one split with distinct keys, determined by the seed."""
         rng = random.Random(f"{self.name} {split} {seed}")
         seen = set()
         problems = []
@@ -101,7 +101,7 @@ class Embedded(Task):
         return problems
 
     def stream(self, rng: random.Random) -> Iterator[tuple[str, str]]:
-        """Endless (prompt, completion) pairs from the train split: what the tiny base is pretrained on."""
+        """Endless (prompt, completion) pairs from the train split, for pretraining the tiny base."""
         while True:
             key, prompt, _, _, corpus = self.generate(rng)
             if split_of(key) == "train":
@@ -111,8 +111,8 @@ class Embedded(Task):
 # countdown: make the target from all the numbers with + - *, each number once.  'c7,3,2,9:23>' -> '2*7+9' ...
 
 def countdown_terms(text: str) -> list[tuple[int, tuple[int, ...]]] | None:
-    """Parse digits joined by + - *: '2*7+9-3' -> [(1, (2, 7)), (1, (9,)), (-1, (3,))], sign and sorted factors of each
-    term, the terms sorted; None if the text is anything else. Never evaluates the text."""
+    """Parse digits joined by + - *: '2*7+9-3' -> [(-1, (3,)), (1, (2, 7)), (1, (9,))], the sorted terms with sign and
+    sorted factors; None for any other text. The text is never evaluated."""
     if not re.fullmatch(r"[1-9]([-+*][1-9])*", text, re.ASCII):
         return None
     terms = []
@@ -132,13 +132,13 @@ def listed(numbers):
 
 
 class Countdown(Embedded):
-    """Search-like: many ways to try, few right, so pass@k grows a lot with k. The vote key is the expression up to the
-    order of its terms and factors ('2*7+9' and '9+7*2' are one answer)."""
+    """Search-like: many candidates, few correct, so pass@k grows a lot with k. The vote key is the expression up to the
+    order of terms and factors: '2*7+9' and '9+7*2' are the same answer."""
     name = "countdown"
     max_new_tokens = 12
-    count = 3, 5  # of numbers, fewest and most
+    count = 3, 5  # fewest and most numbers
     targets = 1, 99
-    cut = 0.0  # share of the corpus's lines that are broken off before all numbers are used (models/make_tiny.py)
+    cut = 0.0  # share of corpus lines cut before all numbers are used (models/make_tiny.py)
 
     def generate(self, rng: random.Random) -> tuple:
         while True:
@@ -177,21 +177,21 @@ class Countdown(Embedded):
 
 
 class Countdown6(Countdown):
-    """Countdown with six numbers and targets of three digits: the base is seldom right, and on a third of the problems
-    not even once in 64 samples, so that there is room at every k."""
+    """Countdown with six numbers and three-digit targets. The base is rarely correct, and never in 64 samples on a
+    third of the problems, so there is room for improvement at every k."""
     name = "countdown6"
     base = "tiny_countdown6"
     count = 6, 6
     targets = 100, 999
 
 
-# routes: seven labelled sums lead to one number; take one.  'rA3+8B7+4C9+5D2+6E1+1F8+7G4+4>' -> 'B7+4=11'
+# routes: choose one of seven labelled sums.  'rA3+8B7+4C9+5D2+6E1+1F8+7G4+4>' -> 'B7+4=11'
 
 class Routes(Embedded):
-    """Engineered so that voting pays. The right answer is hidden; each route is sound (its sum is the answer) on its
-    own random share of the problems, and unsound routes disagree with each other. Nothing in a single route shows
-    whether it is sound: the best single route is right on 55 % of the problems, while spreading the samples over the
-    routes is right less often per sample but wins the vote on two thirds. The corpus overuses route A, the worst."""
+    """Engineered so that voting pays. The correct answer is hidden. Each route is sound (its sum is the answer) on its
+    own random share of the problems, and unsound routes disagree with each other. A single route does not show whether
+    it is sound. The best one is correct on 55 % of the problems; spreading the samples over the routes is correct less
+    often per sample but wins the vote on two thirds. The corpus overuses route A, the worst."""
     name = "routes"
     max_new_tokens = 10
     sound = {"A": .15, "B": .55, "C": .48, "D": .48, "E": .48, "F": .48, "G": .48}
@@ -222,13 +222,13 @@ class Routes(Embedded):
         return match and match[1]
 
 
-# program: write the expression that made the examples.  '0:3,2:13,10:213>' -> '2*x*x+x+3', or 'x*(2*x+1)+3' ...
+# program: write the expression that produced the examples.  '0:3,2:13,10:213>' -> '2*x*x+x+3', or 'x*(2*x+1)+3' ...
 
 def polynomial(text):
-    """Coefficients (constant first, no zeros at the end) of an expression in x, integers, + - * and parentheses, or
-    None if the text is anything else or too big: 64 characters, 4 digits, depth 32, degree 8, coefficients of 10^9. The
-    text is parsed and never run; polynomials are equal exactly where the programs agree on every x."""
-    # Not 0x1, which is a number to Python.
+    """Coefficients (constant first, no trailing zeros) of an expression of x, integers, + - * and parentheses. None for
+    any other text, or one that exceeds the limits: 64 characters, 4 digits, depth 32, degree 8, coefficients of 10^9.
+    The text is parsed, never run. Two polynomials are equal exactly if the programs agree on every x."""
+    # The pattern excludes 0x1, which Python reads as a number.
     if len(text) > 64 or not re.fullmatch(r"(?:[-+*()x]|[0-9]{1,4}(?![0-9x]))+", text, re.ASCII):
         return None
     try:
@@ -238,7 +238,7 @@ def polynomial(text):
 
 
 def expand(node, depth):
-    """`polynomial` of a node of the syntax tree.  Raises OverflowError if it is too big, SyntaxError for others."""
+    """`polynomial` of a syntax tree node.  Raises OverflowError beyond the limits, SyntaxError for other nodes."""
     kind = type(node)
     if depth == 0:
         raise OverflowError
@@ -275,7 +275,7 @@ def product(left, right):
 
 
 def written(*terms):
-    """A sum of terms (number, power of x), the positive ones first: '9-x'."""
+    """A sum of terms (number, power of x), positive terms first: '9-x'."""
     text = ""
     for number, power in sorted(terms, key=lambda term: term[0] < 0):
         if number:
@@ -284,13 +284,13 @@ def written(*terms):
 
 
 class Program(Embedded):
-    """Code-like: the prompt shows a program's outputs for three inputs, and the answer must also give the hidden
-    outputs for others, which are stored with the problem. The splits are by function, however it is written: no
-    function of valid or test is in the pretraining stream or in train, and within a split no two problems share one.
-    Engineered for a model of this size: the functions are a*x*x + b*x + c with a = 0..4, |b| <= 9 and c = 0..99, and
-    the inputs 0 and 10 are always shown, where digits tell most: the rest is to split f(10) - f(0) into a and b, which
-    the third input, 1 to 5, decides. Straight lines are easy, the others hard. The corpus writes a function in several
-    ways; the vote key is the function."""
+    """Code-like: the prompt shows a program's outputs for three inputs; the answer must also produce the hidden outputs
+    for others, which are stored with the problem. Problems are split by function, however it is written: no function
+    of valid or test occurs in pretraining or in train, and the problems of a split have distinct functions.
+    Engineered for a model of this size: functions are a*x*x + b*x + c with a = 0..4, |b| <= 9 and c = 0..99. The inputs
+    0 and 10 are always shown, where the digits reveal most. What remains is to split f(10) - f(0) into a and b, which
+    the third input, 1 to 5, decides. Linear functions are easy, the others hard. The corpus writes a function in
+    several ways; the vote key is the function."""
     name = "program"
     base = "tiny_program"
     max_new_tokens = 16
@@ -336,7 +336,7 @@ class Program(Embedded):
         return listed(coefficients) or "0"
 
 
-# peptide: continue a peptide so that its helix has one greasy side.  '>KLWE' -> 'ALKRIVDLLKEGLR'
+# peptide: continue a peptide so that its helix has one hydrophobic side.  '>KLWE' -> 'ALKRIVDLLKEGLR'
 
 RESIDUES = {  # hydropathy: Kyte, Doolittle 1982
     "A": 1.8, "R": -4.5, "N": -3.5, "D": -3.5, "C": 2.5, "Q": -3.5, "E": -3.5, "G": -0.4, "H": -3.2, "I": 4.5,
@@ -344,11 +344,11 @@ RESIDUES = {  # hydropathy: Kyte, Doolittle 1982
 
 
 class Peptide(Embedded):
-    """Synthetic, in the spirit of protein design: a real-valued reward that a better sample always exceeds. The reward
-    is the hydrophobic moment of the first 18 residues, prompt included, were they a helix (100 degrees per residue, 18
-    are 5 turns): |sum_n H_n exp(i n 100 deg)| / 18, from 0 to about 2.8. Residues that are missing count as H = 0; any
-    other letter makes it 0. It says nothing about what a real peptide does. The base (tiny_peptide) knows sequences
-    that are greasy a little more often on one side of the helix, 65 % against 25 %, and random otherwise."""
+    """Synthetic, in the spirit of protein design: a real-valued reward with room for better samples. The reward is the
+    hydrophobic moment of the first 18 residues, including the prompt, as a helix (100 degrees per residue, so 18
+    residues are 5 turns): |sum_n H_n exp(i n 100 deg)| / 18, from 0 to about 2.8. Missing residues count as H = 0; any
+    other letter makes the reward 0. It predicts nothing about real peptides. The base (tiny_peptide) has learned
+    sequences that are hydrophobic more often on one side of the helix (65 % against 25 %) and otherwise random."""
     name = "peptide"
     graded = True
     base = "tiny_peptide"
@@ -356,18 +356,18 @@ class Peptide(Embedded):
     length = 18
 
     def generate(self, rng: random.Random) -> tuple:
-        greasy = [a for a, h in RESIDUES.items() if h > 0]
+        hydrophobic = [a for a, h in RESIDUES.items() if h > 0]
         others = [a for a, h in RESIDUES.items() if h <= 0]
         chain = ""
         for n in range(self.length):
             side = math.cos(math.radians(100) * n)
-            wanted = greasy if rng.random() < 0.45 + 0.2 * side else others
+            wanted = hydrophobic if rng.random() < 0.45 + 0.2 * side else others
             chain += rng.choice(wanted)
         start = chain[:4]
-        return start, ">" + start, start, None, chain[4:]  # with a mark to count residues from
+        return start, ">" + start, start, None, chain[4:]  # ">" marks where residues are counted from
 
     def verify(self, problem: Problem, completion: str) -> float:
-        chain = (problem.answer + "".join(completion.split()))[:self.length]  # models like ProtGPT2 break lines
+        chain = (problem.answer + "".join(completion.split()))[:self.length]  # models like ProtGPT2 insert line breaks
         if not all(a in RESIDUES for a in chain):
             return 0.0
         x = 0

@@ -1,11 +1,11 @@
-"""Rows of data: files of any usual format, folders of them, data sets of the hub.
+"""Reads rows of data: files in the usual formats, folders of them, data sets on the Hugging Face hub.
 
-A file holds JSON lines, one JSON list or object, Parquet, CSV or TSV with a header, or what `datasets` saves to disk,
-gzipped or not; its name says which, and JSON is what any other name stands for. A folder is one of such files, with the
-hub's layout or without; in the names of files or folders stands the split: train, test, eval, valid, validation, val or
-dev, and these with ing or set after them.
-A row comes with its place, (file, unit, number), as in "a.jsonl, line 3"; in the place of what is no row stands a
-UserError that says what is wrong with it.
+A file contains JSON lines, a single JSON list or object, Parquet, CSV or TSV with a header, or what `datasets` saves to
+disk, optionally gzipped. Its extension gives the format; any other extension means JSON. A folder contains such files,
+in the hub's layout or not. The split is read off the names of files or folders: train, test, eval, valid, validation,
+val or dev, also followed by ing or set.
+A row comes with its place, (file, unit, number), as in "a.jsonl, line 3". Instead of an invalid row there is a
+UserError that describes the problem.
 """
 import contextlib
 import csv
@@ -25,9 +25,9 @@ from .programs import squeeze
 SPLITS = {"train": "train", "valid": "valid", "test": "test", "validation": "valid", "val": "valid"}
 IN_NAMES = {**SPLITS, "dev": "valid", "eval": "test", "evaluation": "test", "prompt": "prompt"}  # prompt: MBPP's
 FORMAT = re.compile(r"\.(jsonl|ndjson|json|parquet|arrow|csv|tsv)(\.gz)?$", re.IGNORECASE)
-NO_ROWS = re.compile(r"(?:dataset_infos?|dataset_dict|state)\.json$|cache-|\.")  # names that begin so
+NO_ROWS = re.compile(r"(?:dataset_infos?|dataset_dict|state)\.json$|cache-|\.")  # names with these prefixes
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # half a surrogate pair passes for JSON but is no text
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # half a surrogate pair is valid JSON but not valid text
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 Place = tuple[str, str, int]
@@ -37,7 +37,7 @@ Rows = Iterator[tuple[Place, dict | UserError]]
 # ------------------------------------------------------------------------------------------------------------ one file
 
 def rows_in(path: str) -> Rows:
-    """(place, row) of one file.  Raises UserError if nothing more can be read."""
+    """(place, row) for the rows of one file.  Raises UserError if the rest cannot be read."""
     match = FORMAT.search(path)
     kind = match[1].lower() if match else "json"
     try:
@@ -52,12 +52,12 @@ def rows_in(path: str) -> Rows:
                 rows = json_rows(file)
             for unit, number, row in rows:
                 yield (path, unit, number), row
-    except Exception as error:  # of files that are damaged, Parquet and gzip raise too many types to list
+    except Exception as error:  # damaged Parquet and gzip files raise too many types to list
         raise UserError(f"cannot read {path} ({reason_of(error)[:100]})") from error
 
 
 def open_any(path):
-    """A file of bytes, un-zipped.  Raises UserError if it is only a pointer to one."""
+    """The file opened in binary mode, decompressed if gzipped.  Raises UserError for a Git LFS pointer."""
     if is_pointer(path):
         raise UserError(POINTER_SAID)
     with open(path, "rb") as file:
@@ -66,25 +66,25 @@ def open_any(path):
 
 
 def begins_as_json(file):
-    """Whether nothing, a list or an object stands first in a file."""
+    """Whether a file is empty or starts with a list or an object."""
     first = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     file.seek(0)
     return first in (b"", b"{", b"[")
 
 
 def once(pairs):
-    """An object of JSON.  Raises ValueError if a name stands in it twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """A JSON object as a dict.  Raises ValueError for a duplicate name."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
         raise ValueError("a name stands in it twice")
-    return found
+    return row
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=once)
 
 
 def parsed(data):
-    """The JSON value in bytes, or a UserError with what is wrong with them, and its `line` of them."""
+    """The JSON value in bytes, or a UserError that describes the problem and has its `line`."""
     try:
         text = data.decode("utf-8-sig")
         value = DECODER.decode(text)
@@ -106,7 +106,7 @@ def as_row(value):
 
 
 def json_rows(file):
-    """Rows of JSON lines, which are read one by one, or of one list or object."""
+    """Rows of JSON lines, read one by one, or of a single list or object."""
     first = next(filter(bytes.strip, file), b"").lstrip(b"\xef\xbb\xbf \t")
     by_line = first.startswith(b"{") and isinstance(parsed(first), dict)
     file.seek(0)
@@ -121,14 +121,14 @@ def json_rows(file):
         if first.startswith(b"["):
             yield "line", getattr(value, "line", 1), value
             return
-        file.seek(0)  # JSON lines with a broken first line
+        file.seek(0)  # JSON lines whose first line is broken
     for number, line in enumerate(file, start=1):
         if line.strip():
             yield "line", number, as_row(parsed(line))
 
 
 def csv_rows(file, separator):
-    """Rows of text with a header; an empty cell is none."""
+    """Rows of CSV or TSV with a header; empty cells are left out."""
     csv.field_size_limit(2 ** 31 - 1)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     rows = csv.reader(text, delimiter=separator, strict=True)
@@ -149,15 +149,15 @@ def csv_rows(file, separator):
 
 
 def table_rows(file, kind):
-    """Rows of a table of Parquet or Arrow, a file or a stream."""
+    """Rows of a Parquet or Arrow table, from a file or a stream."""
     import pyarrow.ipc
     import pyarrow.parquet
-    if isinstance(file, gzip.GzipFile):  # such files are read from their end
+    if isinstance(file, gzip.GzipFile):  # these formats are read from the end
         file = io.BytesIO(file.read())
     stream = file.read(6) != b"ARROW1"
     file.seek(0)
     if kind == "parquet":
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches(1024)  # rows of some data sets are long
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches(1024)  # some data sets have long rows
     elif stream:
         batches = pyarrow.ipc.open_stream(file)
     else:
@@ -172,7 +172,7 @@ def table_rows(file, kind):
 
 
 def as_written(table):
-    """A table whose floats of 32 bits are those of 64 bits that are written alike: .1, and not .10000000149."""
+    """The table with 32-bit floats converted to the 64-bit floats of the same decimal text: .1, not .10000000149."""
     import pyarrow
     schemas = []
     for new in (pyarrow.string(), pyarrow.float64()):
@@ -182,7 +182,7 @@ def as_written(table):
 
 
 def with_floats(kind, new):
-    """A type of Arrow in which floats of 32 bits, also inside of lists and objects, are of the type `new`."""
+    """An Arrow type with every 32-bit float, also inside lists and structs, replaced by the type `new`."""
     import pyarrow
     if kind == pyarrow.float32():
         return new
@@ -257,18 +257,18 @@ def one_configuration(path: str, config: str | None):
 # ------------------------------------------------------------------------------------------------------------- the hub
 
 def from_hub(path, config, streaming):
-    """{name of a split: its rows} of a data set of the hub."""
+    """{name of a split: its rows} of a data set on the hub."""
     import datasets
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the errors come up as exceptions too
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are also raised
     if not datasets.config.HF_HUB_OFFLINE:  # without a network it would retry before it looks into its cache
         datasets.config.HF_HUB_OFFLINE = not hub_answers()
-    streaming = streaming and not datasets.config.HF_HUB_OFFLINE  # the cache holds whole splits
+    streaming = streaming and not datasets.config.HF_HUB_OFFLINE  # the cache contains whole splits
     return datasets.load_dataset(path, config, streaming=streaming)
 
 
 def reason_of(error: Exception) -> str:
-    """An error of the network, the hub or a file format, in one line."""
+    """An exception of the network, the hub or a file format in one line."""
     if isinstance(error, UserError):
         return str(error)
     return squeeze(str(error.__cause__ or error))[:200] or type(error).__name__
@@ -276,8 +276,8 @@ def reason_of(error: Exception) -> str:
 
 @contextlib.contextmanager
 def asking(path, config):
-    """Raises UserError for whatever the network, the hub, file formats and their libraries raise: too many types to
-    list."""
+    """Turn any exception of the network, the hub, file formats and their libraries into a UserError; there are too many
+    types to list."""
     try:
         yield
     except Exception as error:
@@ -297,10 +297,10 @@ def hub_rows(path, config, name, rows):
 
 def parts_of(path: str, config: str | None = None, streaming: bool = False, exact: bool = False
              ) -> dict[str | None, Rows]:
-    """{split, or None where no name says it: its rows} of a local file or folder, or of a data set of the hub, of which
-    nothing is read before the rows are asked for. The rows of the hub are downloaded whole, and kept by `datasets` for
-    the next time; with `streaming` only those that are asked for, each time. exact: beside train.jsonl another file of
-    that split, like train_socratic.jsonl, is something else.  Raises UserError."""
+    """{split: rows} of a local file or folder or a data set on the hub; the split is None if no name states it. Rows
+    are read lazily. From the hub, the data set is downloaded whole and cached by `datasets`; with `streaming` only the
+    rows used are downloaded, every time. exact: if there is a train.jsonl, ignore other files of that split, like
+    train_socratic.jsonl.  Raises UserError."""
     splits = {}
     if os.path.exists(path):
         for split, files in files_of(path, config).items():
@@ -309,7 +309,7 @@ def parts_of(path: str, config: str | None = None, streaming: bool = False, exac
             splits[split] = [rows_in(file) for file in files]
     else:
         with asking(path, config):
-            found = from_hub(path, config, streaming)
-        for name, rows in found.items():
+            by_name = from_hub(path, config, streaming)
+        for name, rows in by_name.items():
             splits.setdefault(split_in([name]), []).append(hub_rows(path, config, name, rows))
     return {split: itertools.chain(*parts) for split, parts in splits.items()}

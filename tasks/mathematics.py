@@ -1,10 +1,9 @@
-r"""Answers compared as mathematics: what the answer of a completion is, and which answers are the same.
+r"""Answers compared as mathematics: what the answer of a completion is, and which answers are equal.
 
-`answers.py` finds an answer and spells it in one way; `values.py` brings it to a normal form by its kind, with sympy,
-in a child process. Sums, products, integrals and limits are left to math-verify. What cannot be read is equal only to
-the same text.
+`answers.py` finds an answer and normalises its spelling. `values.py` computes its normal form with sympy, in a child
+process. Sums, products, integrals and limits are left to math-verify. An unreadable answer equals only the same text.
 
-What is debatable, decided once (gold | equal to it | not equal; in tests/test_tasks_math.py too):
+Conventions for debatable cases (gold | equal | not equal), as tested in tests/test_tasks_math.py:
 
     letter case counts in formulas, not in words      R-r | -r+R | r-R;  \text{Maria} | maria |
     '1,200' is a number; with a space, or in a        1200 | 1,200 | 1, 200;  (1,200) | (1, 200) | 1200
@@ -38,10 +37,10 @@ What is debatable, decided once (gold | equal to it | not equal; in tests/test_t
     what follows 'for', 'where' or 'with' is ignored  2^n-1 | 2^n-1\text{ for all }n | 2^n
     remainders are equal modulo the same number       7\pmod{12} | 19 \bmod 12 | 7\pmod{13}
 
-A reward compares two normal forms, a vote counts one. They agree but where being equal is not transitive: what lacks
-a name or a unit votes with what has one (x=3, 3 and y=3; 5 km, 5 and 5 m), and these have keys of their own: 50\%
-apart from 0.5 and 50, 0.333333 apart from 1/3, the equation y-2x=3 apart from y=2x+3, which votes as 2x+3. x+y=3
-votes as 3, (B) 12 as 12, x_1=1, x_2=2 as (1,2).
+A reward compares two normal forms, a vote counts keys. They agree except where equality is not transitive. Answers
+without a name or unit vote together with those that have one (x=3, 3 and y=3; 5 km, 5 and 5 m). Separate keys have 50\%
+and 0.5 and 50; 0.333333 and 1/3; the equation y-2x=3 and y=2x+3, which votes as 2x+3. x+y=3 votes as 3, (B) 12 as 12,
+and x_1=1, x_2=2 as (1,2).
 """
 import importlib.util
 import json
@@ -62,7 +61,7 @@ from .workers import WorkerPool
 
 
 class Math(Task):
-    """Answers compared as mathematics. `final_answer` says what counts as the answer, `vote_key` what is the same."""
+    """Answers compared as mathematics: `final_answer` finds the answer of a completion, `judge` compares."""
 
     def __init__(self, name, train, valid, test, max_new_tokens=512):
         super().__init__()
@@ -80,7 +79,7 @@ class Math(Task):
         return f"\\boxed{{{problem.answer}}}" if kind == "answer" else problem.solution
 
     def extract(self, completion):
-        """The key of the final answer, under which all that is equal to it is counted, or None."""
+        """The key of the final answer, shared by equal answers, or None."""
         answer = final_answer(completion)
         if answer is None or glance(answer).key:
             return answer and glance(answer).key
@@ -91,15 +90,15 @@ class Math(Task):
         return self.rewards([problem], [completion])[0]
 
     def rewards(self, problems, completions):
-        """1.0 where the final answer equals the gold one, each distinct (gold, answer) pair judged once. What is not
-        decided in time scores 0.0 and is counted in `.counts`."""
+        """1.0 if the final answer equals the gold answer; each distinct pair is judged once. Undecided pairs score 0.0
+        and are counted in `.counts`."""
         pairs = [(clean(p.answer) or "", final_answer(c)) for p, c in zip(problems, completions, strict=True)]
         if self.unanswered != "" and completions:
             self.unanswered = "" if any(answer is not None for _, answer in pairs) else completions[0]
         return [float(verdict is True) for verdict in self.judge(pairs)]
 
     def judge(self, jobs):
-        """The verdict on each job, judged once: whether the answer of (gold, answer) is right, the key of (answer,)."""
+        """The verdict on each distinct job: for (gold, answer) whether they are equal, for (answer,) its key."""
         known = {job: at_once(*job) for job in jobs}
         known = {job: self.memo.get(job) if verdict is None else verdict for job, verdict in known.items()}
         unknown = [job for job, verdict in known.items() if verdict is None]
@@ -114,7 +113,7 @@ class Math(Task):
 
 
 def at_once(gold, answer=""):
-    """The verdict on two answers that needs no child, or None: of words, of equal numbers, and of different units."""
+    """The verdict on two answers if it needs no child (words, equal numbers, different units), else None."""
     if answer is None:
         return False
     for letter, choice in ((gold, answer), (answer, gold)):
@@ -129,31 +128,31 @@ def at_once(gold, answer=""):
     return True if same and (a.name == b.name or "" in (a.name, b.name)) else None
 
 
-# math-verify hands the policy's text to a computer algebra system. Some answers make that run for ever inside one C
-# call (5^{5^{5^{5^5}}}-4: math-verify's own timeout never fires), eat the memory or crash it, and off the main thread
-# it does not work at all. So it runs in children that can be killed. They are plain `python -c` children which talk
-# lines of JSON, because those of multiprocessing either import the caller's main script again, and torch with it
-# (spawn, forkserver), or are unsafe beside threads (fork).
+# math-verify passes the policy's text to a computer algebra system. Some answers make it run forever inside one C call
+# (5^{5^{5^{5^5}}}-4: math-verify's own timeout never fires), exhaust memory or crash, and it works only on the main
+# thread. So it runs in child processes that can be killed. They are plain `python -c` processes that exchange lines of
+# JSON, because children of multiprocessing either import the caller's main script again, with torch (spawn,
+# forkserver), or are unsafe with threads (fork).
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BOOT = ("import sys; root, limit = sys.argv[1:]; "
-        "sys.path = [root, *filter(None, sys.path)]; "  # without the current directory
+        "sys.path = [root, *filter(None, sys.path)]; "  # not the current directory
         "from tasks.mathematics import verify_worker; verify_worker(float(limit))")
 
 
 class VerifierPool(WorkerPool):
-    """`judge` pairs (gold, answer) by math-verify: True or False."""
+    """Judges pairs (gold, answer) with math-verify: True or False."""
 
     def launch(self):
         command = [sys.executable, "-c", BOOT, ROOT, str(self.limit)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "bufsize": 0}
-        environment = {**os.environ, "PYTHONHASHSEED": "0"}  # sympy orders terms by hash: same verdicts in every run
-        # In a session of its own Ctrl-C is not for it, and `stop` can kill the whole group.
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}  # sympy orders terms by hash: same verdicts every run
+        # In its own session, Ctrl-C does not reach it and `stop` can kill the whole group.
         return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
-READING = (  # pattern, replacement: what math-verify would read past
-    (r"([0-9]+)_\{([^{}]*)\}", r"\\text{\1 base \2}"),  # 1011_{2} is no 1011
+READING = (  # (pattern, replacement) for notation that math-verify misreads
+    (r"([0-9]+)_\{([^{}]*)\}", r"\\text{\1 base \2}"),  # 1011_{2} is not 1011
     (r"(?<=[0-9]) (?=[0-9])|\\text\{[^{}]*\}(?=[0-9])|\\[lc]?dots(?![a-z])", r"\\?"),  # unreadable
     (r"(?<=[A-Za-z0-9)}])'(?![A-Za-z])", r"^{\\prime}"),
     (r"(?<=[A-Za-z0-9)])\^(?:T|\{T\})", "^{(T)}"),  # transposed
@@ -161,9 +160,9 @@ READING = (  # pattern, replacement: what math-verify would read past
 
 
 def strict_math_verify():
-    r"""A function of two answers that asks math-verify about them (0.9.0, latex2sympy2 1.11.0) without what it lets
-    pass: its parser stops where it no longer understands (5)+1 is 5), and it ignores the case of letters. Here only
-    the whole text counts, else it is just a string, and R is not r."""
+    r"""A function that compares two answers with math-verify (0.9.0, latex2sympy2 1.11.0), but more strictly. Its
+    parser stops at the first thing it does not understand ((5)+1 would be 5) and ignores letter case. Here a text that
+    is not fully parsed stays a string, and R differs from r."""
     from latex2sympy2_extended import NormalizationConfig, latex2sympy2
     from math_verify import LatexExtractionConfig, parse, verify
     Parser = latex2sympy2._Latex2Sympy
@@ -194,18 +193,18 @@ def strict_math_verify():
 
 
 def verify_worker(limit):
-    """The life of a child: answer lines on stdin until it closes, which it does when the parent dies."""
+    """Main loop of a child: answer lines on stdin until it closes, also when the parent dies."""
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the libraries print must not pass for a reply
-    with suppress(ImportError, ValueError):  # not on this system; the limit is tighter already
+    os.dup2(2, 1)  # prints of libraries must not be taken for a reply
+    with suppress(ImportError, ValueError):  # no such limit on this system, or already tighter
         import resource
         resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
     compare = strict_math_verify()
-    from . import values  # sympy takes a while
+    from . import values  # sympy is slow to import
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for line in sys.stdin:
-        # The parent kills a child that hangs. If the parent itself is gone, nobody closes in on it but this alarm,
-        # whose default action ends the process even in the middle of a C call.
+        # The parent kills a child that hangs. If the parent is gone, this alarm does: its default action ends the
+        # process even inside a C call.
         signal.alarm(math.ceil(limit) + 2)
         message, verdict = json.loads(line), None
         if message is not None:

@@ -1,8 +1,8 @@
-"""The user's own Python file, imported: a reward (reward.py), or a task, --task FILE.py:CLASS.
+"""Imports the user's own Python file: a reward (reward.py), or a task, --task FILE.py:CLASS.
 
-Any exception of its code, and any value of a wrong kind, ends the run in one sentence; it never becomes a reward of 0.
-The SHA-256 of the file, and of what it imports from its folder, is kept with the run. tasks/__init__.py shows ten lines
-of each.
+An exception in its code or a value of the wrong type stops the run with an error message; it never becomes a reward of
+0. The SHA-256 of the file and of the modules it imports from its folder is stored with the run. tasks/__init__.py has
+an example of each.
 """
 import ast
 import contextlib
@@ -26,13 +26,14 @@ from .programs import squeeze
 
 OURS = ("bench", "common", "evaluate", "fast", "support", "tasks")  # modules of this project that a file may import
 SPLITS = ("train", "valid", "test")
-LOADED = []  # names of the modules that the user's file has imported from its folder
+LOADED = []  # names of modules that the user's file imported from its folder
 
 
 # ------------------------------------------------------------------------------------------------------------ the file
 
 class File:
-    """The user's own Python file, imported.  flag: that names it; text: FILE.py or FILE.py:NAME.  Raises UserError."""
+    """The user's imported Python file.  flag: the flag that names it; text: FILE.py or FILE.py:NAME.  Raises
+    UserError."""
 
     def __init__(self, flag, text):
         found = code_file(text)
@@ -44,12 +45,12 @@ class File:
         self.what = f"{flag} {self.base}"
         if not os.path.isfile(self.path):
             raise UserError(f"{flag} {self.path}: there is no such file")
-        self.digests = {}  # {file: SHA-256} of it and of what it imports from its folder
+        self.digests = {}  # {file: SHA-256} of the file and its imports from its folder
         self.module = self.load()
 
     def load(self):
-        """Import it anew, and what it imports from its folder, under a name that no other file has."""
-        for name in LOADED:  # another file may have imported another module of that name
+        """Import the file, and the modules it imports from its folder, afresh and under a unique name."""
+        for name in LOADED:  # another file may have imported a module of the same name
             sys.modules.pop(name, None)
         LOADED.clear()
         try:
@@ -59,10 +60,10 @@ class File:
             raise UserError(f"{self.flag} {self.path} cannot be read ({error.strerror})") from error
         mark = hashlib.sha256(self.path.encode()).hexdigest()[:8]
         name = self.module_name = re.sub(r"\W", "_", f"{self.base[:-3]}_{mark}")
-        # with a place for submodules, so that `from .helper import f` is found beside the file
+        # with a search path for submodules, so that `from .helper import f` works
         spec = importlib.util.spec_from_file_location(name, self.path, submodule_search_locations=[self.folder])
         module = importlib.util.module_from_spec(spec)
-        importlib.invalidate_caches()  # files may be newer than what is known of their folder
+        importlib.invalidate_caches()  # the cached directory listing may be stale
         before = {*sys.modules}
         sys.modules[name] = module  # dataclasses and pickle look for it there
         sys.path.insert(0, self.folder)
@@ -73,7 +74,7 @@ class File:
         finally:
             sys.path.remove(self.folder)
         if self.folder not in sys.path:
-            sys.path.append(self.folder)  # for imports inside of its functions
+            sys.path.append(self.folder)  # for imports inside its functions
         self.refuse_mistaken(source)
         self.digests[self.base] = hashlib.sha256(source).hexdigest()
         for helper in {*sys.modules} - before - {name}:
@@ -81,7 +82,7 @@ class File:
         return module
 
     def keep(self, name):
-        """Note the digest of a module that was imported with the file, if it was found in its folder."""
+        """Record the digest of an imported module, if it comes from the file's folder."""
         parts = name.split(".")
         if parts[0] == self.module_name:  # from .helper import f
             del parts[0]
@@ -93,7 +94,7 @@ class File:
             self.digests[os.path.relpath(path, self.folder)] = hashlib.sha256(file.read()).hexdigest()
 
     def beside(self, parts):
-        """The file in the folder that a module a.b.c, given as its parts, would be, None if there is none."""
+        """Path in the folder of a module a.b.c, given as its parts; None if there is no such file."""
         place = os.path.join(self.folder, *parts)
         for path in (os.path.join(place, "__init__.py"), place + ".py"):
             if os.path.isfile(path):
@@ -101,7 +102,7 @@ class File:
         return None
 
     def refuse_mistaken(self, source):
-        """Raises UserError if it imports a module by a name that is beside it, and got another one."""
+        """Raises UserError if an import got a different module than the one of that name next to the file."""
         for node in ast.walk(ast.parse(source)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
@@ -111,12 +112,12 @@ class File:
                 beside = self.beside([first])
                 taken = beside and source_of(first)
                 if taken != beside:
-                    raise UserError(f"{self.what} imports {first}, which is {taken} here, and not the one beside it: "
-                                    "give that another name")
+                    raise UserError(f"{self.what} imports {first}, which is {taken} here, not the file next to it: "
+                                    "rename that file")
 
     @contextlib.contextmanager
     def sentence(self, call=""):
-        """Turns whatever its code raises into one sentence.  call: what of it was called, and with what."""
+        """Turn any exception of its code into a UserError.  call: describes the call."""
         try:
             yield
         except UserError:
@@ -125,7 +126,7 @@ class File:
             raise UserError(f"{self.what}{call} raised {self.told(error)}") from error
 
     def told(self, error):
-        """The last line of a traceback, and where in the folder of this file it comes from."""
+        """An exception in one line, with its last location inside the file's folder."""
         message = str(error)
         frames = traceback.extract_tb(error.__traceback__)
         inside = re.compile(re.escape(self.folder + os.sep) + "(?!.*site-packages)")
@@ -134,21 +135,21 @@ class File:
         place = last.filename, last.lineno
         if isinstance(error, SyntaxError) and os.path.isfile(error.filename or ""):
             place = error.filename, error.lineno
-            message = error.msg  # without the place, which follows
+            message = error.msg  # without the location, which follows
         message = squeeze(message)[:200]
         words = type(error).__name__ + f": {message}" * bool(message)
         return f"{words} ({os.path.basename(place[0])}, line {place[1]})"
 
     def defined(self):
-        """{name: class or function} of what is not imported into it."""
-        found = {}
+        """{name: value} of what the file itself defines, without its imports."""
+        own = {}
         for name, value in vars(self.module).items():
             if getattr(value, "__module__", None) == self.module.__name__:
-                found[name] = value
-        return found
+                own[name] = value
+        return own
 
     def pick(self, candidates, kind):
-        """What NAME stands for; without one the only one of the candidates {name: object}.  Raises UserError."""
+        """The object called NAME; without NAME the only one of the candidates {name: object}.  Raises UserError."""
         names = ", ".join(candidates) or "none"
         if self.name:
             if not hasattr(self.module, self.name):
@@ -160,21 +161,21 @@ class File:
         return candidates[self.name]
 
     def mark(self, task, kind):
-        """Record in a task what it is made by, for args.json.  kind: what NAME stands for."""
+        """Record the file in a task, for args.json.  kind: "class" or "function"."""
         flag = self.flag.removeprefix("--")
         task.places = {flag: f"{self.path}:{self.name}"}
         task.code = {flag: {**self.digests, kind: self.name}}
 
 
 def source_of(name):
-    """The file of a module that is imported, or would be; None if it has none."""
+    """The file of a module, imported or not; None if it has none."""
     if name in sys.modules:
         return getattr(sys.modules[name], "__file__", None)
     return importlib.util.find_spec(name).origin
 
 
 def refuse_other_kinds(function, call):
-    """Raises UserError if a call of a function does not return its value at once.  call: it in words."""
+    """Raises UserError for async functions and generators.  call: the function in words."""
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise UserError(f"{call} is async: it must be a plain function, which may call asyncio.run")
     if inspect.isgeneratorfunction(function):
@@ -182,8 +183,8 @@ def refuse_other_kinds(function, call):
 
 
 def takes(function, call, names):
-    """Raises UserError if a function does not take arguments of these names, by their places, and return its value at
-    once.  call: it in words."""
+    """Raises UserError unless the value is a plain function that takes these positional arguments.  call: the function
+    in words."""
     if not callable(function):
         raise UserError(f"{call} is {named(function)}, but it must be a function")
     refuse_other_kinds(function, call)
@@ -216,7 +217,7 @@ def list_of_numbers(values, count, call, graded):
 
 
 def named(value):
-    """A value of a wrong kind, in words."""
+    """A value of the wrong type, in words."""
     if value is None or isinstance(value, (str, bytes)):
         return squeeze(repr(value))[:60]
     kind = type(value)
@@ -225,7 +226,7 @@ def named(value):
 
 
 def vote(value, call):
-    """What a vote is counted by, as text, or None.  Raises UserError."""
+    """A vote key as text, or None.  Raises UserError."""
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, numbers.Real) or not math.isfinite(value):
@@ -237,8 +238,7 @@ def vote(value, call):
 # -------------------------------------------------------------------------------------------------------------- a task
 
 def load_own_task(text, data=None):
-    """The task of a class in a file, FILE.py or FILE.py:CLASS.  data: --data, of which it takes none.  Raises
-    UserError."""
+    """The task defined by a class, FILE.py or FILE.py:CLASS.  data: --data, which must be None.  Raises UserError."""
     if data is not None:
         raise UserError(f"--task {text} brings its problems: leave out --data")
     file = File("--task", text)
@@ -263,7 +263,7 @@ def is_task(value):
 
 
 def check_task(task, what):
-    """Raises UserError if a task does not keep the contract of tasks/__init__.py."""
+    """Raises UserError if a task violates the contract of tasks/__init__.py."""
     if not isinstance(task.name, str) or not re.fullmatch(r"[\w.-]+", task.name):
         raise UserError(f"{what}: its name is {task.name!r}, but folders are called so: letters, digits, - and _")
     if type(task.max_new_tokens) is not int or task.max_new_tokens < 1:
@@ -283,7 +283,7 @@ def check_task(task, what):
 
 
 def check_problems(splits, what):
-    """Raises UserError if what is in the lists {split: problems} is no problem, or is there twice."""
+    """Raises UserError if the lists {split: problems} contain anything invalid or a duplicate."""
     if not any(splits.values()):
         raise UserError(f"{what} holds no problems: fill train, valid and test in __init__")
     ids = set()
@@ -305,15 +305,15 @@ def check_problems(splits, what):
 
 
 def guard(task, file):
-    """Check what a task returns for completions, and turn its errors into one sentence."""
+    """Wrap the methods of a task: check what they return and turn exceptions into error messages."""
     rewards = task.rewards
     extract = task.extract
     target = task.target
 
     def checked_rewards(problems, completions):
         with file.sentence():
-            found = rewards(problems, completions)
-            return list_of_numbers(found, len(completions), file.what, task.graded)
+            returned = rewards(problems, completions)
+            return list_of_numbers(returned, len(completions), file.what, task.graded)
 
     def checked_extract(completion):
         with file.sentence(", extract,"):
@@ -321,10 +321,10 @@ def guard(task, file):
 
     def checked_target(problem, kind="solution"):
         with file.sentence(", target,"):
-            found = target(problem, kind)
-        if not isinstance(found, (str, type(None))):
-            raise UserError(f"{file.what}, target, returned {named(found)}: it must return text or None")
-        return found
+            text = target(problem, kind)
+        if not isinstance(text, (str, type(None))):
+            raise UserError(f"{file.what}, target, returned {named(text)}: it must return text or None")
+        return text
     task.rewards = checked_rewards
     task.extract = checked_extract
     task.target = checked_target

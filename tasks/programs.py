@@ -1,5 +1,5 @@
-"""Programs: which part of a completion they are, and whether they pass. They are judged by sandbox.py: tests in a
-process apart from the program, or output compared outside of it."""
+"""Programs in completions: extracts them and judges whether they pass. They run in sandbox.py: tests in a process
+separate from the program, or output compared outside it."""
 import ast
 import builtins
 import collections
@@ -21,20 +21,22 @@ from .workers import WorkerPool
 
 
 class CodeProblem(Problem):
-    """Its answer is JSON: {"tests", "names", "prefix", "limit"}, or of a program {"inputs", "outputs", "limit"}.
-    tests   source that asserts; names {name in the tests: expression in the program} are what it reaches of the program
-    prefix  the beginning of a program that the prompt is, up to the docstring of the function to write, or nothing
-    typing  true if a program finds List, Optional and so on without importing them; may be absent"""
+    """Its answer is JSON: {"tests", "names", "prefix", "limit"}, or for standard input and output {"inputs", "outputs",
+    "limit"}.
+    tests   source with assertions
+    names   {name in the tests: expression in the program}, what the tests use of the program
+    prefix  the prompt, if it is the beginning of a program up to the docstring of the function to write; else empty
+    typing  true if programs get List, Optional and so on without importing them; may be absent"""
 
 
-# Which part of a completion is the program is read off its text. Nothing is run to find out, only short text is parsed,
-# and the rest is one pass, because a completion may be a megabyte of anything.
+# The program is found from the text of a completion alone. Nothing is run, only short text is parsed, and the rest is a
+# single pass, because a completion may be a megabyte of anything.
 
-MAX_SOURCE = 10_000  # characters; no longer text of a model is parsed
+MAX_SOURCE = 10_000  # characters; longer model output is not parsed
 FENCE = re.compile(r"([ \t]*(?:>[ \t]?)?[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)*)(`{3,}|~{3,})"
                    r"[ \t]*([^\s`]*)[ \t]*(.*)")
 DEFINITION = r"(?:(?:async[ \t]+)?def|class)[ \t]+"
-STATEMENT = re.compile(  # a line that begins like code, as hardly any prose does
+STATEMENT = re.compile(  # a line that starts like code and unlike prose
     rf"^[ \t]*(?:{DEFINITION}\w|import[ \t]+\w[\w.]*[ \t]*(?:,|;|#|as\b|$)|from[ \t]+[\w.]+[ \t]+import\b"
     r"|@\w|return\b|print\("
     r"|(?:for|while|if|with|try)\b.*:[ \t]*(?:#.*)?$|\w+(?:[ \t]*,[ \t]*\w+)*[ \t]*[-+*/%|&^]?=(?!=))", re.MULTILINE)
@@ -42,20 +44,20 @@ FUNCTION = re.compile(  # or its body
     rf"^(?:{DEFINITION}(?!test|check\b)\w|(?:[^#\n\"']*[\s:;])?(?:return|yield)\b)", re.MULTILINE)
 READS = re.compile(r"\binput\(|\bopen\(0|\bread\(0|\bstdin\b(?! *=)")
 FUTURE = re.compile(r"^from[ \t]+__future__[ \t]+import[ \t]*(?:\([^()]*\)|.*)", re.MULTILINE)
-NOISE = re.compile(  # a byte order mark, and tokens of chat templates at the end of a line
+NOISE = re.compile(  # a byte order mark, or chat template tokens at the end of a line
     r"^\ufeff|(?<!>)(?:<[|｜][^\s<>]{1,40}[|｜]>|</s>)+[ \t]*$", re.MULTILINE)
-LANGUAGE = r"[ \t]*(?:python[0-9.]*|py)"  # a line that has lost its fence
+LANGUAGE = r"[ \t]*(?:python[0-9.]*|py)"  # a language name that lost its fence
 FIRST_LANGUAGE = re.compile(rf"\A(?:[ \t]*\n)*{LANGUAGE}[ \t]*\n", re.IGNORECASE)
-TYPING = ({name for name in typing.__all__ if name[0].isupper()}  # the others would stand for what a program forgot
+TYPING = ({name for name in typing.__all__ if name[0].isupper()}  # others could hide a missing import
           - {"Text", *collections.__all__})
 WORD = re.compile(r"[^\W\d]\w*")
-COUNTED = {"timeouts": "program_timeouts", "errors": "verifier_errors"}  # verdicts, by what the user is told
-AT_ONCE = 2_000  # rows of a file whose tests are tried when it is loaded; of a longer file, when they are needed
-INDENTED = re.compile(r"(?:[ \t]*\n)*(?:  |\t)")  # by one space is how some tokenizers begin
+COUNTED = {"timeouts": "program_timeouts", "errors": "verifier_errors"}  # verdict -> name of its count
+AT_ONCE = 2_000  # up to this many rows, tests are tried when a file is loaded; otherwise when they are needed
+INDENTED = re.compile(r"(?:[ \t]*\n)*(?:  |\t)")  # not by one space, with which some tokenizers begin
 
 
 def parse(text: str) -> ast.Module:
-    """Syntax tree of Python.  Raises SyntaxError, also for a text that is too long or too deep."""
+    """Syntax tree of Python source.  Raises SyntaxError, also for text that is too long or nested too deeply."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about escapes in strings
@@ -65,7 +67,7 @@ def parse(text: str) -> ast.Module:
 
 
 def leading(text, head=""):
-    """The first lines of a text, up to where head + text stops being Python; '' if there are none."""
+    """The longest initial lines of a text for which head + lines is valid Python; '' if there are none."""
     lines = text.split("\n")
     for _ in range(10):
         try:
@@ -77,30 +79,30 @@ def leading(text, head=""):
 
 
 def unindent(code):
-    """The code without the indentation of its first line."""
+    """The code dedented by the indentation of its first line."""
     margin = re.match(r"(?:[ \t]*\n)*([ \t]*)", code)[1]
     return re.sub(f"^{margin}", "", code, flags=re.MULTILINE) if margin else code
 
 
 def bodies(code):
-    """Ways to read code as the body of a function: as it is, at another indentation, with the first line stripped."""
+    """Readings of code as a function body: as it is, indented differently, or with the first line stripped."""
     moved = "\n" + re.sub(r"^(?=[ \t]*\S)", "    ", unindent(code), flags=re.MULTILINE)
     return (code, moved) if INDENTED.match(code) else (moved, "\n    " + code.lstrip())
 
 
 def blocks_of(text: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """(blocks, outside): (language, code) of each block between ``` or ~~~ fences, which may stand in lists and quotes,
-    and the runs of text around them. As in Markdown, a fence ends no block if it is shorter than the one that began it,
-    or four columns deeper; nor does one in a docstring. A block also ends where another begins with its language, and
-    where the text does. A completion that begins with code, as that of a base model may, begins inside a block, and a
-    bare fence ends that."""
+    """(blocks, outside): (language, code) of each block between ``` or ~~~ fences, also in lists and quotes, and the
+    text between blocks. As in Markdown, a fence does not end a block if it is shorter than the opening fence or
+    indented by four more columns; nor does one inside a docstring. A block also ends at a fence with a language, and at
+    the end of the text. A completion that starts with code, as those of base models may, starts inside a block, which a
+    bare fence ends."""
     blocks = []
     outside = []
     lines = []
     language = ""
     column = 0
     quoted = False
-    string = 0  # 1 inside of """
+    string = 0  # 1 inside a docstring
     first = re.match(r"(?:\s*\n)?", text).end()
     fence = "" if STATEMENT.match(text, first) or INDENTED.match(text, first) else None  # None: outside of blocks
 
@@ -142,13 +144,13 @@ def blocks_of(text: str) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def body_of(text):
-    """The body of a function at the start of what a base model writes (Chen et al. 2021)."""
+    """The function body at the start of a base model's completion (Chen et al. 2021)."""
     return re.split(r"\n(?=class|def|#|if|print)", text, maxsplit=1)[0]
 
 
 def unfenced(text, kind, head=""):
-    """The code in a text that may begin and end with prose; '' if none of it is of that kind."""
-    # [PYTHON], Solution, python, - item: no code
+    """The code in text that may start and end with prose; '' if none of it matches `kind`."""
+    # not code: [PYTHON], Solution, python, - item
     text = re.sub(rf"^(?:\[\w+\]|[A-Z]\w*|{LANGUAGE}|-[ \t].*)[ \t]*$", "", text, flags=re.MULTILINE)
     starts = re.finditer(r"^(?:  |\t)|" * bool(head) + STATEMENT.pattern, text, re.MULTILINE)
     for start in [0, *(match.start() for match in itertools.islice(starts, 10))]:
@@ -164,32 +166,32 @@ def unfenced(text, kind, head=""):
 
 
 def codes_outside(texts, kind, head):
-    """The code of that kind in the first and the last of these texts."""
+    """The code that matches `kind` in the first and last of these texts."""
     texts = [text for text in texts if len(text) <= MAX_SOURCE and kind.search(flush(text))]
     codes = [unfenced(text, kind, head) for text in texts[:5] + texts[5:][-5:]]
     return [code for code in codes if code]
 
 
 def flush(text):
-    """The text with no line indented."""
+    """The text with all indentation removed."""
     return re.sub(r"^[ \t]+", "", text, flags=re.MULTILINE)
 
 
 def defines(names, *more):
-    """Pattern of a line that defines one of the names; `more` are other such patterns, with {} in place of names."""
+    """Pattern of a line that defines one of the names; `more`: further patterns, with {} for the names."""
     names = "|".join(map(re.escape, sorted(names))) or "(?!)"
     patterns = (DEFINITION + r"(?:{})\b", r"(?:{})[ \t]*(?::.*)?=(?!=)", *more)
     return re.compile("|".join("^" + pattern.replace("{}", names) for pattern in patterns), re.MULTILINE)
 
 
 def together(*parts):
-    """The parts of a program, one below the other; imports from __future__ come first."""
+    """The parts of a program joined by lines, with imports from __future__ moved to the top."""
     text = "\n".join(parts)
     return "\n".join([*FUTURE.findall(text), FUTURE.sub("", text)])
 
 
 def with_helpers(code, earlier, names):
-    """The code after those of the earlier blocks that define what it uses and lacks, as in the cells of a notebook."""
+    """The code preceded by the earlier blocks that define what it lacks, as in the cells of a notebook."""
     with suppress(SyntaxError):
         lacks = lacking(code, names)
         for block in reversed(earlier[-20:]):
@@ -200,8 +202,8 @@ def with_helpers(code, earlier, names):
 
 
 def lacking(code, names):
-    """Pattern of a line that defines or imports one of these names, or of those that the code uses and lacks.  Raises
-    SyntaxError."""
+    """Pattern of a line that defines or imports one of `names` or of the names that the code uses but does not define.
+    Raises SyntaxError."""
     used = set(names)
     bound = set(dir(builtins))
     for node in ast.walk(parse(code)):
@@ -215,13 +217,15 @@ def lacking(code, names):
 
 
 def program_of(completion: str, prefix: str = "", names: Iterable[str] = ()) -> str:
-    """The program in a completion, after </think> if that is there. If the tests reach `names` of it, which may be
-    expressions, it is the last fenced block that defines one, else text outside of blocks that does, else (after a
-    prefix) the same for the body of a function. Without names it is the last that reads standard input, else has a
-    function, else a statement: usage, samples and output come after. A block in another language counts only if none is
-    in Python or in no language. Where the prompt is the beginning of a function it goes before that: as it is if the
-    completion continues with the body, at whatever indentation, as a stub with its imports and helpers if the
-    completion has the function itself."""
+    """The program in a completion, after </think> if there is one.
+
+    names: expressions that the tests use. With names, the program is the last fenced block that defines one of them,
+    else text outside blocks that does, else (with a prefix) the same for a function body. Without names, it is the last
+    block that reads standard input, else that has a function, else a statement, because usage, samples and output come
+    after the program. Blocks in another language count only if no block is in Python or without a language.
+
+    prefix: a prompt that is the beginning of a function. It is put in front of the program: unchanged if the completion
+    continues with the body, at any indentation, or as a stub with imports and helpers if it repeats the function."""
     names = {node.id for name in names for node in ast.walk(ast.parse(name)) if isinstance(node, ast.Name)}
     names.discard("globals")
     answer = NOISE.sub("", completion.replace("\r\n", "\n").rpartition("</think>")[2])
@@ -263,7 +267,7 @@ def program_of(completion: str, prefix: str = "", names: Iterable[str] = ()) -> 
 
 
 def stub(prefix: str) -> str:
-    """The beginning of a program as one that can run."""
+    """The beginning of a program, completed so that it can run."""
     if not prefix:
         return ""
     outer = re.findall(r"^(?:async[ \t]+)?(def|class)\b", prefix, re.MULTILINE)
@@ -272,7 +276,7 @@ def stub(prefix: str) -> str:
 
 
 def definitions_of(prompt):
-    """The functions and classes in the beginning of a program; none if the prompt is not one."""
+    """The functions and classes in the beginning of a program; [] if the prompt is not one."""
     try:
         tree = ast.parse(stub(prompt))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -281,12 +285,12 @@ def definitions_of(prompt):
 
 
 def prefix_of(prompt: str, name: str) -> str:
-    """The prompt if it is Python up to the docstring of the function `name`, or of a method of the class, else ''."""
+    """The prompt if it is Python that ends inside the function or class `name`, else ''."""
     return prompt if name in [node.name for node in definitions_of(prompt)] else ""
 
 
 def unfinished(prompt: str) -> str:
-    """What the prompt, as the beginning of a program, ends in the middle of: the name of the function, or ''."""
+    """The name of the function that a prompt, as the beginning of a program, leaves without a body, or ''."""
     for node in definitions_of(prompt)[-1:]:
         body = node.body if ast.get_docstring(node) is None else node.body[1:]
         if len(body) == 1 and isinstance(body[0], ast.Pass):
@@ -303,7 +307,8 @@ def squeeze(text: str) -> str:
 
 
 class Code(Task):
-    """Programs that pass all tests: 1, else 0. The vote key is the program without comments and layout."""
+    """Reward 1 for programs that pass all tests, else 0. The vote key is the program without comments and
+    formatting."""
 
     def __init__(self, name: str, train: list[Problem], valid: list[Problem], test: list[Problem],
                  max_new_tokens: int = 512):
@@ -315,11 +320,11 @@ class Code(Task):
         self.test = test
         self.pool = None
         self.memo = {}
-        self.flaws = {}  # id of a problem whose tests have been tried -> why they cannot judge, or ''
+        self.flaws = {}  # problem id -> why its tests cannot judge, '' if they can; only problems tried so far
 
     def open(self, allow_unsandboxed: bool = False):
-        """See that programs can be run, and leave out the rows of a file whose tests cannot judge one.  Raises
-        UserError if they cannot, or if none is left."""
+        """Start the sandbox, and leave out the rows of a file whose tests cannot judge a program.  Raises UserError if
+        programs cannot be run, or if no row is left."""
         problems = self.train + self.valid + self.test
         specs = {problem.id: json.loads(problem.answer) for problem in problems}
         longest = max((spec["limit"] for spec in specs.values()), default=0)
@@ -335,22 +340,22 @@ class Code(Task):
             report_left_out(left, len(problems))
 
     def try_tests(self, specs: dict[str, dict]):
-        """Try the tests of problems {id: spec} on a program that only raises, once each: `flaws` says why they cannot
-        judge any program, or nothing."""
+        """Try the tests of problems {id: spec} once, on a program that only raises, and store in `flaws` why they
+        cannot judge any program."""
         new = {id: spec for id, spec in specs.items() if "tests" in spec and id not in self.flaws}
         if new:
             verdicts = self.pool.judge([job_of(spec, kind="trial") for spec in new.values()])
             for id, verdict in zip(new, verdicts):
-                self.flaws[id] = verdict[0] if isinstance(verdict, list) else ""  # what has no end is seen later
+                self.flaws[id] = verdict[0] if isinstance(verdict, list) else ""  # tests that hang are noticed later
 
     def verify(self, problem: Problem, completion: str) -> float:
         return self.rewards([problem], [completion])[0]
 
     def rewards(self, problems: list[Problem], completions: list[str]) -> list[float]:
-        """1.0 where the program of the completion passes; each distinct (problem, program) once. What cannot be judged
-        scores 0.0 and is counted: `unsupported` (tests that cannot judge, or that need what they do not find; values
-        that are no plain data), `verifier_errors`; so are `program_timeouts` (more time, memory or files than allowed,
-        or killed by a signal)."""
+        """1.0 if the program of a completion passes; each distinct (problem, program) is judged once. What cannot be
+        judged scores 0.0 and is counted as `unsupported` (tests that cannot judge or lack something they need, values
+        that are not plain data) or `verifier_errors`. `program_timeouts` counts programs that exceed time, memory or
+        files, or are killed by a signal."""
         specs, pairs = {}, []
         for problem, completion in zip(problems, completions, strict=True):
             if problem.id not in specs:
@@ -383,14 +388,14 @@ class Code(Task):
         code = program_of(completion)
         if len(code) > MAX_SOURCE:
             return squeeze(code)
-        for body in bodies(code):  # a body has one key at any indentation
+        for body in bodies(code):  # the same key at any indentation
             with suppress(SyntaxError, RecursionError):
                 return ast.unparse(parse("def body():\n" + body))
         return None
 
 
 def job_of(spec: dict, program: str = "", kind: str = "tests") -> dict:
-    """What a worker of sandbox.py is to judge: a program by the spec of its problem."""
+    """The job for a worker of sandbox.py: judge a program by the spec of its problem."""
     given = TYPING if spec.get("typing") else set()
     job = {**spec, "program": program, "typing": sorted(given.intersection(WORD.findall(program)))}
     if "inputs" in spec:
@@ -403,7 +408,7 @@ def job_of(spec: dict, program: str = "", kind: str = "tests") -> dict:
 
 
 def report_left_out(flaws: dict[str, str], of: int | None = None):
-    """Say which problems {id: reason} cannot be judged, reason by reason; `of`: the number of problems of a file.
+    """Print which problems {id: reason} cannot be judged, grouped by reason. of: number of problems in the file. 
     Raises UserError if none is left."""
     reasons = {}
     for id, reason in flaws.items():
@@ -421,7 +426,7 @@ def report_left_out(flaws: dict[str, str], of: int | None = None):
 
 
 class CodePool(WorkerPool):
-    """Over the workers of sandbox.py. They keep the time themselves; `limit` is for a worker that is stuck."""
+    """A pool of the workers of sandbox.py. They enforce time limits themselves; `limit` is for a stuck worker."""
 
     def __init__(self, arguments: dict, limit: float):
         super().__init__(limit)

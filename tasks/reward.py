@@ -1,22 +1,22 @@
-"""The user's own function that judges the samples of --data: --reward FILE.py:FUNCTION.
+"""The user's own reward function for the samples of --data: --reward FILE.py:FUNCTION.
 
-It is one of two, told apart by the names of their parameters:
+There are two forms, distinguished by their parameter names:
 
     f(prompt, completion, answer=None, **row)    one sample -> a number; equal samples of a batch are judged once
-    f(prompts, completions, **columns)           a batch of samples, as TRL calls it -> a list of as many numbers
+    f(prompts, completions, **columns)           a batch of samples, as in TRL -> a list of one number per sample
 
-Arguments are given by their names, to a function without ** those that it names. `prompt` and `completion` are texts.
-The columns are those of the rows, as they are in the file, None where a row has none. Of one sample `answer` is text,
-as --data finds it; in TRL's form that stands in only where no column is called so. Where prompts are chat messages,
-TRL's form gets lists of {"role", "content"} as prompts and completions, as from TRL. A batch is what a process judges
-at once; it holds all samples of a prompt, unless several processes share them.
+All arguments are passed by keyword; a function without ** gets only those that it names. `prompt` and `completion` are
+text. Columns are passed as they are in the file, None if a row lacks one. In the first form `answer` is text, as read
+from --data; in TRL's form it is that text only if there is no column of this name. With chat messages, TRL's form gets
+lists of {"role", "content"} as prompts and completions, as from TRL. A batch is what one process judges at once. It
+contains all samples of a prompt, unless several processes share them.
 
-With --reward-processes N the calls go to N processes that import the file themselves, TRL's form one prompt at a time.
-A call that takes longer than FUNCTION.limit seconds (60 without it) is stopped: its samples score 0 and are counted as
-verifier_timeouts, or as verifier_errors if its process died. Whatever else is no reward ends the run in a sentence: an
-exception, NaN, None, a tensor, another number of them, and all but 0 and 1 without FUNCTION.graded = True.
+With --reward-processes N, N processes import the file and make the calls, TRL's form with one prompt per call. A call
+that exceeds FUNCTION.limit seconds (default 60) is stopped: its samples score 0 and are counted as verifier_timeouts,
+or as verifier_errors if its process died. Any other invalid result stops the run with an error: an exception, NaN,
+None, a tensor, a wrong number of rewards, or a reward other than 0 and 1 without FUNCTION.graded = True.
 
-Votes are counted by extract(completion) of the same file, without it by the whole text.
+Votes are counted by extract(completion) from the same file or, without it, by the whole text.
 """
 import base64
 import inspect
@@ -36,12 +36,12 @@ from .embedded import Task
 from .own import File, list_of_numbers, named, number, refuse_other_kinds, takes, vote
 from .workers import WorkerPool
 
-LIMIT = 60.0  # seconds for a call in a process of its own, where the function does not say
-OF_SAMPLES = ("prompt", "prompts", "completion", "completions")  # columns of these names give way to the samples
+LIMIT = 60.0  # seconds per call in a separate process, unless the function sets its own
+OF_SAMPLES = ("prompt", "prompts", "completion", "completions")  # columns of these names are hidden by the samples
 
 
 class Judge:
-    """The user's own function: FILE.py:FUNCTION, or the only one in FILE.py.  Raises UserError."""
+    """The user's reward function: FILE.py:FUNCTION, or the only one in FILE.py.  Raises UserError."""
 
     def __init__(self, text):
         file = File("--reward", text)
@@ -59,7 +59,7 @@ class Judge:
             takes(self.extract, f"--reward {file.base}, extract,", ["completion"])
 
     def read_parameters(self):
-        """Which of the two forms it has, and what it takes.  Raises UserError."""
+        """Determine its form and its parameters.  Raises UserError."""
         what = self.file.what
         if not callable(self.function) or inspect.isclass(self.function):
             raise UserError(f"{what} is {named(self.function)}, but it must be a function")
@@ -80,7 +80,7 @@ class Judge:
         self.needs = [p.name for p in parameters if p.kind != p.VAR_KEYWORD and p.default is p.empty]
 
     def check_columns(self, problems):
-        """Note the columns of all problems.  Raises UserError if the function needs one that no row has."""
+        """Collect the columns of all problems.  Raises UserError if the function needs a column that no row has."""
         self.columns = list(dict.fromkeys(name for p in problems for name in p.row if name not in OF_SAMPLES))
         given = {*self.columns, "prompts" if self.batched else "prompt"}
         given.add("completions" if self.batched else "completion")
@@ -92,38 +92,38 @@ class Judge:
                                 f"column; there are {', '.join(sorted(given))}")
 
     def keywords(self, problems, completions):
-        """The arguments for some samples; for a function of one sample there is only one."""
+        """Keyword arguments for some samples; the form for one sample gets exactly one."""
         if self.batched:
-            found = self.columns_of(problems)
-            found["prompts"] = [messages_or_text(p.prompt) for p in problems]
-            found["completions"] = [as_message(c, p.prompt) for p, c in zip(problems, completions, strict=True)]
+            arguments = self.columns_of(problems)
+            arguments["prompts"] = [messages_or_text(p.prompt) for p in problems]
+            arguments["completions"] = [as_message(c, p.prompt) for p, c in zip(problems, completions, strict=True)]
         else:
             (problem,), (completion,) = problems, completions
-            found = {name: problem.row.get(name) for name in self.columns}
-            found |= {"prompt": str(problem.prompt), "completion": completion, "answer": problem.answer}
+            arguments = {name: problem.row.get(name) for name in self.columns}
+            arguments |= {"prompt": str(problem.prompt), "completion": completion, "answer": problem.answer}
         if self.takes_all:
-            return found
-        return {name: value for name, value in found.items() if name in self.names}
+            return arguments
+        return {name: value for name, value in arguments.items() if name in self.names}
 
     def columns_of(self, problems):
-        """{column: its value of each problem}."""
-        found = {name: [p.row.get(name) for p in problems] for name in self.columns}
-        if "answer" not in found and any(p.answer is not None for p in problems):
-            found["answer"] = [p.answer for p in problems]
-        return found
+        """{column: values, one per problem}."""
+        columns = {name: [p.row.get(name) for p in problems] for name in self.columns}
+        if "answer" not in columns and any(p.answer is not None for p in problems):
+            columns["answer"] = [p.answer for p in problems]
+        return columns
 
     def call(self, keywords, count, words):
-        """The rewards of `count` samples.  words: of which, for errors.  Raises UserError."""
+        """The rewards of `count` samples.  words: describes the samples in errors.  Raises UserError."""
         with self.file.sentence(words):
-            found = self.function(**keywords)
+            returned = self.function(**keywords)
             call = self.file.what + words
             if self.batched:
-                return list_of_numbers(found, count, call, self.graded)
-            return [number(found, call, self.graded)]
+                return list_of_numbers(returned, count, call, self.graded)
+            return [number(returned, call, self.graded)]
 
 
 def judges(value):
-    """Whether what a file defines is a function that judges."""
+    """Whether a value defined in a file is a reward function."""
     return inspect.isfunction(value) and bool({"completion", "completions"} & {*inspect.signature(value).parameters})
 
 
@@ -136,7 +136,7 @@ def as_message(completion, prompt):
 
 
 class Judged(Task):
-    """Problems of --data that a Judge judges, in this process or in `processes` others."""
+    """Problems of --data judged by a Judge, in this process or in `processes` others."""
     name = "jsonl"
 
     def __init__(self, judge, processes, train, valid, test):
@@ -160,28 +160,28 @@ class Judged(Task):
         return self.rewards([problem], [completion])[0]
 
     def extract(self, completion):
-        """The key that a completion votes for: what `extract` of the file says, without it the whole text."""
+        """The vote key of a completion: from `extract` of the file or, without it, the whole text."""
         if self.judge.extract is None:
             return completion.strip()
         with self.judge.file.sentence(", extract,"):
             return vote(self.judge.extract(completion), f"{self.judge.file.what}, extract,")
 
     def rewards(self, problems, completions):
-        """A call for each different sample; of a batch one call, or one for each prompt in other processes."""
+        """One call per distinct sample; in batched form one call, or one per prompt in other processes."""
         groups = self.groups(problems, completions)
         jobs = [self.job(group, problems, completions) for group in groups]
         rewards = [0.0] * len(completions)
-        for group, found in zip(groups, self.judged(jobs)):
-            if isinstance(found, str):  # no verdict: what happened instead
-                self.counts[f"verifier_{found}"] += len(group) if self.judge.batched else 1
+        for group, result in zip(groups, self.judged(jobs)):
+            if isinstance(result, str):  # 'timeouts' or 'errors'
+                self.counts[f"verifier_{result}"] += len(group) if self.judge.batched else 1
                 continue
-            values = found if self.judge.batched else found * len(group)
+            values = result if self.judge.batched else result * len(group)
             for i, value in zip(group, values, strict=True):
                 rewards[i] = value
         return rewards
 
     def groups(self, problems, completions):
-        """Indices of the samples that one call judges: a batch, or its samples of one prompt, or equal ones."""
+        """Indices of the samples judged by each call: the whole batch, those of one prompt, or equal samples."""
         groups = {}
         for i, (problem, completion) in enumerate(zip(problems, completions, strict=True)):
             key = "all"
@@ -213,12 +213,12 @@ class Judged(Task):
 # ------------------------------------------------------------------------------------------------- in other processes
 
 BOOT = ("import sys; root, text, limit = sys.argv[1:]; "
-        "sys.path = [root, *filter(None, sys.path)]; "  # without the current directory
+        "sys.path = [root, *filter(None, sys.path)]; "  # not the current directory
         "from tasks.reward import worker; worker(text, float(limit))")
 
 
 class Processes(WorkerPool):
-    """Processes that import the file of a Judge and judge by it. Nothing of the file is pickled."""
+    """Processes that import the file of a Judge and call it. Nothing from the file is pickled."""
 
     def __init__(self, judge, size):
         own = size // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -228,12 +228,12 @@ class Processes(WorkerPool):
     def launch(self):
         command = [sys.executable, "-c", BOOT, ROOT, self.text, str(self.limit)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
-        # in a session of its own Ctrl-C is not for it, and `stop` can kill the whole group
+        # in its own session, Ctrl-C does not reach it and `stop` can kill the whole group
         return subprocess.Popen(command, start_new_session=True, **pipes)
 
     def judge_all(self, jobs):
         """What Judge.call returns for each of its arguments, or 'timeouts' or 'errors'.  Raises UserError."""
-        messages = [base64.b64encode(pickle.dumps(job)).decode() for job in jobs]  # rows hold more than JSON has
+        messages = [base64.b64encode(pickle.dumps(job)).decode() for job in jobs]  # rows may hold types that JSON lacks
         replies = self.judge(messages)
         for reply in replies:
             if isinstance(reply, dict) and "error" in reply:
@@ -242,11 +242,11 @@ class Processes(WorkerPool):
 
 
 def worker(text, limit):
-    """The life of a child: answer lines on standard input until it closes, which it does when the parent dies."""
+    """Main loop of a child: answer lines on standard input until it closes, also when the parent dies."""
     requests = os.fdopen(os.dup(0))
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)  # what the function prints must not pass for a reply
+    os.dup2(2, 1)  # prints of the function must not be taken for a reply
     judge = None
     failure = {}
     try:
@@ -255,7 +255,7 @@ def worker(text, limit):
         failure = {"error": str(error)}
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for line in requests:
-        signal.alarm(math.ceil(limit) + 2)  # ends a call that hangs when the parent, which stops it earlier, is gone
+        signal.alarm(math.ceil(limit) + 2)  # if the parent, which would stop it earlier, is gone
         message = json.loads(line)
         reply = failure
         if message and judge:
@@ -265,7 +265,7 @@ def worker(text, limit):
 
 
 def answer(judge, message):
-    """The reply to one message: rewards, or an error in a sentence."""
+    """The reply to a message: rewards, or an error message."""
     try:
         return {"rewards": judge.call(*pickle.loads(base64.b64decode(message)))}
     except UserError as error:

@@ -1,40 +1,39 @@
-"""Runs model-written Python under bubblewrap and says whether it solves a problem. Only the verdict comes back.
+"""Runs model-written Python under bubblewrap and decides whether it solves a problem. Only the verdict leaves.
 
-Three kinds of process, all of this file; between them go frames of plain data (`encode`, `decode`), never objects:
+There are three kinds of process, all implemented here. They exchange frames of plain data (`encode`, `decode`), never
+objects:
 
-    worker     outside, trusted: starts the sandboxes, watches time and memory, compares the output of programs
-    candidate  a fresh sandbox per verdict: the hostile program, and enough harness to feed it. Whatever the program
-               does to this interpreter or writes into its pipe, it can only change the values that it answers with
-    judge      another sandbox, one per worker: the tests, with a proxy in place of every function and class they call.
-               It forks for each verdict and kills all that is left between two; it never sees code of the program, only
+    worker     outside the sandbox, trusted: starts sandboxes, monitors time and memory, compares output of programs
+    candidate  a fresh sandbox per verdict: the untrusted program and a minimal harness. Whatever the program does to
+               this interpreter or writes into its pipe, it can only change the values it returns
+    judge      another sandbox, one per worker: the tests, with a proxy for every function and class they call. It
+               forks for each verdict and kills leftovers between verdicts. It never sees code of the program, only
                plain values
 
-The judge is warm because starting Python is most of the price of a verdict. It is in a sandbox too, although tests come
-from the data set: a test may `eval` what it gets, and people's data sets are other people's code. A program sees the
-arguments it is called with, or its standard input, and no expected value. Its claims decide nothing. A function that
-changes its arguments changes those of the test, as if they were one process; a test that looks at them afterwards sees
-what the program made of them. A program that reads standard input has to end by itself, with exit code 0, like in a
-contest.
+The judge is kept warm because starting Python is most of the cost of a verdict. It is sandboxed too, although tests
+come from the data set: a test may `eval` what it gets, and data sets are other people's code. A program sees the
+arguments it is called with, or its standard input, but no expected value. Its own claims decide nothing. A function
+that changes its arguments changes those of the test, as in a single process; a test that inspects them afterwards sees
+the changes. A program that reads standard input must end by itself with exit code 0, as in a contest.
 
-It needs Linux (x86_64, aarch64, riscv64) with bubblewrap 0.7 or newer and user namespaces. Each program has no network,
-no files but the standard library and an empty 64 MB /tmp, no environment, its own processes, an unprivileged user, and
-limits on CPU, clock, memory, processes, files and output; where a cgroup can be made (root, or a delegated subtree) it
-bounds memory, processes and CPU too, and the first line that a run prints says whether it does. The interpreter is the
-one that runs the scripts or, where an unprivileged user may not read that, /usr/bin/python3. The tests may import the
-packages listed in PACKAGES, where they are installed beside the project for that version of Python; programs may not.
+Requires Linux (x86_64, aarch64, riscv64) with bubblewrap 0.7 or newer and user namespaces. A program has no network, no
+files except the standard library and an empty 64 MB /tmp, no environment, its own process namespace, an unprivileged
+user, and limits on CPU, wall clock, memory, processes, files and output. If a cgroup can be created (as root, or in a
+delegated subtree), it limits memory, processes and CPU too; the first line that a run prints says whether it does. The
+interpreter is the one that runs the scripts or, if an unprivileged user cannot read that, /usr/bin/python3. Tests may
+import the packages in PACKAGES if they are installed for that version of Python; programs may not.
 
-Values that cross are None, booleans, numbers, text, bytes, lists, tuples, dicts and sets, and of the library named
-tuples, deques, counters, ranges, dates and times, and builtin types. Of functions, iterators and other things that can
-be called or iterated, which a program returns, and of a class of it that the tests know by name, they get objects, with
-attributes, methods, len(), str(), items, iteration and calls; whether two are equal, true or in order would be the
-program's own word, and is not asked. What a function prints is printed again by the tests that look at their stdout.
-Exceptions cross as the nearest class that the tests can know, with arguments, attributes and text. A test that needs
-more, that looks for a module, a name or a file that is not there, or skips itself, is counted as `unsupported`, what
-cannot be judged at all as `verifier_errors`, and both score 0. One verdict takes at most 10 times the problem's limit +
-30 s.
+These values pass between processes: None, booleans, numbers, text, bytes, lists, tuples, dicts and sets; from the
+standard library named tuples, deques, counters, ranges, dates and times; and builtin types. For functions, iterators
+and other callables or iterables that a program returns, and for its classes that the tests name, the tests get proxies
+with attributes, methods, len(), str(), items, iteration and calls. Proxies have no equality, truth value or order,
+because the program itself would decide those. Output that a function prints is printed again for tests that inspect
+stdout. An exception arrives as the nearest class known to the tests, with arguments, attributes and text. A test that
+needs more, lacks a module, name or file, or skips itself is counted as `unsupported`; what cannot be judged at all is
+counted as `verifier_errors`. Both score 0. A verdict takes at most 10 times the problem's limit + 30 s.
 
-Not guaranteed: protection from bugs of the kernel, or from side channels (timing, load), or that a program which passes
-its tests is right. Standard library only.
+Not guaranteed: protection against kernel bugs or side channels (timing, load), and that a program which passes its
+tests is correct. Standard library only.
 """
 import os
 import sys
@@ -43,10 +42,10 @@ from _collections import OrderedDict, deque
 NOBODY = 65534
 MEMORY, TOGETHER = 1 << 30, 2 << 30  # bytes of address space of one process; resident bytes of all in a sandbox
 PROCESSES, FILE, DISK = 32, 16 << 20, 64 << 20  # processes and threads; bytes of one file; bytes of all files
-INODES = 10_000  # files, folders and links: what they cost the kernel no limit of bytes sees
+INODES = 10_000  # files, folders and links, whose kernel memory no byte limit covers
 FRAME = 16 << 20  # longest frame in bytes
-START_LIMIT = 60  # seconds for a worker or a judge to start, however busy the machine; not counted as the program's
-PACKAGES = {  # what tests may import -> what that is in a folder of packages
+START_LIMIT = 60  # seconds for a worker or judge to start, even on a busy machine; not charged to the program
+PACKAGES = {  # importable by tests -> its names in a site-packages folder
     "numpy": ("numpy", "numpy.libs"),
     "pytest": ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py.py", "exceptiongroup", "tomli",
                "typing_extensions.py"),
@@ -55,18 +54,18 @@ PACKAGES = {  # what tests may import -> what that is in a folder of packages
 
 
 def whole(limit: float) -> float:
-    """Seconds that one verdict may take in all, whatever the number of its inputs."""
+    """Maximal total seconds of a verdict, for any number of inputs."""
     return 10 * limit + 30
 
 
 # ---------------------------------------------------------------------------------------------------------- plain data
 
 class Unsupported(BaseException):
-    """A value that is not plain data. Not an Exception: a test must not catch it."""
+    """A value that is not plain data. Not an Exception, so that tests cannot catch it."""
 
 
 class Gone(BaseException):
-    """The other side has ended, or sent what is no frame."""
+    """The other side has ended or sent an invalid frame."""
 
 
 MUTABLE = (list, dict, set, bytearray, deque)
@@ -80,15 +79,15 @@ LIBRARY = {"builtins": ("range",), "fractions": ("Fraction",), "decimal": ("Deci
 
 
 def framed(body):
-    """A tag, the length of what comes after it, and that."""
+    """A tag, the length of the content, and the content."""
     return b"%s%x:%s" % (body[:1], len(body) - 1, body[1:])
 
 
 def encode(value, objects=None, number=None):
     """Plain data -> bytes. Subclasses travel as the plain type they extend. `objects` are the mutable containers that
     both sides know: one of them, or one that comes a second time, travels as its number, and new ones are appended.
-    number(value, last) is that of an object of the program, or None of anything else; last: it is no plain data.
-    Raises Unsupported for what is neither."""
+    number(value, last) is the number of an object of the program, None for anything else; last: the value is not plain
+    data.  Raises Unsupported for a value that is neither."""
     objects = [] if objects is None else objects
     numbers = {id(known): number for number, known in enumerate(objects)}
 
@@ -113,7 +112,7 @@ def encode(value, objects=None, number=None):
         tag, inside = container(value)
         if tag:
             return framed(tag + b"".join([write(part, depth + 1) for part in inside]))
-        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():  # a number of a test
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():  # a scalar from a test
             return write(value.item(), depth + 1)
         if not number or number(value, True) is None:
             raise Unsupported
@@ -122,9 +121,9 @@ def encode(value, objects=None, number=None):
 
 
 def scalar(value):
-    """A number, text or bytes with its tag, None of anything else."""
+    """A number, text or bytes with its tag; None for anything else."""
     if isinstance(value, int):
-        return b"i" + format(int.__index__(value), "x").encode()  # hexadecimal takes linear time
+        return b"i" + format(int.__index__(value), "x").encode()  # hexadecimal conversion is linear
     if isinstance(value, float):
         return b"f" + float.hex(value).encode()
     if isinstance(value, complex):
@@ -137,7 +136,7 @@ def scalar(value):
 
 
 def container(value):
-    """(tag, what is in it) of a container, (b"", []) of anything else."""
+    """(tag, content) of a container, (b"", []) for anything else."""
     for tag, kind in CONTAINERS.items():
         if isinstance(value, kind):
             return b"C" if tag == b"d" and is_counter(value) else tag, parts(value, kind)
@@ -145,7 +144,7 @@ def container(value):
 
 
 def parts(value, kind):
-    """What a container holds, keys and values of a dict in turn."""
+    """The items of a container; keys and values of a dict alternate."""
     if not issubclass(kind, dict):
         return list(kind.__iter__(value))
     return [part for pair in kind.items(value) for part in pair]
@@ -165,7 +164,7 @@ def maker_of(value):
         return "builtins", "type", value.__name__
     for module, names in LIBRARY.items():
         for name in names:
-            kind = getattr(sys.modules.get(module), name, ())  # what nobody has imported, no value is of
+            kind = getattr(sys.modules.get(module), name, ())  # no value has a type from a module that is not imported
             if isinstance(value, kind):
                 return module, name, kind.__reduce__(value)[1]
     return None
@@ -236,7 +235,7 @@ def decode(data, objects=None, known=None):
             items = []
             value = items if tag == b"l" else empty(tag)
             if isinstance(value, MUTABLE):
-                objects.append(value)  # before what it holds, which may refer to it
+                objects.append(value)  # before its content, which may refer to it
             while first < stop:
                 item, first = read(first, stop, depth + 1)
                 items.append(item)
@@ -270,7 +269,7 @@ def empty(tag):
 
 
 def filled(value, items):
-    """An empty container with its items in it, or a new one where it cannot change."""
+    """An empty container filled with its items; a new one if it is immutable."""
     if isinstance(value, dict):
         for key, item in zip(items[::2], items[1::2], strict=True):
             value[key] = item
@@ -304,7 +303,7 @@ def receive(fd, wait=lambda: None):
 
 
 def read_bytes(fd, missing, wait):
-    """Read `missing` bytes.  Raises Gone if the other side ends before."""
+    """Read `missing` bytes.  Raises Gone if the other side ends first."""
     found = []
     while missing > 0:
         wait()
@@ -326,12 +325,12 @@ def limit(cpu=None):
     if cpu is not None:
         return resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
     for name, value in (("CORE", 1), ("AS", MEMORY), ("FSIZE", FILE), ("NOFILE", 64), ("NPROC", PROCESSES)):
-        if name != "NPROC" or os.getpid() == 1:  # outside a namespace it would count all processes of the user
+        if name != "NPROC" or os.getpid() == 1:  # outside a namespace it counts all processes of the user
             try:
                 resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
             except (ValueError, OSError):
                 if os.getpid() == 1:
-                    raise  # a sandbox without its limits is none
+                    raise  # no sandbox without its limits
     stack = resource.getrlimit(resource.RLIMIT_STACK)[1]
     resource.setrlimit(resource.RLIMIT_STACK, (stack, stack))
     if hasattr(sys, "set_int_max_str_digits"):
@@ -339,7 +338,8 @@ def limit(cpu=None):
 
 
 def sweep():
-    """Kill and reap everything else in this process namespace. Only its process 1 may: elsewhere that is everything."""
+    """Kill and reap everything else in this process namespace. Only for its process 1: elsewhere it would kill every
+    process of the user."""
     if os.getpid() == 1:
         try:
             os.kill(-1, 9)
@@ -363,9 +363,9 @@ def private():
 
 
 def run_program(program, name, typing):
-    """The globals of the program after it has run as module `name`; it finds those names of the module `typing`."""
+    """The globals of the program after running as module `name`, with these names of the module `typing` predefined."""
     import builtins
-    builtins.exit = builtins.quit = sys.exit  # the module `site`, which has them, is not loaded
+    builtins.exit = builtins.quit = sys.exit  # normally defined by the module `site`, which is not loaded
     module = sys.modules[name] = type(sys)(name)
     module.__file__ = os.path.abspath("program.py")
     if typing:
@@ -376,7 +376,7 @@ def run_program(program, name, typing):
 
 
 def candidate():
-    """Process 1 of a program's sandbox. Nothing of the program has run before `run_program`."""
+    """Process 1 of a program's sandbox. No code of the program runs before `run_program`."""
     source, sink = private()
     os.write(sink, b"+")
     kind, program, entries, cpu, typing, heard = decode(receive(source))
@@ -461,7 +461,7 @@ class Answers:
         of_use = last and (callable(value) or hasattr(type(value), "__iter__") or is_coroutine(value))
         if id(value) not in self.numbers and (of_use or isinstance(value, self.classes)):
             self.numbers[id(value)] = len(self.objects)
-            self.objects.append(value)  # which keeps it, so that no other object gets its id
+            self.objects.append(value)  # kept alive, so that no other object gets its id
         return self.numbers.get(id(value))
 
     def entries(self):
@@ -483,7 +483,7 @@ class Answers:
 
     def __call__(self, asked):
         """The reply to a request.  Raises Unsupported."""
-        containers = []  # those that came with the request
+        containers = []  # containers in the request
         number, operation, args, kwargs = request = decode(asked, containers, self.objects.__getitem__)
         try:
             value = OPERATIONS[operation](self.objects[number], *args, **kwargs)
@@ -500,7 +500,7 @@ class Answers:
 
 
 def ancestors(kind):
-    """Names of a class and all that it derives from, the nearest first."""
+    """Names of a class and its ancestors, nearest first."""
     return [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
 
 
@@ -518,8 +518,8 @@ def describe(error):
 
 
 def serve_stdio(source, sink, program, cpu, typing):
-    """Run the program on one input after the other, each in a process of its own that does not have the pipes; here we
-    are process 1, which nobody inside can signal. Input and output are files, which the file limit bounds."""
+    """Run the program on one input after the other, each in a separate process without the pipes. This
+    process is process 1, which nobody inside can signal. Input and output are files, bounded by the file limit."""
     while True:
         data = receive(source)
         with open("stdin", "wb") as file:
@@ -532,13 +532,13 @@ def serve_stdio(source, sink, program, cpu, typing):
             limit(cpu)
             sys.argv = ["program.py"]
             run_program(program, "__main__", typing)
-            return  # like any program: non-daemon threads are waited for and buffers flushed
+            return  # as in any program, non-daemon threads are joined and buffers flushed
         status = os.waitpid(pid, 0)[1]
         sweep()
         with open("stdout", "rb") as file:
             data = file.read(FRAME - 100)
         os.remove("stdout")
-        fate = "failed" if status else "done"  # this process is not the program's: what it says of its end is true
+        fate = "failed" if status else "done"  # not a process of the program, so its word can be trusted
         if os.WIFSIGNALED(status):
             fate = "killed"
         send(sink, encode([fate, data]))
@@ -547,10 +547,10 @@ def serve_stdio(source, sink, program, cpu, typing):
 # -------- the judge ---------------------------------------------------------------------------------------------------
 
 def judge(packages):
-    """Process 1 of the sandbox of the tests: a child for every job that arrives with its pipes."""
+    """Process 1 of the tests' sandbox: forks a child for every job that arrives with its pipes."""
     import socket
     for name in ("typing", "math", "re", "collections", "itertools", "functools", "random", "decimal", "fractions"):
-        __import__(name)  # once here instead of in every child
+        __import__(name)  # once, instead of in every child
     connection = socket.socket(fileno=private()[0])
     sys.path.append(packages)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -577,12 +577,12 @@ def judge(packages):
 
 
 def warm(name):
-    """Import a module of the library or of PACKAGES once, instead of in every child. Where that fails, tests will say
-    so."""
+    """Import a module of the standard library or of PACKAGES once, instead of in every child. If this fails, the tests
+    will report it."""
     if name not in sys.modules:
         try:
             __import__(name)
-            if name == "numpy":  # like `random`, or all children would draw the same numbers
+            if name == "numpy":  # seeded like `random`, else all children would draw the same numbers
                 os.register_at_fork(after_in_child=sys.modules[name].random.seed)
         except Exception:
             pass
@@ -606,8 +606,8 @@ WITHHELD = ("eq ne lt le gt ge hash bool contains reversed instancecheck subclas
 
 
 class Object:
-    """What tests hold of a function, class or object of the program: its number. They can use it like the thing itself,
-    except for what would let the program answer a comparison of theirs."""
+    """Proxy in the tests for a function, class or object of the program, identified by its number. It supports all
+    operations except those with which the program could decide a comparison of the tests."""
     __slots__ = ("__program", "__number")
 
     def __init__(self, program, number):
@@ -621,7 +621,7 @@ class Object:
         return self.__ask("call", *args, **kwargs)
 
     def __getattr__(self, name):
-        if name.startswith("__") and name != "__name__":  # by such names libraries look for what an object can do
+        if name.startswith("__") and name != "__name__":  # libraries probe capabilities by such names
             raise AttributeError(name)
         return self.__ask("get", name)
 
@@ -670,7 +670,7 @@ class Object:
 
 
 class Coroutine:
-    """What tests hold of a coroutine of the program: they can await it, also by asyncio.run, and nothing else."""
+    """Proxy in the tests for a coroutine of the program: it can only be awaited, also by asyncio.run."""
 
     def __init__(self, program, number):
         self.program = program
@@ -695,7 +695,7 @@ class Coroutine:
 
 
 def say(text):
-    """Print what the program has printed."""
+    """Print the program's output again."""
     if text:
         sys.stdout.write(text)
 
@@ -705,36 +705,36 @@ def number_of(value, last):
 
 
 class Ended(BaseException):
-    """StopIteration or StopAsyncIteration of the program. To a loop of the test, as in all(map(f, cases)), these would
-    be the end of its cases, and no failure; so they reach only tests that catch them by name."""
+    """StopIteration or StopAsyncIteration raised by the program. In a loop of the test, as in all(map(f, cases)), they
+    would end the cases without a failure, so only tests that catch them by name receive them."""
 
 
 class Raised(Exception):
-    """What a program that only raises does."""
+    """Raised by the stand-in program that only raises."""
 
 
 class Program:
-    """A program as its tests see it, through two pipes; without them, one that only raises. What was noticed stays
-    noticed, whatever the tests catch."""
+    """A program as its tests see it, through two pipes; without pipes, one that only raises. Its flags keep what
+    happened even if the tests catch the exception."""
 
     def __init__(self, sink=None, source=None):
         import _thread
         self.sink, self.source = sink, source
         self.lock = _thread.allocate_lock()
         self.objects = {}  # number -> Object
-        self.classes = {}  # full name -> what stands for an exception class of the program
-        self.error = None  # the last exception of the program
-        self.asked = False  # the tests have used the program
-        self.gone = False  # it has ended, or answered what is no answer
-        self.unsupported = False  # they need what plain data cannot say
+        self.classes = {}  # full name -> stand-in for an exception class of the program
+        self.error = None  # last exception of the program
+        self.asked = False  # whether the tests have used the program
+        self.gone = False  # whether it has ended or sent an invalid reply
+        self.unsupported = False  # whether the tests need more than plain data
 
     def object(self, number):
-        if number not in self.objects:  # one for each number, so that what is the same stays the same
+        if number not in self.objects:  # one proxy per number, to preserve identity
             self.objects[number] = Object(self, number)
         return self.objects[number]
 
     def entries(self, count):
-        """What the tests have names for, in their order; None if the program has no such things.  Raises Gone."""
+        """The objects that the tests name, in order; None if the program lacks them.  Raises Gone."""
         if self.sink is None:
             return list(map(self.object, range(count)))
         reply = decode(receive(self.source), None, self.object)
@@ -748,16 +748,16 @@ class Program:
         return entries
 
     def ask(self, number, operation, args, kwargs):
-        """What the program makes of an operation on one of its objects, value or exception."""
+        """The result of an operation on an object of the program, or its exception."""
         self.asked = True
         containers, error = [], None
         try:
-            with self.lock:  # a test may have threads
+            with self.lock:  # tests may use threads
                 asked = encode([number, operation, list(args), kwargs], containers, number_of)
                 if self.sink is None:
                     raise Raised
                 send(self.sink, asked)
-                known = containers[1:]  # those of the arguments; the first is the message
+                known = containers[1:]  # containers of the arguments; the first is the message
                 reply = decode(receive(self.source), containers, self.object)
             if reply[0] == "unsupported":
                 raise Unsupported
@@ -775,7 +775,7 @@ class Program:
         except Unsupported:
             self.unsupported = True
             raise
-        except Exception:  # a reply that is plain data but no reply
+        except Exception:  # plain data, but not a valid reply
             pass
         except Gone:
             pass
@@ -787,14 +787,14 @@ class Program:
 
 
 def class_of(names, own):
-    """The class of exceptions for those names of a class of the program and its ancestors: one of `own`, or of the
-    library, or one that derives from the nearest of those.  Raises Gone if there is none, as for SystemExit."""
+    """The exception class for these names of a class of the program and its ancestors: one of `own` or of the standard
+    library, or one derived from the nearest of those.  Raises Gone if there is none, as for SystemExit."""
     kinds = []
     for name in names:
         module, _, last = name.rpartition(".")
         kind = own.get(name)
         if kind is None and module.partition(".")[0] in sys.stdlib_module_names and not module.startswith("unittest"):
-            kind = getattr(sys.modules.get(module), last, None)  # what nobody has imported, no test can catch
+            kind = getattr(sys.modules.get(module), last, None)  # tests cannot catch a class that is not imported
         if (isinstance(kind, type) and issubclass(kind, (Exception, Ended)) and last != "ExceptionGroup"  # of no data
                 and not any(issubclass(nearer, kind) for nearer in kinds)):
             if issubclass(kind, (StopIteration, StopAsyncIteration)):
@@ -808,18 +808,18 @@ def class_of(names, own):
     last = names[0].rpartition(".")[2]
     try:
         return type(last, tuple(kinds), {})
-    except TypeError:  # their instances cannot be one object
+    except TypeError:  # incompatible instance layouts
         return type(last, kinds[:1], {})
 
 
 def error_of(names, args, attributes, text, own):
-    """An exception as the tests may catch it, by what `describe` says of it.  Raises Gone if they may not."""
+    """The exception that the tests may catch, from the result of `describe`.  Raises Gone if they may not."""
     kind = class_of(names, own)
 
     def make(kind):
         try:
             error = kind(*args)
-        except Exception:  # its class wants other arguments than those it keeps
+        except Exception:  # its constructor takes other arguments than it stores
             error = kind.__new__(kind)
         error.args = tuple(args)
         vars(error).update(attributes)
@@ -831,7 +831,7 @@ def error_of(names, args, attributes, text, own):
 
 
 def widened(tests):
-    """The code of tests, in which what catches an end of iteration by name catches that of the program too."""
+    """Compiled tests in which handlers that name an end of iteration also catch that of the program."""
     if "StopIteration" not in tests and "StopAsyncIteration" not in tests:
         return compile(tests, "tests.py", "exec")
     import ast
@@ -851,7 +851,7 @@ def widened(tests):
 
 
 def execute(setup, tests, names, program):
-    """Run tests on a program -> the exception that ends them, or None; Gone if the program has not what they name."""
+    """Run tests on a program -> the exception that ends them, or None; Gone if the program lacks what they name."""
     module = sys.modules["__main__"] = type(sys)("__main__")
     try:
         entries = program.entries(len(names))
@@ -877,14 +877,15 @@ def run_tests(setup, tests, names, cpu, sink, source):
         return b"0" if program.gone else b"1"
     if error is program.error:
         return b"0"
-    # A name may also be missing because the program raised an exception where it should have had a value.
+    # A name may also be missing because the program raised an exception instead of returning a value.
     missing = isinstance(error, NameError) and program.error is None
     missing = missing or isinstance(error, (ImportError, OSError, EOFError))
     return b"u" if missing or type(error).__name__ in ("Skipped", "SkipTest") else b"0"
 
 
 def try_tests(setup, tests, names, cpu):
-    """b"t" and why the tests cannot judge any program, or nothing, from running them on one that only raises."""
+    """b"t" and the reason why the tests cannot judge any program (or empty), from running them on one that only
+    raises."""
     limit(cpu + 5)
     program = Program()
     error = execute(setup, tests, names, program)
@@ -914,7 +915,7 @@ DENIED = {  # system calls -> numbers on x86_64, and on aarch64 and riscv64 (whi
     "sched_setattr": (314, 274), "ioprio_set": (251, 30), "migrate_pages": (256, 238), "move_pages": (279, 239),
     "process_madvise": (440, 440), "process_mrelease": (448, 448), "kexec_load": (246, 104), "init_module": (175, 105),
     "finit_module": (313, 273),
-    # memory of the kernel that no limit counts: attributes of files, locks, rules, requests, pages that only pipes hold
+    # kernel memory that no limit covers: file attributes, locks, rules, requests, pages held only by pipes
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463), "flock": (73, 32),
     "io_setup": (206, 0), "inotify_init1": (294, 26), "inotify_init": (253, 26), "fanotify_init": (300, 262),
     "modify_ldt": (154, 26), "vmsplice": (278, 75), "landlock_create_ruleset": (444, 444), "mbind": (237, 235),
@@ -924,16 +925,16 @@ MACHINES = {"x86_64": (0xC000003E, 0, 56, 302, 72, 13),  # arch, table, clone, p
 
 
 def seccomp():
-    """A filter (BPF program) that refuses what no solution of a problem needs: sockets, memory neither in the address
-    space nor in a file, other processes' memory, limits and priorities, new namespaces, large corners of the kernel."""
+    """A filter (BPF program) that denies system calls no solution needs: sockets, memory outside both the address space
+    and files, memory, limits and priorities of other processes, new namespaces, rarely used parts of the kernel."""
     from struct import pack
     arch, table, clone, prlimit, fcntl, sigaction = MACHINES[os.uname().machine]
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, refuse, absent, kill = 0x7FFF0000, 0x50001, 0x50026, 0x80000000  # 1 is EPERM, 0x26 ENOSYS
-    number, first, second = 0, 16, 24  # offsets of what is loaded: the call's number, the low halves of its arguments
+    number, first, second = 0, 16, 24  # offsets to load: number of the call, low halves of its arguments
     steps = []
 
-    def step(code, value, yes=0, no=0):  # what to do, and how many steps to leave out after it
+    def step(code, value, yes=0, no=0):  # an instruction, and how many to skip after it
         steps.append(pack("HBBI", code, yes, no, value))
 
     def reply_where(code, value, reply):
@@ -947,21 +948,21 @@ def seccomp():
     reply_where(equal, 435, absent)  # clone3 hides its flags; the C library then takes clone
     for numbers in DENIED.values():
         reply_where(equal, numbers[table], refuse)
-    # clone with any CLONE_NEW* flag, prlimit64 of another process: both look at the first argument
+    # clone with any CLONE_NEW* flag, prlimit64 of another process: both are in the first argument
     for call, code, value in ((clone, any_bit, 0x7E020080), (prlimit, at_least, 1)):
         step(equal, call, no=3)
         step(load, first)
         reply_where(code, value, refuse)
         step(load, number)
-    # fcntl with a lock, lease or notification: locks of ranges of a file are as many as one likes
+    # fcntl with a lock, lease or notification: the number of range locks on a file is unlimited
     commands = (6, 7, 37, 38, 1024, 1026)
     step(equal, fcntl, no=2 + 2 * len(commands))
     step(load, second)
     for command in commands:
         reply_where(equal, command, refuse)
     step(load, number)
-    # rt_sigaction that sets (not only asks) what happens when a child ends: a child that its parent ignores takes along
-    # the account of the time it has used
+    # rt_sigaction that sets (not only queries) the action for SIGCHLD: the CPU time of a child whose parent ignores
+    # SIGCHLD is not accounted
     step(equal, sigaction, no=7)
     step(load, first)
     step(equal, 17, no=5)
@@ -975,8 +976,8 @@ def seccomp():
 
 
 def visible(python, folders):
-    """Arguments of bubblewrap for what a sandbox sees: the standard library and the folders of what it links, without
-    packages that are installed beside it; no /proc (so it also runs where containers hide theirs), /dev or /etc."""
+    """Arguments of bubblewrap for the files in a sandbox: the standard library and the folders of its linked libraries,
+    without installed packages; no /proc (so it also runs in containers that hide theirs), /dev or /etc."""
     arguments, bound = [], []
     for path in (os.path.dirname(os.__file__), *folders, "/lib64", python):
         path = os.path.realpath(path)
@@ -1002,12 +1003,12 @@ def visible(python, folders):
 
 
 def bubblewrap(bwrap, seen, filter_fd, info_fd, disk):
-    """The command that starts a sandbox, which sees what `visible` says and a /tmp of `disk` bytes (0: not writable,
-    nor is anything else)."""
+    """The command that starts a sandbox with the files of `visible` and a /tmp of `disk` bytes (0: nothing is
+    writable)."""
     apart = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     apart += ["--unshare-cgroup-try", "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY)]
     process = ["--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"]
-    process += ["--setenv", "PYTHONHASHSEED", "0"]  # the same order of sets in every run
+    process += ["--setenv", "PYTHONHASHSEED", "0"]  # same order of sets in every run
     process += ["--seccomp", str(filter_fd), "--info-fd", str(info_fd)]
     place = ["--size", str(disk), "--tmpfs", "/tmp"] if disk else ["--dir", "/tmp"]
     place += ["--chdir", "/tmp", "--remount-ro", "/"]
@@ -1015,19 +1016,19 @@ def bubblewrap(bwrap, seen, filter_fd, info_fd, disk):
 
 
 def usage(pid):
-    """(resident bytes, seconds of CPU) of a process and its descendants; 0 where /proc does not tell."""
+    """(resident bytes, seconds of CPU) of a process and its descendants; 0 if /proc does not show them."""
     memory, ticks, pids = 0, 0, [pid]
     while pids:
         pid = pids.pop()
         try:
             with open(f"/proc/{pid}/stat") as file:
                 fields = file.read().rpartition(")")[2].split()
-            ticks += sum(map(int, fields[11:15]))  # its own, and that of children it has waited for
+            ticks += sum(map(int, fields[11:15]))  # of the process and of children it has waited for
             pages = int(fields[21])
             for thread in os.listdir(f"/proc/{pid}/task"):
                 with open(f"/proc/{pid}/task/{thread}/children") as file:
                     pids += map(int, file.read().split())
-                if not pages:  # the main thread may have ended, and with it the memory that it tells of
+                if not pages:  # if the main thread has ended, it reports no memory
                     with open(f"/proc/{pid}/task/{thread}/statm") as file:
                         pages = int(file.read().split()[1])
             memory += pages * os.sysconf("SC_PAGE_SIZE")
@@ -1037,38 +1038,38 @@ def usage(pid):
 
 
 class Late(Exception):
-    """The time is over, or the memory."""
+    """Out of time or memory."""
 
 
 def seconds_of(job):
-    """The limit of CPU time as the kernel takes it, in whole seconds."""
+    """The CPU limit for the kernel, in whole seconds."""
     import math
     return math.ceil(job["limit"])
 
 
 def clock_of(job):
-    """Seconds of the clock for all tests, or for one input: it runs on while others have the CPU."""
+    """Wall-clock seconds for all tests, or for one input: more than the CPU limit, since the CPU is shared."""
     return 3 * job["limit"] + 2
 
 
 class Worker:
-    """Judges one job after the other. It is its own process because only the parent of a sandbox can see its end, and
-    because it must be small: a sandbox starts with a fork."""
+    """Judges jobs one after the other. It is a separate process because only the parent of a sandbox sees its end, and
+    because it must be small: starting a sandbox forks it."""
 
     def __init__(self, source, bwrap, folders, packages, cpu_file, oom_file):
         import ctypes
         import marshal
         import signal
         import tempfile
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a caller that ignores its children hands that down
-        self.code = {}  # all that a sandbox gets to see of this file
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an ignored SIGCHLD would be inherited from the caller
+        self.code = {}  # the part of this file that each sandbox sees
         for role, end in (("candidate", "\n# -------- the judge"), ("judge", "\n# -------- the worker")):
             inside = compile(source[:source.index(end)], "sandbox.py", "exec", optimize=2)
             self.code[role] = marshal.dumps(inside)
         self.bwrap, self.python, self.judge = bwrap, os.path.realpath(sys.executable), None
         self.seen, self.cpu_file, self.oom_file = visible(self.python, folders), cpu_file, oom_file
         self.packages = {name: path for name, path in packages.items() if os.access(path, os.R_OK)}
-        self.disk = self.others = None  # of the candidate: its /tmp, and the CPU time in the cgroup before it
+        self.disk = self.others = None  # candidate's /tmp, and the cgroup's CPU time before it
         self.null = os.open("/dev/null", os.O_RDWR)
         if bwrap:
             self.filter = os.memfd_create("filter", 0)
@@ -1078,14 +1079,14 @@ class Worker:
                 raise OSError("prctl")
         else:
             folder = tempfile.TemporaryDirectory()
-            self.folder = folder  # gone when the worker ends
+            self.folder = folder  # removed when the worker ends
             os.chdir(folder.name)
             os.mkdir("packages")
             for name, path in self.packages.items():
                 os.symlink(path, f"packages/{name}")
 
     def start(self, role, stdin, stdout):
-        """Start a sandbox on two descriptors, which are closed here -> (pid, pid of its process 1 or None)."""
+        """Start a sandbox with two descriptors, which are then closed -> (pid, pid of its process 1 or None)."""
         size = len(self.code[role])
         boot = ("import marshal, posix\ncode = b''\n"
                 f"while len(code) < {size}: code += posix.read(0, {size} - len(code))\n"
@@ -1099,7 +1100,7 @@ class Worker:
             os.lseek(self.filter, 0, 0)
             disk, seen = DISK, self.seen
             if role == "judge":
-                disk = 0  # one verdict of a judge leaves nothing to the next
+                disk = 0  # a judge must not carry files from one verdict to the next
                 seen = seen + [word for name, path in self.packages.items()
                                for word in ("--ro-bind", path, f"/packages/{name}")]
             command, environment = bubblewrap(self.bwrap, seen, self.filter, info_end, disk) + ["--"] + command, {}
@@ -1120,7 +1121,7 @@ class Worker:
         os.close(info)
         inner = text.partition(b'"child-pid":')[2].split(b",")[0].strip(b" \n}")
         for number in (pid, int(inner or pid)):
-            try:  # where the memory of a cgroup is used up, they go before the worker does
+            try:  # if the cgroup runs out of memory, they are killed before the worker
                 with open(f"/proc/{number}/oom_score_adj", "w") as file:
                     file.write("1000")
             except OSError:
@@ -1128,17 +1129,17 @@ class Worker:
         return pid, int(inner) if inner else None
 
     def kill(self, box):
-        """End a sandbox. When this returns none of its processes is left: its process 1 ends last, and we reaped it."""
+        """End a sandbox. On return no process of it is left: its process 1 ends last, and has been reaped."""
         pid, inner = box
         if self.bwrap:
-            os.kill(pid, 9)  # which kills process 1 (--die-with-parent), and that everything in its namespace
+            os.kill(pid, 9)  # also kills process 1 (--die-with-parent), and with it the whole namespace
             os.waitpid(pid, 0)
             try:
                 if inner and os.waitpid(inner, os.WNOHANG)[0] == 0:
                     os.kill(inner, 9)  # our child, so the number cannot be reused
                     os.waitpid(inner, 0)
             except ChildProcessError:
-                pass  # bwrap had reaped it
+                pass  # already reaped by bwrap
         else:
             try:
                 os.killpg(pid, 9)
@@ -1147,7 +1148,7 @@ class Worker:
             os.waitpid(pid, 0)
 
     def group(self, path):
-        """A number that this worker's cgroup keeps: seconds of CPU, or processes killed for memory; 0 without one."""
+        """A counter of this worker's cgroup: seconds of CPU, or processes killed for memory; 0 without a cgroup."""
         if not path:
             return 0
         with open(path) as file:
@@ -1157,19 +1158,19 @@ class Worker:
         return int(words[1]) / 1e6 if words[0] == "usage_usec" else int(words[0]) / 1e9
 
     def check(self, box):
-        """Seconds of CPU that a sandbox has used.  Raises Late if it holds too much memory, or too many files."""
+        """Seconds of CPU that a sandbox has used.  Raises Late if it uses too much memory or too many files."""
         import resource
         memory, seconds = usage(box[1] or box[0])
         if self.judge and box is self.judge[0]:
             return seconds
         more, judged = usage(self.judge[0][0]) if self.judge else (0, 0.0)
-        if memory + more > TOGETHER:  # what a test does with a value is the program's doing too
+        if memory + more > TOGETHER:  # memory of the tests counts too: they work on the program's values
             raise Late
         if self.disk is not None:
             files = os.fstatvfs(self.disk)
             if files.f_files - files.f_ffree > INODES:
                 raise Late
-        if self.cpu_file:  # all that is neither ours nor the judge's
+        if self.cpu_file:  # everything except the worker and the judge
             me = resource.getrusage(resource.RUSAGE_SELF)
             rest = self.group(self.cpu_file) - me.ru_utime - me.ru_stime - judged
             if self.others is None:
@@ -1190,15 +1191,15 @@ class Worker:
             left = deadline - time.monotonic()
             for ready, _ in poll.poll(max(0, min(100, 1000 * left))):
                 if ready == 0:
-                    os._exit(1)  # the caller is gone, and our sandboxes die with us
+                    os._exit(1)  # the caller is gone; sandboxes die with this process
                 return
             if self.check(box) > cpu or left <= 0:
                 raise Late
 
     def ready(self, role, sink, source, box, deadline):
-        """Give a new sandbox its code and wait for its sign of life.  Raises OSError."""
+        """Send a new sandbox its code and wait until it is ready.  Raises OSError."""
         code = self.code[role]
-        while code:  # not before there is a reader: under pressure the kernel makes pipes of 4 kB
+        while code:  # once there is a reader: under memory pressure pipes have only 4 kB
             code = code[os.write(sink, code):]
         try:
             self.wait(source, deadline, box)
@@ -1247,7 +1248,7 @@ class Worker:
             fds += [ours_out, ours_in]
             box = self.start("candidate", theirs_in, theirs_out)
             self.ready("candidate", ours_out, ours_in, box, end)
-            if box[1]:  # before the program has run: later it may hide its files
+            if box[1]:  # before the program runs, which could hide its files
                 self.disk = os.open(f"/proc/{box[1]}/root/tmp", os.O_PATH)
                 fds.append(self.disk)
             return self.watch(job, end, box, ours_out, ours_in)
@@ -1265,8 +1266,8 @@ class Worker:
                 os.close(fd)
 
     def watch(self, job, end, box, sink, source):
-        """The verdict on a candidate that is ready.  end: when all is over (time.monotonic).  Raises Late, Gone,
-        OSError and Unsupported."""
+        """The verdict on a candidate that is ready.  end: deadline (time.monotonic).  Raises Late, Gone, OSError and
+        Unsupported."""
         import time
         started = time.monotonic()
         before = self.check(box)
@@ -1292,21 +1293,21 @@ class Worker:
         return "timeouts" if verdict is False and late else verdict
 
     def try_input(self, job, given, wanted, end, box, sink, source):
-        """Whether the program makes the wanted output of an input, or 'timeouts'."""
+        """Whether the program prints the expected output for an input, or 'timeouts'."""
         import time
         deadline = min(time.monotonic() + clock_of(job), end)
         before = self.check(box)
         most = before + seconds_of(job) + 1
         send(sink, given.encode())
         fate, output = decode(receive(source, lambda: self.wait(source, deadline, box, most)))
-        # The kernel's own limit, by which it kills, is in whole seconds.
+        # The kernel's limit, at which it kills, is in whole seconds.
         if fate == "killed" or self.check(box) - before > job["limit"]:
             return "timeouts"
         return fate != "failed" and same(output, wanted)
 
     def ask_judge(self, job, deadline, box, *pipes):
-        """Hand the pipes of a candidate, or none, to the judge and wait for its word. `box` is what may take too
-        long."""
+        """Pass the pipes of a candidate, or none, to the judge and wait for its verdict. box: the sandbox whose time
+        and memory are limited."""
         import socket
         import time
         ours, theirs = os.pipe()
@@ -1330,7 +1331,7 @@ class Worker:
                 if not pipes:
                     self.stop_judge()
                     raise
-                os.kill(box[0], 9)  # the judge sees the end of the pipe, says no and is free again
+                os.kill(box[0], 9)  # the judge sees the end of the pipe, rejects and is free again
                 try:
                     self.wait(ours, time.monotonic() + 2, self.judge[0])
                 except Late:
@@ -1346,8 +1347,8 @@ class Worker:
 
 
 def same(output, wanted):
-    """Are these the same words, bytes and text? Numbers with a fraction or an exponent may differ by 1e-6, relative or
-    absolute, as is usual in contests."""
+    """Whether two outputs have the same words. Numbers with a fraction or an exponent may differ by 1e-6, relative or
+    absolute, as usual in contests."""
     wanted = wanted.encode("utf-8", "surrogatepass")
     if len(output) > 10 * len(wanted) + 1000:
         return False
@@ -1365,10 +1366,10 @@ def close(word, wanted):
 
 
 def work(source, bwrap, places, cpu_file="", oom_file=""):
-    """The life of a worker: answer lines of JSON on stdin until it closes."""
+    """Main loop of a worker: answer lines of JSON on stdin until it closes."""
     import json
     folders, packages, version = json.loads(places)
-    if version != sys.implementation.cache_tag:  # packages are compiled for one
+    if version != sys.implementation.cache_tag:  # compiled packages fit a single version
         packages = {}
     worker = Worker(source, bwrap, folders, packages, cpu_file, oom_file)
     for line in sys.stdin:
@@ -1382,8 +1383,9 @@ BOOT = "import sys; exec(compile(sys.argv[1], 'sandbox.py', 'exec'), {'__name__'
 
 
 def worker_arguments(python, bwrap):
-    """Arguments of subprocess.Popen for a worker. It must not be root, for whom the process limit does nothing and
-    bubblewrap is no jail; its environment is empty and only pipes are open, because sandboxes get theirs from it."""
+    """Arguments of subprocess.Popen for a worker. It must not be root, to whom the process limit does not apply and
+    whom bubblewrap does not confine. Its environment is empty and only pipes are open, because sandboxes inherit
+    both."""
     with open(os.path.abspath(__file__)) as file:
         source = file.read()
     user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.getuid() == 0 else {}
@@ -1392,8 +1394,8 @@ def worker_arguments(python, bwrap):
 
 
 def linked(python):
-    """The folders of all that this Python and its standard library link, none if it does not run.  Raises OSError if
-    it does not exist."""
+    """The folders of all libraries that this Python and its standard library link; [] if it does not run.  Raises
+    OSError if it does not exist."""
     import json
     import subprocess
     code = """import importlib, json, os, sys
@@ -1411,7 +1413,7 @@ os._exit(0)"""
 
 
 def installed():
-    """{name: path} of what PACKAGES lists and this Python has."""
+    """{name: path} of the entries of PACKAGES that this Python has."""
     folders = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
     found = {}
     for name in [name for names in PACKAGES.values() for name in names]:
@@ -1421,9 +1423,9 @@ def installed():
     return found
 
 
-# A cgroup bounds what polling only watches: memory of the kernel, and what happens between two looks. It takes a
-# hierarchy with the controllers in which this user may make folders: root's, or a subtree that was delegated. The
-# caller stays where it is.
+# A cgroup limits what polling can only observe: kernel memory, and anything between two polls. It needs a hierarchy
+# with these controllers in which this user may create folders: as root, or in a delegated subtree. The caller is not
+# moved.
 GROUP = "train-as-you-test"
 GROUP_MEMORY, GROUP_PROCESSES = TOGETHER + (512 << 20), 2 * PROCESSES + 16  # of a worker, its judge and its candidate
 
@@ -1460,7 +1462,7 @@ def remove_groups_of_the_dead(place):
 
 
 class Group:
-    """The cgroup of one worker and all its sandboxes, one after the other.  Raises OSError where none can be made."""
+    """The cgroup of one worker and all its sandboxes.  Raises OSError if none can be created."""
 
     made = 0
 
@@ -1486,7 +1488,7 @@ class Group:
             self.files = [cpu + "/cpuacct.usage", memory + "/memory.oom_control"]
 
     def places(self, controller):
-        """The folders of our own cgroup and of those above it."""
+        """The folders of this process's cgroup and of its ancestors."""
         root, mount = self.mounts.get(controller, ("/", None))
         path = os.path.relpath(self.own.get(controller, "/"), root)
         while mount:
@@ -1496,7 +1498,7 @@ class Group:
             path = os.path.dirname(path)
 
     def make(self, controller, limits):
-        """Make a group with these limits in the first place that lets us -> its folder.  Raises OSError if none
+        """Create a group with these limits in the first folder that permits it -> its path.  Raises OSError if none
         does."""
         for place in self.places(controller):
             folder = os.path.join(place, self.name)
@@ -1505,7 +1507,7 @@ class Group:
                 os.mkdir(folder)
                 self.folders.append(folder)
                 for limit, value in limits.items():
-                    with open(os.path.join(folder, limit), "r+") as file:  # the controller may be absent here
+                    with open(os.path.join(folder, limit), "r+") as file:  # the controller may be missing here
                         file.write(str(value))
                 return folder
             except OSError:
@@ -1515,13 +1517,13 @@ class Group:
         raise OSError
 
     def add(self, pid):
-        """Move a process of ours, that has no children yet, into the group.  Raises OSError."""
+        """Move a child process, which has no children yet, into the group.  Raises OSError."""
         for folder in self.folders:
             with open(os.path.join(folder, "cgroup.procs"), "w") as file:
                 file.write(str(pid))
 
     def remove(self):
-        """Kill what is left in the group, and give it back."""
+        """Kill everything left in the group and remove it."""
         import time
         from contextlib import suppress
         for folder in self.folders:
@@ -1533,13 +1535,13 @@ class Group:
                     break
                 except FileNotFoundError:
                     break
-                except OSError:  # what was killed is there for a moment
+                except OSError:  # killed processes remain for a moment
                     time.sleep(0.01)
 
 
 def start_worker(arguments: dict):
-    """Start a worker by arguments of `settle`, in a cgroup where that can be -> Popen, with the Group as `.group`, or
-    None.  Raises OSError."""
+    """Start a worker with the arguments of `settle`, in a cgroup if possible -> Popen, with the Group or None as
+    `.group`.  Raises OSError."""
     import subprocess
     arguments = {name: value for name, value in arguments.items() if name != "note"}
 
@@ -1556,7 +1558,7 @@ def start_worker(arguments: dict):
         if group:
             try:
                 group.add(child.pid)
-            except OSError:  # we may make groups, but not move a process into them
+            except OSError:  # groups may be created, but processes not moved into them
                 child.kill()
                 child.communicate()
                 group.remove()
@@ -1570,8 +1572,8 @@ def start_worker(arguments: dict):
 
 
 def settle(allow_unsandboxed: bool = False) -> dict:
-    """Find a Python and see that sandboxes really start -> arguments for `start_worker`.  Raises UserError where they
-    do not, unless unsandboxed programs are allowed; then a warning is printed."""
+    """Find a Python and check that sandboxes really start -> arguments for `start_worker`.  Raises UserError if they do
+    not, unless unsandboxed programs are allowed; then a warning is printed."""
     import json
     import shutil
     import subprocess
@@ -1588,7 +1590,7 @@ def settle(allow_unsandboxed: bool = False) -> dict:
                 with start_worker(arguments) as worker:
                     worker.stdin.write(json.dumps(job).encode() + b"\n")
                     works = worker.stdout.readline() == b"true\n"
-            except OSError:  # it may not exist, or lie in a home that the unprivileged user cannot read
+            except OSError:  # missing, or in a home directory that the unprivileged user cannot read
                 continue
             if worker.group:
                 worker.group.remove()

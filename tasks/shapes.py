@@ -1,4 +1,4 @@
-r"""What the columns of a row are, and what they say as a problem.
+r"""Turns a row of data into a problem: which columns are recognised, and how their values are read.
 
     prompt       prompt, problem, question, query, instruction (with `input` after it); else messages or conversations
     answer       answer, final_answer, ground_truth, target, label, reward_model.ground_truth,
@@ -12,14 +12,14 @@ r"""What the columns of a row are, and what they say as a problem.
     level        level, difficulty
     split        split
 
-a.b is the column b inside of a, which may be JSON in a text. Where two names of a line are there with different values,
-a sentence asks which one is meant (`--columns prompt=problem,answer=reward_model.ground_truth`). A row with an answer
-is judged by that, else by its tests. In an answer a number is its digits, true is True, a list its elements with commas
-between them (inner lists in brackets), an object of one value that value, any other its JSON.
+a.b is the entry b of column a, which may be JSON text. If a row has two names of a line with different values, an error
+asks which one to use (`--columns prompt=problem,answer=reward_model.ground_truth`). A row with an answer is judged by
+it, otherwise by its tests. As an answer, a number becomes its digits, true becomes True, a list its elements separated
+by commas (inner lists in brackets), an object with one value that value, any other object its JSON.
 
-A prompt is used as it is, so let it ask for a \boxed{} answer. Chat messages go through the model's template as they
-are; the last one is the user's. A prompt that does not name the function to write gets the `starter_code` of its row,
-or the first test.
+Prompts are used unchanged, so they should ask for a \boxed{} answer. Chat messages go through the model's template; the
+last one must be the user's. If a prompt does not name the function to write, the row's `starter_code` or the first test
+is appended.
 """
 import ast
 import functools
@@ -51,7 +51,7 @@ NAMES = {
     "split": ("split",)}
 MESSAGES = ("messages", "conversations")
 ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system", "user", "assistant")}}
-FENCED = ("code", "solutions", "gold_standard_solution")  # solutions that are programs without a fence
+FENCED = ("code", "solutions", "gold_standard_solution")  # columns whose programs have no fence
 SPELLED = re.compile(r"\s*\[\s*\{\s*['\"](?:role|from|content|value)['\"]")
 MARKED = re.compile(r"####[ \t]*(\S.*?)\s*\Z")
 
@@ -70,8 +70,8 @@ def columns_of(text: str | None) -> dict[str, str]:
 # -------------------------------------------------------------------------------------------------------------- values
 
 def object_in(value):
-    """What JSON, or Python's spelling of it, in a text stands for; of another value itself. None where it is neither.
-    """
+    """The object that text spells in JSON or Python syntax, else None; values other than text are returned as they
+    are."""
     if not isinstance(value, str):
         return value
     for read in (json.loads, ast.literal_eval) if value.lstrip()[:1] in ("{", "[") else ():
@@ -83,7 +83,7 @@ def object_in(value):
 
 
 def at(row: dict, path: str):
-    """The value at a.b of a row, None if there is none."""
+    """The value at path a.b of a row, None if there is none."""
     if path in row or "." not in path:
         return row.get(path)
     value = row
@@ -96,7 +96,7 @@ def at(row: dict, path: str):
 
 
 def as_text(value, field: str) -> str:
-    """A value as text, by the rule of the docstring above.  Raises UserError."""
+    """A value as text, as the docstring of the module describes.  Raises UserError."""
     if isinstance(value, str):
         return value
     if isinstance(value, (float, Decimal)) and not math.isfinite(value):
@@ -124,14 +124,14 @@ def is_empty(value):
 
 
 def marked(text):
-    """What stands behind #### in the last line of a text, None if there is none."""
+    """The text after #### in the last line, None if there is none."""
     match = MARKED.search(text) if "####" in text else None
     return match and match[1]
 
 
 @functools.lru_cache
 def names_among(columns):
-    """{field: those of its names that a row of these columns, a tuple, may have}; most rows have the same."""
+    """{field: its names among these columns, a tuple}. Cached, since most rows have the same columns."""
     found = {}
     for kind, names in NAMES.items():
         found[kind] = [name for name in names if name in columns or name.partition(".")[0] in columns]
@@ -139,8 +139,8 @@ def names_among(columns):
 
 
 class Fields:
-    """The fields of a row: their columns are those of `columns`, {field: column}, or found by their names, and noted in
-    `used`, {field: {column}}."""
+    """The fields of a row. Columns come from `columns`, {field: column}, or are recognised by name; `used`, {field:
+    {column}}, records them."""
 
     def __init__(self, row: dict, columns: dict[str, str], used: dict[str, set[str]]):
         self.row = row
@@ -151,7 +151,7 @@ class Fields:
         self.used.setdefault(field, set()).add(column)
 
     def pick(self, field):
-        """(column, value) of a field, (None, None) if there is none.  Raises UserError if it cannot be told."""
+        """(column, value) of a field, (None, None) if there is none.  Raises UserError if it is ambiguous."""
         names = names_among(tuple(self.row))[field]
         if field in self.columns:
             names = [self.columns[field]]
@@ -171,14 +171,14 @@ class Fields:
         return first, full.get(first)
 
     def missing(self, field):
-        """What to say where a field is missing."""
+        """The error for a missing field."""
         names = ", ".join([name for name, value in self.row.items() if not is_empty(value)][:12])[:200]
         hint = f": it has {names}; say which with --columns {field}=..."
         return UserError(f'"{field}" is missing' + hint * bool(names))
 
 
 def alike(value, field):
-    """The text of a value, equal for values between which it makes no difference which one is meant."""
+    """Text of a value for comparison: equal texts mean the same."""
     text = as_text(value, field)
     return (field == "answer" and marked(text) or text).strip()
 
@@ -186,12 +186,12 @@ def alike(value, field):
 # ------------------------------------------------------------------------------------------------------------ messages
 
 def is_messages(value):
-    """Whether a value may be chat messages, or a text that spells them."""
+    """Whether a value may be chat messages, or text that spells them."""
     return not isinstance(value, str) or SPELLED.match(value) is not None
 
 
 def messages_in(value, field):
-    """[(role, text)] of the chat messages that a value is, or a text spells; None if it is none.  Raises UserError."""
+    """[(role, text)] of chat messages, also if they are spelled as text; None for anything else.  Raises UserError."""
     value = object_in(value) if is_messages(value) else None
     return [turn_of(message, field) for message in value] if isinstance(value, list) else None
 
@@ -242,7 +242,7 @@ def prompt_of(fields):
 
 
 def extended(prompt, text):
-    """A prompt with a text after it."""
+    """A prompt with text appended to its last message."""
     *turns, (role, last) = turns_of(prompt)
     last = f"{last}\n\n{text}"
     return Chat([*turns, (role, last)]) if isinstance(prompt, Chat) else last
@@ -251,8 +251,8 @@ def extended(prompt, text):
 # ------------------------------------------------------------------------------------------------------------ problems
 
 def solution_of(fields, prompt, said):
-    """(column, gold completion) of a row, (None, None) if there is none.  said: what the assistant says at the end of
-    the messages that the prompt is from.  Raises UserError."""
+    """(column, gold completion) of a row, (None, None) if there is none.  said: the assistant's last message in the
+    messages that the prompt comes from.  Raises UserError."""
     column, value = fields.pick("solution")
     if value is None:
         said = said or answer_in_messages(fields.row, prompt)
@@ -270,7 +270,7 @@ def solution_of(fields, prompt, said):
 
 
 def answer_in_messages(row, prompt):
-    """The last message of the assistant, if those before it are the prompt; else None."""
+    """The assistant's last message if the messages before it are the prompt, else None."""
     try:
         *before, (role, last) = messages_in(row.get("messages"), "messages") or [("", None)]
     except UserError:
@@ -295,9 +295,9 @@ def answer_of(fields, solution):
 
 def problem_of(row: dict, name: str, columns: dict[str, str] | None = None, used: dict[str, set[str]] | None = None
                ) -> tuple[Problem, str | None]:
-    """(Problem called `name`, split or None) of a row; its answer is None where it has only a solution.  columns:
-    {field: column} that are not to be looked for; used: {field: names of the columns that were found} so far.  Raises
-    UserError that does not say where, CannotJudge if it is to be left out."""
+    """(Problem with id `name`, split or None) of a row. The answer is None if the row has only a solution.  columns:
+    {field: column} given by the user; used: {field: columns used so far}, updated.  Raises UserError without the place
+    of the row, CannotJudge if the row must be left out."""
     fields = Fields(row, columns or {}, {} if used is None else used)
     prompt, said = prompt_of(fields)
     column, solution = solution_of(fields, prompt, said)
@@ -330,7 +330,7 @@ def row_problem(row: dict, name: str, columns: dict[str, str] | None = None, use
                 ) -> tuple[RowProblem, str | None]:
     """`problem_of` for the user's own reward function: a RowProblem, which needs only a prompt."""
     columns = dict(columns or {})
-    if row.get("answer") is not None:  # the function gets the others by their own names
+    if row.get("answer") is not None:  # other columns reach the function under their own names
         columns.setdefault("answer", "answer")
     fields = Fields(row, columns, {} if used is None else used)
     prompt, said = prompt_of(fields)
@@ -351,7 +351,7 @@ def level_of(fields):
 
 
 def split_of(fields):
-    """The split that a row says, None if it says none.  Raises UserError."""
+    """The split stated in a row, None if there is none.  Raises UserError."""
     _, value = fields.pick("split")
     if value is not None and not isinstance(value, str):
         raise UserError('"split" must be text')
@@ -363,8 +363,8 @@ def split_of(fields):
 # --------------------------------------------------------------------------------------------------------------- tests
 
 def tests_in(row, columns):
-    """(column, kind, value) of the tests of a row, None if it has none. The kinds are "asserts", "texts" (inputs and
-    outputs), and "io" (the same as APPS and TACO have them)."""
+    """(column, kind, value) of the tests of a row, None if it has none. Kinds: "asserts", "texts" (inputs and outputs),
+    "io" (inputs and outputs as in APPS and TACO)."""
     column = columns.get("tests", "tests")
     if "tests" in columns or row.get("tests") is not None:
         cases = cases_in(at(row, column))
@@ -389,8 +389,8 @@ def tests_in(row, columns):
 
 
 def cases_in(value):
-    """{"inputs", "outputs"[, "fn_name"]} of a value, or JSON in a text, that is this or a list of {"input", "output"[,
-    "fn_name"]}, as open-r1, LiveCodeBench and DeepCoder have them; None of anything else."""
+    """{"inputs", "outputs"[, "fn_name"]} from a value or JSON text in this form, or in that of a list of {"input",
+    "output"[, "fn_name"]}, as in open-r1, LiveCodeBench and DeepCoder; None for anything else."""
     value = object_in(value)
     if isinstance(value, list) and value and all(isinstance(case, dict) for case in value):
         name = value[0].get("fn_name") or at(value[0], "metadata.func_name")
@@ -400,8 +400,8 @@ def cases_in(value):
 
 
 def judged_by(fields, prompt, solution, column, kind, tests):
-    """(prompt, spec of its tests) of a row. A prompt that does not name what is to be written gets the beginning of
-    it, or the first test.  Raises UserError, CannotJudge."""
+    """(prompt, spec of the tests) of a row. If the prompt does not name what to write, the starter code or the first
+    test is appended.  Raises UserError, CannotJudge."""
     row = fields.row
     fields.note("tests", column)
     for answer in NAMES["answer"]:
@@ -430,7 +430,7 @@ def judged_by(fields, prompt, solution, column, kind, tests):
 
 
 def defined(tests, code):
-    """What a solution defines and its tests, a text or lines of it, use; [] where one of them is no Python."""
+    """Names that a solution defines and its tests (text or list of lines) use; [] if either is invalid Python."""
     try:
         return names_in(tests if isinstance(tests, str) else "\n".join(tests), code)
     except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
@@ -438,8 +438,8 @@ def defined(tests, code):
 
 
 def by_io(row, io):
-    """(spec, name of the function or None) of what APPS and TACO call input_output.  Raises CannotJudge if there is
-    nothing in it."""
+    """(spec, function name or None) of input_output as in APPS and TACO.  Raises CannotJudge if it has no usable
+    tests."""
     limit = limit_of(row, words=True)
     try:
         sides = io["inputs"], io["outputs"]

@@ -1,4 +1,4 @@
-"""Tests of programs in rows of data: what the worker of a program is told, from the shapes in which rows hold tests."""
+"""Specs of tests: converts the forms in which rows of data hold tests into what a sandbox worker is given."""
 import ast
 import json
 import re
@@ -9,9 +9,9 @@ from support.errors import UserError
 from .programs import DEFINITION, prefix_of, stub, unfinished
 from .unit_tests import CannotJudge, prepare
 
-LIMIT = 3.0  # seconds of CPU for all tests of a function or one input of a program, where the data set does not say
-MAX_TESTS = 50  # of one problem
-MAX_TEST_TEXT = 300_000  # characters of its inputs and outputs
+LIMIT = 3.0  # default: seconds of CPU for all tests of a function, or for one input of a program
+MAX_TESTS = 50  # per problem
+MAX_TEST_TEXT = 300_000  # characters of inputs and outputs per problem
 ENTRY = r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?"  # name, or Class().method
 EITHER = "Solution().{0} if 'Solution' in globals() else {0}"  # what is called, as in the graders of APPS and TACO
 SAME = """
@@ -36,7 +36,7 @@ def right(value, wanted):
 
 
 def stdio_spec(inputs: list[str], outputs: list[str], limit: float) -> dict | None:
-    """The spec of a program, its tests cut to MAX_TESTS and MAX_TEST_TEXT; None if there are none."""
+    """The spec of a program, limited to MAX_TESTS and MAX_TEST_TEXT; None without tests."""
     size = 0
     kept_inputs = []
     kept_outputs = []
@@ -51,8 +51,8 @@ def stdio_spec(inputs: list[str], outputs: list[str], limit: float) -> dict | No
 
 
 def input_output_spec(tests: dict, limit: float) -> dict | None:
-    """The spec of {"inputs", "outputs"[, "fn_name"]}, as APPS and TACO have them; None if there are no tests. What is
-    called is a function, or a method of Solution if the program has that class."""
+    """The spec of {"inputs", "outputs"[, "fn_name"]}, as in APPS and TACO; None without tests. The tests call a
+    function, or a method of Solution if the program has that class."""
     name = tests.get("fn_name")
     if not name:
         inputs = [lines_of(x) for x in tests["inputs"]]
@@ -70,8 +70,8 @@ def input_output_spec(tests: dict, limit: float) -> dict | None:
 
 
 def arguments_of(given, wanted):
-    """(source of the arguments, value) of a call. A text has an argument in JSON on each line, and then the value is
-    JSON too, as in LiveCodeBench; it is an argument itself where it is no such text."""
+    """(source of the arguments, expected value) of a call. Text with one JSON value per line is a list of arguments, as
+    in LiveCodeBench, and the expected value is JSON too; any other text is itself the argument."""
     if isinstance(given, list):
         texts = [repr(argument) for argument in given]
         if given and isinstance(given[0], dict):
@@ -85,14 +85,14 @@ def arguments_of(given, wanted):
 
 
 def lines_of(value):
-    """Text that a program reads or prints, where a data set may hold a number, or a list of its lines."""
+    """Text that a program reads or prints; some data sets store a number or a list of lines instead."""
     if isinstance(value, (int, float)):
         return str(value)
     return "\n".join(map(str, value)) if isinstance(value, list) else value
 
 
 def names_in(tests: str, code: str, setup: str = "") -> list[str]:
-    """What `code` defines and the tests use, in the order of the code.  Raises SyntaxError."""
+    """Names that `code` defines and the tests use, in the order of the code.  Raises SyntaxError."""
     everything = ast.walk(ast.parse(tests))
     used = {node.id for node in everything if isinstance(node, ast.Name)}
     body = ast.parse(code).body
@@ -101,7 +101,7 @@ def names_in(tests: str, code: str, setup: str = "") -> list[str]:
 
 
 def check_imports(prefix):
-    """Raises CannotJudge if the beginning of a program imports what no program finds in the sandbox."""
+    """Raises CannotJudge if the beginning of a program imports a module that is not in the sandbox."""
     for node in ast.walk(ast.parse(stub(prefix))):
         modules = [getattr(node, "module", None) or ""]
         if isinstance(node, ast.Import):
@@ -113,7 +113,7 @@ def check_imports(prefix):
 
 
 def limit_of(row: dict, words: bool = False) -> float:
-    """The time limit of a row in seconds; words: it may be a text, "2.0 seconds".  Raises UserError."""
+    """The time limit of a row in seconds; words: it may be text like "2.0 seconds".  Raises UserError."""
     limit = row.get("time_limit")
     if words:
         found = re.match(r"\s*([0-9]+(?:\.[0-9]+)?)", str(limit or ""))
@@ -127,19 +127,20 @@ def limit_of(row: dict, words: bool = False) -> float:
 
 
 def check_texts(inputs, outputs) -> list[str]:
-    """The inputs of a program.  Raises UserError if they, or the outputs, are no lists of text of one length."""
+    """The inputs of a program.  Raises UserError unless inputs and outputs are lists of text of equal length."""
     if not is_texts(inputs) or not is_texts(outputs) or len(inputs) != len(outputs):
         raise UserError('"inputs" and "outputs" must be lists of text of one length, and not empty')
     return inputs
 
 
 def is_texts(value):
-    """Whether a value is a list of text, and not empty."""
+    """Whether a value is a non-empty list of strings."""
     return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def tests_spec(tests: str | list[str], name: str | None, prompt: str, solution: str | None) -> dict:
-    """The spec of tests of what is called `name`, without what all specs have.  Raises UserError, CannotJudge."""
+    """The spec of tests of the function or class `name`, without the fields that all specs share.  Raises UserError,
+    CannotJudge."""
     source = "\n".join(tests) if is_texts(tests) else tests
     if not isinstance(source, str) or not source.strip():
         raise UserError('"tests" must be Python source, or a list of lines of it, and not empty')
@@ -161,7 +162,7 @@ def tests_spec(tests: str | list[str], name: str | None, prompt: str, solution: 
 
 
 def check_entry(name, tests, prompt, solution):
-    """Whether anything in a row of code speaks of its entry point.  Raises UserError if it is the name of nothing."""
+    """Raises UserError if the entry point of a row occurs nowhere in it, or is not what its solution defines."""
     if not any(re.search(rf"\b{name}\b", text) for text in (tests, prompt, solution)):
         raise UserError(f'"entry_point" {name!r} is in neither "tests" nor "prompt" nor "solution": what is tested?')
     other = re.search(rf"^[ \t]*{DEFINITION}", solution, re.MULTILINE) and not re.search(rf"\b{name}\b", solution)

@@ -1,14 +1,14 @@
-"""Tests of functions and classes as people write them: what runs them, and whether they can fail at all.
+"""Tests of functions and classes: how they are run, and whether they can fail at all.
 
-Tests are Python that asserts. They run as a script does, as `__main__`, and after that run
+Tests are Python source with assertions. The source runs as a script, as `__main__`. Then these are run,
 
     check(candidate), or any function of a parameter `candidate`     on the entry point, as in HumanEval
-    test* functions without parameters, test* methods of classes     as pytest runs them, each on an object of its own,
-                                                                     for the cases of pytest.mark.parametrize
-    unittest.TestCase                                                as unittest does
+    test* functions without parameters, test* methods of classes     as in pytest, each method on a new object, for the
+                                                                     cases of pytest.mark.parametrize
+    unittest.TestCase                                                as in unittest
 
-unless the script has called them itself. What unittest.main() or pytest.main() would run is that, so these are left
-out, and `from solution import f` says that f is the program's.
+unless the script has called them itself. unittest.main() and pytest.main() would run the same tests, so these calls are
+removed. `from solution import f` means that f is a function of the program.
 """
 import ast
 import sys
@@ -38,15 +38,15 @@ def parametrized(test):
         found = [{**case, **dict(zip(names, row, strict=True))} for case in found for row in rows]
     return found
 """
-WARM = {*PACKAGES, "unittest", "asyncio", "json"}  # what takes long to import
+WARM = {*PACKAGES, "unittest", "asyncio", "json"}  # slow to import
 
 
 class CannotJudge(UserError):
-    """Tests that say nothing about a program."""
+    """Tests that cannot tell whether a program is correct."""
 
 
 def dotted(node):
-    """The name of `a.b.c`; '' of anything else than names."""
+    """The dotted name of a node, 'a.b.c'; '' for anything else."""
     if isinstance(node, ast.Attribute):
         before = dotted(node.value)
         return before and f"{before}.{node.attr}"
@@ -54,7 +54,7 @@ def dotted(node):
 
 
 def runs_main(node):
-    """Is this statement a call of unittest.main or pytest.main, or an exit that says nothing else than success?"""
+    """Whether a statement calls unittest.main or pytest.main, or exits with success."""
     if isinstance(node, ast.Raise):
         node = ast.Expr(node.exc)
     call = node.value if isinstance(node, ast.Expr) else None
@@ -69,25 +69,25 @@ def runs_main(node):
 
 
 def says_success(value):
-    """Is this argument of an exit no failure?"""
+    """Whether this argument of an exit means success."""
     if isinstance(value, ast.Constant):
         return value.value in (0, None)
     return runs_main(ast.Expr(value))
 
 
 def is_guard(node):
-    """Is it `if __name__ == "__main__"`?"""
+    """Whether a node is `if __name__ == "__main__"`."""
     return isinstance(node, ast.If) and any(dotted(part) == "__name__" for part in ast.walk(node.test))
 
 
 def is_known(module):
-    """Can tests import it? Of a relative import the module is None."""
+    """Whether tests can import a module (None: a relative import)."""
     return module is not None and module.partition(".")[0] in {*sys.stdlib_module_names, *PACKAGES}
 
 
 class OfProgram(ast.NodeTransformer):
-    """Takes the imports of a module that is the program out of tests: one that has the entry point, and that nobody
-    else has. `names` are {name in the tests: name in the program}, `modules` what it is called."""
+    """Removes from tests the imports of the program's module, that is an unknown module with the entry point. `names`
+    are {name in the tests: name in the program}, `modules` the names of that module."""
 
     def __init__(self, tree, entry):
         self.names = {entry: entry}
@@ -122,7 +122,7 @@ class OfProgram(ast.NodeTransformer):
 
 
 def reached(tree):
-    """(nodes that run when a module does, names that these mention). The inside of a function or class runs once its
+    """(nodes that run when a module runs, names they mention). The body of a function or class counts as run once its
     name is mentioned."""
     nodes = []
     names = set()
@@ -132,7 +132,7 @@ def reached(tree):
         node = waiting.pop()
         nodes.append(node)
         inside = list(ast.iter_child_nodes(node))
-        if isinstance(node, ast.ClassDef):  # all methods of a class that is used
+        if isinstance(node, ast.ClassDef):  # all methods of a used class
             inside += [part for method in node.body if isinstance(method, FUNCTIONS) for part in method.body]
         if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and node.name not in names:
             parked.setdefault(node.name, []).extend(inside)
@@ -148,7 +148,7 @@ def reached(tree):
 
 
 def can_fail(node):
-    """Can this node be what a wrong program fails at? An assert of a tuple or a constant cannot."""
+    """Whether a wrong program can fail at this node. Assertions of tuples and constants cannot fail."""
     if isinstance(node, ast.Assert):
         constant = isinstance(node.test, ast.Constant) and node.test.value
         return not constant and not (isinstance(node.test, ast.Tuple) and node.test.elts)
@@ -157,7 +157,7 @@ def can_fail(node):
 
 
 def definitions(body):
-    """The functions and classes that a module defines, also under `if`, `with` and `try`."""
+    """The functions and classes defined in a module, also under `if`, `with` and `try`."""
     for node in body:
         if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
             yield node
@@ -175,7 +175,7 @@ def parameters(function):
 
 
 def call_of(function, text, *arguments):
-    """Source of a call of a function that may be async."""
+    """Source of a call to a function, which may be async."""
     text = f"{text}({', '.join(arguments)})"
     return f"__import__('asyncio').run({text})" if isinstance(function, ast.AsyncFunctionDef) else text
 
@@ -187,8 +187,8 @@ def has_cases(function):
 
 
 def calls_of_function(node, entry):
-    """Lines that run a function nobody calls, if it is a test.  Raises CannotJudge if it wants what only a framework
-    gives."""
+    """Lines that run an uncalled function if it is a test.  Raises CannotJudge if it needs arguments that only a
+    framework could supply."""
     wanted = parameters(node)
     if has_cases(node):
         return [f"for case_of_test in parametrized({node.name}): {call_of(node, node.name, '**case_of_test')}"]
@@ -201,7 +201,7 @@ def calls_of_function(node, entry):
 
 
 def calls_of_class(node):
-    """Lines that run the test* methods of a class that nobody uses.  Raises CannotJudge as `calls_of_function`."""
+    """Lines that run the test* methods of an unused class.  Raises CannotJudge like `calls_of_function`."""
     methods = {method.name: method for method in node.body if isinstance(method, FUNCTIONS)}
     tests = [method for name, method in methods.items() if name.startswith("test")]
     lines = []
@@ -226,7 +226,7 @@ def calls_of_class(node):
 
 
 def calls(tree, entry):
-    """Lines that run what a module of tests defines and does not run itself.  Raises CannotJudge."""
+    """Lines that run the tests that a module defines but does not run itself.  Raises CannotJudge."""
     _, names = reached(tree)
     lines = [f"{node.name}()" for node in definitions(tree.body) if node.name in BEFORE and node.name not in names]
     cases = {"TestCase", "IsolatedAsyncioTestCase"}

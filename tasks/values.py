@@ -1,8 +1,8 @@
-r"""What a `clean` answer is: its normal form by its kind, and whether two of them are the same.
+r"""The normal form of a `clean` answer by its kind, and whether two answers are equal.
 
-The grammar is a table: FLAT rewrites LaTeX as a line of operators and calls, which is split at its loosest sign; what
-is left, an expression, becomes Python for sympy. A normal form is a line again, of numbers and brackets. Only for child
-processes that can be killed.
+The table FLAT rewrites LaTeX as one line of operators and calls. The line is split at the operators that bind loosest;
+the remaining expressions become Python for sympy. A normal form is again one line, of numbers and brackets. Used only
+in child processes that can be killed.
 """
 import functools
 import itertools
@@ -18,7 +18,7 @@ import sympy
 from .answers import FUNCTIONS, glance
 
 sys.set_int_max_str_digits(0)
-DIGITS = 150  # of a computed number; the last thirty may be rounding errors
+DIGITS = 150  # of computed numbers; the last thirty may be rounding errors
 TURNED = {">": "<", "≥": "≤"}
 RELATION = {"≤": "<=", "≥": ">=", "≠": "!="}
 RELATIONS = "=<>≤≥≠"
@@ -29,7 +29,7 @@ TOKEN = re.compile(r"(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)"
                    r"|(?P<symbol>(?:\\[a-z]+|[^\W\d_]|[…∠△])(?:_⟨[^⟩]*⟩)?'*|[∞∅])|(?P<open>[(\[])|(?P<close>[)\]])"
                    r"|(?P<sign>[-+*/^,∪∩∖∧∨])")
 PYTHON = {"^": "**", "∪": "|", "∩": "&", "∖": "-", "∧": "&", "∨": "|"}
-KNOWN = {  # what sympy calls them
+KNOWN = {  # names in sympy
     "e": "E",
     "i": "I",
     "π": "pi",
@@ -65,7 +65,7 @@ def symbol(name):
 
 
 def call(name):
-    """A function of sympy; f(x+1) of an unknown f is a symbol called so."""
+    """A function of sympy; for an unknown f, f(x+1) becomes a symbol of that name."""
     return symbol(name) if name in KNOWN else lambda *inputs: sympy.Symbol(f"{name}({','.join(map(line, inputs))})")
 
 
@@ -73,7 +73,7 @@ NAMED = {"number": sympy.Rational, "symbol": symbol, "call": call}
 
 
 def evaluate(text):
-    """sympy's object for an expression. Its Python consists of numbers, quoted names and signs, and of nothing else."""
+    """sympy's object for an expression. The evaluated Python consists only of numbers, quoted names and operators."""
     if TOKEN.sub("", text):
         raise ValueError(text)
     code = ""
@@ -88,7 +88,8 @@ def evaluate(text):
 
 
 def split(text, signs):
-    """[part, sign, part, ...] at the signs that stand in no bracket, [text] if there are none or brackets cross."""
+    """Split a text at signs outside brackets: [part, sign, part, ...]; [text] without signs or with unbalanced
+    brackets."""
     depth = 0
     parts = [""]
     for char in text:
@@ -105,7 +106,7 @@ def split(text, signs):
 # ------------------------------------------------------------------------------------------------------ normal forms
 
 def point(expression, shift):
-    """A number for each of its symbols; of three points each letter is negative at one."""
+    """A number for each symbol of an expression. Among three points each symbol is negative once."""
     chosen = {}
     for name in expression.free_symbols:
         draw = random.Random(f"{name} {shift}")
@@ -115,8 +116,8 @@ def point(expression, shift):
 
 
 def number(value):
-    """A real number of sympy as a fraction if it is near one, else with 100 digits."""
-    if getattr(value, "_prec", 99) < 20:  # nothing is left of it: it is the difference of equal numbers
+    """A real number of sympy as text: a fraction if it is close to one, else 100 digits."""
+    if getattr(value, "_prec", 99) < 20:  # no precision left: the difference of equal numbers
         return "0"
     exact = Fraction(str(value))
     near = exact.limit_denominator(10 ** 12)
@@ -124,7 +125,7 @@ def number(value):
 
 
 def line(expression):
-    """An expression as text: its value, or f and its values at three points."""
+    """An expression as text: its value or, with symbols, f and its values at three points."""
     if not isinstance(expression, sympy.Expr) or expression.is_Rational or expression in (sympy.oo, -sympy.oo):
         return str(expression)
     texts = []
@@ -137,7 +138,7 @@ def line(expression):
 
 
 def collection(forms):
-    """Elements in any order, each once, those of collections among them too."""
+    """A set of normal forms as text: flattened, sorted, without duplicates."""
     flat = []
     for form in forms:
         flat += split(form[1:-1], ",")[::2] if form[0] == "{" else [form]
@@ -145,14 +146,14 @@ def collection(forms):
 
 
 def inequality(left, sign, right):
-    """The real numbers for which it holds."""
-    found = sympy.Rel(evaluate(left), evaluate(right), RELATION.get(sign, sign))
-    name, = found.free_symbols
-    return found.subs(name, sympy.Symbol("x", real=True)).as_set()
+    """The set of real numbers that satisfy an inequality."""
+    holds = sympy.Rel(evaluate(left), evaluate(right), RELATION.get(sign, sign))
+    name, = holds.free_symbols
+    return holds.subs(name, sympy.Symbol("x", real=True)).as_set()
 
 
 def as_set(text):
-    """A set of real numbers. Raises what sympy raises if a text is none."""
+    """The set of real numbers that a text denotes. Raises sympy's exceptions for other texts."""
     for sign in "⊔,∪∩∖":
         parts = split(text, sign)[::2]
         if len(parts) > 1:
@@ -169,7 +170,7 @@ def as_set(text):
 
 
 def pieces(numbers):
-    """A set of real numbers as intervals and points."""
+    """A set of real numbers as text, in intervals and points."""
     if isinstance(numbers, sympy.Interval):
         left = "(" if numbers.left_open else "["
         right = ")" if numbers.right_open else "]"
@@ -180,7 +181,7 @@ def pieces(numbers):
 
 
 def assigned(text):
-    """(what a value is called or "", the value) of x=3, f(2)=3, x=y=3 and 1+2=3, but not of -x=3."""
+    """(name or "", value) of x=3, f(2)=3, x=y=3 and 1+2=3; -x=3 is not split."""
     name, *rest = split(text, SEPARATORS + RELATIONS)
     if set(rest[::2]) != {"="}:
         return "", text
@@ -193,7 +194,7 @@ def assigned(text):
 
 
 def relation(parts):
-    """Equations up to a factor, inequalities up to a positive one and turned to <."""
+    """Normal form of equations (up to a factor) and inequalities (up to a positive factor, turned to <)."""
     found = []
     for left, sign, right in zip(parts[::2], parts[1::2], parts[2::2]):
         if sign in TURNED:
@@ -209,7 +210,7 @@ def ordered(texts, brackets="()"):
 
 
 def listed(parts):
-    """The elements of a list, in order as a tuple if they are called by different names: x=1, y=2."""
+    """Normal form of a list; with different names, as in x=1, y=2, it is a tuple ordered by name."""
     pairs = [assigned(text) for text in parts[::2]]
     names = {name for name, _ in pairs}
     if len(names) > 1 and "" not in names:
@@ -227,11 +228,11 @@ def ratio(parts):
     return ":".join(line(first / part) for part in rest)
 
 
-KINDS = {SEPARATORS: listed, "≢": remainder, RELATIONS: relation, ":": ratio}  # from the loosest sign to the tightest
+KINDS = {SEPARATORS: listed, "≢": remainder, RELATIONS: relation, ":": ratio}  # from the loosest to the tightest
 
 
 def form(text):
-    """The normal form of a text by its kind."""
+    """The normal form of a text, according to its kind."""
     if "±" in text:
         return collection(form(text.replace("±", sign)) for sign in "+-")
     for signs, read in KINDS.items():
@@ -254,9 +255,8 @@ def form(text):
 # ------------------------------------------------------------------------------------------------------- two answers
 
 class Meaning(NamedTuple):
-    """What an answer says. key: votes are counted by it.  name: what x=3 calls it.  forms: the normal form and others
-    that it may stand for; none if it is unreadable, None if that is a question for math-verify.  digits: decimal
-    places, 99 if it is exact."""
+    """The meaning of an answer. key: for votes.  name: x in x=3.  forms: its normal form, then alternatives; [] if it
+    is unreadable, None if math-verify has to decide.  digits: decimal places, 99 if exact."""
     key: str
     name: str = ""
     forms: list | None = None
@@ -264,7 +264,7 @@ class Meaning(NamedTuple):
 
 
 def readings(text):
-    """(what a value is called or "", its normal form and those of what else it may stand for)."""
+    """(name or "", [normal form, alternatives]) of a text."""
     name, value = assigned(text)
     letters = "".join(set(LETTER.findall(value)))
     if SETS.search(value) and len(letters) < 2:
@@ -285,9 +285,9 @@ def readings(text):
     return name, forms
 
 
-HARD = re.compile(r"[∑∫]|\\(?:prod|lim)(?![a-z])")  # what math-verify is asked about
+HARD = re.compile(r"[∑∫]|\\(?:prod|lim)(?![a-z])")  # left to math-verify
 LETTER = re.compile(r"(?<![\w\\⟨])[a-zA-Z](?![\w⟩(])")
-PLAIN_NAME = re.compile(r"[A-Z]*|\\\w+|[^-+*/]?_?'*")  # without what is in brackets
+PLAIN_NAME = re.compile(r"[A-Z]*|\\\w+|[^-+*/]?_?'*")  # brackets removed
 HUGE = re.compile(r"\^\(*-?[0-9]{5,}|\^\(*[0-9]+\^|factorial\(+(?:[0-9]{5,}|\\factorial)")  # would take forever
 
 
@@ -309,8 +309,8 @@ NUMBER = re.compile(r"(-?[0-9][0-9./]*(?:e[-+][0-9]+)?)")
 
 
 def close(gold, answer, digits):
-    """Whether two forms are equal; a decimal of at least six places and four digits is equal to what is rounded or
-    cut to it."""
+    """Whether two forms are equal. A decimal with at least six places and four digits equals any number that rounds or
+    truncates to it."""
     if gold == answer or not 6 <= digits < 99 or "f" in gold:
         return gold == answer
     gold, answer = NUMBER.split(gold), NUMBER.split(answer)
@@ -323,7 +323,7 @@ def close(gold, answer, digits):
 
 
 def same(gold, answer):
-    """Whether two `clean` answers are the same; None if math-verify has to decide."""
+    """Whether two `clean` answers are equal; None if math-verify has to decide."""
     a, b = understand(gold), understand(answer)
     if None in (a.forms, b.forms):
         return None

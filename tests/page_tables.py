@@ -1,8 +1,8 @@
-"""Tables of the pages that are made of the code: between <!-- table NAME --> and <!-- end of table --> in docs/.
+"""Tables generated from the code, between <!-- table NAME --> and <!-- end of table --> in the pages of docs/.
 
-    python tests/page_tables.py    writes them anew
+    python tests/page_tables.py    update them
 
-Whoever changes what they are made of runs this file; tests/test_pages_running.py fails until then.
+Run this file after changing their sources; tests/test_pages_running.py fails until then.
 """
 import json
 import os
@@ -16,12 +16,12 @@ from references import ROOT
 sys.path[:0] = [ROOT]  # also where this file is a program
 
 PLACE = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end of table -->", re.DOTALL)
-SAMPLE = 700  # tokens, of prompt and completion
+SAMPLE = 700  # tokens of prompt and completion
 RANK = 16  # of the adapter
 MAKERS = ["openr1", "dapo", "deepscaler", "numina", "gsm8k_verl", "trl", "apps", "mbpp_plus"]  # of test_own_data.py
 NAMES = ["OpenR1-Math", "DAPO-Math-17k", "DeepScaleR", "NuminaMath", "GSM8K in verl's form", "conversations as in TRL",
          "APPS", "MBPP+"]
-NUMBER = 3  # of the row that is shown
+NUMBER = 3  # of the example row
 
 
 def table(head, rows):
@@ -36,22 +36,22 @@ def code(names):
 # -------------------------------------------------------------------------------------------------------------- tables
 
 def names():
-    """The table of names in the docstring of tasks/shapes.py, a row for each field."""
+    """The column names in the docstring of tasks/shapes.py, one row per field."""
     from tasks import shapes
     body = shapes.__doc__.split("\n\n")[1]
     fields = re.findall(r"^    (\w+) +(\S.*(?:\n {8,}\S.*)*)", body, re.MULTILINE)
-    return table(["field", "columns, the first that is there"], [[f"`{field}`", " ".join(words.split())]
+    return table(["field", "columns, first match wins"], [[f"`{field}`", " ".join(words.split())]
                                                                  for field, words in fields])
 
 
 def rows():
-    """[(name of a data set, a row of it)]."""
+    """[(name of a data set, example row)]."""
     import test_own_data
     return [(name, getattr(test_own_data, maker)(NUMBER)) for name, maker in zip(NAMES, MAKERS, strict=True)]
 
 
 def understood(row):
-    """(problem, {field: columns that it was found in})."""
+    """(problem, {field: columns it was read from})."""
     from tasks import shapes
     used = {}
     problem, _ = shapes.problem_of(row, "row", used=used)
@@ -59,19 +59,19 @@ def understood(row):
 
 
 def schemas():
-    """Which columns of the eight data sets are taken."""
-    found = []
+    """The columns used from each of the eight data sets."""
+    lines = []
     for name, row in rows():
         problem, used = understood(row)
         judge = used.get("answer") or used.get("tests")
         judged = f"`{problem.answer}`" if "answer" in used else "(tests)"
         cells = [" and ".join(sorted(columns)) for columns in (used["prompt"], judge, used.get("solution", ()))]
-        found.append([name, *cells, judged])
-    return table(["data set", "prompt from", "judged by", "solution from", "answer"], found)
+        lines.append([name, *cells, judged])
+    return table(["data set", "prompt from", "judged by", "solution from", "answer"], lines)
 
 
 def examples():
-    """A row of each data set: a table of its columns, with their values in JSON."""
+    """An example row of each data set, as a table of columns and their values in JSON."""
     parts = []
     for name, row in rows():
         fields = [[f"`{column}`", f"`{json.dumps(value, ensure_ascii=False)}`"] for column, value in row.items()]
@@ -80,40 +80,40 @@ def examples():
 
 
 def models():
-    """The sweep over architectures, a row for each outcome."""
-    found = [[f"right; {path}", str(len(kinds)), ", ".join(kinds)] for path, kinds in RIGHT.items()]
-    found += [[f"refused: {reason}", str(len(kinds)), ", ".join(kinds)] for reason, kinds in REFUSED.items()]
-    found.append(["not tried: other senses than text, or drafts for another model", str(len(NOT_TRIED)),
+    """The sweep over architectures, one row per outcome."""
+    lines = [[f"right; {path}", str(len(kinds)), ", ".join(kinds)] for path, kinds in RIGHT.items()]
+    lines += [[f"refused: {reason}", str(len(kinds)), ", ".join(kinds)] for reason, kinds in REFUSED.items()]
+    lines.append(["not tried: not text models, or draft models for another model", str(len(NOT_TRIED)),
                   ", ".join(NOT_TRIED)])
-    return table(["outcome", "how many", "architectures, as `model_type` names them"], found)
+    return table(["outcome", "number", "architectures (`model_type`)"], lines)
 
 
 def memory():
-    """GB of models in the shapes of bench.py, computed: weights, adapter, a sample in the update, a row decoded."""
+    """Computed memory of models in the shapes of bench.py: weights, adapter, a sample in the update and in decoding."""
     from support.measure import SHAPES
-    found = []
+    lines = []
     for name in ("0.5b", "1.5b", "7b"):
         vocabulary = 151936
         linear, outputs = linear_of(*SHAPES[name])
-        embedding = vocabulary * SHAPES[name][0] * (1 + (name == "7b"))  # the others share it with the output
+        embedding = vocabulary * SHAPES[name][0] * (1 + (name == "7b"))  # the smaller ones tie it to the output
         four = linear * (0.5 + 0.127 / 8) + 2 * embedding
         adapter = RANK * outputs * 16  # value, gradient, two moments in float32
-        found.append([name, *map(gigabytes, (four, 2 * (linear + embedding), adapter,
+        lines.append([name, *map(gigabytes, (four, 2 * (linear + embedding), adapter,
                                              *of_a_sample(*SHAPES[name], vocabulary)))])
     return table(["shape of Qwen2.5", "weights in NF4", "in bfloat16", f"adapter of rank {RANK}, AdamW",
-                  f"a sample of {SAMPLE} tokens in the update", "the same while decoded"], found)
+                  f"a sample of {SAMPLE} tokens in the update", "the same in decoding"], lines)
 
 
 def linear_of(hidden, wide, layers, heads, groups):
-    """(elements, inputs and outputs together) of the linear layers."""
+    """(number of weights, sum of inputs and outputs) of the linear layers."""
     narrow = hidden // heads * groups
     shapes = [(hidden, hidden)] * 2 + [(hidden, narrow)] * 2 + [(hidden, wide)] * 3
     return layers * sum(a * b for a, b in shapes), layers * sum(a + b for a, b in shapes)
 
 
 def of_a_sample(hidden, wide, layers, heads, groups, vocabulary):
-    """Bytes of a sample in the update, and of one while it is decoded: what support/load.py reckons with, which
-    tests/test_pages_running.py compares."""
+    """(bytes of a sample in the update, bytes in decoding), as support/load.py estimates them;
+    tests/test_pages_running.py compares the two."""
     keys = hidden // heads * groups
     update = SAMPLE * (100 * layers * hidden + 24 * vocabulary)
     decoded = 2.5 * 2 * layers * keys * SAMPLE + 20 * vocabulary
@@ -130,10 +130,10 @@ TABLES = {"names": names, "schemas": schemas, "examples": examples, "models": mo
 # --------------------------------------------------------------------------------------------------------------- pages
 
 def mended(page):
-    """The text of a page with its tables as the code has them."""
-    def made(match):
+    """The text of a page with its tables generated from the code."""
+    def generated(match):
         return f"<!-- table {match[1]} -->\n\n{TABLES[match[1]]()}\n\n<!-- end of table -->"
-    return PLACE.sub(made, references.source(page))
+    return PLACE.sub(generated, references.source(page))
 
 
 def main():

@@ -194,7 +194,7 @@ def test_page_is_up_to_date():
     page = elsewhere.page()
     with open(os.path.join(ROOT, "results", "elsewhere.md"), encoding="utf-8") as file:
         assert file.read() == page, "python results/elsewhere.py --draw"
-    bullets = page.split("## What it shows")[1].split("![")[0]
+    bullets = page.split("## Findings")[1].split("![")[0]
     assert len(re.findall(r"^ *- ", bullets, re.MULTILINE)) == 8  # no other line is taken for an item
     for name, formula in FORMULAS.items():
         assert page.count(f"| {name} | ") == 9 - 2 * formula.binary - 2 * formula.larger, name

@@ -97,7 +97,7 @@ def test_runs_of_different_tasks(routes, tmp_path):
     begun["flags"]["task"] = "countdown"
     (other / "args.json").write_text(json.dumps(begun))
     said_no(run(evaluate.main, "tiny", routes, other, *FEW, "--out", tmp_path / "e"),
-            f"{routes} of routes", f"{other} of countdown", "--task")
+            f"{routes}: routes", f"{other}: countdown", "--task")
     assert not (tmp_path / "e").exists()
     code, out, err = run(evaluate.main, routes, other, *FEW, "--task", "countdown", "--out", tmp_path / "e")
     assert code == 0 and "countdown, 3 problems" in out, err
