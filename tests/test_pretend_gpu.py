@@ -318,7 +318,7 @@ def test_a_gpu_without_bfloat16(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
         with pytest.raises(UserError, match="--bits 16 needs bfloat16, which Pretend H100 does not support"):
             load_policy("tiny", bits=16)
-        assert "8-bit base (as asked), compute float32, because this GPU does not support bf" in load_policy("tiny", bits=8).note
+        assert "8-bit base (as asked), compute float32, because this GPU does not" in load_policy("tiny", bits=8).note
         monkeypatch.undo()
 
 
