@@ -50,6 +50,14 @@ def test_names_exist():
         assert hasattr(importlib.import_module(module), name), name
 
 
+def test_links_lead_somewhere():
+    text = "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "markdown")
+    links = re.findall(r"\]\(([^)#]+)", text)
+    assert len(links) >= 5
+    for link in links:
+        assert os.path.exists(os.path.join(ROOT, "docs", link)), link
+
+
 def test_what_is_computed_is_what_is_stored(monkeypatch):
     """The cells before the runs, executed once more, print what is stored."""
     monkeypatch.chdir(ROOT)
