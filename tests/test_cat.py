@@ -1086,11 +1086,11 @@ def test_problems_without_a_gold_completion_are_counted(tmp_path):
     code, out, err = run(cat_passk.main, *flags, "--target", "solution", "--out", tmp_path / "a")
     assert code == 0 and "left out 3 of 8" in out, err
     code, out, err = run(cat_passk.main, *flags, "--out", tmp_path / "c")  # the answer alone: a box
-    assert code == 2 and "8 of 8 gold completions cannot be written" in out and "8 cannot be written" in err
+    assert code == 2 and "8 of 8 gold completions cannot be tokenized" in out and "8 cannot be tokenized" in err
     letters = make_tiny.CHARACTERS + "\\boxed{}"  # of which a box is made
     model = llama_folder(tmp_path / "m", make_tiny.make_tokenizer(letters))
     code, out, err = run(cat_passk.main, *flags, "--model", model, "--out", tmp_path / "b")
-    assert code == 0 and "left out" not in out and "cannot be written" not in out, err
+    assert code == 0 and "left out" not in out and "cannot be tokenized" not in out, err
     assert read_lines(tmp_path / "b")[0]["length"] == len("\\boxed{5}") + 1  # one token per character, and the end
 
 

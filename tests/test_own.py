@@ -529,7 +529,7 @@ def test_a_run_goes_on_where_its_reward_has_moved(begun, tmp_path):
     place = shutil.copytree(begun, tmp_path / "b")
     os.rename(begun / "code", begun / "gone")
     try:
-        said_no(resumed(place), f"--reward {begun}/code/my_reward.py:f: there is no such file, if it has moved")
+        said_no(resumed(place), f"--reward {begun}/code/my_reward.py:f: there is no such file; if it has moved")
         flag = ["--reward", f"{place}/code/my_reward.py"]
         said_no(resumed(place, *flag, "--data", place / "p.jsonl"), "say which")
         code, _, err = resumed(place, f"{flag[0]}={flag[1]}:f", "--reward-processes", 1)

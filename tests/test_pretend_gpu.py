@@ -389,10 +389,13 @@ def test_16_bits_are_not_offered_where_they_do_not_fit(monkeypatch):
         assert "4-bit base (default on a GPU)," in load_policy("tiny").note
 
 
-@pytest.mark.parametrize("bits", [8, 16, 32])
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if " " not in name])
+ONE_MODE = [name for name in SCRIPTS if " " not in name]
+
+
+@pytest.mark.parametrize("name,bits", [(name, bits) for i, name in enumerate(ONE_MODE)
+                                       for j, bits in enumerate((8, 16, 32)) if (i + j) % 3])
 def test_every_precision_of_each_script(name, bits, tmp_path):
-    """Two steps and no evaluation."""
+    """Two steps and no evaluation; a script in two of three precisions, which are loaded and scored by shared code."""
     module = importlib.import_module(name.split()[0])
     with PretendGPU() as gpu:
         code, printed, error = run(module.main, *SCRIPTS[name], *SMALL, "--bits", bits, "--eval-samples", 0, "--out",

@@ -239,7 +239,7 @@ def test_defaults_are_resolved():
     args, note = resolved(135_000_000)
     assert (args.lr, args.bits, args.eval_problems) == (1e-4, 32, 64) and "1e-04" in note or "0.0001" in note
     args, note = resolved(135_000_000, "--lr", "3e-5", "--eval-problems", "0", "--eval-samples", "16", "--bits", "16")
-    assert (args.lr, args.bits, args.eval_problems) == (3e-5, 16, 0) and "as asked" in note
+    assert (args.lr, args.bits, args.eval_problems) == (3e-5, 16, 0) and "3e-05 (--lr)" in note
     assert resolved(135_000_000, "--eval-samples", "0")[0].eval_problems == 4096
     assert resolved(135_000_000, "--eval-samples", "9999")[0].eval_problems == 1
     assert resolved(135_000_000, script="bon_sft")[0].lr == 2e-4
