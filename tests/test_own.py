@@ -233,7 +233,7 @@ def test_modules_beside_the_file(tmp_path, monkeypatch):
 
 def test_a_module_of_another_place_is_not_taken_for_one_beside(tmp_path):
     put(tmp_path / "common.py", "def score():\n    return 1\n")
-    with pytest.raises(UserError, match=r"my_reward.py imports common, which is \S+common.py here, not the file"):
+    with pytest.raises(UserError, match=r"my_reward.py imports common, which is .+common.py here, not the file"):
         judged(tmp_path, "import common\ndef f(completion):\n    return 1\n")
     put(tmp_path / "wave.py", "")  # of the standard library too; not imported before the function is called
     with pytest.raises(UserError, match=r"my_reward.py imports wave, which is \S+wave.py here"):
