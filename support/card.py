@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 
+from support import contents
 from support.output import to_json
 
 PLACE = ("out", "resume")  # flags about the location of a run, not its contents
@@ -22,27 +23,17 @@ AGAIN = ("The base was quantised to {bits} bits during training. transformers ca
 def facts(run, result=None):
     """The facts in the files of a run folder: {"script", "flags", "chat", "prompts", "result"}, empty if there are
     none.  result: the contents of result.json, if it is not written yet."""
-    args = read(run, "args.json")
+    args = contents.read_json(os.path.join(run, "args.json"))
     flags = args.get("flags")
     if not isinstance(flags, dict):
         flags = {}
     if result is None:
-        result = read(run, "result.json")
+        result = contents.read_json(os.path.join(run, "result.json"))
     return {"script": args.get("script"),
             "flags": flags,
             "chat": args.get("chat"),
             "prompts": prompts(run),
             "result": result}
-
-
-def read(folder, name):
-    """Read a JSON file -> dict, empty if this fails."""
-    try:
-        with open(os.path.join(folder, name)) as file:
-            values = json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def prompts(folder, most=8):

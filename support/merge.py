@@ -37,7 +37,7 @@ if __name__ == "__main__":
 import torch
 
 import common
-from support import adapters, card, check, load
+from support import adapters, card, check, contents, load
 from support.errors import UserError
 from support.flags import cli
 from support.folder import writing
@@ -49,7 +49,8 @@ LIMITS = {"float32": (1e-3, 1e-3), "bfloat16": (float("inf"), 0.1)}  # largest a
 
 def base_of(run, info):
     """The base model that a run, or the folder of an adapter, names.  Raises UserError."""
-    named = info["flags"].get("model") or card.read(run, "adapter_config.json").get("base_model_name_or_path")
+    config = contents.read_json(os.path.join(run, "adapter_config.json"))
+    named = info["flags"].get("model") or config.get("base_model_name_or_path")
     if not named:
         raise UserError(f"{run!r} names no base: give a run folder, or a directory of an adapter and --model")
     files = os.listdir(named) if os.path.isdir(named) else []
@@ -247,7 +248,7 @@ def report(conversion, dtype, effect, gap):
 def places(run):
     """Resolve a run folder, its adapter/, or the folder of another adapter -> (run folder if there is one, adapter)."""
     run = os.path.normpath(run)
-    if os.path.basename(run) == "adapter" and card.read(os.path.dirname(run), "args.json"):
+    if os.path.basename(run) == "adapter" and contents.read_json(os.path.join(os.path.dirname(run), "args.json")):
         return os.path.dirname(run), run
     inner = os.path.join(run, "adapter")
     return run, inner if os.path.isdir(inner) else run
